@@ -1,0 +1,1 @@
+"""Towers, the zips between them, and the zipper that holds both."""

@@ -1,0 +1,212 @@
+"""What a model is: frozen dataclasses that check themselves. gin, flags and JSON only build them.
+
+Every silence of the paper (spec §12) is a field here, with the paper's choice, or the code it points to, as default.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zipper_jax.errors import UserError
+
+Activation = Literal["relu", "gelu", "silu", "squared_relu"]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated MLP, tied head.
+
+    vocab_size: rows of the embedding, begin and end tokens included.
+    num_layers, width (D), num_heads (N), num_kv_heads (K), head_size (H, free of D / N), mlp_width (F).
+    rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the gated MLP.
+    tied_head: the output softmax shares the embedding table (the paper, §2.5).
+    embedding_scale: factor on the embedding as it enters the tower.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    mlp_width: int
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    activation: Activation = "silu"
+    tied_head: bool = True
+    embedding_scale: float = 1.0
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"):
+            _check(getattr(self, name) > 0, f"TowerConfig.{name} = {getattr(self, name)} must be positive")
+        _check(
+            self.num_heads % self.num_kv_heads == 0,
+            f"TowerConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}",
+        )
+        _check(self.head_size % 2 == 0, f"TowerConfig.head_size = {self.head_size} must be even (RoPE turns pairs)")
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """Where a modality's vocabulary lies: its token i is row ``offset + i`` of ``tower``'s embedding."""
+
+    tower: str
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """A projection: into a tower's blocks (input projection) or into the other tower's width (cross-tower).
+
+    form: "mlp" is the paper's ReLU(MLP(x)); "residual" is x + tanh(gate) * MLP(x) with the gate starting at
+      ``gate_init`` (identity-preserving at 0, for input projections only); "none" leaves x as it is.
+    depth: linear layers ("3-layer MLP", paper §4.1). hidden_width: None means the output width (paper silent).
+    activation: between layers (paper silent). final_activation: None means the form's own, relu for "mlp", none
+      for "residual". bias: whether the linear layers have one (paper silent).
+    """
+
+    form: Literal["mlp", "residual", "none"] = "mlp"
+    depth: int = 3
+    hidden_width: int | None = None
+    activation: Activation = "relu"
+    final_activation: Literal["relu", "none"] | None = None
+    bias: bool = True
+    gate_init: float = 0.0
+
+    def __post_init__(self):
+        _check(self.depth >= 1, f"ProjectionConfig.depth = {self.depth} must be at least 1")
+
+    @property
+    def last(self) -> str:
+        """The activation after the last layer, resolved."""
+        return self.final_activation or ("relu" if self.form == "mlp" else "none")
+
+
+@dataclass(frozen=True)
+class ZipConfig:
+    """The joining points between two towers, and the gated cross-attention in each direction.
+
+    towers: the two names. intervals: {tower: i}, zip n joins block n*i of each (blocks counted from 1), for as long
+      as both towers have one; pairs: explicit block numbers in the order of ``towers`` instead. Give one of the two.
+    after_last_block: whether intervals may zip behind a tower's last block (the equations allow it; Figure 1 shows
+      none, so the default is no). Explicit pairs may always.
+    into: towers that are written to; None means both (the paper).
+    num_heads, num_kv_heads, head_size: of the cross-attention; None means those of the tower written to.
+    mlp_multiplier, mlp_activation, bias, norm: of the feed-forward and its norms (open_flamingo: 4, gelu, no bias,
+      LayerNorm). normalise_source: also norm the keys' and values' input (open_flamingo: no).
+    gate_init: start of both scalar tanh gates (Flamingo: 0).
+    projection: ReLU(3-layer MLP) from the source's width to the receiver's (paper §2.3, §4.1).
+    feed_forward: "always" (Flamingo, so also for tokens that see nothing) or "where_visible" (then text without
+      speech stays what it was after training too).
+    positions: "learned" adds a table of local positions in the source tower after the projection; the paper names
+      none. max_positions: its rows; positions beyond it share the last row.
+    """
+
+    towers: tuple[str, str]
+    intervals: Mapping[str, int] | None = None
+    pairs: tuple[tuple[int, int], ...] | None = None
+    after_last_block: bool = False
+    into: tuple[str, ...] | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_size: int | None = None
+    mlp_multiplier: int = 4
+    mlp_activation: Activation = "gelu"
+    bias: bool = False
+    norm: Literal["layer", "rms"] = "layer"
+    normalise_source: bool = False
+    gate_init: float = 0.0
+    projection: ProjectionConfig = ProjectionConfig()
+    feed_forward: Literal["always", "where_visible"] = "always"
+    positions: Literal["none", "learned"] = "none"
+    max_positions: int = 2048
+
+    def __post_init__(self):
+        a, b = self.towers
+        _check(a != b, f"ZipConfig.towers = {self.towers}: a zip joins two different towers")
+        _check(
+            (self.intervals is None) != (self.pairs is None),
+            f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
+        )
+        if self.intervals is not None:
+            _check(
+                set(self.intervals) == set(self.towers) and min(self.intervals.values()) > 0,
+                f"zip {self.name}: intervals must name {a} and {b} with positive numbers, got {dict(self.intervals)}",
+            )
+        _check(
+            self.into is None or (len(self.into) > 0 and set(self.into) <= set(self.towers)),
+            f"zip {self.name}: into = {self.into} must name {a}, {b} or both",
+        )
+        _check(
+            self.projection.form != "residual",
+            f"zip {self.name}: a residual projection needs equal widths; use form 'mlp' or, for equal widths, 'none'",
+        )
+
+    @property
+    def name(self) -> str:
+        """The two tower names in sorted order, joined by '-': the key under ``zips/`` in the parameters."""
+        return "-".join(sorted(self.towers))
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        return tuple(sorted(self.into if self.into is not None else self.towers))
+
+    def other(self, tower: str) -> str:
+        return self.towers[1] if tower == self.towers[0] else self.towers[0]
+
+
+@dataclass(frozen=True)
+class ZipperConfig:
+    """Towers, where the modalities lie in them, their zips and input projections. One tower alone is one too.
+
+    dtype: of the arithmetic in matrix products; parameters, norms, softmax and losses are float32.
+    scan: run equal blocks under lax.scan (constant compile time) or unroll them (faster on CPU for small models).
+    remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "full" (keeps block inputs).
+    """
+
+    towers: Mapping[str, TowerConfig]
+    modalities: Mapping[str, ModalityConfig]
+    zips: tuple[ZipConfig, ...] = ()
+    input_projections: Mapping[str, ProjectionConfig] = field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = True
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self):
+        known = sorted(self.towers)
+        for name in known:
+            _check(
+                name.isidentifier(),
+                f"tower name {name!r} must be letters, digits and underscores: it is part of parameter paths",
+            )
+        for name, modality in self.modalities.items():
+            _check(modality.tower in self.towers, f"modality {name!r} names tower {modality.tower!r}; known: {known}")
+            rows = self.towers[modality.tower].vocab_size
+            _check(
+                0 <= modality.offset and modality.size > 0 and modality.offset + modality.size <= rows,
+                f"modality {name!r}: tokens {modality.offset} to {modality.offset + modality.size - 1} do not fit "
+                f"tower {modality.tower!r} with vocab_size = {rows}",
+            )
+        for name in self.input_projections:
+            _check(name in self.towers, f"input projection for unknown tower {name!r}; known: {known}")
+        _check(
+            len({z.name for z in self.zips}) == len(self.zips),
+            f"two zips join the same towers: {[z.name for z in self.zips]}; give all their pairs in one ZipConfig",
+        )
+        for z in self.zips:
+            for tower in z.towers:
+                _check(tower in self.towers, f"zip {z.name} names tower {tower!r}; known: {known}")
+            widths = [self.towers[t].width for t in z.towers]
+            _check(
+                z.projection.form != "none" or widths[0] == widths[1],
+                f"zip {z.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'",
+            )
+        from zipper_jax.models.schedule import make_schedule  # checks pairs and cycles; it needs this module
+
+        make_schedule(self)

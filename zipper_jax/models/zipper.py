@@ -1,0 +1,277 @@
+"""The zipper: towers, input projections and zips as one function of plain parameters.
+
+    params = init_params(config, key)
+    logits = forward(config, params, towers)             # the fused path, all towers at once
+    logits = unimodal(config, params, "text", batch)     # the tower as it was: no input projection, no zips
+
+Parameter paths: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``input_projections/<name>``,
+``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their members [Z, ...].
+
+Axis letters: B rows, T slots, D width, V vocabulary, L layers, Z zips.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zipper_jax.models import modules
+from zipper_jax.models.config import ProjectionConfig, ZipperConfig
+from zipper_jax.models.layers import Norm, Projection
+from zipper_jax.models.modules import Params, bind
+from zipper_jax.models.schedule import Fusion, Stage, group_stages, make_schedule, zip_pairs
+from zipper_jax.models.tower import Block, Embedding, Head, logits_of
+from zipper_jax.models.visibility import Range, cross_visibility, self_visibility
+from zipper_jax.models.zip_block import ZipDirection
+from zipper_jax.ops.interval_attention import interval_attention
+from zipper_jax.sequences import TowerBatch
+
+State = Float[Array, "B T D"]
+
+
+class Makers:
+    """How each part of a model is made: the one place where configuration becomes modules."""
+
+    def __init__(self, config: ZipperConfig):
+        self.config, self.dtype = config, jnp.dtype(config.dtype)
+        self.zips = {z.name: z for z in config.zips}
+
+    def embedding(self, tower: str):
+        return lambda rngs: Embedding(self.config.towers[tower], self.dtype, rngs)
+
+    def block(self, tower: str):
+        return lambda rngs: Block(self.config.towers[tower], self.dtype, rngs)
+
+    def final_norm(self, tower: str):
+        t = self.config.towers[tower]
+        return lambda rngs: Norm(t.width, rngs, epsilon=t.norm_epsilon)
+
+    def head(self, tower: str):
+        return lambda rngs: Head(self.config.towers[tower], self.dtype, rngs)
+
+    def input_projection(self, tower: str):
+        projection = self.config.input_projections.get(tower, ProjectionConfig(form="none"))
+        width = self.config.towers[tower].width
+        return lambda rngs: Projection(projection, width, width, rngs, self.dtype)
+
+    def direction(self, zip_name: str, into: str):
+        z, towers = self.zips[zip_name], self.config.towers
+        return lambda rngs: ZipDirection(z, towers[z.other(into)], towers[into], self.dtype, rngs)
+
+    def parts(self) -> dict[tuple[str, ...], tuple[Any, int | None, str | None]]:
+        """path -> (maker, how many are stacked or None, name of the stacked axis)."""
+        parts: dict[tuple[str, ...], tuple[Any, int | None, str | None]] = {}
+        for name, tower in self.config.towers.items():
+            parts["towers", name, "embedding"] = (self.embedding(name), None, None)
+            parts["towers", name, "blocks"] = (self.block(name), tower.num_layers, "layers")
+            parts["towers", name, "final_norm"] = (self.final_norm(name), None, None)
+            if not tower.tied_head:
+                parts["towers", name, "head"] = (self.head(name), None, None)
+        for name, projection in self.config.input_projections.items():
+            if projection.form != "none":
+                parts["input_projections", name] = (self.input_projection(name), None, None)
+        for name, z in self.zips.items():
+            count = len(zip_pairs(z, self.config.towers))
+            for into in z.receivers:
+                parts["zips", name, f"into_{into}"] = (self.direction(name, into), count, "zips")
+        return dict(sorted(parts.items()))
+
+
+def init_params(config: ZipperConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters. Every part has a key of its own, so adding a part changes no other."""
+    params: Params = {}
+    for path, (make, count, _) in Makers(config).parts().items():
+        part_key = jax.random.fold_in(key, _stable_hash("/".join(path)))
+        part = modules.init(make, part_key) if count is None else modules.init_stacked(make, part_key, count)
+        _put(params, path, part)
+    return params
+
+
+def abstract_params(config: ZipperConfig) -> Params:
+    """The tree of shapes and dtypes, without computing anything."""
+    return jax.eval_shape(partial(init_params, config), jax.random.key(0))
+
+
+def param_axes(config: ZipperConfig) -> Params:
+    """The tree of logical axis names: a tuple of names per leaf, as declared beside each parameter."""
+    tree: Params = {}
+    for path, (make, _, stacked) in Makers(config).parts().items():
+        _put(tree, path, modules.axes(make, stacked))
+    return tree
+
+
+def forward(
+    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]
+) -> dict[str, Float[Array, "B T V"]]:
+    """The fused path: float32 logits of every tower. ``towers`` must hold a batch for each tower of the model."""
+    return _forward(config, params, towers, probe=None)
+
+
+def cross_attention_weights(
+    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]
+) -> dict[tuple[str, str, int], Float[Array, "B K G T S"]]:
+    """(zip, receiving tower, member) -> attention weights of the fused path (dense: for short pictures)."""
+    probe: dict[tuple[str, str, int], Array] = {}
+    _forward(config, params, towers, probe)
+    return probe
+
+
+def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch) -> Float[Array, "B T V"]:
+    """One tower alone: what it was before fusion if its weights are (spec §9.1). Float32 logits."""
+    makers, own = Makers(config), params["towers"][tower]
+    x = bind(makers.embedding(tower), own["embedding"])(batch.tokens)
+    visible = self_visibility(batch.segment_ids)
+    x = run_blocks(makers, tower, own["blocks"], x, batch.local_positions, visible)
+    return tower_logits(makers, tower, params, x)
+
+
+def embed(makers: Makers, tower: str, params: Params, tokens) -> State:
+    """h0 = input_projection(embedding(tokens)) (paper §2.1): the start of the fused path."""
+    x = bind(makers.embedding(tower), params["towers"][tower]["embedding"])(tokens)
+    if tower not in params.get("input_projections", {}):
+        return x
+    return bind(makers.input_projection(tower), params["input_projections"][tower])(x)
+
+
+def tower_logits(makers: Makers, tower: str, params: Params, x: State) -> Float[Array, "B T V"]:
+    """Final norm and output softmax's logits; the input projection is not on this path (paper §2.5)."""
+    own = params["towers"][tower]
+    x = bind(makers.final_norm(tower), own["final_norm"])(x)
+    tied = makers.config.towers[tower].tied_head
+    return logits_of(x, own["embedding"]["table"] if tied else own["head"]["table"])
+
+
+def run_blocks(makers: Makers, tower: str, blocks: Params, x: State, local_positions, visible: Range) -> State:
+    """Runs stacked blocks [n, ...] in order, each attending within ``visible``."""
+
+    def body(x, block_params):
+        block = bind(makers.block(tower), block_params)
+        query, key, value = block.project(x, local_positions)
+        return block.finish(x, interval_attention(query, key, value, *visible)), None
+
+    body = _remat(body, makers.config.remat)
+    return loop(body, x, blocks, makers.config.scan)[0]
+
+
+def loop(body, carry, xs, scan: bool):
+    """lax.scan over the leading axis of ``xs``, or the same unrolled; returns (carry, stacked outputs or None)."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if scan and count > 1:
+        return jax.lax.scan(body, carry, xs)
+    outputs = []
+    for i in range(count):
+        carry, out = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+        outputs.append(out)
+    return carry, None if outputs[0] is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def cut(tree: Params, first: int, last: int) -> Params:
+    """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
+    whole = jax.tree.leaves(tree)[0].shape[0] == last - first + 1
+    return tree if whole else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
+
+
+class _Pass:
+    """One joint forward pass: what all its stages share."""
+
+    def __init__(self, config: ZipperConfig, towers: Mapping[str, TowerBatch], probe):
+        self.makers, self.towers, self.probe = Makers(config), towers, probe
+        self.visible = {t: self_visibility(batch.segment_ids) for t, batch in towers.items()}
+        self.cross: dict[tuple[str, str], Range] = {}
+        for z in config.zips:
+            for into in z.receivers:
+                self.cross[into, z.other(into)] = cross_visibility(towers[into], towers[z.other(into)])
+
+    def stage(self, stage: Stage, blocks, directions, states, pre):
+        """Runs one stage; ``blocks`` and ``directions`` hold the parameters of this stage only."""
+        states, pre = dict(states), dict(pre)
+        for tower, _, last in stage.runs:
+            positions = self.towers[tower].local_positions
+            states[tower] = run_blocks(
+                self.makers, tower, blocks[tower], states[tower], positions, self.visible[tower]
+            )
+            pre[tower, last] = states[tower]
+        for fusion in stage.fusions:
+            states[fusion.tower] = self.fuse(fusion, directions, pre)
+        return states, pre
+
+    def fuse(self, fusion: Fusion, directions, pre) -> State:
+        """m + the sum of the zips' effects, all on the pre-fusion state, in sorted zip order."""
+        m = pre[fusion.tower, fusion.block]
+        fused = m
+        for source in fusion.sources:
+            direction = bind(self.makers.direction(source.zip, fusion.tower), directions[source.zip, fusion.tower])
+            batch = self.towers[source.tower]
+            key, value = direction.read(pre[source.tower, source.block], batch.local_positions)
+            visible = self.cross[fusion.tower, source.tower]
+            fused = fused + direction.effect(m, key, value, *visible)
+            if self.probe is not None:
+                self.probe[source.zip, fusion.tower, source.index] = direction.weights(m, key, *visible)
+        return fused
+
+
+def _forward(config, params, towers, probe):
+    run = _Pass(config, towers, probe)
+    states = {tower: embed(run.makers, tower, params, towers[tower].tokens) for tower in config.towers}
+    pre: dict[tuple[str, int], State] = {}
+    for group in group_stages(make_schedule(config)):
+        if group.count > 1 and config.scan and probe is None:
+            states = _scan_group(run, group, params, states)
+        else:
+            for stage in group.stages:
+                states, pre = run.stage(stage, *_stage_params(params, stage), states, pre)
+    return {tower: tower_logits(run.makers, tower, params, x) for tower, x in states.items()}
+
+
+def _scan_group(run: _Pass, group, params, states):
+    """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
+    first, final = group.stages[0], group.stages[-1]
+    ends = {tower: last for tower, _, last in final.runs}
+    blocks = {}
+    for tower, start, last in first.runs:
+        stacked = cut(params["towers"][tower]["blocks"], start, ends[tower])
+        per_stage = last - start + 1
+        blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(group.count, n, *x.shape[1:]), stacked)
+    directions = {
+        (s.zip, f.tower): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + group.count)
+        for f in first.fusions
+        for s in f.sources
+    }
+
+    def body(states, xs):
+        return run.stage(first, *xs, states, {})[0], None
+
+    return jax.lax.scan(body, states, (blocks, directions))[0]
+
+
+def _stage_params(params, stage: Stage):
+    blocks = {tower: cut(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
+    directions = {
+        (s.zip, f.tower): jax.tree.map(lambda x, i=s.index: x[i], params["zips"][s.zip][f"into_{f.tower}"])
+        for f in stage.fusions
+        for s in f.sources
+    }
+    return blocks, directions
+
+
+def _remat(body, remat: str):
+    if remat == "none":
+        return body
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(body, policy=policy)
+
+
+def _put(tree: Params, path: tuple[str, ...], value) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _stable_hash(text: str) -> int:
+    """A 32-bit hash that does not change between processes (Python's own does)."""
+    import zlib
+
+    return zlib.crc32(text.encode())

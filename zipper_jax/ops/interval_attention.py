@@ -1,0 +1,108 @@
+"""Attention in which every query sees one contiguous range of keys.
+
+Causal order, sliding windows, packing and "everything of the other tower that came earlier" are all such ranges
+(docs/architecture.md, idea 2), so one operation serves self- and cross-attention, training and decoding, and a mask is two
+int32 arrays instead of a T x S matrix.
+
+The contract, which fused kernels implement too:
+  * query t of row b sees keys s with ``start[b, t] <= s < end[b, t]``;
+  * ``start`` and ``end`` never decrease along T, padding and empty rows included (an empty range is
+    ``start == end``; padding at the end of a row is ``start == end == S``);
+  * a query that sees nothing gets exactly 0, and no gradient is ever NaN or infinite because of it.
+
+Axis letters: B rows, T query slots, S key slots, N query heads, K key/value heads, G = N // K, H head size.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["auto", "dense", "blockwise"]
+
+# Up to this many scores per head the dense form is faster and its memory is small.
+_DENSE_LIMIT = 1024 * 1024
+_QUERY_BLOCK = 256
+
+
+def interval_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+    *,
+    scale: float | None = None,
+    implementation: Implementation = "auto",
+) -> Float[Array, "B T N H"]:
+    """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
+
+    Args:
+      query, key, value: N must be a multiple of K (grouped-query attention).
+      start, end: visible range of key slots of each query, int32, see the contract above.
+      scale: factor on the scores; None means H ** -0.5.
+      implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
+        backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
+
+    Raises:
+      ValueError: N is not a multiple of K, or the implementation is unknown.
+    """
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(f"{query.shape[2]} query heads are not a multiple of {key.shape[2]} key/value heads")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if implementation == "auto":
+        implementation = "dense" if query.shape[1] * key.shape[1] <= _DENSE_LIMIT else "blockwise"
+    if implementation == "dense":
+        return _dense(query, key, value, start, end, scale)
+    if implementation == "blockwise":
+        return _blockwise(query, key, value, start, end, scale)
+    raise ValueError(f"unknown attention implementation {implementation!r}; known: auto, dense, blockwise")
+
+
+def interval_weights(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B K G T S"]:
+    """The attention weights themselves, float32 (dense: for pictures and tests). Rows that see nothing are all 0."""
+    b, t, n, h = query.shape
+    scale = h**-0.5 if scale is None else scale
+    grouped = query.reshape(b, t, key.shape[2], n // key.shape[2], h)
+    scores = scale * jnp.einsum("BTKGH,BSKH->BKGTS", grouped, key, preferred_element_type=jnp.float32)
+    slots = jnp.arange(key.shape[1])
+    visible = (slots >= start[..., None]) & (slots < end[..., None])
+    visible = visible[:, None, None]
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    # With an empty range the largest score is the fill value: exp would be 1 everywhere, so exp is masked as well.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
+    unnormalised = jnp.where(visible, jnp.exp(scores - largest), 0.0)
+    total = jnp.sum(unnormalised, axis=-1, keepdims=True)
+    return unnormalised / jnp.where(total == 0.0, 1.0, total)
+
+
+def _dense(query, key, value, start, end, scale):
+    weights = interval_weights(query, key, start, end, scale=scale)
+    mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value.dtype), value)
+    return mixed.reshape(query.shape).astype(query.dtype)
+
+
+def _blockwise(query, key, value, start, end, scale):
+    b, t, n, h = query.shape
+    blocks = -(-t // _QUERY_BLOCK)
+    pad = blocks * _QUERY_BLOCK - t
+
+    def split(x, fill):
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+        return jnp.moveaxis(x.reshape(b, blocks, _QUERY_BLOCK, *x.shape[2:]), 1, 0)
+
+    # checkpoint: the backward pass keeps each block's inputs and recomputes its scores.
+    @jax.checkpoint
+    def attend(block):
+        return _dense(block[0], key, value, block[1], block[2], scale)
+
+    out = jax.lax.map(attend, (split(query, 0), split(start, key.shape[1]), split(end, key.shape[1])))
+    return jnp.moveaxis(out, 0, 1).reshape(b, blocks * _QUERY_BLOCK, n, h)[:, :t]

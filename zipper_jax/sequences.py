@@ -1,0 +1,165 @@
+"""The linear sequence of an example and the TowerBatches derived from it: the one template of the whole system.
+
+Training, evaluation, scoring and decoding all use these functions, so what a model decodes is what it was trained on.
+NumPy only.
+
+Rules (see docs/architecture.md):
+  * a span is fed as ``begin, content..., end``; each token predicts the next token of its own span;
+  * a begin token is never a target, an end token's own prediction has weight 0;
+  * global positions count along the example over all its spans, local positions along the example in one tower;
+  * a row's segment id is the example's number in the row (from 1), the same in every tower; padding is segment 0.
+
+Axis letters: B rows of a batch, T slots of a row in one tower.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from zipper_jax.errors import UserError
+
+
+class Span(NamedTuple):
+    """A run of tokens of one modality.
+
+    modality: name of the modality, a key of the Layout.
+    tokens: content token ids of that modality's own vocabulary, without begin and end, int32 [n]; n may be 0.
+    weight: loss weight of each prediction made inside the span: 1 for a target, 0 for a condition.
+    """
+
+    modality: str
+    tokens: np.ndarray
+    weight: float
+
+
+Example = tuple[Span, ...]
+"""The linear sequence of one example: its spans in order of time."""
+
+
+class TowerBatch(NamedTuple):
+    """What one tower receives; padding has segment id 0, weight 0, and zeros elsewhere."""
+
+    tokens: Int32[np.ndarray, "B T"]
+    targets: Int32[np.ndarray, "B T"]
+    weights: Float32[np.ndarray, "B T"]
+    local_positions: Int32[np.ndarray, "B T"]
+    global_positions: Int32[np.ndarray, "B T"]
+    segment_ids: Int32[np.ndarray, "B T"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a modality's vocabulary lies: token id i of the modality is row ``offset + i`` of the tower's embedding."""
+
+    tower: str
+    offset: int
+    begin: int
+    end: int
+    size: int
+
+
+Layout = Mapping[str, Place]
+"""modality -> Place. Two modalities may share a tower (the Single Decoder)."""
+
+TEMPLATES: dict[str, tuple[tuple[str, float], ...]] = {
+    "text_lm": (("text", 1.0),),
+    "speech_lm": (("speech", 1.0),),
+    "asr": (("speech", 0.0), ("text", 1.0)),
+    "tts": (("text", 0.0), ("speech", 1.0)),
+}
+"""task -> (modality, loss weight) of each span, in order. No task tag is needed: the order tells the task (spec §4)."""
+
+
+def make_layout(modalities: Mapping[str, object], vocabularies: Mapping[str, object]) -> dict[str, Place]:
+    """Joins a model's ``modalities`` (ModalityConfig) with vocabularies (``begin_id``, ``end_id``, ``size``).
+
+    Raises UserError when a modality has no vocabulary or its size differs from the model's.
+    """
+    layout = {}
+    for name, modality in modalities.items():
+        if name not in vocabularies:
+            raise UserError(f"modality {name!r} has no vocabulary; have {sorted(vocabularies)}")
+        vocabulary = vocabularies[name]
+        if vocabulary.size != modality.size:
+            raise UserError(
+                f"modality {name!r}: the model was made for a vocabulary of {modality.size} tokens, "
+                f"the vocabulary given has {vocabulary.size}; use the vocabulary stored with the model"
+            )
+        layout[name] = Place(
+            modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size
+        )
+    return layout
+
+
+def fill_template(task: str, contents: Mapping[str, np.ndarray]) -> Example:
+    """The linear sequence of ``task`` for contents {modality: content token ids}."""
+    if task not in TEMPLATES:
+        raise UserError(f"unknown task {task!r}; known tasks: {', '.join(sorted(TEMPLATES))}")
+    return tuple(Span(m, np.asarray(contents[m], np.int32), weight) for m, weight in TEMPLATES[task])
+
+
+def tower_lengths(example: Example, layout: Layout) -> dict[str, int]:
+    """Slots that ``example`` takes in each tower, begin and end tokens included; towers it does not touch: 0."""
+    lengths = {place.tower: 0 for place in layout.values()}
+    for span in example:
+        lengths[layout[span.modality].tower] += len(span.tokens) + 2
+    return lengths
+
+
+def rows_to_towers(
+    rows: Sequence[Sequence[Example]], layout: Layout, lengths: Mapping[str, int]
+) -> dict[str, TowerBatch]:
+    """Turns rows of examples into one TowerBatch per tower, [len(rows), lengths[tower]].
+
+    Args:
+      rows: each row is a list of examples, packed one behind the other in every tower.
+      layout: modality -> Place.
+      lengths: tower -> number of slots T.
+
+    Raises:
+      UserError: a row does not fit its slots (nothing is ever cut), or a token lies outside its vocabulary.
+    """
+    towers = {}
+    for tower, length in lengths.items():
+        ints = np.zeros((5, len(rows), length), np.int32)
+        towers[tower] = TowerBatch(ints[0], ints[1], np.zeros((len(rows), length), np.float32), *ints[2:])
+    for b, row in enumerate(rows):
+        used = dict.fromkeys(lengths, 0)
+        for segment, example in enumerate(row, start=1):
+            _place_example(towers, b, segment, example, layout, used)
+    return towers
+
+
+def _place_example(
+    towers: Mapping[str, TowerBatch], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int]
+) -> None:
+    """Writes ``example`` into row ``b`` of every tower it touches, from slot ``used[tower]`` on, and advances ``used``."""
+    first = dict(used)
+    position = 0
+    for span in example:
+        place = layout[span.modality]
+        content = np.asarray(span.tokens, np.int32)
+        if len(content) and (content.min() < 0 or content.max() >= place.size):
+            raise UserError(
+                f"{span.modality} token {int(content.min() if content.min() < 0 else content.max())} lies outside "
+                f"its vocabulary of {place.size} tokens; was the data prepared with another vocabulary?"
+            )
+        batch, start, n = towers[place.tower], used[place.tower], len(content) + 2
+        if start + n > batch.tokens.shape[1]:
+            raise UserError(
+                f"row {b} needs {start + n} slots in tower {place.tower!r} but TASK_FEATURE_LENGTHS gives it "
+                f"{batch.tokens.shape[1]}; raise the length or prepare the rows again"
+            )
+        slots = slice(start, start + n)
+        tokens = np.concatenate([[place.begin], content, [place.end]]) + place.offset
+        batch.tokens[b, slots] = tokens
+        batch.targets[b, start : start + n - 1] = tokens[1:]
+        batch.weights[b, start : start + n - 1] = span.weight
+        batch.local_positions[b, slots] = np.arange(start, start + n) - first[place.tower]
+        batch.global_positions[b, slots] = np.arange(position, position + n)
+        batch.segment_ids[b, slots] = segment
+        used[place.tower] += n
+        position += n
