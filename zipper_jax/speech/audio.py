@@ -1,0 +1,106 @@
+"""Waveforms in and out: files and arrays of any sample rate become float32 mono at 16 kHz.
+
+Axis letters: N samples, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float
+
+from zipper_jax.errors import UserError
+
+SAMPLE_RATE = 16_000
+_MOST_CHANNELS = 32
+
+
+def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None = None) -> Float[np.ndarray, "N"]:
+    """Reads a file, or takes an array with its ``sample_rate``, and returns float32 mono at 16 kHz.
+
+    Args:
+      source: the path of any format libsndfile reads (WAV, FLAC, OGG, MP3), or an array ``[samples]`` or
+        ``[samples, channels]``; integers are scaled by their type's range.
+      sample_rate: of an array in Hz, required there; a file states its own, so it must be left out for one.
+
+    Raises:
+      UserError: missing, unreadable, empty or non-finite audio; each message names the file (or "the array").
+    """
+    if isinstance(source, np.ndarray):
+        name = "the audio array"
+        if sample_rate is None or sample_rate <= 0:
+            raise UserError(
+                f"{name} needs its sample rate in Hz: load_audio(array, sample_rate=...), got {sample_rate}"
+            )
+        waveform, rate = _array_to_float(source, name), sample_rate
+    else:
+        name = f"audio file {os.fspath(source)!r}"
+        if sample_rate is not None:
+            raise UserError(f"{name} states its own sample rate: leave out sample_rate={sample_rate}")
+        waveform, rate = _read(Path(source), name)
+    if not waveform.size:
+        raise UserError(f"{name} is empty (0 samples): give audio of at least one sample")
+    if not np.isfinite(waveform).all():
+        raise UserError(f"{name} holds NaN or infinite samples: repair or re-export it")
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
+        if not waveform.size:
+            raise UserError(f"{name} is shorter than one sample at {SAMPLE_RATE} Hz: give longer audio")
+    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, "N"]) -> None:
+    """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    soundfile.write(aside, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    os.replace(aside, path)
+
+
+def trim_silence(
+    waveform: Float[np.ndarray, "N"], threshold_db: float = -40.0, keep_seconds: float = 0.04
+) -> Float[np.ndarray, "M"]:
+    """Cuts leading and trailing silence, leaving ``keep_seconds`` at either end.
+
+    Silence is what stays ``threshold_db`` below the loudest 10 ms block. Audio without any sound is returned unchanged.
+    """
+    block = SAMPLE_RATE // 100
+    count = -(-len(waveform) // block)
+    padded = np.pad(waveform, (0, count * block - len(waveform)))
+    power = np.square(padded.reshape(count, block)).mean(axis=1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (threshold_db / 10)) if count else np.empty(0, int)
+    if not loud.size:
+        return waveform
+    keep = round(keep_seconds * SAMPLE_RATE)
+    return waveform[max(0, loud[0] * block - keep) : (loud[-1] + 1) * block + keep]
+
+
+def add_noise(waveform: Float[np.ndarray, "N"], snr_db: float, rng: np.random.Generator) -> Float[np.ndarray, "N"]:
+    """Adds white noise at a signal-to-noise ratio of ``snr_db``, both measured as mean power over the whole waveform."""
+    noise_power = np.square(waveform).mean() / 10 ** (snr_db / 10)
+    return (waveform + np.sqrt(noise_power) * rng.standard_normal(len(waveform))).astype(np.float32)
+
+
+def _read(path: Path, name: str) -> tuple[np.ndarray, int]:
+    if not path.is_file():
+        raise UserError(f"{name} does not exist (or is not a file): check the path")
+    try:
+        return soundfile.read(path, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3") from error
+
+
+def _array_to_float(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > _MOST_CHANNELS):
+        raise UserError(f"{name} has shape {array.shape}: give [samples] or [samples, channels]")
+    if np.issubdtype(array.dtype, np.signedinteger):
+        return array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(np.float32)
+    raise UserError(f"{name} has dtype {array.dtype}: give a float or a signed integer type")

@@ -1,0 +1,285 @@
+"""A small corpus of aligned speech and text, made on the spot: grammar sentences, spoken by a synthesiser.
+
+    corpus/corpus.json      settings, engine, voices, counts, "complete"
+    corpus/manifest.jsonl   one line per utterance (written last: a folder that has it is finished)
+    corpus/audio/<id>.flac
+
+Every sentence is in one split only. ``test_other`` is harder audio: voices of the training split at rates and pitches it
+does not have, with white noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from zipper_jax.errors import UserError
+from zipper_jax.speech import grammar
+from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_flac, trim_silence
+from zipper_jax.speech.synthesis import Engine, find_engine
+from zipper_jax.speech.workers import parallel_map
+
+SPLITS = ("train", "validation", "test", "test_other")
+FORMAT_VERSION = 1
+_SECONDS_BETWEEN_LINES = 2.0
+_MOST_DRAWS_PER_SENTENCE = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSettings:
+    """What to synthesise. Numbers of utterances are numbers of sentences: each is spoken once."""
+
+    train: int = 4000
+    validation: int = 100
+    test: int = 200
+    test_other: int = 200
+    engine: str = "auto"
+    voices: tuple[str, ...] = ()
+    """Empty: the engine's default voices. Sentences take turns over them."""
+    rate: float = 0.0
+    """Tempo as a multiple of the voice's own; 0: the engine's default. Faster means shorter sequences."""
+    pitch: float = 1.0
+    other_rates: tuple[float, ...] = (0.92, 1.08)
+    """test_other: multiples of ``rate``."""
+    other_pitches: tuple[float, ...] = (0.94, 1.06)
+    """test_other: multiples of ``pitch``."""
+    other_snr_db: float = 25.0
+    """test_other: signal-to-noise ratio of the white noise added."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for split in SPLITS:
+            if getattr(self, split) < 0:
+                raise UserError(f"corpus settings: {split} is {getattr(self, split)}: give 0 or more")
+        if not self.train:
+            raise UserError("corpus settings: train is 0: give at least 1 sentence")
+        for field in ("other_rates", "other_pitches"):
+            if not getattr(self, field):
+                raise UserError(f"corpus settings: {field} is empty: give at least one factor, (1.0,) for no change")
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One planned utterance; all that its audio depends on."""
+
+    id: str
+    split: str
+    text: str
+    voice: str
+    rate: float
+    pitch: float
+    snr_db: float | None
+
+    @property
+    def audio(self) -> str:
+        """Its file, relative to the corpus folder."""
+        return f"audio/{self.id}.flac"
+
+
+def synthesise_corpus(
+    out: str | os.PathLike,
+    settings: CorpusSettings = CorpusSettings(),
+    progress: Callable[[str], None] | None = None,
+    processes: int | None = None,
+) -> Path:
+    """Writes the corpus into the folder ``out`` and returns that folder.
+
+    Run again after an interruption it keeps every finished file and goes on; run on a finished corpus it does nothing.
+
+    Args:
+      progress: receives lines of text, every two seconds (utterances/s, time left).
+      processes: worker processes, default one per core.
+
+    Raises:
+      UserError: no engine, a setting out of range, or a folder that holds a corpus of other settings.
+    """
+    out = Path(out)
+    say = progress or (lambda line: None)
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    found = _read_header(out)
+    if found is not None:
+        _check_same(out, found["settings"], wanted)
+        if found["complete"] and (out / "manifest.jsonl").is_file():
+            say(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
+            return out
+    engine = find_engine(settings.engine)
+    if found is not None and found["engine"] != engine.name:
+        raise UserError(
+            f"corpus folder {str(out)!r} was begun with engine {found['engine']!r}, now it would be {engine.name!r}: "
+            f"install {found['engine']}, or use another folder"
+        )
+    utterances = plan(settings, engine)
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    for leftover in (out / "audio").glob("*.partial"):
+        leftover.unlink()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "settings": wanted,
+        "engine": engine.name,
+        "voices": sorted({u.voice for u in utterances}),
+        "sample_rate": SAMPLE_RATE,
+        "words": grammar.words(),
+        "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
+        "complete": False,
+    }
+    _write_json(out / "corpus.json", header)
+    _speak(out, engine.name, utterances, say, processes)
+    seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
+    lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
+    _write_text(out / "manifest.jsonl", "\n".join(lines) + "\n")
+    _write_json(out / "corpus.json", header | {"complete": True, "hours": sum(seconds.values()) / 3600})
+    say(f"corpus {out} is complete: {len(utterances)} utterances, {sum(seconds.values()) / 60:.1f} minutes")
+    return out
+
+
+def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[dict[str, Any]]:
+    """The manifest's rows, of one split or all; ``row["audio"]`` is relative to ``folder``."""
+    path = Path(folder) / "manifest.jsonl"
+    if split is not None and split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown: give one of {', '.join(SPLITS)}")
+    if not path.is_file():
+        raise UserError(
+            f"{str(path)!r} does not exist: finish the corpus first (zipper data synth), or check the folder"
+        )
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            missing = {"id", "split", "text", "audio"} - row.keys()
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise UserError(
+                f"{str(path)!r} line {number} is not a JSON object: repair it or make the corpus again"
+            ) from error
+        if missing:
+            raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
+        rows.append(row)
+    return [row for row in rows if split in (None, row["split"])]
+
+
+def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
+    """Every utterance of the corpus: a pure function of the settings and the engine."""
+    voices = settings.voices or engine.default_voices
+    unknown = [voice for voice in voices if voice not in engine.voices]
+    if unknown:
+        raise UserError(
+            f"corpus settings: voices has {unknown[0]!r}, which {engine.name} lacks: give some of {', '.join(engine.voices)}"
+        )
+    rate = settings.rate or engine.natural_rate
+    sentences = _unique_sentences(sum(getattr(settings, split) for split in SPLITS), settings.seed)
+    utterances = []
+    for split in SPLITS:
+        for index in range(getattr(settings, split)):
+            other = split == "test_other"
+            turn = index // len(voices)
+            utterances.append(
+                Utterance(
+                    id=f"{split}_{index:06d}",
+                    split=split,
+                    text=next(sentences),
+                    voice=voices[index % len(voices)],
+                    rate=round(rate * (settings.other_rates[turn % len(settings.other_rates)] if other else 1.0), 4),
+                    pitch=round(settings.pitch * (_turn(settings.other_pitches, turn, settings) if other else 1.0), 4),
+                    snr_db=settings.other_snr_db if other else None,
+                )
+            )
+    return utterances
+
+
+def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
+    """For the workers: a function that speaks one utterance into its file under ``folder``."""
+    synthesiser = find_engine(engine)
+
+    def speak(utterance: Utterance) -> None:
+        waveform = synthesiser.say(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
+        waveform = trim_silence(waveform)
+        if utterance.snr_db is not None:
+            # Seeded by the utterance, so that a resumed corpus has the same noise.
+            waveform = add_noise(waveform, utterance.snr_db, np.random.default_rng(zlib.crc32(utterance.id.encode())))
+        save_flac(Path(folder) / utterance.audio, waveform)
+
+    return speak
+
+
+def _turn(values: tuple[float, ...], turn: int, settings: CorpusSettings) -> float:
+    """Pitches change once per round of rates, so that every pair of rate and pitch occurs."""
+    return values[turn // len(settings.other_rates) % len(values)]
+
+
+def _unique_sentences(count: int, seed: int) -> Iterator[str]:
+    rng = random.Random(seed)
+    sentences: dict[str, None] = {}
+    for _ in range(count * _MOST_DRAWS_PER_SENTENCE):
+        if len(sentences) == count:
+            break
+        sentences[grammar.sample(rng)] = None
+    if len(sentences) < count:
+        raise UserError(f"corpus settings ask for {count} sentences, the grammar gave {len(sentences)}: ask for fewer")
+    # Rare templates run out early on; shuffling gives every split the same mixture.
+    shuffled = list(sentences)
+    rng.shuffle(shuffled)
+    return iter(shuffled)
+
+
+def _speak(
+    out: Path, engine: str, utterances: list[Utterance], say: Callable[[str], None], processes: int | None
+) -> None:
+    # Files are renamed into place when whole, so a file that exists is complete.
+    missing = [u for u in utterances if not (out / u.audio).is_file()]
+    if len(missing) < len(utterances):
+        say(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
+    setup = {"folder": str(out), "engine": engine}
+    begin = last = time.monotonic()
+    for done, _ in enumerate(parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes), 1):
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES or done == len(missing):
+            last, per_second = now, done / (now - begin)
+            left = (len(missing) - done) / per_second
+            say(f"spoken {done}/{len(missing)} utterances, {per_second:.0f}/s, {left:.0f} s left")
+
+
+def _manifest_row(utterance: Utterance, seconds: float) -> dict[str, Any]:
+    row = dataclasses.asdict(utterance) | {"audio": utterance.audio, "seconds": round(seconds, 4)}
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _read_header(out: Path) -> dict[str, Any] | None:
+    path = out / "corpus.json"
+    if not path.is_file():
+        return None
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
+    return header
+
+
+def _check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for field, value in wanted.items():
+        if found.get(field) != value:
+            raise UserError(
+                f"corpus folder {str(out)!r} was made with {field} = {found.get(field)!r}, now {value!r} is asked for: "
+                "use another folder, or delete this one"
+            )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,54 @@
+"""Log-mel features: 80 bands of 16 kHz audio, one frame per 20 ms.
+
+Frame i is centred on its own 20 ms, samples [320 i, 320 (i + 1)), so frames, units and samples line up exactly.
+`load_audio` is re-exported here because features are where most callers need it.
+
+Axis letters: N samples, L frames, M mel bands, K frequency bins.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+
+__all__ = ["FFT_SIZE", "HOP", "NUM_BANDS", "SAMPLE_RATE", "load_audio", "log_mel", "mel_filters"]
+
+NUM_BANDS = 80
+HOP = SAMPLE_RATE // 50  # 20 ms
+FFT_SIZE = 1024
+WINDOW = np.hanning(FFT_SIZE + 1)[:-1].astype(np.float32)
+FLOOR = 1e-5  # smallest mel magnitude: log(FLOOR) is silence
+
+
+def frame_signal(waveform: Float[np.ndarray, "N"], hop: int) -> Float[np.ndarray, "L W"]:
+    """Windowless frames of FFT_SIZE samples, frame i centred on the i-th ``hop`` samples; edges padded with zeros."""
+    count = -(-len(waveform) // hop)
+    margin = (FFT_SIZE - hop) // 2
+    padded = np.pad(waveform, (margin, count * hop - len(waveform) + FFT_SIZE - hop - margin))
+    return np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[::hop]
+
+
+def log_mel(waveform: Float[np.ndarray, "N"]) -> Float[np.ndarray, "L M"]:
+    """Natural log of mel-band magnitudes, ``L = ceil(N / 320)`` frames of 20 ms."""
+    magnitudes = np.abs(np.fft.rfft(frame_signal(waveform, HOP) * WINDOW, axis=1)).astype(np.float32)
+    return np.log(np.maximum(magnitudes @ mel_filters(), FLOOR))
+
+
+@functools.cache
+def mel_filters() -> Float[np.ndarray, "K M"]:
+    """Triangular filters evenly spaced on the mel scale from 0 to 8 kHz, each of unit area over the bins."""
+    frequencies = np.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
+    top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, NUM_BANDS + 2) / 2595) - 1)
+    rising = (frequencies[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0, np.minimum(rising, falling))
+    # The lowest bands are narrower than a bin: without unit area some would be empty and the others of uneven height.
+    area = filters.sum(axis=0)
+    nearest = np.abs(frequencies[:, None] - edges[1:-1]).argmin(axis=0)
+    filters[nearest[area == 0], np.flatnonzero(area == 0)] = 1
+    return (filters / filters.sum(axis=0)).astype(np.float32)

@@ -1,0 +1,110 @@
+"""flite (permissive licence) through ctypes on the libraries of the Debian package ``flite``.
+
+Axis letters: N samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+
+import numpy as np
+import soxr
+from jaxtyping import Float
+
+from zipper_jax.errors import UserError
+from zipper_jax.speech.audio import SAMPLE_RATE
+from zipper_jax.speech.requests import check_request
+
+# What flite's own registration sets as a voice's tempo; our rate multiplies it.
+_STRETCH = {"slt": 1.0, "awb": 1.0, "kal16": 1.1, "rms": 1.0}
+_WITHOUT_PITCH = ("rms",)  # mixed excitation: flite ignores f0_shift for this voice
+
+
+class _Wave(ctypes.Structure):
+    """struct cst_wave of flite 2.x."""
+
+    _fields_ = (
+        ("type", ctypes.c_char_p),
+        ("sample_rate", ctypes.c_int),
+        ("num_samples", ctypes.c_int),
+        ("num_channels", ctypes.c_int),
+        ("samples", ctypes.POINTER(ctypes.c_short)),
+    )
+
+
+class _Voice(ctypes.Structure):
+    """The beginning of struct cst_voice of flite 2.x."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("features", ctypes.c_void_p))
+
+
+class FliteEngine:
+    """The four usable voices of flite (``awb_time`` tells only the time)."""
+
+    name = "flite"
+    voices = tuple(_STRETCH)
+    default_voices = ("slt", "awb")
+    natural_rate = 1.25
+
+    def __init__(self, libflite: ctypes.CDLL, voices: dict[str, ctypes._Pointer]):
+        self._libflite = libflite
+        self._voices = voices
+        self._libc = ctypes.CDLL(None)
+        self._lock = threading.Lock()  # the random state and the voices' features are shared by the whole process
+
+    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, "N"]:
+        """See `synthesis.Engine.say`. The voice rms has no pitch control."""
+        check_request(self.name, self.voices, text, voice, rate, pitch)
+        if pitch != 1.0 and voice in _WITHOUT_PITCH:
+            raise UserError(
+                f"flite's voice {voice!r} has no pitch control, pitch is {pitch}: give 1.0 or another voice"
+            )
+        pointer = self._voices[voice]
+        features = pointer.contents.features
+        with self._lock:
+            self._libflite.flite_feat_set_float(features, b"duration_stretch", _STRETCH[voice] / rate)
+            self._libflite.flite_feat_set_float(features, b"f0_shift", pitch)
+            self._libc.srand(1)  # unvoiced sounds are drawn with rand(): the same noise for every utterance
+            wave = self._libflite.flite_text_to_wave(text.encode(), pointer)
+        if not wave:
+            raise UserError(f"flite cannot say {text!r} with voice {voice!r}: use plain English words")
+        try:
+            count, source_rate = wave.contents.num_samples, wave.contents.sample_rate
+            samples = np.ctypeslib.as_array(wave.contents.samples, (count,)) / np.float32(32768)
+        finally:
+            self._libflite.delete_wave(wave)
+        if source_rate != SAMPLE_RATE:
+            samples = soxr.resample(samples, source_rate, SAMPLE_RATE)
+        return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether flite's library and the four voices are installed."""
+    try:
+        open_engine()
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def open_engine() -> FliteEngine:
+    """Loads the libraries, once per process; OSError where they are not installed."""
+    # Global, because the voices' libraries look their symbols up in these.
+    libflite = ctypes.CDLL("libflite.so.1", mode=ctypes.RTLD_GLOBAL)
+    for library in ("libflite_usenglish.so.1", "libflite_cmulex.so.1"):
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    libflite.flite_text_to_wave.argtypes = (ctypes.c_char_p, ctypes.POINTER(_Voice))
+    libflite.flite_text_to_wave.restype = ctypes.POINTER(_Wave)
+    libflite.flite_feat_set_float.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float)
+    libflite.delete_wave.argtypes = (ctypes.POINTER(_Wave),)
+    libflite.flite_init()
+    voices = {}
+    for name in _STRETCH:
+        register = getattr(ctypes.CDLL(f"libflite_cmu_us_{name}.so.1"), f"register_cmu_us_{name}")
+        register.argtypes, register.restype = (ctypes.c_char_p,), ctypes.POINTER(_Voice)
+        voices[name] = register(None)
+    return FliteEngine(libflite, voices)

@@ -1,0 +1,81 @@
+"""The small closed grammar whose sentences the built-in corpus speaks.
+
+A template is a sequence of slots, a slot a tuple of alternatives; the empty alternative makes a slot optional. The same
+templates give the sampled sentences and the JSGF grammar with which the judge listens, so that the judge knows exactly
+the language and nothing about which of its sentences are in a test split.
+
+Every sentence is lower case, without punctuation, three to eight words, and every word is in the CMU dictionary.
+"""
+
+from __future__ import annotations
+
+import random
+
+Slot = tuple[str, ...]
+Template = tuple[Slot, ...]
+
+_DIGIT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_HOUR = _DIGIT[1:] + ("ten",)
+_AMOUNT = _DIGIT[2:] + ("ten", "twenty")
+_ROOM = ("kitchen", "bedroom", "garden", "office")
+_DEVICE = ("light", "heater", "radio", "television")
+_SWITCH = ("on", "off")
+_PERSON = ("mother", "father", "sister", "brother", "doctor")
+_DAY = ("today", "tomorrow", "tonight")
+_COLOUR = ("red", "green", "blue", "yellow")
+_THING = ("box", "book", "bottle", "paper", "jacket")
+_THINGS = ("boxes", "books", "bottles", "papers", "jackets")
+_PLACE = ("under", "behind", "beside")
+_FURNITURE = ("table", "sofa", "window")
+_MAYBE_PLEASE = ("", "please")
+_MAYBE_DAY = ("", *_DAY)
+
+
+def _one(words: str) -> list[Slot]:
+    """Each word of ``words`` as a slot of its own with that one alternative."""
+    return [(word,) for word in words.split()]
+
+
+# Name (a JSGF rule name) -> how often it is drawn, and the slots. Digit strings weigh double: they have no context that
+# would let a recogniser guess, so they are the honest part of every error rate.
+TEMPLATES: dict[str, tuple[int, Template]] = {
+    "digits_three": (1, (_DIGIT,) * 3),
+    "digits_four": (1, (_DIGIT,) * 4),
+    "digits_five": (1, (_DIGIT,) * 5),
+    "number": (1, (*_one("my number is"), *(_DIGIT,) * 4)),
+    "switch_last": (1, (_MAYBE_PLEASE, *_one("turn the"), _ROOM, _DEVICE, _SWITCH)),
+    "switch_first": (1, (_MAYBE_PLEASE, ("turn",), _SWITCH, ("the",), _ROOM, _DEVICE)),
+    "switch_at": (2, (*_one("turn the"), _ROOM, _DEVICE, _SWITCH, ("at",), _HOUR, _MAYBE_DAY)),
+    "timer": (1, (_MAYBE_PLEASE, *_one("set a timer for"), _AMOUNT, ("minutes", "seconds"))),
+    "open": (2, (("open", "close"), ("the",), _ROOM, ("door", "window"), ("at",), _HOUR, _MAYBE_DAY)),
+    "call": (2, (_MAYBE_PLEASE, *_one("call my"), _PERSON, ("at",), _HOUR, _DAY)),
+    "where": (1, (("the",), _COLOUR, _THING, ("is",), _PLACE, ("the",), _FURNITURE)),
+    "put": (2, (*_one("put the"), _COLOUR, _THING, _PLACE, ("the",), _FURNITURE, _MAYBE_DAY)),
+    "bring": (2, (("bring",), _AMOUNT, _COLOUR, _THINGS, *_one("to the"), _ROOM)),
+}
+
+
+def sample(rng: random.Random) -> str:
+    """One sentence, drawn with ``rng`` alone: a template by its weight, then every slot uniformly."""
+    names = list(TEMPLATES)
+    name = rng.choices(names, weights=[TEMPLATES[n][0] for n in names])[0]
+    return " ".join(word for slot in TEMPLATES[name][1] if (word := rng.choice(slot)))
+
+
+def words() -> list[str]:
+    """Every word of the grammar, sorted."""
+    return sorted({word for _, template in TEMPLATES.values() for slot in template for word in slot if word})
+
+
+def jsgf() -> str:
+    """The grammar as JSGF text: the public rule ``<sentence>`` accepts exactly the sentences `sample` can draw."""
+    rules = [f"<{name}> = {' '.join(map(_jsgf_slot, template))};" for name, (_, template) in TEMPLATES.items()]
+    sentence = " | ".join(f"<{name}>" for name in TEMPLATES)
+    return "\n".join(["#JSGF V1.0;", "grammar zipper;", *rules, f"public <sentence> = {sentence};", ""])
+
+
+def _jsgf_slot(slot: Slot) -> str:
+    present = [word for word in slot if word]
+    if len(present) < len(slot):
+        return f"[{' | '.join(present)}]"
+    return present[0] if len(present) == 1 else f"({' | '.join(present)})"

@@ -1,0 +1,139 @@
+"""Work spread over fresh Python processes, in order.
+
+`multiprocessing` would either fork (unsafe once JAX has started its threads) or import the user's main script again, so
+workers are plain subprocesses that import only what their target needs and talk in pickles over their pipes.
+Run as a module this file is such a worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+
+def parallel_map(
+    target: str, setup: dict[str, Any], jobs: Sequence[Any], processes: int | None = None
+) -> Iterator[Any]:
+    """Yields ``function(job)`` for every job, in order, where ``function = target(**setup)`` is made once per process.
+
+    Args:
+      target: ``"package.module:name"`` of a callable that returns the function.
+      setup, jobs: anything that pickles.
+      processes: default one per core this process may use; never more than there are jobs.
+
+    Raises:
+      UserError: as raised by the target or the function.
+      RuntimeError: any other failure, with the worker's traceback.
+    """
+    if processes is not None and processes < 1:
+        raise UserError(f"processes is {processes}: give at least 1, or leave it out for one per core")
+    workers = [_Worker(target, setup) for _ in range(min(processes or _usable_cores(), len(jobs)))]
+    if not workers:
+        return
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def call(job: Any) -> Any:
+        worker = idle.get()
+        try:
+            return worker.call(job)
+        finally:
+            idle.put(worker)
+
+    executor = ThreadPoolExecutor(len(workers))
+    try:
+        yield from executor.map(call, jobs)
+    finally:
+        # Also on an error or Ctrl-C: drop what has not begun, then end the workers so that no thread waits for one.
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.close()
+        executor.shutdown()
+
+
+def package_environment() -> dict[str, str]:
+    """The environment for a child Python that must find this package however the parent found it."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # One thread each: the parallelism is in the processes.
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Worker:
+    def __init__(self, target: str, setup: dict[str, Any]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=package_environment(),
+        )
+        self._setup: dict[str, Any] | None = setup  # sent with the first job, so that workers start side by side
+
+    def call(self, job: Any) -> Any:
+        try:
+            if self._setup is not None:
+                self._send(self._setup)
+                self._setup = None
+            self._send(job)
+            kind, value = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"a speech worker ended unexpectedly (exit status {self._process.wait()})") from error
+        if kind == "user_error":
+            raise UserError(value)
+        if kind == "failure":
+            raise RuntimeError(f"a speech worker failed:\n{value}")
+        return value
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, item: Any) -> None:
+        pickle.dump(item, self._process.stdin)
+        self._process.stdin.flush()
+
+
+def _serve(target: str) -> None:
+    """A worker's life: setup, then one answer per job, until the parent closes the pipe (or is gone)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a C library that prints must not break the pickles
+    function = None
+    try:
+        setup = pickle.load(sys.stdin.buffer)
+        while True:
+            job = pickle.load(sys.stdin.buffer)
+            try:
+                if function is None:
+                    module, name = target.split(":")
+                    function = getattr(importlib.import_module(module), name)(**setup)
+                answer = ("ok", function(job))
+            except UserError as error:
+                answer = ("user_error", str(error))
+            except Exception:
+                answer = ("failure", traceback.format_exc())
+            pickle.dump(answer, answers)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        return
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
