@@ -1,0 +1,85 @@
+"""From a prepared folder and a run's configuration to batches by step. No TensorFlow."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zipper_jax.configs import closest
+from zipper_jax.data.mixtures import RowMixture, batches
+from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.errors import UserError
+from zipper_jax.sequences import Layout, make_layout
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.vocabularies import load_vocabulary
+
+VALIDATION_SEED = 0
+"""Validation rows are the same in every run, whatever its seed."""
+
+
+class DataSource(NamedTuple):
+    """Batches of a run.
+
+    Attributes:
+        tasks: Names; a batch's ``task`` is an index into them.
+        batches: ``get(step)`` gives the global batch of that step.
+        validation: The same over the validation split; None without one.
+        validation_batches: How many of those are used per validation.
+    """
+
+    tasks: tuple[str, ...]
+    batches: Any
+    validation: Any
+    validation_batches: int
+
+
+def open_data(config: TrainConfig) -> DataSource:
+    """Open the rows of a run's mixture.
+
+    Raises:
+        UserError: Folder, task, rows or vocabulary are missing or do not fit the model.
+    """
+    folder = Path(config.data.folder)
+    if not folder.is_dir():
+        raise UserError(f"data folder {config.data.folder!r} does not exist; write it with `zipper data prepare`")
+    layout = open_layout(config)
+    training = _mixture(config, "train", config.seed)
+    assert training is not None
+    validation = _mixture(config, "validation", VALIDATION_SEED) if config.eval_period else None
+    rows = sum(len(store) for store in validation.stores.values()) if validation is not None else 0
+    size = config.batch_size
+    return DataSource(
+        tasks=tuple(training.tasks),
+        batches=batches(training, layout, config.data.lengths, size),
+        validation=batches(validation, layout, config.data.lengths, size) if validation is not None else None,
+        validation_batches=min(config.eval_batches, -(-rows // size)),
+    )
+
+
+def open_layout(config: TrainConfig) -> Layout:
+    """Where each modality's tokens lie, from the prepared folder's vocabularies and the model."""
+    folder = Path(config.data.folder) / "vocabularies"
+    known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    for name in config.model.modalities:
+        if name not in known:
+            raise UserError(
+                f"{folder} has no vocabulary for modality {name!r} (there: {', '.join(known) or 'none'})"
+                f"{closest(name, known)}; write it with `zipper data prepare`"
+            )
+    return make_layout(config.model.modalities, {m: load_vocabulary(folder / m) for m in config.model.modalities})
+
+
+def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
+    """The run's mixture over one split; None when no task has that split (only training rows are required)."""
+    rows = Path(config.data.folder) / "rows"
+    known = sorted(p.name for p in rows.iterdir() if p.is_dir()) if rows.is_dir() else []
+    stores: dict[str, RowStore] = {}
+    for task in config.data.tasks:
+        if task not in known:
+            raise UserError(
+                f"DataConfig (MIXTURE_OR_TASK_NAME): {rows} has no task {task!r} (there: {', '.join(known) or 'none'})"
+                f"{closest(task, known)}"
+            )
+        if split == "train" or (rows / task / split).is_dir():
+            stores[task] = RowStore(rows / task / split)
+    if set(stores) != set(config.data.tasks):
+        return None
+    return RowMixture(stores, config.data.tasks, seed)

@@ -1,0 +1,85 @@
+"""How much arithmetic a training step is, counted from the configuration, and what the device could do.
+
+A matrix product of n weights costs 2n per token forward, 2n backward for the activations, and 2n more for the weights
+when they are trained. Attention scores and values cost 4·S·N·H forward per query slot and twice that backward, halved
+because of causality. Counted over all slots, padding too, since the device works on them. Recomputation under remat is
+not counted: it is no progress.
+
+Axes: T query slots, S key slots, N heads, H head size.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.training.partition_tree import base_path
+
+PEAK_FLOPS: dict[str, float] = {
+    "TPU v3": 61.5e12,  # per jax device (half a chip)
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 peak per jax device by the start of ``device_kind``; the longest that fits counts."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak of one device, FLOP/s; None when it is not in the table (CPUs: the line then shows GFLOP/s alone)."""
+    fitting = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
+
+
+def flops_per_row(
+    config: ZipperConfig,
+    shapes: Mapping[str, Any],
+    axes: Mapping[str, tuple[str | None, ...]],
+    trainable: Iterable[str],
+    lengths: Mapping[str, int],
+) -> float:
+    """FLOP of forward and backward for one row of ``lengths`` slots.
+
+    Args:
+        config: The model.
+        shapes: Flat tree of its leaves.
+        axes: Logical axis names of the same keys.
+        trainable: Keys of the leaves that are trained (slices count for their share).
+        lengths: Slots per tower.
+    """
+    trained = set(trainable)
+    total = 0.0
+    for key, leaf in shapes.items():
+        names = axes[key]
+        if len([n for n in names if n not in ("layers", "zips")]) < 2:
+            continue  # norms, biases, gates
+        slots = _slots(config, base_path(key), lengths)
+        total += (6 if key in trained else 4) * float(np.prod(leaf.shape)) * slots
+    for name, tower in config.towers.items():
+        total += 12 * tower.num_layers * tower.num_heads * tower.head_size * lengths[name] * lengths[name] / 2
+    for zip_config in config.zips:
+        count = len(zip_pairs(zip_config, config.towers))
+        for tower in zip_config.receivers:
+            heads = zip_config.num_heads or config.towers[tower].num_heads
+            size = zip_config.head_size or config.towers[tower].head_size
+            total += 12 * count * heads * size * lengths[tower] * lengths[zip_config.other(tower)] / 2
+    return total
+
+
+def _slots(config: ZipperConfig, path: str, lengths: Mapping[str, int]) -> int:
+    """Slots that go through a matrix. The embedding counts once: as the tied head (looking up is no product)."""
+    top, name, *rest = path.split("/")
+    if top in ("towers", "input_projections"):
+        if rest[0] == "embedding" and not config.towers[name].tied_head:
+            return 0
+        return lengths.get(name, 0)
+    if top == "zips":
+        receiver = rest[0].removeprefix("into_")
+        source = next(z for z in config.zips if z.name == name).other(receiver)
+        return lengths[source if rest[1] == "projection" or {"key", "value"} & set(rest) else receiver]
+    return 0

@@ -1,0 +1,217 @@
+"""Which parameters are trained: rules that split a parameter tree in two, and the exact inverse.
+
+A *flat* tree is ``{'/'-path: array}``. Freezing splits the flat tree before gradients are taken, so a frozen leaf has
+no gradient of its own and no optimizer state, while gradients still flow through the activations it touches.
+
+A layer range splits a stacked ``[L, ...]`` leaf into slices along its first axis, keyed ``PATH@START:STOP``. Joining
+them concatenates: one extra copy of the split leaves per step, which is what stacking under ``lax.scan`` costs here.
+
+Axes: L layers of a tower.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipper_jax.configs import closest
+from zipper_jax.errors import UserError
+
+Flat = dict[str, Any]
+"""``{path: array}``; paths of slices end in ``@START:STOP``."""
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Blocks ``start <= k < stop`` of one tower, counted from the input."""
+
+    tower: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise UserError(
+                f"LayerRange of tower {self.tower!r}: start={self.start}, stop={self.stop} names no block; "
+                "give 0 <= start < stop"
+            )
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """What stays as it is. A leaf is frozen when any rule names it; no rules at all: everything is trained.
+
+    Attributes:
+        towers: Tower names; everything under ``towers/NAME/``. Zips, input projections and added embeddings lie
+            outside the towers and stay trained.
+        paths: Regular expressions that must match a whole path, for example ``input_projections/text/.*``.
+        layers: Ranges of blocks.
+    """
+
+    towers: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    layers: tuple[LayerRange, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in self.paths:
+            compile_pattern(pattern, "FreezeConfig.paths")
+
+
+def compile_pattern(pattern: str, field: str) -> re.Pattern[str]:
+    """``re.compile`` whose error names the field it came from."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error}); mend it") from None
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Nested dicts to ``{'/'-path: leaf}``, in sorted path order."""
+    flat: Flat = {}
+    for name in sorted(params):
+        path = f"{prefix}{name}"
+        if isinstance(params[name], Mapping):
+            flat.update(flatten(params[name], path + "/"))
+        else:
+            flat[path] = params[name]
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flatten` (dicts without leaves are not kept)."""
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = nested
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return nested
+
+
+def base_path(key: str) -> str:
+    """The leaf's path without a slice's ``@START:STOP``."""
+    return key.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of one leaf: all of it (``start`` is None) or a slice of its first axis."""
+
+    key: str
+    path: str
+    frozen: bool
+    start: int | None = None
+    stop: int | None = None
+
+
+def plan(paths_and_lengths: Mapping[str, int], rules: FreezeConfig) -> tuple[Part, ...]:
+    """Which parts exist, from each leaf's path and the length of its first axis (0 for a scalar).
+
+    Raises:
+        UserError: A rule names nothing, with the closest name that exists.
+    """
+    towers = sorted({path.split("/")[1] for path in paths_and_lengths if path.startswith("towers/")})
+    for tower in (*rules.towers, *(r.tower for r in rules.layers)):
+        if tower not in towers:
+            known = ", ".join(towers)
+            raise UserError(f"freeze: there is no tower {tower!r} (towers: {known}){closest(tower, towers)}")
+    patterns = [compile_pattern(p, "FreezeConfig.paths") for p in rules.paths]
+    for pattern in patterns:
+        require_match(pattern, paths_and_lengths, "FreezeConfig.paths")
+
+    parts: list[Part] = []
+    for path, length in sorted(paths_and_lengths.items()):
+        whole = any(path.startswith(f"towers/{t}/") for t in rules.towers) or any(p.fullmatch(path) for p in patterns)
+        ranges = [r for r in rules.layers if path.startswith(f"towers/{r.tower}/blocks/")]
+        if whole or not ranges:
+            parts.append(Part(path, path, whole))
+            continue
+        for r in ranges:
+            if r.stop > length:
+                raise UserError(
+                    f"freeze: layers {r.start}:{r.stop} of tower {r.tower!r}, but it has {length} blocks; "
+                    f"give stop <= {length}"
+                )
+        frozen = [any(r.start <= k < r.stop for r in ranges) for k in range(length)]
+        if all(frozen):
+            parts.append(Part(path, path, True))
+            continue
+        edges = [0, *(k for k in range(1, length) if frozen[k] != frozen[k - 1]), length]
+        for start, stop in pairwise(edges):
+            parts.append(Part(f"{path}@{start}:{stop}", path, frozen[start], start, stop))
+    return tuple(parts)
+
+
+def require_match(pattern: re.Pattern[str], paths: Iterable[str], field: str) -> None:
+    """UserError unless the pattern matches some whole path."""
+    known = [base_path(p) for p in paths]
+    if not any(pattern.fullmatch(p) for p in known):
+        bare = re.sub(r"[\\.*+?^$()\[\]|]+", "", pattern.pattern)
+        raise UserError(
+            f"{field}: {pattern.pattern!r} matches no parameter path (it must match a whole path; "
+            f"use '.*' for any part){closest(bare, known)}"
+        )
+
+
+def split(params: Mapping[str, Any], rules: FreezeConfig) -> tuple[Flat, Flat]:
+    """``(trainable, frozen)``, both flat. Works on arrays, numpy arrays and ``ShapeDtypeStruct`` leaves.
+
+    Raises:
+        UserError: A rule names nothing.
+    """
+    flat = flatten(params)
+    lengths = {path: leaf.shape[0] if leaf.shape else 0 for path, leaf in flat.items()}
+    trainable: Flat = {}
+    frozen: Flat = {}
+    for part in plan(lengths, rules):
+        leaf = flat[part.path]
+        if part.start is not None:
+            leaf = _slice(leaf, part.start, part.stop)
+        (frozen if part.frozen else trainable)[part.key] = leaf
+    return trainable, frozen
+
+
+def _slice(leaf: Any, start: int, stop: int | None) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        assert stop is not None
+        return jax.ShapeDtypeStruct((stop - start, *leaf.shape[1:]), leaf.dtype)
+    return leaf[start:stop]
+
+
+def join(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested parameter tree again; the exact inverse of :func:`split`. Traceable."""
+    return unflatten(join_flat({**frozen, **trainable}))
+
+
+def join_flat(parts: Mapping[str, Any]) -> Flat:
+    """Slices of one leaf concatenated; everything else unchanged."""
+    flat: Flat = {}
+    slices: dict[str, list[tuple[int, Any]]] = {}
+    for key, leaf in parts.items():
+        path, _, bounds = key.partition("@")
+        if bounds:
+            slices.setdefault(path, []).append((int(bounds.split(":")[0]), leaf))
+        else:
+            flat[path] = leaf
+    for path, pieces in slices.items():
+        leaves = [leaf for _, leaf in sorted(pieces, key=lambda piece: piece[0])]
+        host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+        flat[path] = np.concatenate(leaves) if host else jnp.concatenate(leaves)
+    return flat
+
+
+def axes_of(keys: Iterable[str], param_axes: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
+    """Logical axis names per key of a split tree; a slice has its leaf's axes."""
+    flat = flatten(param_axes)
+    return {key: flat[base_path(key)] for key in keys}
+
+
+def select(flat: Mapping[str, Any], keep: Callable[[str], bool]) -> Flat:
+    """The leaves whose path passes."""
+    return {key: leaf for key, leaf in flat.items() if keep(base_path(key))}

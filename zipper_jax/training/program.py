@@ -1,0 +1,108 @@
+"""Everything compiled and placed for one run: model, optimizer, mesh, shardings, step functions."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zipper_jax.models import zipper
+from zipper_jax.training import partition_tree as tree
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.flops import flops_per_row, peak_flops
+from zipper_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from zipper_jax.training.partitioning import check_batch_size, make_mesh, optimizer_shardings, param_shardings
+from zipper_jax.training.state import TrainState
+from zipper_jax.training.step import make_eval_step, make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """What :func:`build` returns.
+
+    Attributes:
+        mesh: The devices.
+        like: The state's shapes with their shardings (nothing allocated); what a checkpoint is restored as.
+        optimizer: optax transformation over the flat trainable leaves.
+        schedule: Learning rate of the update after ``step`` updates.
+        train_step: ``(state, batch) -> (state, metrics)``, donating the state.
+        eval_step: ``(params, batch) -> sums``.
+        notes: Axes that are replicated because they do not divide.
+        flops_per_step: Estimate, see ``flops``.
+        peak_flops: Of all devices together, or None.
+    """
+
+    mesh: Mesh
+    like: TrainState
+    optimizer: Any
+    schedule: Any
+    train_step: Any
+    eval_step: Any
+    notes: list[str]
+    flops_per_step: float
+    peak_flops: float | None
+    freeze: tree.FreezeConfig
+
+    def start(self, params: dict[str, Any]) -> TrainState:
+        """A state at step 0 with these nested parameters, placed on the mesh."""
+        trainable, frozen = tree.split(params, self.freeze)
+        trainable = jax.device_put(trainable, jax.tree.map(lambda s: s.sharding, self.like.trainable))
+        frozen = jax.device_put(frozen, jax.tree.map(lambda s: s.sharding, self.like.frozen))
+        shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
+        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(trainable)
+        return TrainState(jax.device_put(np.int32(0), self.like.step.sharding), trainable, frozen, opt_state)
+
+
+def build(config: TrainConfig, num_tasks: int) -> Program:
+    """Build the program of a run; nothing is allocated or compiled yet.
+
+    Args:
+        config: The run.
+        num_tasks: Tasks in the mixture.
+
+    Raises:
+        UserError: Freeze rules, multipliers, mesh or batch size do not fit the model or the devices.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, config.microbatches, mesh)
+    trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
+    placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh.rules)
+    optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    opt_placed = optimizer_shardings(opt_shapes, trainable, placed, mesh)
+
+    def with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    like = TrainState(
+        jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec())),
+        {key: with_sharding(leaf, placed[key]) for key, leaf in trainable.items()},
+        {key: with_sharding(leaf, placed[key]) for key, leaf in frozen.items()},
+        jax.tree.map(with_sharding, opt_shapes, opt_placed),
+    )
+    forward = partial(zipper.forward, config.model)
+    train_step = make_train_step(
+        forward,
+        optimizer,
+        num_tasks=num_tasks,
+        loss_weights=config.loss_weights,
+        microbatches=config.microbatches,
+        state_shardings=jax.tree.map(lambda s: s.sharding, like),
+    )
+    kinds = [peak_flops(d.device_kind) for d in mesh.devices.flat]
+    per_row = flops_per_row(config.model, {**trainable, **frozen}, axes, trainable, config.data.lengths)
+    return Program(
+        mesh=mesh,
+        like=like,
+        optimizer=optimizer,
+        schedule=learning_rate_schedule(config.optimizer, config.steps),
+        train_step=train_step,
+        eval_step=make_eval_step(forward, num_tasks=num_tasks),
+        notes=notes,
+        flops_per_step=per_row * config.batch_size,
+        peak_flops=None if None in kinds else float(sum(k for k in kinds if k is not None)),
+        freeze=config.freeze,
+    )

@@ -1,0 +1,72 @@
+"""Opening a run folder: a new one is set up, an old one must hold the same run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.configs import to_dict
+from zipper_jax.errors import UserError
+from zipper_jax.training import checkpoints
+from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """The content of ``config.json``: ``model``, ``lengths`` and all the rest under ``train``."""
+    data = to_dict(config)
+    model = data.pop("model")
+    return {"model": model, "lengths": dict(config.data.lengths), "train": data}
+
+
+def open_run(config: TrainConfig, provenance: str = "") -> Path:
+    """Create or check the run folder and write its ``config.json`` and ``vocabularies``.
+
+    Args:
+        config: The run.
+        provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
+
+    Raises:
+        UserError: The folder holds another run (the differences are named), or is no run folder and not empty.
+    """
+    run_dir = Path(config.model_dir)
+    new = resolved(config)
+    if (run_dir / "config.json").is_file():
+        found = differences(checkpoints.read_config(run_dir), new)
+        if found and checkpoints.steps(run_dir):
+            listed = "\n  ".join(found[:8]) + (f"\n  and {len(found) - 8} more" if len(found) > 8 else "")
+            raise UserError(
+                f"{config.model_dir!r} holds another run; what differs:\n  {listed}\n"
+                "choose another MODEL_DIR, go back to that configuration, or remove the folder"
+            )
+    elif run_dir.is_dir() and any(run_dir.iterdir()):
+        raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    source = Path(config.data.folder) / "vocabularies"
+    for modality in config.model.modalities:
+        if (source / modality).is_dir():
+            checkpoints.copy_folder(source / modality, run_dir / "vocabularies" / modality)
+    checkpoints.write_config(run_dir, new)
+    if provenance:
+        checkpoints.write_atomically(run_dir / "config.gin", provenance)
+    return run_dir
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``path: old -> new`` for each value that a rerun may not change."""
+    found: list[str] = []
+    _compare("", old, new, found)
+    return found
+
+
+def _compare(path: str, old: Any, new: Any, found: list[str]) -> None:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(set(old) | set(new)):
+            inner = f"{path}.{key}" if path else key
+            if inner != "format_version" and inner.removeprefix("train.") not in RESUME_MAY_CHANGE:
+                _compare(inner, old.get(key), new.get(key), found)
+    elif old != new and inner_list(old) != inner_list(new):
+        found.append(f"{path}: {old!r} -> {new!r}")
+
+
+def inner_list(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [inner_list(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,193 @@
+"""One update, and one evaluation, as pure functions under ``jax.jit``.
+
+Loss = sum over towers of lambda_tower * (sum w * ce / sum w); each denominator runs over the whole global batch: all
+devices (``jit`` sees global arrays) and all microbatches (counted before the first one runs). So accumulation and mesh
+change rounding, never the meaning.
+
+Axes: B rows, T slots, M microbatches, Q tasks.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.training.partition_tree import Flat, join
+from zipper_jax.training.state import TrainState
+
+Batch = dict[str, Any]
+"""``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
+Forward = Callable[[dict[str, Any], dict[str, Any]], dict[str, Float[Array, "B T V"]]]
+"""(params, towers) to logits per tower: ``functools.partial(zipper.forward, config)``."""
+
+
+class Sums(NamedTuple):
+    """Sums over a tower's tokens, per task."""
+
+    nll: Float[Array, "Q"]
+    correct: Float[Array, "Q"]
+    weight: Float[Array, "Q"]
+
+
+class Metrics(NamedTuple):
+    """What one step reports; device arrays, replicated.
+
+    Attributes:
+        loss: The quantity that was minimised.
+        towers: Per tower, sums per task (mean loss = nll / weight).
+        tokens: Slots that hold a token, all towers.
+        grad_norm: Global norm over the trainable leaves, before clipping.
+        gates: tanh of every scalar gate after the update, by path.
+        applied: False when loss or gradient were not finite; then the state came back as it went in.
+    """
+
+    loss: Float[Array, ""]
+    towers: dict[str, Sums]
+    tokens: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    gates: Flat
+    applied: Bool[Array, ""]
+
+
+def _denominators(batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Sum of weights per tower; 1 where a tower has no target at all (its numerator is then 0)."""
+    totals = {name: jnp.sum(tower.weights) for name, tower in batch["towers"].items()}
+    return {name: jnp.where(total > 0, total, 1.0) for name, total in totals.items()}
+
+
+def _loss(
+    forward: Forward,
+    params: dict[str, Any],
+    batch: Batch,
+    denominators: Mapping[str, Float[Array, ""]],
+    loss_weights: Mapping[str, float],
+    num_tasks: int,
+) -> tuple[Float[Array, ""], dict[str, Sums]]:
+    logits = forward(params, batch["towers"])
+    loss = jnp.float32(0.0)
+    sums: dict[str, Sums] = {}
+    for name, tower in sorted(batch["towers"].items()):
+        nll, correct = cross_entropy(logits[name], tower.targets, tower.weights)
+        loss += loss_weights.get(name, 1.0) * jnp.sum(nll) / denominators[name]
+        rows = (jnp.sum(x, axis=1) for x in (nll, correct, tower.weights))
+        sums[name] = Sums(*(jax.ops.segment_sum(x, batch["task"], num_tasks) for x in rows))
+    return loss, sums
+
+
+def loss_and_gradients(
+    forward: Forward,
+    trainable: Flat,
+    frozen: Flat,
+    batch: Batch,
+    *,
+    num_tasks: int,
+    loss_weights: Mapping[str, float] | None = None,
+    microbatches: int = 1,
+) -> tuple[Float[Array, ""], dict[str, Sums], Flat]:
+    """Loss, sums per tower and task, and gradients of the trainable leaves only.
+
+    Args:
+        forward: The model.
+        trainable: Flat leaves to differentiate.
+        frozen: Flat leaves that are constants.
+        batch: B rows; B is a multiple of ``microbatches``.
+        num_tasks: Tasks are 0 .. num_tasks - 1.
+        loss_weights: lambda per tower; 1 where not named.
+        microbatches: M; rows are dealt out in turn (row r goes to microbatch r mod M), so that every device of a
+            batch-sharded mesh keeps an equal share of each.
+    """
+    denominators = _denominators(batch)
+    weights = loss_weights or {}
+
+    def of(trainable: Flat, batch: Batch) -> tuple[Float[Array, ""], dict[str, Sums]]:
+        return _loss(forward, join(trainable, frozen), batch, denominators, weights, num_tasks)
+
+    value_and_grad = jax.value_and_grad(of, has_aux=True)
+    if microbatches == 1:
+        (loss, sums), gradients = value_and_grad(trainable, batch)
+        return loss, sums, gradients
+
+    def accumulate(carry: Any, microbatch: Batch) -> tuple[Any, None]:
+        (loss, sums), gradients = value_and_grad(trainable, microbatch)
+        return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
+
+    dealt = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], dealt)
+    (loss, sums), gradients = jax.eval_shape(value_and_grad, trainable, first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, sums, gradients))
+    (loss, sums, gradients), _ = jax.lax.scan(accumulate, zeros, dealt)
+    return loss, sums, gradients
+
+
+def _tokens(batch: Batch) -> Float[Array, ""]:
+    return sum((jnp.sum(t.segment_ids > 0, dtype=jnp.float32) for t in batch["towers"].values()), jnp.float32(0.0))
+
+
+def gates(state: TrainState) -> Flat:
+    """tanh of every scalar gate outside the towers (zips, residual input projections), by path."""
+    leaves = {**state.frozen, **state.trainable}
+    return {k: jnp.tanh(leaf) for k, leaf in leaves.items() if k.endswith("gate") and not k.startswith("towers/")}
+
+
+def make_train_step(
+    forward: Forward,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    num_tasks: int,
+    loss_weights: Mapping[str, float] | None = None,
+    microbatches: int = 1,
+    state_shardings: TrainState | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled update ``(state, batch) -> (state, metrics)``; the state given is donated (do not use it again).
+
+    Args:
+        forward: The model, see ``Forward``.
+        optimizer: Over the flat trainable leaves, see ``optimizer.make_optimizer``.
+        num_tasks: Number of tasks in the mixture.
+        loss_weights: lambda per tower; 1 where not named.
+        microbatches: Gradient accumulation: the rows are worked off in this many parts.
+        state_shardings: Where the new state lies; None lets the compiler choose.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, sums, gradients = loss_and_gradients(
+            forward,
+            state.trainable,
+            state.frozen,
+            batch,
+            num_tasks=num_tasks,
+            loss_weights=loss_weights,
+            microbatches=microbatches,
+        )
+        grad_norm = optax.global_norm(gradients)
+        # The norm is infinite, too, when finite gradients overflow in its squares; the clip would divide by infinity.
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        new = TrainState(
+            jnp.where(good, state.step + 1, state.step),
+            keep(trainable, state.trainable),
+            state.frozen,
+            keep(opt_state, state.opt_state),
+        )
+        return new, Metrics(loss, sums, _tokens(batch), grad_norm, gates(new), good)
+
+    out = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def make_eval_step(forward: Forward, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:
+    """The compiled ``(params, batch) -> sums per tower and task``; add over batches, then divide."""
+
+    def step(params: dict[str, Any], batch: Batch) -> dict[str, Sums]:
+        return _loss(forward, params, batch, _denominators(batch), {}, num_tasks)[1]
+
+    return jax.jit(step)
