@@ -1,0 +1,24 @@
+"""What every test runs under: 8 virtual CPU devices, shapes checked on every annotated call, a warm compilation cache."""
+
+import os
+from pathlib import Path
+
+# Before anything imports jax. Tests that spawn processes hand these down.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotated signature of the package is checked while tests run (and only then).
+install_import_hook("zipper_jax", "beartype.beartype")
+
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=50, **_common)
+settings.register_profile("ci", max_examples=50, derandomize=True, **_common)
+settings.load_profile("ci" if os.environ.get("CI") else "default")

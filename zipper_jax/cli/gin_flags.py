@@ -1,0 +1,146 @@
+"""t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100 --gin.TrainConfig.seed=1``.
+
+Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value: quote strings,
+``--gin.MODEL_DIR='"runs/a"'``; a value that gin cannot read at all is taken as a string, so ``--gin.MODEL_DIR=runs/a``
+works as well.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.cli.gin_path import search_paths
+from zipper_jax.configs import closest
+from zipper_jax.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z_][\w./]*$")
+_MACRO = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_MACRO_USE = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
+_BARE_STRING = re.compile(r"[\w./+-]+$")
+_NO_CONFIGURABLE = re.compile(r"No configurable matching '([^']+)'")
+_NO_PARAMETER = re.compile(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'")
+
+_searched: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class GinFlags:
+    """files: names as given, found along `search_paths`. bindings: ``NAME = VALUE`` lines of gin."""
+
+    files: tuple[str, ...] = ()
+    bindings: tuple[str, ...] = ()
+
+
+def parse(arguments: Sequence[str]) -> GinFlags:
+    """Reads ``--gin_file=F`` (or ``--gin_file F``) and ``--gin.NAME=VALUE``, each any number of times.
+
+    Raises:
+      UserError: anything else, with the closest flag.
+    """
+    files: list[str] = []
+    bindings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag == "--gin_file":
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    raise UserError("--gin_file needs a file name, e.g. --gin_file=runs/pretrain_text.gin")
+                value = rest.pop(0)
+            files.append(value)
+        elif flag.startswith("--gin."):
+            name = flag.removeprefix("--gin.")
+            if not equals or not value or not _NAME.match(name):
+                raise UserError(f"{flag}{equals}{value}: write --gin.NAME=VALUE, e.g. --gin.TRAIN_STEPS=100")
+            bindings.append(_binding(name, value))
+        else:
+            raise UserError(f"unknown argument {flag!r}{closest(flag, ('--gin_file', '--gin.NAME=VALUE', '--help'))}")
+    return GinFlags(tuple(files), tuple(bindings))
+
+
+def apply(flags: GinFlags) -> str:
+    """Clears gin's state, reads the files, then the bindings, and returns the resolved gin text (for ``config.gin``).
+
+    Configurables must be registered (imported) before.
+
+    Raises:
+      UserError: files that do not exist, a macro given by flag that no file defines or uses, unknown configurables and
+        parameters, broken syntax; with the closest known name.
+    """
+    import gin
+
+    gin.clear_config()
+    for folder in search_paths():
+        if folder not in _searched:
+            gin.add_config_file_search_path(folder)
+            _searched.add(folder)
+    macros: set[str] = set()
+    for name in flags.files:
+        path = find(name)
+        try:
+            macros |= _macros(gin.parse_config_file(str(path)))
+        except Exception as error:  # gin raises its own syntax errors, ValueError, OSError, RuntimeError, TypeError
+            raise UserError(f"gin file {name!r}: {_explain(error)}") from error
+    for binding in flags.bindings:
+        macro = _MACRO.match(binding)
+        if macro and flags.files and macro[1] not in macros:
+            raise UserError(f"--gin.{macro[1]}: no gin file given defines or uses it{closest(macro[1], macros)}")
+        try:
+            gin.parse_config(binding)
+        except Exception as error:
+            raise UserError(f"--gin.{binding.replace(' = ', '=', 1)}: {_explain(error)}") from error
+    given = "".join(f"#   {line}\n" for line in (*(f"--gin_file={f}" for f in flags.files), *flags.bindings))
+    return f"# Resolved from\n{given}\n{gin.config_str(max_line_length=120)}"
+
+
+def find(name: str) -> Path:
+    """The gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
+    folders = [Path(folder) for folder in search_paths()]
+    for path in (folder / name for folder in folders):  # an absolute name stays what it is
+        if path.is_file():
+            return path
+    known = {str(file.relative_to(folder)) for folder in folders[1:] for file in folder.rglob("*.gin")}
+    raise UserError(f"gin file {name!r} does not exist (searched {', '.join(map(str, folders))}){closest(name, known)}")
+
+
+def _binding(name: str, value: str) -> str:
+    import gin
+
+    if _BARE_STRING.match(value):
+        try:
+            gin.config.parse_value(value)
+        except Exception:
+            value = repr(value)
+    return f"{name} = {value}"
+
+
+def _macros(parsed: Any) -> set[str]:
+    """Names of macros that a gin file and what it includes define (``X = 1``) or use (``%X``)."""
+    text = find(parsed.filename).read_text(encoding="utf-8")
+    found = set(_MACRO.findall(text)) | set(_MACRO_USE.findall(text))
+    for included in parsed.includes:
+        found |= _macros(included)
+    return found
+
+
+def _explain(error: Exception) -> str:
+    """gin's message in one line, with the closest known name where it complains about an unknown one."""
+    import gin
+
+    message = " ".join(str(error.args[0] if error.args else error).split())
+    registry = dict(gin.config._REGISTRY.items())
+    configurable = _NO_CONFIGURABLE.search(message)
+    if configurable:
+        bare = configurable[1].rsplit("/", 1)[-1]
+        return f"nothing configurable is called {bare!r}{closest(bare, {n.rsplit('.', 1)[-1] for n in registry})}"
+    parameter = _NO_PARAMETER.search(message)
+    if parameter:
+        owners = [
+            value for name, value in registry.items() if name.rsplit(".", 1)[-1] == parameter[1].rsplit(".", 1)[-1]
+        ]
+        known = inspect.signature(owners[0].wrapped).parameters if owners else ()
+        return f"{parameter[1]} has no parameter {parameter[2]!r}{closest(parameter[2], known)}"
+    return message

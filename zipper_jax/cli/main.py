@@ -1,0 +1,87 @@
+"""``zipper``: finds the subcommand's module, imports only that, and turns user errors into one line.
+
+A command's module has ``add_arguments(parser)`` and ``run(args, extra) -> int``; ``extra`` are the arguments that its
+parser does not know (``--gin.NAME=VALUE``): it must refuse what it cannot use (`zipper_jax.cli.gin_flags.parse` does).
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from zipper_jax.configs import closest
+from zipper_jax.errors import UserError
+from zipper_jax.version import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
+    "train": ("zipper_jax.cli.train", "pretrain a tower, fuse towers, or train the Single Decoder"),
+    "eval": ("zipper_jax.cli.eval", "word error rates and perplexities of runs, with a report"),
+    "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
+    "speak": ("zipper_jax.cli.speak", "text to an audio file"),
+    "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
+    "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
+}
+"""command -> (module, one line)."""
+
+EXAMPLE = """\
+example:
+  zipper data synth --out data/corpus
+  zipper data prepare --corpus data/corpus --out data/prepared
+  zipper train --gin_file=runs/pretrain_text.gin --gin.MODEL_DIR=runs/text --gin.TRAIN_STEPS=500
+  zipper transcribe --model runs/fusion hello.wav
+
+"zipper COMMAND --help" tells what a command takes.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``zipper ARGUMENTS`` and returns the exit status: 0, what the command says, 2 (user error), 130 (Ctrl-C)."""
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `zipper inspect RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"zipper {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name][0])
+    # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
+    parser = argparse.ArgumentParser(
+        prog=f"zipper {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    try:
+        args, extra = parser.parse_known_args(rest)
+    except SystemExit as stop:  # argparse has printed its help (0) or its error (2)
+        return int(stop.code or 0)
+    return module.run(args, extra)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
+    return f"usage: zipper COMMAND ...\n\ncommands:\n{lines}\n  --version  --help\n\n{EXAMPLE}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Vocabularies: what turns content (a sentence, a list of units) into token ids and back. No TensorFlow.
+
+A vocabulary's ids include its begin and end tokens. Every id from 0 is a valid token: padding is never a token value.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from zipper_jax.errors import UserError
+from zipper_jax.vocabularies.files import FILE_NAME
+from zipper_jax.vocabularies.text import ByteVocabulary, SentencePieceVocabulary, train_sentencepiece
+from zipper_jax.vocabularies.units import UnitVocabulary
+
+__all__ = [
+    "ByteVocabulary",
+    "SentencePieceVocabulary",
+    "UnitVocabulary",
+    "Vocabulary",
+    "load_vocabulary",
+    "train_sentencepiece",
+]
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What every modality offers.
+
+    kind: names the class in ``vocabulary.json``. size: number of ids, begin and end included.
+    digest: SHA-256 (hex) of all that decides ids; equal digests mean interchangeable vocabularies.
+    """
+
+    kind: str
+    size: int
+    begin_id: int
+    end_id: int
+    digest: str
+
+    def encode(self, content: Any) -> Int32[np.ndarray, "n"]:
+        """Token ids of ``content``, without begin and end. Raises UserError for content it cannot represent."""
+        ...
+
+    def decode(self, ids: Any) -> Any:
+        """The content that ``ids`` (any sequence of integers) stand for; begin and end are ignored wherever they are."""
+        ...
+
+    def save(self, folder: Any) -> None:
+        """Writes ``folder/vocabulary.json`` and what else it needs."""
+        ...
+
+
+KINDS: dict[str, Any] = {cls.kind: cls for cls in (SentencePieceVocabulary, ByteVocabulary, UnitVocabulary)}
+"""kind -> class with ``load(folder, header)``."""
+
+
+def load_vocabulary(folder: Any) -> Vocabulary:
+    """The vocabulary that ``save(folder)`` wrote. Raises UserError when it is missing, damaged or of unknown kind."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"vocabulary {str(path)!r} does not exist: check the folder, or prepare the data again")
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        kind, digest = header["kind"], header["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"vocabulary {str(path)!r} is damaged ({error!r}): prepare the data again") from error
+    if kind not in KINDS:
+        raise UserError(f"vocabulary {str(path)!r} is of kind {kind!r}, this version knows {', '.join(KINDS)}: upgrade")
+    vocabulary = KINDS[kind].load(Path(folder), header)
+    if vocabulary.digest != digest:
+        raise UserError(
+            f"vocabulary {str(folder)!r} has changed since it was written (digest {vocabulary.digest[:12]}, "
+            f"recorded {digest[:12]}): restore it, or prepare the data again"
+        )
+    return vocabulary

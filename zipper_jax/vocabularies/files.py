@@ -1,0 +1,31 @@
+"""How vocabularies write their files."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.files import write_bytes
+
+FILE_NAME = "vocabulary.json"
+
+
+def write_header(folder: Any, vocabulary: Any, **more: Any) -> None:
+    """Writes ``vocabulary.json`` last, so that a folder which has it is complete."""
+    header = {
+        "kind": vocabulary.kind,
+        "size": vocabulary.size,
+        "begin_id": vocabulary.begin_id,
+        "end_id": vocabulary.end_id,
+        "digest": vocabulary.digest,
+        **more,
+    }
+    write_bytes(Path(folder) / FILE_NAME, (json.dumps(header, indent=2) + "\n").encode())
+
+
+def digest(*parts: bytes) -> str:
+    """SHA-256 of ``parts``, each with its length, so that no two lists of parts run together."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.hexdigest()

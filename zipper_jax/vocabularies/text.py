@@ -1,0 +1,149 @@
+"""Text vocabularies: sentencepiece, and bytes. Neither imports TensorFlow or seqio."""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes
+from zipper_jax.vocabularies import files
+
+MODEL_NAME = "sentencepiece.model"
+
+
+class SentencePieceVocabulary:
+    """Any sentencepiece model that has begin (``<s>``) and end (``</s>``) pieces; its ids are used as they are."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes):
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(
+                f"these {len(model)} bytes are no sentencepiece model ({error}): give a .model file"
+            ) from error
+        self._model = model
+        self.size = self._processor.get_piece_size()
+        self.begin_id = self._processor.bos_id()
+        self.end_id = self._processor.eos_id()
+        if self.begin_id < 0 or self.end_id < 0:
+            raise UserError(
+                "the sentencepiece model lacks a begin or an end piece "
+                f"(bos_id = {self.begin_id}, eos_id = {self.end_id}): train it with both"
+            )
+        self.digest = files.digest(b"sentencepiece", model)
+
+    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+        return np.asarray(self._processor.encode(content), dtype=np.int32)
+
+    def decode(self, ids: Any) -> str:
+        return self._processor.decode([i for i in _checked(ids, self.size) if i not in (self.begin_id, self.end_id)])
+
+    def save(self, folder: Any) -> None:
+        write_bytes(Path(folder) / MODEL_NAME, self._model)
+        files.write_header(folder, self)
+
+    @classmethod
+    def load(cls, folder: Path, header: Mapping[str, Any]) -> "SentencePieceVocabulary":
+        path = folder / MODEL_NAME
+        if not path.is_file():
+            raise UserError(f"vocabulary file {str(path)!r} does not exist: restore it, or prepare the data again")
+        return cls(path.read_bytes())
+
+
+class ByteVocabulary:
+    """UTF-8 bytes: byte b is id b, ``begin = 256``, ``end = 257``. Represents every text."""
+
+    kind = "bytes"
+    size = 258
+    begin_id = 256
+    end_id = 257
+
+    def __init__(self) -> None:
+        self.digest = files.digest(b"bytes")
+
+    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+        return np.frombuffer(content.encode(), dtype=np.uint8).astype(np.int32)
+
+    def decode(self, ids: Any) -> str:
+        return bytes(i for i in _checked(ids, self.size) if i < 256).decode(errors="replace")
+
+    def save(self, folder: Any) -> None:
+        files.write_header(folder, self)
+
+    @classmethod
+    def load(cls, folder: Path, header: Mapping[str, Any]) -> "ByteVocabulary":
+        return cls()
+
+
+def train_sentencepiece(
+    sentences: Iterable[str],
+    size: int,
+    model_type: str = "unigram",
+    byte_fallback: bool = False,
+    normalisation: str = "identity",
+) -> SentencePieceVocabulary:
+    """Trains a sentencepiece vocabulary of exactly ``size`` ids: unknown, begin, end, then pieces.
+
+    Where the sentences support fewer pieces, the rest are placeholders that no text ever gives, so that a model's
+    vocabulary size can be decided before the data. Deterministic for the same sentences in the same order.
+
+    Args:
+      model_type: "unigram", "bpe", "char" or "word".
+      byte_fallback: represent unseen characters by their bytes (256 pieces of ``size``) instead of one unknown piece.
+      normalisation: sentencepiece's rule ("identity", "nmt_nfkc", "nfkc_cf", ...).
+
+    Raises:
+      UserError: no sentences, or a size that cannot hold the characters.
+    """
+    sentences = list(sentences)
+    if not any(sentence.strip() for sentence in sentences):
+        raise UserError("there is no sentence to train a text vocabulary on: check the corpus's training split")
+
+    def train(placeholders: int) -> SentencePieceVocabulary:
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=size,
+            hard_vocab_limit=False,
+            control_symbols=[f"<unused_{i}>" for i in range(placeholders)],
+            model_type=model_type,
+            character_coverage=1.0,
+            byte_fallback=byte_fallback,
+            normalization_rule_name=normalisation,
+            remove_extra_whitespaces=normalisation != "identity",
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,  # more threads give other floating-point sums, so other pieces
+            minloglevel=2,
+        )
+        return SentencePieceVocabulary(model.getvalue())
+
+    try:
+        vocabulary = train(0)
+        if vocabulary.size < size:
+            vocabulary = train(size - vocabulary.size)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(
+            f"text_vocabulary_size = {size} does not work ({' '.join(str(error).split())}): try more"
+        ) from error
+    if vocabulary.size != size:
+        raise UserError(f"text_vocabulary_size = {size} does not work (got {vocabulary.size} pieces): try another size")
+    return vocabulary
+
+
+def _checked(ids: Any, size: int) -> list[int]:
+    ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+    wrong = ids[(ids < 0) | (ids >= size)]
+    if len(wrong):
+        raise UserError(f"token {wrong[0]} lies outside 0 to {size - 1}: was another vocabulary used?")
+    return ids.tolist()
