@@ -157,6 +157,11 @@ class ZipConfig:
     def receivers(self) -> tuple[str, ...]:
         return tuple(sorted(self.into if self.into is not None else self.towers))
 
+    def kv_shape(self, receiver: TowerConfig) -> tuple[int, int]:
+        """Key/value heads and head size of the cross-attention into ``receiver``."""
+        heads = self.num_kv_heads or self.num_heads or receiver.num_kv_heads
+        return heads, self.head_size or receiver.head_size
+
     def other(self, tower: str) -> str:
         return self.towers[1] if tower == self.towers[0] else self.towers[0]
 

@@ -40,8 +40,7 @@ class ZipDirection(nnx.Module):
         self.config = config
         width = receiver.width
         n = config.num_heads or receiver.num_heads
-        k = config.num_kv_heads or (n if config.num_heads else receiver.num_kv_heads)
-        h = config.head_size or receiver.head_size
+        k, h = config.kv_shape(receiver)
         self.projection = Projection(config.projection, source.width, width, rngs, dtype)
         self.position_table = None
         if config.positions == "learned":

@@ -1,0 +1,90 @@
+"""Beam search for one span.
+
+Axis letters: B rows, W beams, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from zipper_jax.decoding.cache import Cache, advance
+from zipper_jax.decoding.sampling import allowed_tokens
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.sequences import Place
+
+_NEVER = -1e30
+
+
+def beam_span(
+    config: ZipperConfig, params, cache: Cache, *, place: Place, limit: int, beams: int, length_penalty: float
+):
+    """Like greedy decoding of one span, keeping the ``beams`` best prefixes of each row.
+
+    Scores are sums of log probabilities under the tower's whole vocabulary; at the end each is divided by
+    (tokens, end token included) ** length_penalty and the best beam of each row is kept, cache included.
+
+    Returns:
+      (cache [B rows], (tokens [B, limit + 2], log probs [B, limit + 2], truncated [B])).
+    """
+    from zipper_jax.decoding.generate import allowed_tokens
+
+    rows, width = next(iter(cache.lengths.values())).shape[0], beams
+    allowed, end = allowed_tokens(config, place), place.offset + place.end
+    cache = _take_rows(cache, jnp.repeat(jnp.arange(rows), width))
+
+    def body(state):
+        step, cache, token, active, total, out, scores, cut_off = state
+        flat = advance(config, params, cache, place.tower, token.reshape(-1, 1), active.reshape(-1).astype(jnp.int32))
+        logits, cache = flat[0].reshape(rows, width, -1), flat[1]
+        predicting = active & (token != end)
+        log_probs = jnp.where(allowed, jax.nn.log_softmax(logits, axis=-1), _NEVER)
+        forced = jnp.full_like(log_probs, _NEVER).at[..., end].set(log_probs[..., end])
+        wanted = jnp.argmax(log_probs, axis=-1)
+        log_probs = jnp.where(step >= limit, forced, log_probs)
+        # A finished beam goes on as itself alone: it "chooses" end again at no cost.
+        stay = jnp.full_like(log_probs, _NEVER).at[..., end].set(0.0)
+        gains = jnp.where(predicting[..., None], log_probs, stay)
+        vocabulary = gains.shape[-1]
+        total, best = jax.lax.top_k((total[..., None] + gains).reshape(rows, -1), width)
+        parent, chosen = best // vocabulary, (best % vocabulary).astype(jnp.int32)
+
+        def inherit(x):
+            return jnp.take_along_axis(x, parent.reshape(parent.shape + (1,) * (x.ndim - 2)), axis=1)
+
+        gain = jnp.take_along_axis(inherit(gains), chosen[..., None], axis=-1)[..., 0]
+        predicting = inherit(predicting)
+        out = inherit(out).at[:, :, step].set(jnp.where(predicting, chosen, end))
+        scores = inherit(scores).at[:, :, step].set(jnp.where(predicting, gain, 0.0))
+        cut_off = inherit(cut_off) | (predicting & (step >= limit) & (inherit(wanted) != end))
+        cache = _take_rows(cache, (jnp.arange(rows)[:, None] * width + parent).reshape(-1))
+        return step + 1, cache, chosen, predicting, total, out, scores, cut_off
+
+    shape = (rows, width)
+    first_only = jnp.where(jnp.arange(width) == 0, 0.0, _NEVER)
+    state = (
+        jnp.int32(0),
+        cache,
+        jnp.full(shape, place.offset + place.begin, jnp.int32),
+        jnp.ones(shape, bool),
+        jnp.broadcast_to(first_only, shape),
+        jnp.full((*shape, limit + 2), end, jnp.int32),
+        jnp.zeros((*shape, limit + 2), jnp.float32),
+        jnp.zeros(shape, bool),
+    )
+    _, cache, _, _, total, out, scores, cut_off = jax.lax.while_loop(lambda s: jnp.any(s[3]), body, state)
+    tokens = 1 + jnp.argmax(out == end, axis=-1)
+    best = jnp.argmax(total / tokens.astype(jnp.float32) ** length_penalty, axis=-1)
+
+    def pick(x):
+        return jnp.take_along_axis(x, best.reshape((rows,) + (1,) * (x.ndim - 1)), axis=1)[:, 0]
+
+    cache = _take_rows(cache, jnp.arange(rows) * width + best)
+    return cache, (pick(out), pick(scores), pick(cut_off))
+
+
+def _take_rows(cache: Cache, rows) -> Cache:
+    """The cache with these rows, in this order."""
+    return Cache(
+        jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache.towers),
+        jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache.zips),
+        jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache.lengths),
+    )
