@@ -1,4 +1,4 @@
-"""What every test runs under: 8 virtual CPU devices, shapes checked on every annotated call, a warm compilation cache."""
+"""What every test runs under: 8 virtual CPU devices, shapes checked on every call, a warm compilation cache."""
 
 import os
 from pathlib import Path

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about a mistyped ``name``: ``; did you mean 'width'?``, or what is known, or nothing."""
+    """What to append to an error about a mistyped ``name``: ``; did you mean 'width'?``, or what is known."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

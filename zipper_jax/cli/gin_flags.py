@@ -1,8 +1,7 @@
 """t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100 --gin.TrainConfig.seed=1``.
 
-Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value: quote strings,
-``--gin.MODEL_DIR='"runs/a"'``; a value that gin cannot read at all is taken as a string, so ``--gin.MODEL_DIR=runs/a``
-works as well.
+Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value; a bare word or
+path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
 """
 
 import dataclasses

@@ -44,7 +44,7 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, ids: Any) -> Any:
-        """The content that ``ids`` (any sequence of integers) stand for; begin and end are ignored wherever they are."""
+        """The content that ``ids`` (any sequence of integers) stand for; begin and end are ignored anywhere."""
         ...
 
     def save(self, folder: Any) -> None:

@@ -1,4 +1,4 @@
-"""Units of speech, or of any other quantised signal: unit u is id u; begin and end follow the units (the paper's 1,026)."""
+"""Units of speech, or of any quantised signal: unit u is id u; begin and end follow (1,024 + 2 in the paper)."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,0 +1,104 @@
+"""Make data: a small corpus of aligned speech and text (synth), and what training reads from one (prepare).
+
+example:
+  zipper data synth --out data/corpus --sentences 1000
+  zipper data prepare --corpus data/corpus --out data/prepared --text_length 64 --speech_length 512
+"""
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from zipper_jax.configs import closest
+from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.errors import UserError
+from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+
+_HELP = {
+    "train": "sentences of the training split",
+    "validation": "sentences of the validation split",
+    "test": "sentences of the test split",
+    "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
+    "engine": "flite, espeak or auto (flite where its library is installed)",
+    "voices": "comma-separated; empty for the engine's own choice",
+    "rate": "tempo as a multiple of the voice's own; 0 for the engine's default",
+    "pitch": "as a multiple of the voice's own",
+    "seed": "same seed, same result",
+    "text_length": "slots of a packed row for text, begin and end tokens included",
+    "speech_length": "slots of a packed row for units, begin and end tokens included",
+    "text_vocabulary": "how text becomes tokens",
+    "text_vocabulary_size": "tokens in all (sentencepiece)",
+    "num_units": "codes of the unit tokenizer",
+    "tasks": "comma-separated tasks to write rows of",
+    "open_rows": "rows that are filled at the same time",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", metavar="{synth,prepare}", required=True)
+    synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
+    synth.add_argument("--out", required=True, help="folder to write the corpus into; run again to go on")
+    _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
+    prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
+    prepare.add_argument("--corpus", required=True, help="folder with manifest.jsonl and audio")
+    prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
+    prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
+    _add_fields(prepare, PrepareSettings, {})
+    for command in (synth, prepare):
+        command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    if extra:
+        known = [f"--{name}" for name in vars(args) if name != "command"]
+        raise UserError(
+            f"zipper data {args.command} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}"
+        )
+    if args.command == "synth":
+        synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
+        return 0
+    from zipper_jax.data.prepare_rows import prepare
+
+    prepare(args.corpus, args.out, _settings(PrepareSettings, args), args.overwrite, _say, args.processes)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls: type, aliases: dict[str, list[str]]) -> None:
+    """One option per field of a settings dataclass, with its default."""
+    kinds = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind, default = kinds[field.name], field.default
+        choices: list[Any] | None = None
+        if typing.get_origin(kind) is Literal:
+            choices, kind = list(typing.get_args(kind)), str
+        elif typing.get_origin(kind) is tuple:
+            kind = _tuple_of(typing.get_args(kind)[0])
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        help_text = f"{_HELP.get(field.name, field.name.replace('_', ' '))} (default: {shown or repr(shown)})"
+        parser.add_argument(
+            *aliases.get(field.name, []),
+            f"--{field.name}",
+            dest=field.name,
+            type=kind,
+            default=default,
+            choices=choices,
+            help=help_text.replace("%", "%%"),
+        )
+
+
+def _tuple_of(kind: type) -> Any:
+    def parse(text: str) -> tuple:
+        return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
+
+    parse.__name__ = f"comma-separated {kind.__name__}"
+    return parse
+
+
+def _settings(cls: type, args: argparse.Namespace) -> Any:
+    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})

@@ -1,0 +1,205 @@
+"""Which row comes n-th, and the batch of a step: pure functions of (seed, n), so that resuming is exact and instant.
+
+No TensorFlow. Nothing here depends on how many processes read, and nothing grows with n.
+Random orders come from raw PCG64 bits, which numpy promises to keep (its ``permutation`` it does not).
+"""
+
+import threading
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from zipper_jax.configs import closest
+from zipper_jax.errors import UserError
+from zipper_jax.sequences import Example, Layout, rows_to_towers
+
+PAPER_RATES = {"asr": 1.0, "tts": 1.26}
+"""ASR to TTS by number of samples (paper §4)."""
+
+BLOCK = 1024
+"""Draws over which every task gets its exact share."""
+
+
+class Rows(Protocol):
+    """Rows of one task: a `RowStore`, or rows made in memory (`zipper_jax.data.live`)."""
+
+    meta: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> list[Example]: ...
+
+
+class RowMixture:
+    """Endless rows from several tasks.
+
+    Each block of 1024 draws holds an exact number of rows of each task (its share, rounded by largest remainder), in an
+    order of its own; within a task, each epoch visits every row once, in an order of its own.
+
+    tasks: names, sorted; draws name tasks by their index here. stores: task -> rows. counts: task -> draws per block.
+    """
+
+    def __init__(self, stores: Mapping[str, Rows], rates: Mapping[str, float], seed: int):
+        """Takes ``rates`` relative to each other; ``stores`` must have the same keys.
+
+        Raises:
+          UserError: no task, tasks without rows, a rate that is not positive or gives no draw in 1024.
+        """
+        if not rates:
+            raise UserError("a mixture needs at least one task with a rate")
+        for task in rates:
+            if task not in stores:
+                raise UserError(f"the mixture names task {task!r}, which has no rows{closest(task, stores)}")
+        for task, store in stores.items():
+            if task not in rates:
+                raise UserError(f"task {task!r} has rows but no rate{closest(task, rates)}")
+            if len(store) == 0:
+                raise UserError(f"task {task!r} has no rows: were all examples too long? See its meta.json")
+        self.tasks = tuple(sorted(rates))
+        self.stores = {task: stores[task] for task in self.tasks}
+        self.seed = int(seed)
+        self.counts = dict(zip(self.tasks, _shares(self.tasks, rates), strict=True))
+        # Where one ends and the next begins two blocks, and two epochs per task, are in use.
+        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._epoch = lru_cache(maxsize=2 * len(self.tasks) + 2)(self._make_epoch)
+
+    def row(self, n: int) -> tuple[int, int]:
+        """(task index, row index) of draw ``n`` >= 0."""
+        if n < 0:
+            raise IndexError(f"draw {n}: draws count from 0")
+        block, place = divmod(int(n), BLOCK)
+        tasks, earlier = self._block(block)
+        task = int(tasks[place])
+        name = self.tasks[task]
+        epoch, within = divmod(block * self.counts[name] + int(earlier[place]), len(self.stores[name]))
+        return task, int(self._epoch(task, epoch)[within])
+
+    def examples(self, n: int) -> tuple[int, list[Example]]:
+        """(task index, the row's examples) of draw ``n``."""
+        task, index = self.row(n)
+        return task, self.stores[self.tasks[task]].row(index)
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """[1024] task of each draw, and how many draws of that task precede it in the block."""
+        tasks = np.repeat(np.arange(len(self.tasks)), list(self.counts.values()))
+        tasks = tasks[permutation(BLOCK, self.seed, 0, block)]
+        earlier = np.zeros(BLOCK, np.int64)
+        for task in range(len(self.tasks)):
+            mine = tasks == task
+            earlier[mine] = np.arange(mine.sum())
+        return tasks, earlier
+
+    def _make_epoch(self, task: int, epoch: int) -> np.ndarray:
+        name = self.tasks[task]
+        # Keyed by the task's name, so that adding a task to a mixture leaves the others' orders alone.
+        return permutation(len(self.stores[name]), self.seed, 1, zlib.crc32(name.encode()), epoch)
+
+
+def permutation(size: int, seed: int, *key: int) -> Int[np.ndarray, "size"]:
+    """An order of ``range(size)`` that depends only on the arguments, on any machine and numpy version."""
+    # A seed may be negative; SeedSequence wants words of 32 bits, which this keeps apart from the key.
+    words = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *key]
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(words)).random_raw(size), kind="stable")
+
+
+def _shares(tasks: tuple[str, ...], rates: Mapping[str, float]) -> list[int]:
+    """Draws per block of each task: its share rounded down, the rest to the largest remainders (ties: first name)."""
+    for task in tasks:
+        if not (np.isfinite(rates[task]) and rates[task] > 0):
+            raise UserError(f"rate of task {task!r} is {rates[task]}: give a positive number, or leave the task out")
+    exact = np.array([rates[task] for task in tasks], np.float64)
+    exact = exact / exact.sum() * BLOCK
+    counts = np.floor(exact).astype(int)
+    for place in np.argsort(-(exact - counts), kind="stable")[: BLOCK - counts.sum()]:
+        counts[place] += 1
+    for task, count in zip(tasks, counts, strict=True):
+        if count == 0:
+            raise UserError(
+                f"rate of task {task!r} is {rates[task]}: less than one row in {BLOCK}; raise it or leave it out"
+            )
+    return counts.tolist()
+
+
+class RowBatches:
+    """``get(step)``: the batch of a step, a pure function of it. The next ones are made ahead in a thread."""
+
+    def __init__(
+        self, mixture: RowMixture, layout: Layout, lengths: Mapping[str, int], batch_size: int, ahead: int = 2
+    ):
+        self.mixture = mixture
+        self._layout = layout
+        self._lengths = dict(lengths)
+        self._batch_size = batch_size
+        self._ahead = ahead
+        self._pending: dict[int, Future] = {}
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
+
+    def get(self, step: int) -> dict[str, Any]:
+        """{"towers": tower -> TowerBatch [B, T], "task": int32 [B], indices into ``mixture.tasks``}; ``step`` >= 0."""
+        if self._executor is None:
+            return self._make(step)
+        with self._lock:
+            wanted = range(step, step + self._ahead + 1)
+            for other in [s for s in self._pending if s not in wanted]:  # a jump: what was made ahead is of no use
+                self._pending.pop(other).cancel()
+            for s in wanted:
+                if s not in self._pending:
+                    self._pending[s] = self._executor.submit(self._make, s)
+            future = self._pending.pop(step)
+        return future.result()
+
+    def close(self) -> None:
+        """Ends the thread; `get` then makes each batch when asked."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)
+            self._pending.clear()
+
+    def __enter__(self) -> "RowBatches":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make(self, step: int) -> dict[str, Any]:
+        draws = range(step * self._batch_size, (step + 1) * self._batch_size)
+        tasks, rows = zip(*(self.mixture.examples(n) for n in draws), strict=True)
+        return {"towers": rows_to_towers(rows, self._layout, self._lengths), "task": np.array(tasks, np.int32)}
+
+
+def batches(
+    mixture: RowMixture, layout: Layout, lengths: Mapping[str, int], batch_size: int, ahead: int = 2
+) -> RowBatches:
+    """Batches of ``batch_size`` rows of ``mixture``: step s takes draws s * batch_size onwards.
+
+    Args:
+      lengths: tower -> slots per row; every tower of ``layout`` needs one.
+      ahead: batches made ahead in a thread; 0 for none.
+
+    Raises:
+      UserError: a batch size below 1, rows of a modality the model lacks, or rows longer than ``lengths``.
+    """
+    if batch_size < 1:
+        raise UserError(f"BATCH_SIZE is {batch_size}: give at least 1")
+    for task, store in mixture.stores.items():
+        for modality, longest in store.meta["longest"].items():
+            if modality not in layout:
+                raise UserError(f"rows of task {task!r} hold modality {modality!r}, which the model lacks")
+            tower = layout[modality].tower
+            if tower not in lengths:
+                raise UserError(f"TASK_FEATURE_LENGTHS gives no length for tower {tower!r}{closest(tower, lengths)}")
+            if longest > lengths[tower]:
+                raise UserError(
+                    f"TASK_FEATURE_LENGTHS gives tower {tower!r} {lengths[tower]} slots, but rows of task {task!r} "
+                    f"take up to {longest}: raise it to that, or prepare the rows again"
+                )
+    return RowBatches(mixture, layout, lengths, batch_size, ahead)

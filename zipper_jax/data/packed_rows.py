@@ -1,0 +1,162 @@
+"""Packed rows on disk: what training reads. No TensorFlow; opened by memory map, so a store of any size opens at once.
+
+A row is a list of examples (linear sequences), stored without begin and end tokens and without any decision about
+towers: the same rows serve every model whose towers have room for them.
+
+    tokens.npy  content tokens of all spans, one behind the other, in the smallest unsigned type that holds them
+    spans.npy   one record per span: segment (number of its example in the row, from 1), modality, weight, start, length
+    rows.npy    [R + 1]: row r has the spans rows[r] to rows[r + 1]
+    meta.json   format, modalities, counts, and what the writer adds
+
+A folder is written aside and renamed: if it is there, it is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_json
+from zipper_jax.sequences import Example, Span
+
+FORMAT_VERSION = 1
+META = "meta.json"
+_SPAN = np.dtype([("segment", "<u4"), ("modality", "u1"), ("weight", "<f4"), ("start", "<i8"), ("length", "<i4")])
+
+
+def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes ``rows`` into ``folder``, replacing what is there, and returns the ``meta.json`` written.
+
+    ``meta`` (JSON-able) is stored beside the counts made here; see `describe` for those.
+
+    Raises:
+      UserError: a negative token.
+    """
+    folder = Path(folder)
+    counts = describe(rows)
+    modalities = {name: number for number, name in enumerate(counts["modalities"])}
+    spans, offsets, contents, start = [], [0], [], 0
+    for row in rows:
+        for segment, example in enumerate(row, start=1):
+            for span in example:
+                content = np.asarray(span.tokens, np.int64)
+                if len(content) and content.min() < 0:
+                    raise UserError(f"a {span.modality} span holds token {content.min()}: tokens are 0 or more")
+                spans.append((segment, modalities[span.modality], span.weight, start, len(content)))
+                contents.append(content)
+                start += len(content)
+        offsets.append(len(spans))
+    tokens = np.concatenate([*contents, np.zeros(0, np.int64)])
+    tokens = tokens.astype(np.min_scalar_type(int(tokens.max(initial=0))))
+    written = {"format_version": FORMAT_VERSION, **counts, "token_dtype": str(tokens.dtype), **meta}
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        np.save(aside / "tokens.npy", tokens)
+        np.save(aside / "spans.npy", np.array(spans, _SPAN))
+        np.save(aside / "rows.npy", np.array(offsets, np.int64))
+        write_json(aside / META, written)
+        if folder.exists():  # a folder cannot be renamed onto another: for a moment there is none, never half of one
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return written
+
+
+def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
+    """Counts of ``rows``.
+
+    modalities: names, sorted. rows, examples: numbers. tokens: modality -> content tokens.
+    slots: modality -> slots taken, begin and end tokens included. longest: the same of the fullest row.
+    """
+    tokens: dict[str, int] = {}
+    slots: dict[str, int] = {}
+    longest: dict[str, int] = {}
+    for row in rows:
+        used: dict[str, int] = {}
+        for example in row:
+            for span in example:
+                tokens[span.modality] = tokens.get(span.modality, 0) + len(span.tokens)
+                used[span.modality] = used.get(span.modality, 0) + len(span.tokens) + 2
+        for name, taken in used.items():
+            slots[name] = slots.get(name, 0) + taken
+            longest[name] = max(longest.get(name, 0), taken)
+    return {
+        "modalities": sorted(tokens),
+        "rows": len(rows),
+        "examples": sum(len(row) for row in rows),
+        "tokens": dict(sorted(tokens.items())),
+        "slots": dict(sorted(slots.items())),
+        "longest": dict(sorted(longest.items())),
+    }
+
+
+def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """``meta.json`` of a complete store, None where there is none. Raises UserError when it cannot be read."""
+    path = Path(folder) / META
+    if not path.is_file():
+        return None
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error!r}): delete the folder and prepare the rows again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{str(path)!r} has format {version}, this version reads {FORMAT_VERSION}: prepare the rows again"
+        )
+    return meta
+
+
+class RowStore:
+    """The rows of one task and split. Safe to read from several threads.
+
+    meta: the stored ``meta.json``.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        meta = read_meta(folder)
+        if meta is None:
+            raise UserError(f"there are no packed rows in {str(folder)!r}: write them with `zipper data prepare`")
+        self.meta: dict[str, Any] = meta
+        try:
+            self._tokens, self._spans, self._rows = (
+                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "spans", "rows")
+            )
+            last = self._spans[-1] if len(self._spans) else np.zeros((), _SPAN)
+            whole = (
+                len(self._rows) == meta["rows"] + 1
+                and int(self._rows[-1]) == len(self._spans)
+                and int(last["start"]) + int(last["length"]) == len(self._tokens)
+            )
+        except (OSError, ValueError, LookupError, EOFError) as error:
+            raise UserError(f"packed rows {str(folder)!r} are damaged ({error}): prepare the rows again") from error
+        if not whole:
+            raise UserError(f"packed rows {str(folder)!r} are damaged (sizes do not agree): prepare the rows again")
+        self._modalities: list[str] = meta["modalities"]
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def row(self, index: int) -> list[Example]:
+        """The examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} rows in {self.folder}")
+        examples: list[list[Span]] = []
+        for span in self._spans[self._rows[index] : self._rows[index + 1]]:
+            start, length = int(span["start"]), int(span["length"])
+            tokens = np.array(self._tokens[start : start + length], dtype=np.int32)
+            if span["segment"] > len(examples):
+                examples.append([])
+            examples[-1].append(Span(self._modalities[span["modality"]], tokens, float(span["weight"])))
+        return [tuple(example) for example in examples]

@@ -1,0 +1,136 @@
+"""From seqio tasks to packed rows: examples in order, the task's template, packing, and a count of what was dropped."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, write_rows
+from zipper_jax.data.prepared import PrepareSettings, Say, read_header, splits, write_examples
+from zipper_jax.errors import UserError
+from zipper_jax.packing import pack
+from zipper_jax.sequences import TEMPLATES, Example, fill_template
+
+
+def prepare(
+    corpus: Any,
+    folder: Any,
+    settings: PrepareSettings = PrepareSettings(),
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+    processes: int | None = None,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Turns a corpus into a prepared folder; returns (task, split) -> ``meta.json`` of its rows.
+
+    Run again it skips what is finished and goes on after an interruption.
+
+    Args:
+      overwrite: start over what was made with other settings; without it that is an error.
+      say: receives lines of progress.
+      processes: for encoding audio, default one per core.
+
+    Raises:
+      UserError: a corpus that is missing or not finished, or other settings than the folder was made with.
+    """
+    began = time.monotonic()
+    write_examples(corpus, folder, settings, overwrite, say, processes)
+    metas = write_all_rows(folder, settings, overwrite, say)
+    say(f"prepared {folder} in {time.monotonic() - began:.1f} s")
+    return metas
+
+
+def write_all_rows(
+    folder: Any, settings: PrepareSettings, overwrite: bool, say: Say
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Packs every task and split of a prepared folder that is not packed yet."""
+    folder = Path(folder)
+    header = read_header(folder)
+    metas: dict[tuple[str, str], dict[str, Any]] = {}
+    to_do = []
+    for task in settings.tasks:
+        for split in splits(folder):
+            home = folder / "rows" / task / split
+            digest = _digest(header, settings, task)
+            meta = read_meta(home)
+            if meta is not None and meta["made_with"] == digest:
+                metas[task, split] = meta
+                say(summary(meta))
+                continue
+            if meta is not None and not overwrite:
+                raise UserError(
+                    f"rows in {str(home)!r} were packed otherwise (lengths {meta['lengths']}, now "
+                    f"{_lengths(settings, task)}): give --overwrite or another --out"
+                )
+            to_do.append((task, split, home, digest))
+    if to_do:
+        say("loading seqio")
+        from zipper_jax.data import tasks  # TensorFlow: only when there is something to do
+
+        names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
+        for task, split, home, digest in to_do:
+            rows, counts = pack_examples(task, tasks.examples(names[task], split), settings)
+            for leftover in home.parent.glob("*.partial"):  # of a run that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            more = {**counts, "task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
+            metas[task, split] = write_rows(home, rows, more)
+            say(summary(metas[task, split]))
+    return metas
+
+
+def pack_examples(
+    task: str, contents: Iterable[Mapping[str, np.ndarray]], settings: PrepareSettings
+) -> tuple[list[list[Example]], dict[str, Any]]:
+    """Rows of a task's examples, and counts: ``lengths``, ``dropped`` (by reason), ``fill`` (share by modality)."""
+    lengths = _lengths(settings, task)
+    examples: list[Example] = []
+    dropped = {"empty": 0, "too_long": 0}
+    for content in contents:
+        example = fill_template(task, content)
+        if all(len(span.tokens) for span in example):
+            examples.append(example)
+        else:  # nothing to read, or nothing to learn
+            dropped["empty"] += 1
+    taken = np.array([_slots(example, lengths) for example in examples], np.int64).reshape(-1, len(lengths))
+    packing = pack(taken, np.array(list(lengths.values())), settings.open_rows)
+    dropped["too_long"] = len(packing.dropped)
+    rows = [[examples[index] for index in row] for row in packing.rows]
+    slots = describe(rows)["slots"]
+    fill = {m: round(slots.get(m, 0) / (len(rows) * length), 4) if rows else 0.0 for m, length in lengths.items()}
+    return rows, {"lengths": lengths, "dropped": dropped, "fill": fill}
+
+
+def summary(meta: Mapping[str, Any]) -> str:
+    """One line about a store: examples, tokens, rows, how full they are, what was dropped and why."""
+    tokens = ", ".join(f"{count:,} {modality}" for modality, count in meta["tokens"].items()) or "no"
+    fill = ", ".join(f"{modality} {share:.0%}" for modality, share in meta["fill"].items())
+    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in meta["dropped"].items() if count)
+    return (
+        f"{meta['task']}/{meta['split']}: {meta['examples']:,} examples, {tokens} tokens, {meta['rows']:,} rows "
+        f"(filled: {fill}), dropped: {dropped or 'none'}"
+    )
+
+
+def _lengths(settings: PrepareSettings, task: str) -> dict[str, int]:
+    """modality -> slots of a row, for the modalities the task has."""
+    return {modality: settings.lengths[modality] for modality in sorted({m for m, _ in TEMPLATES[task]})}
+
+
+def _slots(example: Example, lengths: Mapping[str, int]) -> list[int]:
+    return [sum(len(span.tokens) + 2 for span in example if span.modality == modality) for modality in lengths]
+
+
+def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> str:
+    """Of all that decides a task's rows."""
+    decides = {
+        "format": FORMAT_VERSION,
+        "examples": header["made_with"],
+        "template": TEMPLATES[task],
+        "lengths": _lengths(settings, task),
+        "open_rows": settings.open_rows,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

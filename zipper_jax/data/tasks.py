@@ -1,0 +1,163 @@
+"""seqio tasks and the mixture over a prepared folder. This module imports TensorFlow (7 s): import it late.
+
+    text_lm, speech_lm, asr, tts      one example per utterance: features "text" and/or "speech", content tokens only
+    asr_tts                           asr and tts at the paper's rates
+
+Begin and end tokens, order and loss weights are not seqio's business: they come from the template of the task's name
+(`zipper_jax.sequences.TEMPLATES`). Nothing is trimmed or padded here either.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import seqio
+import tensorflow as tf
+
+from zipper_jax.configs import closest
+from zipper_jax.data import prepared
+from zipper_jax.data.mixtures import PAPER_RATES
+from zipper_jax.errors import UserError
+from zipper_jax.sequences import TEMPLATES
+from zipper_jax.vocabularies import Vocabulary
+
+# TensorFlow only reads data here; by default it would take a whole GPU from JAX.
+tf.config.set_visible_devices([], "GPU")
+
+MIXTURES: dict[str, dict[str, float]] = {"asr_tts": PAPER_RATES}
+"""mixture -> {task: rate}."""
+
+_SOURCE_FIELD = {"text": "text", "speech": "units"}
+"""modality -> field of a prepared example."""
+
+
+class SeqioVocabulary(seqio.Vocabulary):
+    """One of our vocabularies where seqio expects its own.
+
+    seqio takes id 0 for padding; with us 0 is a token, and no code here lets seqio pad.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__()
+        self.vocabulary = vocabulary
+
+    @property
+    def bos_id(self) -> int:
+        return self.vocabulary.begin_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.vocabulary.end_id
+
+    @property
+    def unk_id(self) -> None:
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    def _encode(self, s: Any) -> list[int]:
+        return self.vocabulary.encode(s).tolist()
+
+    def _decode(self, ids: Any) -> Any:
+        return self.vocabulary.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(content: Any) -> np.ndarray:
+            return self.vocabulary.encode(content.decode() if isinstance(content, bytes) else content)
+
+        ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+        ids.set_shape([None])
+        return ids
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        is_text = isinstance(self.vocabulary.decode([]), str)
+
+        def decode(row: np.ndarray) -> Any:
+            content = self.vocabulary.decode(row)
+            return content.encode() if is_text else content
+
+        return tf.numpy_function(decode, [ids], tf.string if is_text else tf.int32, stateful=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeqioVocabulary) and self.vocabulary.digest == other.vocabulary.digest
+
+    def __hash__(self) -> int:
+        return hash(self.vocabulary.digest)
+
+
+def register(folder: Any, prefix: str = "") -> dict[str, str]:
+    """Registers the tasks and mixtures of a prepared folder with seqio, as ``prefix + name``; returns name -> that.
+
+    Registering again replaces: the last folder counts. Give each folder a prefix to use several at a time.
+    """
+    folder = Path(folder)
+    prepared.read_header(folder)
+    vocabularies = prepared.read_vocabularies(folder)
+    names = {}
+    for task, template in TEMPLATES.items():
+        modalities = [modality for modality, _ in template]
+        if not set(modalities) <= set(vocabularies):
+            continue
+        names[task] = prefix + task
+        seqio.TaskRegistry.remove(names[task])
+        seqio.TaskRegistry.add(
+            names[task],
+            source=_source(folder),
+            preprocessors=[_keep_fields(modalities), seqio.preprocessors.tokenize],
+            output_features={
+                modality: seqio.Feature(SeqioVocabulary(vocabularies[modality]), add_eos=False, dtype=tf.int32)
+                for modality in modalities
+            },
+            metric_fns=[],
+        )
+    for mixture, rates in MIXTURES.items():
+        if set(rates) <= set(names):
+            names[mixture] = prefix + mixture
+            seqio.MixtureRegistry.remove(names[mixture])
+            seqio.MixtureRegistry.add(names[mixture], [(names[task], rate) for task, rate in rates.items()])
+    return names
+
+
+def examples(name: str, split: str) -> Any:
+    """Iterates a registered task's split in order, once: {modality: int32 content tokens}.
+
+    Raises:
+      UserError: an unknown task, or a split that it lacks.
+    """
+    known = seqio.TaskRegistry.names()
+    if name not in known:
+        raise UserError(f"no seqio task is called {name!r}{closest(name, known)}")
+    task = seqio.TaskRegistry.get(name)
+    if split not in task.splits:
+        raise UserError(f"task {name!r} has no split {split!r}{closest(split, task.splits)}")
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    features = list(task.output_features)
+    for example in dataset.as_numpy_iterator():
+        yield {modality: np.asarray(example[modality], np.int32) for modality in features}
+
+
+def _source(folder: Path) -> seqio.FunctionDataSource:
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # one small file per split; shuffling is the mixture's work
+
+        def generate() -> Any:
+            for example in prepared.read_examples(folder, split):
+                yield {"text": example["text"], "units": example["units"]}
+
+        signature = {"text": tf.TensorSpec([], tf.string), "units": tf.TensorSpec([None], tf.int32)}
+        return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+    return seqio.FunctionDataSource(dataset, splits=prepared.splits(folder))
+
+
+def _keep_fields(modalities: list[str]) -> Any:
+    def keep(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        return dataset.map(lambda example: {m: example[_SOURCE_FIELD[m]] for m in modalities})
+
+    return keep
