@@ -279,7 +279,6 @@ def _manager(run_dir: Path, keep: int | None, asynchronous: bool, read_only: boo
         enable_async_checkpointing=asynchronous,
         create=not read_only,
         cleanup_tmp_directories=not read_only,
-        read_only=read_only,
     )
     if read_only and not folder.is_dir():
         raise UserError(f"{str(run_dir)!r} has no checkpoints yet; train it first, or give another run folder")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import Batch, Metrics, Sums
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Global batches by step; a pure function of the step."""
 

@@ -68,20 +68,24 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over all devices (or those given), axes ``data``, ``fsdp``, ``tensor``.
+    """The mesh over the devices (all, unless given), axes ``data``, ``fsdp``, ``tensor``.
+
+    With ``data`` = -1 every device is used; sizes that are all given may leave some idle.
 
     Raises:
-        UserError: The sizes do not multiply to the number of devices.
+        UserError: More devices are needed than there are, or -1 cannot use them all.
     """
     devices = jax.devices() if devices is None else devices
     rest = config.fsdp * config.tensor
     data = config.data if config.data != -1 else max(len(devices) // rest, 1)
-    if data * rest != len(devices):
+    used = data * rest
+    if used > len(devices) or (config.data == -1 and used != len(devices)):
         raise UserError(
-            f"MeshConfig data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs "
-            f"{data * rest} devices, there are {len(devices)}; make the product of the three {len(devices)}"
+            f"MeshConfig data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a multiple of "
+            f"{used} devices, there are {len(devices)}; make the product of the three {len(devices)}"
         )
-    return jax.make_mesh((data, config.fsdp, config.tensor), MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+    shape = (data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices[:used])
 
 
 def spec_of(

@@ -68,6 +68,7 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.microbatches, mesh)
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    idle = jax.device_count() - mesh.size
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
     placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh.rules)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
@@ -101,7 +102,7 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
         schedule=learning_rate_schedule(config.optimizer, config.steps),
         train_step=train_step,
         eval_step=make_eval_step(forward, num_tasks=num_tasks),
-        notes=notes,
+        notes=[f"{idle} of {jax.device_count()} devices are idle (MeshConfig)"] * bool(idle) + notes,
         flops_per_step=per_row * config.batch_size,
         peak_flops=None if None in kinds else float(sum(k for k in kinds if k is not None)),
         freeze=config.freeze,

@@ -1,0 +1,196 @@
+"""Whole runs: resume, interruption, bad losses, wrong folders. On a lone tiny tower, so that they compile fast."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import decoder_model, speech_model
+
+from zipper_jax.errors import UserError
+from zipper_jax.training import checkpoints
+from zipper_jax.training.config import DataConfig
+from zipper_jax.training.loop import train
+from zipper_jax.training.monitor import read_metrics
+from zipper_jax.training.partition_tree import FreezeConfig, flatten
+
+SPEEDS = ("tokens_per_second", "flops_per_second")
+
+
+def run(config, **options):
+    stream = io.StringIO()
+    return train(config, stream=stream, **options), stream.getvalue()
+
+
+def log(config) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in read_metrics(config.model_dir)]
+
+
+def params(config, step=None):
+    return flatten(checkpoints.load_params(config.model_dir, step)[1])
+
+
+class Stopping:
+    """Batches that send this process a signal when a step is asked for."""
+
+    def __init__(self, batches, step: int, number: signal.Signals):
+        self.batches, self.step, self.number = batches, step, number
+
+    def get(self, step: int):
+        if step == self.step:
+            signal.raise_signal(self.number)
+        return self.batches.get(step)
+
+
+class Poisoned:
+    """Batches of which one has an infinite loss weight."""
+
+    def __init__(self, batches, step: int):
+        self.batches, self.step = batches, step
+
+    def get(self, step: int):
+        batch = self.batches.get(step)
+        if step != self.step:
+            return batch
+        tower = batch["towers"]["text"]
+        return {**batch, "towers": {"text": tower._replace(weights=tower.weights * np.float32(np.inf))}}
+
+
+def test_a_stopped_and_resumed_run_is_bitwise_the_undisturbed_one(text_run, tmp_path):
+    straight = text_run(model_dir=str(tmp_path / "straight"), eval_period=2)
+    result, shown = run(straight)
+    assert (result.status, result.step, result.exit_code) == ("finished", 6, 0)
+    assert "step 6/6" in shown and "tok/s" in shown and "GFLOP/s" in shown
+
+    broken = text_run(model_dir=str(tmp_path / "broken"), eval_period=2)
+    result, shown = run(broken, wrap_batches=lambda batches: Stopping(batches, 3, signal.SIGTERM))
+    assert (result.status, result.step, result.exit_code) == ("interrupted", 4, 128 + signal.SIGTERM)
+    assert "saved step 4 of 6" in shown
+    assert log(broken) == log(straight)[: len(log(broken))]
+    result, shown = run(broken)
+    assert result.status == "finished" and "resuming after step 4" in shown
+
+    assert log(broken) == log(straight), "losses, accuracies and norms, of training and validation: bitwise"
+    for key, leaf in params(straight).items():
+        np.testing.assert_array_equal(params(broken)[key], leaf)
+    assert len([line for line in log(straight) if line["split"] == "validation"]) == 3
+    assert log(straight)[-2]["loss"] < log(straight)[0]["loss"]
+
+
+def test_lines_after_the_checkpoint_are_written_again_not_twice(text_run):
+    """A kill between checkpoints leaves lines that the resumed run repeats."""
+    config = text_run()
+    run(replace(config, steps=3))
+    whole = read_metrics(config.model_dir)
+    with (Path(config.model_dir) / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**whole[-1], "step": 4}) + "\n" + '{"split": "tra')
+    run(config)
+    assert [line["step"] for line in read_metrics(config.model_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_stays_as_it_is(text_run):
+    config = text_run(steps=2)
+    run(config)
+    before = (Path(config.model_dir) / "metrics.jsonl").read_bytes()
+    result, _ = run(config)
+    assert (result.status, result.step, result.exit_code) == ("already finished", 2, 0)
+    assert (Path(config.model_dir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(text_run):
+    config = text_run()
+    with pytest.raises(UserError, match=r"step 5: loss (nan|inf).*checkpoint of step 3 is good.*bad_batch_step_5.npz"):
+        run(config, wrap_batches=lambda batches: Poisoned(batches, 4))
+    assert checkpoints.steps(config.model_dir) == [3]
+    saved = np.load(Path(config.model_dir) / "bad_batch_step_5.npz")
+    assert np.isinf(saved["towers/text/weights"]).any() and saved["task"].shape == (2,)
+    result, _ = run(config)
+    assert result.status == "finished", "without the bad batch the same command goes on"
+
+
+def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(text_run):
+    config = text_run(steps=2)
+    run(config)
+    with pytest.raises(UserError, match=r"(?s)another run.*train.batch_size: 2 -> 4"):
+        run(replace(config, batch_size=4))
+    with pytest.raises(UserError, match=r"towers.text.num_layers: 2 -> 1"):
+        model = config.model
+        tower = replace(model.towers["text"], num_layers=1)
+        run(replace(config, model=replace(model, towers={"text": tower})))
+    result, _ = run(replace(config, steps=3, log_period=2, checkpoints_kept=1))
+    assert result.status == "finished", "what alters neither model nor data may change"
+    assert checkpoints.steps(config.model_dir) == [3]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(text_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty and is no run folder"):
+        run(text_run())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_task_or_folder_is_explained(text_run, prepared):
+    with pytest.raises(UserError, match="data folder '/nowhere' does not exist"):
+        run(text_run(data=DataConfig("/nowhere", "text_lm", {"text": 16})))
+    with pytest.raises(UserError, match="no task 'txt_lm'.*did you mean 'text_lm'"):
+        run(text_run(data=DataConfig(str(prepared), "txt_lm", {"text": 16})))
+    with pytest.raises(UserError, match="DataConfig.lengths"):
+        text_run(data=DataConfig(str(prepared), "text_lm", {"txt": 16}))
+
+
+def test_fusion_and_the_single_decoder_start_from_tower_runs(text_run, zipper_run, prepared, tmp_path):
+    text = text_run(model_dir=str(tmp_path / "text"), steps=1)
+    speech = text_run(
+        model_dir=str(tmp_path / "speech"),
+        model=speech_model(),
+        data=DataConfig(str(prepared), "speech_lm", {"speech": 24}),
+        steps=1,
+    )
+    run(text), run(speech)
+    sources = {"text": text.model_dir, "speech": speech.model_dir}
+    fused = zipper_run(steps=2, freeze=FreezeConfig(towers=("text",)), initialise_from=sources, checkpoint_period=1)
+    run(fused)
+    for key, leaf in params(text).items():
+        np.testing.assert_array_equal(params(fused)[key], leaf)  # frozen: bitwise what it was
+    frozen = list((Path(fused.model_dir) / "frozen").iterdir())
+    assert len(frozen) == 1 and checkpoints.load_progress(fused.model_dir)["frozen"] == frozen[0].name
+    assert checkpoints.steps(fused.model_dir) == [1, 2]
+    stored = checkpoints.load_params(fused.model_dir, 1)[1]["towers"]["speech"]["embedding"]["table"]
+    assert stored.shape == params(speech)["towers/speech/embedding/table"].shape
+    gates = log(fused)[-1]["gates"]["speech-text"]
+    assert set(gates) == {f"into_{t}/{g}_gate" for t in ("speech", "text") for g in ("attention", "mlp")}
+    assert set(log(fused)[-1]["tasks"]) == {"asr", "tts"}
+
+    decoder = replace(
+        zipper_run(model_dir=str(tmp_path / "decoder")),
+        model=decoder_model(),
+        data=DataConfig(str(prepared), "asr_tts", {"decoder": 40}, {"asr": 1.0, "tts": 1.26}),
+        initialise_from={"decoder": text.model_dir},
+        steps=1,
+    )
+    from zipper_jax.training.initial import initial_params
+
+    table = flatten(initial_params(decoder.model, 0, decoder.initialise_from))["towers/decoder/embedding/table"]
+    np.testing.assert_array_equal(table[: 22], params(text)["towers/text/embedding/table"])
+    assert table.shape[0] == 54
+    result, _ = run(decoder)
+    assert result.status == "finished"
+    wrong = replace(fused, model_dir=str(tmp_path / "wrong"), initialise_from={"speech": text.model_dir})
+    with pytest.raises(UserError, match="initialise_from 'speech'.*has shape"):
+        run(wrong)
+
+
+def test_training_from_packed_rows_never_imports_tensorflow(text_run):
+    script = (
+        "import sys\n"
+        "import zipper_jax.training.loop, zipper_jax.gin_bindings, zipper_jax.cli.train, zipper_jax.training.data_source\n"
+        "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,156 @@
+"""The update: accumulation, devices, freezing and bad batches, on a tiny zipper."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import zipper_model
+
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.training import data_source, program
+from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, flatten
+from zipper_jax.training.partitioning import MeshConfig, make_mesh, put_batch
+from zipper_jax.training.step import loss_and_gradients
+
+FROZEN_TEXT = FreezeConfig(towers=("text",))
+
+
+def open_gates(params):
+    """Gates away from 0, so that gradients reach everything."""
+    flat = flatten(params)
+    return {key: leaf + 0.5 if key.endswith("gate") else leaf for key, leaf in flat.items()}
+
+
+@pytest.fixture(scope="module")
+def params():
+    flat = open_gates(jax.jit(partial(zipper.init_params, zipper_model()))(jax.random.key(1)))
+    return jax.device_get(flat)
+
+
+def start(config, params):
+    from zipper_jax.training.partition_tree import unflatten
+
+    built = program.build(config, 2)
+    return built, built.start(unflatten(params))
+
+
+def gradients(config, params):
+    """Loss and gradients under a run's mesh and microbatches, on the host."""
+    built, state = start(config, params)
+    batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
+    compute = jax.jit(
+        partial(
+            loss_and_gradients,
+            partial(zipper.forward, config.model),
+            num_tasks=2,
+            loss_weights=config.loss_weights,
+            microbatches=config.microbatches,
+        )
+    )
+    return jax.device_get(compute(state.trainable, state.frozen, batch))
+
+
+def assert_close(got, want, tolerance):
+    """Within ``tolerance`` of each leaf's largest entry."""
+    for key, leaf in want.items():
+        np.testing.assert_allclose(got[key], leaf, rtol=0, atol=tolerance * max(np.abs(leaf).max(), 1e-3), err_msg=key)
+
+
+def test_accumulation_equals_one_big_batch(zipper_run, params):
+    """Within 2e-5 of each leaf's largest gradient: the same sums in another order. Tasks and weights differ by row."""
+    config = zipper_run(freeze=FROZEN_TEXT, loss_weights={"speech": 0.5})
+    loss, sums, whole = gradients(config, params)
+    loss4, sums4, parts = gradients(zipper_run(freeze=FROZEN_TEXT, loss_weights={"speech": 0.5}, microbatches=4), params)
+    np.testing.assert_allclose(loss4, loss, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), sums4, sums)
+    assert_close(parts, whole, 2e-5)
+    assert not any(key.startswith("towers/text/") for key in whole)
+
+
+def test_eight_devices_equal_one(zipper_run, params):
+    """2 x 2 x 2 devices within 2e-5 of each leaf's largest gradient, loss within 1e-6."""
+    loss, _, alone = gradients(zipper_run(), params)
+    config = zipper_run(mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    built, state = start(config, params)
+    kernel = state.trainable["towers/text/blocks/mlp/up/kernel"]
+    assert kernel.sharding.spec == (None, "fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
+    assert moments and all(m.sharding == kernel.sharding for m in moments)
+    loss8, _, together = gradients(config, params)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-6)
+    assert_close(together, alone, 2e-5)
+    batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
+    state, metrics = built.train_step(state, batch)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+    assert state.trainable["towers/text/blocks/mlp/up/kernel"].sharding == kernel.sharding
+
+
+def test_frozen_leaves_stay_bitwise_and_have_no_optimizer_state(zipper_run, params):
+    rules = FreezeConfig(towers=("text",), layers=(LayerRange("speech", 0, 1),))
+    built, state = start(zipper_run(freeze=rules), params)
+    before = jax.device_get(state)
+    batches = data_source.open_data(zipper_run()).batches
+    for step in range(3):
+        state, metrics = built.train_step(state, put_batch(batches.get(step), built.mesh))
+        assert metrics.applied
+    after = jax.device_get(state)
+    assert int(after.step) == 3
+    for key, leaf in before.frozen.items():
+        np.testing.assert_array_equal(after.frozen[key], leaf)
+    unchanged = [k for k, leaf in before.trainable.items() if np.array_equal(after.trainable[k], leaf)]
+    assert not unchanged, "every trainable leaf moves"
+    count = sum(leaf.size for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim)
+    assert count == 2 * sum(leaf.size for leaf in after.trainable.values()), "Adam: two moments per trained weight"
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor"])
+def test_a_loss_that_is_not_finite_changes_nothing(zipper_run, params, name):
+    built, state = start(zipper_run(optimizer=OptimizerConfig(name=name)), params)
+    batch = data_source.open_data(zipper_run()).batches.get(0)
+    text = batch["towers"]["text"]
+    weights = np.where(text.weights > 0, np.float32(np.inf), text.weights)
+    bad = {**batch, "towers": {**batch["towers"], "text": text._replace(weights=weights)}}
+    before = jax.device_get(state)
+    state, metrics = built.train_step(state, put_batch(bad, built.mesh))
+    assert not metrics.applied
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    state, metrics = built.train_step(state, put_batch(batch, built.mesh))
+    assert metrics.applied and int(state.step) == 1
+
+
+def test_denominators_are_those_of_the_whole_batch(zipper_run, params):
+    """The loss is sum over towers of sum(nll) / sum(weight), whatever task a row is of."""
+    loss, sums, _ = gradients(zipper_run(), params)
+    by_hand = sum(tower.nll.sum() / tower.weight.sum() for tower in sums.values())
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    assert sums["text"].weight[1] == 0 and sums["speech"].weight[0] == 0, "asr targets text, tts speech"
+
+
+def test_axes_that_do_not_divide_are_replicated_and_noted(zipper_run):
+    built = program.build(zipper_run(mesh=MeshConfig(data=1, fsdp=1, tensor=8)), 2)
+    assert any("'kv_heads' of size 2 is not cut 8 ways" in note for note in built.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mesh": MeshConfig(data=3, fsdp=4)}, ["there are 8"]),
+        ({"mesh": MeshConfig(data=-1, fsdp=3)}, ["there are 8"]),
+        ({"batch_size": 6, "mesh": MeshConfig(data=4)}, ["batch_size=6", "multiple of 4"]),
+        ({"batch_size": 6, "microbatches": 4}, ["batch_size=6", "4 microbatches"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_explained(zipper_run, fields, words):
+    with pytest.raises(UserError) as error:
+        program.build(zipper_run(**fields), 2)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_mesh_rule_must_exist():
+    with pytest.raises(UserError, match="did you mean 'heads'"):
+        MeshConfig(rules={"haeds": "tensor"})
+    assert make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)).size == 8

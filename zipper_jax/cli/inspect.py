@@ -1,0 +1,100 @@
+"""``zipper inspect RUN``: what a run folder holds, without loading the model onto a device."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = "Show a run: its model, parameter counts, step, gate values and last losses."
+    parser.add_argument("run", help="a folder that `zipper train` wrote")
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Print the summary; returns 0."""
+    if extra:
+        raise UserError(f"zipper inspect: unknown argument {extra[0]!r}; it takes one run folder")
+    for line in summary(args.run):
+        print(line)
+    return 0
+
+
+def summary(run_dir: str) -> Iterator[str]:
+    """The lines that ``zipper inspect`` prints.
+
+    Raises:
+        UserError: Not a run folder.
+    """
+    from zipper_jax.configs import from_dict
+    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.training import checkpoints
+    from zipper_jax.training.monitor import read_metrics
+
+    stored = checkpoints.read_config(run_dir)
+    model = from_dict(ZipperConfig, stored["model"])
+    done = checkpoints.steps(run_dir)
+    train = stored.get("train", {})
+    yield f"run          {run_dir} (format {stored['format_version']})"
+    where = f"{done[-1]} of {train.get('steps', '?')}" if done else "no checkpoint yet"
+    yield f"step         {where}; checkpoints: {', '.join(map(str, done)) or 'none'}"
+    data = train.get("data", {})
+    rates = ", ".join(f"{task} {rate:g}" for task, rate in data.get("rates", {}).items())
+    yield f"data         {data.get('mixture', '?')}{f' ({rates})' if rates else ''} from {data.get('folder', '?')}"
+    yield from _model_lines(model, stored.get("lengths", {}))
+    yield from _parameter_lines(model, train)
+    lines = read_metrics(run_dir)
+    for split in ("train", "validation"):
+        last = next((line for line in reversed(lines) if line["split"] == split), None)
+        if last is not None:
+            yield f"{split:<12} step {last['step']}: loss {last['loss']:.4f}{_losses(last)}"
+    gates = next((line["gates"] for line in reversed(lines) if line.get("gates")), {})
+    for name, values in gates.items():
+        for gate, members in values.items():
+            yield f"gate         {name}/{gate}: {' '.join(f'{v:+.4f}' for v in members)}"
+
+
+def _model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
+    from zipper_jax.models.schedule import zip_pairs
+
+    for name, t in sorted(model.towers.items()):
+        yield (
+            f"tower        {name}: {t.num_layers} layers x {t.width} wide, {t.num_heads} heads of {t.head_size} "
+            f"({t.num_kv_heads} key/value), mlp {t.mlp_width}, vocabulary {t.vocab_size}, "
+            f"{lengths.get(name, '?')} slots per row"
+        )
+    for name, m in sorted(model.modalities.items()):
+        yield f"modality     {name}: tokens {m.offset} to {m.offset + m.size - 1} of tower {m.tower}"
+    for name, projection in sorted(model.input_projections.items()):
+        yield f"projection   input of {name}: {projection.form}, depth {projection.depth}"
+    for z in model.zips:
+        pairs = " ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
+        yield f"zip          {z.name}: blocks {'-'.join(z.towers)}: {pairs}; into {', '.join(z.receivers)}"
+
+
+def _parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
+    import numpy as np
+
+    from zipper_jax.configs import from_dict
+    from zipper_jax.models import zipper
+    from zipper_jax.training.partition_tree import FreezeConfig, split
+
+    rules = from_dict(FreezeConfig, train.get("freeze", {}))
+    counts: dict[str, list[int]] = {}
+    for place, part in enumerate(split(zipper.abstract_params(model), rules)):
+        for key, leaf in part.items():
+            counts.setdefault("/".join(key.split("/")[:2]), [0, 0])[place] += int(np.prod(leaf.shape))
+    counts = dict(sorted(counts.items()))
+    counts["total"] = [sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())]
+    for name, (trained, frozen) in counts.items():
+        yield f"parameters   {name}: {trained:,} trained, {frozen:,} frozen"
+
+
+def _losses(record: Mapping[str, Any]) -> str:
+    text = ""
+    for group in ("towers", "tasks"):
+        parts = ", ".join(f"{k} {v['loss']:.4f} ({v['accuracy']:.1%} right)" for k, v in record[group].items())
+        text += f"; {group}: {parts}" if parts else ""
+    return text

@@ -1,0 +1,58 @@
+"""What gin files may name: the configuration dataclasses, and ``train``. gin only builds these objects.
+
+Import this module before reading gin files. Building and calling stay with Python: ``train_config()`` returns the
+``TrainConfig`` that the files describe.
+"""
+
+from pathlib import Path
+
+import gin
+
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.training.config import DataConfig, TrainConfig
+from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
+from zipper_jax.training.partitioning import MeshConfig
+
+CONFIGURABLES = (
+    TowerConfig,
+    ModalityConfig,
+    ProjectionConfig,
+    ZipConfig,
+    ZipperConfig,
+    DataConfig,
+    OptimizerConfig,
+    LayerRange,
+    FreezeConfig,
+    MeshConfig,
+    TrainConfig,
+)
+
+for _cls in CONFIGURABLES:
+    gin.external_configurable(_cls, module="zipper_jax")
+
+
+@gin.configurable(module="zipper_jax")
+def train(config: TrainConfig = gin.REQUIRED) -> TrainConfig:
+    """The run that gin files describe by ``train.config = @TrainConfig()``."""
+    return config
+
+
+@gin.configurable(module="zipper_jax")
+def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gin.REQUIRED) -> int:
+    """Tokens of these modalities together in a prepared folder, so that no gin file repeats what the data knows."""
+    from zipper_jax.vocabularies import load_vocabulary
+
+    total = 0
+    for modality in modalities:
+        path = Path(folder) / "vocabularies" / modality
+        if not path.is_dir():
+            raise UserError(f"DATA={folder!r}: there is no {path}; give the folder that `zipper data prepare` wrote")
+        total += load_vocabulary(path).size
+    return total
+
+
+def train_config() -> TrainConfig:
+    """Build what the gin files read so far describe."""
+    return train()
