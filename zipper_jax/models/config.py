@@ -81,6 +81,10 @@ class ProjectionConfig:
 
     def __post_init__(self):
         _check(self.depth >= 1, f"ProjectionConfig.depth = {self.depth} must be at least 1")
+        _check(
+            self.hidden_width is None or self.hidden_width > 0,
+            f"ProjectionConfig.hidden_width = {self.hidden_width} must be positive, or None for the output width",
+        )
 
     @property
     def last(self) -> str:
@@ -134,6 +138,10 @@ class ZipConfig:
             (self.intervals is None) != (self.pairs is None),
             f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
         )
+        _check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () joins nothing; drop the zip")
+        for name in ("num_heads", "num_kv_heads", "head_size", "mlp_multiplier", "max_positions"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"zip {self.name}: {name} = {value} must be positive")
         if self.intervals is not None:
             _check(
                 set(self.intervals) == set(self.towers) and min(self.intervals.values()) > 0,
@@ -198,6 +206,7 @@ class ZipperConfig:
                 f"modality {name!r}: tokens {modality.offset} to {modality.offset + modality.size - 1} do not fit "
                 f"tower {modality.tower!r} with vocab_size = {rows}",
             )
+        self._check_overlaps()
         for name in self.input_projections:
             _check(name in self.towers, f"input projection for unknown tower {name!r}; known: {known}")
         _check(
@@ -212,6 +221,26 @@ class ZipperConfig:
                 z.projection.form != "none" or widths[0] == widths[1],
                 f"zip {z.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'",
             )
+            for tower in z.receivers:
+                heads, kv_heads = z.num_heads or self.towers[tower].num_heads, z.kv_shape(self.towers[tower])[0]
+                _check(
+                    heads % kv_heads == 0,
+                    f"zip {z.name} into {tower}: num_heads = {heads} must be a multiple of num_kv_heads = {kv_heads} "
+                    "(what the zip leaves out is the tower's)",
+                )
         from zipper_jax.models.schedule import make_schedule  # checks pairs and cycles; it needs this module
 
         make_schedule(self)
+
+    def _check_overlaps(self):
+        """Modalities of one tower have rows of their own: a shared row would be two tokens at once."""
+        names = sorted(self.modalities, key=lambda name: self.modalities[name].offset)
+        for number, later in enumerate(names):
+            for earlier in names[:number]:
+                a, b = self.modalities[earlier], self.modalities[later]
+                first, second = sorted((earlier, later))
+                _check(
+                    a.tower != b.tower or a.offset + a.size <= b.offset,
+                    f"modalities {first!r} and {second!r} overlap in tower {b.tower!r}: {earlier!r} takes rows "
+                    f"{a.offset} to {a.offset + a.size - 1}, {later!r} starts at {b.offset}",
+                )

@@ -17,7 +17,9 @@ def self_visibility(segment_ids: Int[Array, "B T"]) -> Range:
     slots = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     length = segment_ids.shape[1]
     real = segment_ids > 0
-    first = jax.vmap(lambda row: jnp.searchsorted(row, row, side="left"))(_padding_last(segment_ids, length + 1))
+    # Padding above any segment id: an example's number may exceed T, since examples of other towers are counted too.
+    ordered = _padding_last(segment_ids, jnp.iinfo(jnp.int32).max)
+    first = jax.vmap(lambda row: jnp.searchsorted(row, row, side="left"))(ordered)
     return jnp.where(real, first, length).astype(jnp.int32), jnp.where(real, slots + 1, length).astype(jnp.int32)
 
 
