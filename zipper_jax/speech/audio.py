@@ -16,10 +16,13 @@ from jaxtyping import Float
 from zipper_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
+LEVEL = 0.1  # root mean square of normalised speech
 _MOST_CHANNELS = 32
+_BLOCK = SAMPLE_RATE // 100
+_SILENCE = 1e-4  # of the loudest block's power (-40 dB): a quieter block of 10 ms is silence
 
 
-def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None = None) -> Float[np.ndarray, "N"]:
+def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None = None) -> Float[np.ndarray, " N"]:
     """Reads a file, or takes an array with its ``sample_rate``, and returns float32 mono at 16 kHz.
 
     Args:
@@ -55,7 +58,7 @@ def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None =
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, "N"]) -> None:
+def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, " N"]) -> None:
     """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
     path = Path(path)
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -63,28 +66,37 @@ def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, "N"]) -> None
     os.replace(aside, path)
 
 
-def trim_silence(
-    waveform: Float[np.ndarray, "N"], threshold_db: float = -40.0, keep_seconds: float = 0.04
-) -> Float[np.ndarray, "M"]:
-    """Cuts leading and trailing silence, leaving ``keep_seconds`` at either end.
-
-    Silence is what stays ``threshold_db`` below the loudest 10 ms block. Audio without any sound is returned unchanged.
-    """
-    block = SAMPLE_RATE // 100
-    count = -(-len(waveform) // block)
-    padded = np.pad(waveform, (0, count * block - len(waveform)))
-    power = np.square(padded.reshape(count, block)).mean(axis=1)
-    loud = np.flatnonzero(power > power.max() * 10 ** (threshold_db / 10)) if count else np.empty(0, int)
+def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:
+    """Cuts leading and trailing silence, leaving ``keep_seconds`` at either end; all-zero audio stays as it is."""
+    loud = np.flatnonzero(_loud_blocks(waveform))
     if not loud.size:
         return waveform
     keep = round(keep_seconds * SAMPLE_RATE)
-    return waveform[max(0, loud[0] * block - keep) : (loud[-1] + 1) * block + keep]
+    return waveform[max(0, loud[0] * _BLOCK - keep) : (loud[-1] + 1) * _BLOCK + keep]
 
 
-def add_noise(waveform: Float[np.ndarray, "N"], snr_db: float, rng: np.random.Generator) -> Float[np.ndarray, "N"]:
-    """Adds white noise at a signal-to-noise ratio of ``snr_db``, both measured as mean power over the whole waveform."""
+def normalise_level(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Scales so that what is not silence has a root mean square of 0.1; all-zero audio is returned unchanged."""
+    power = _block_power(waveform)[_loud_blocks(waveform)]
+    return waveform * np.float32(LEVEL / np.sqrt(power.mean())) if power.size else waveform
+
+
+def add_noise(waveform: Float[np.ndarray, " N"], snr_db: float, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
+    """Adds white noise at a signal-to-noise ratio of ``snr_db``, both mean powers of the whole waveform."""
     noise_power = np.square(waveform).mean() / 10 ** (snr_db / 10)
     return (waveform + np.sqrt(noise_power) * rng.standard_normal(len(waveform))).astype(np.float32)
+
+
+def _block_power(waveform: np.ndarray) -> np.ndarray:
+    """Mean power of each 10 ms, the last padded with zeros."""
+    padded = np.pad(waveform, (0, -len(waveform) % _BLOCK))
+    return np.square(padded.reshape(-1, _BLOCK)).mean(axis=1)
+
+
+def _loud_blocks(waveform: np.ndarray) -> np.ndarray:
+    """Which 10 ms blocks are not silence: none of an empty or all-zero waveform."""
+    power = _block_power(waveform)
+    return power > _SILENCE * power.max(initial=0.0)
 
 
 def _read(path: Path, name: str) -> tuple[np.ndarray, int]:

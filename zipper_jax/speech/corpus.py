@@ -4,8 +4,8 @@
     corpus/manifest.jsonl   one line per utterance (written last: a folder that has it is finished)
     corpus/audio/<id>.flac
 
-Every sentence is in one split only. ``test_other`` is harder audio: voices of the training split at rates and pitches it
-does not have, with white noise.
+Every sentence is in one split only. ``test_other`` is harder audio: voices of the training split at rates and pitches
+it does not have, with white noise.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CorpusSettings:
     """test_other: multiples of ``rate``."""
     other_pitches: tuple[float, ...] = (0.94, 1.06)
     """test_other: multiples of ``pitch``."""
-    other_snr_db: float = 25.0
+    other_snr_db: float = 30.0
     """test_other: signal-to-noise ratio of the white noise added."""
     seed: int = 0
 
@@ -172,9 +172,10 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
     unknown = [voice for voice in voices if voice not in engine.voices]
     if unknown:
         raise UserError(
-            f"corpus settings: voices has {unknown[0]!r}, which {engine.name} lacks: give some of {', '.join(engine.voices)}"
+            f"corpus settings: voices has {unknown[0]!r}, unknown to {engine.name}: "
+            f"give some of {', '.join(engine.voices)}"
         )
-    rate = settings.rate or engine.natural_rate
+    rate = settings.rate or engine.default_rate
     sentences = _unique_sentences(sum(getattr(settings, split) for split in SPLITS), settings.seed)
     utterances = []
     for split in SPLITS:

@@ -36,7 +36,7 @@ class EspeakEngine:
     name = "espeak"
     voices = ("en-us", "en-us+f2", "en-us+f4", "en-us+m3", "en-us+m7", "gmw/en", "gmw/en+f2", "gmw/en+m3")
     default_voices = ("en-us+f2", "en-us+f4")
-    natural_rate = 0.95
+    default_rate = 1.2
 
     def __init__(self):
         # -P: without it the worker's own folder comes first on its path, and a module there could hide a library's
@@ -47,7 +47,7 @@ class EspeakEngine:
         self._owner = os.getpid()
         weakref.finalize(self, _end, self._process)
 
-    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, "N"]:
+    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
         """See `synthesis.Engine.say`."""
         check_request(self.name, self.voices, text, voice, rate, pitch)
         request = {

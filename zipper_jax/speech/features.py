@@ -21,21 +21,27 @@ NUM_BANDS = 80
 HOP = SAMPLE_RATE // 50  # 20 ms
 FFT_SIZE = 1024
 WINDOW = np.hanning(FFT_SIZE + 1)[:-1].astype(np.float32)
-FLOOR = 1e-5  # smallest mel magnitude: log(FLOOR) is silence
+# Added to every mel magnitude before the logarithm. Speech at audio.LEVEL peaks around 40 and white noise 25 dB below
+# it lies around 0.1, so this hides faint noise but not speech: through units fitted on clean audio, noise at 25 dB
+# costs 17 % word errors with it and 73 % with a floor of 1e-5.
+FLOOR = 0.2
 
 
-def frame_signal(waveform: Float[np.ndarray, "N"], hop: int) -> Float[np.ndarray, "L W"]:
-    """Windowless frames of FFT_SIZE samples, frame i centred on the i-th ``hop`` samples; edges padded with zeros."""
-    count = -(-len(waveform) // hop)
-    margin = (FFT_SIZE - hop) // 2
-    padded = np.pad(waveform, (margin, count * hop - len(waveform) + FFT_SIZE - hop - margin))
-    return np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[::hop]
+def frame_signal(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L W"]:
+    """Windowless frames of FFT_SIZE samples, frame i centred on the i-th 20 ms; edges padded with zeros."""
+    count = -(-len(waveform) // HOP)
+    margin = (FFT_SIZE - HOP) // 2
+    padded = np.pad(waveform, (margin, count * HOP - len(waveform) + FFT_SIZE - HOP - margin))
+    return np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[::HOP]
 
 
-def log_mel(waveform: Float[np.ndarray, "N"]) -> Float[np.ndarray, "L M"]:
-    """Natural log of mel-band magnitudes, ``L = ceil(N / 320)`` frames of 20 ms."""
-    magnitudes = np.abs(np.fft.rfft(frame_signal(waveform, HOP) * WINDOW, axis=1)).astype(np.float32)
-    return np.log(np.maximum(magnitudes @ mel_filters(), FLOOR))
+def log_mel(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L M"]:
+    """Natural log of mel-band magnitudes plus FLOOR, ``L = ceil(N / 320)`` frames of 20 ms.
+
+    FLOOR is meant for audio at the level that `audio.normalise_level` gives.
+    """
+    magnitudes = np.abs(np.fft.rfft(frame_signal(waveform) * WINDOW, axis=1)).astype(np.float32)
+    return np.log(magnitudes @ mel_filters() + np.float32(FLOOR))
 
 
 @functools.cache

@@ -46,7 +46,7 @@ class FliteEngine:
     name = "flite"
     voices = tuple(_STRETCH)
     default_voices = ("slt", "awb")
-    natural_rate = 1.25
+    default_rate = 1.4
 
     def __init__(self, libflite: ctypes.CDLL, voices: dict[str, ctypes._Pointer]):
         self._libflite = libflite
@@ -54,7 +54,7 @@ class FliteEngine:
         self._libc = ctypes.CDLL(None)
         self._lock = threading.Lock()  # the random state and the voices' features are shared by the whole process
 
-    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, "N"]:
+    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
         """See `synthesis.Engine.say`. The voice rms has no pitch control."""
         check_request(self.name, self.voices, text, voice, rate, pitch)
         if pitch != 1.0 and voice in _WITHOUT_PITCH:

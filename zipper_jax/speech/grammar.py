@@ -15,8 +15,8 @@ Slot = tuple[str, ...]
 Template = tuple[Slot, ...]
 
 _DIGIT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_HOUR = _DIGIT[1:] + ("ten",)
-_AMOUNT = _DIGIT[2:] + ("ten", "twenty")
+_HOUR = (*_DIGIT[1:], "ten")
+_AMOUNT = (*_DIGIT[2:], "ten", "twenty")
 _ROOM = ("kitchen", "bedroom", "garden", "office")
 _DEVICE = ("light", "heater", "radio", "television")
 _SWITCH = ("on", "off")

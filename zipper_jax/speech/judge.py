@@ -18,12 +18,14 @@ import numpy as np
 from jaxtyping import Float
 
 from zipper_jax.errors import UserError
-from zipper_jax.speech.audio import SAMPLE_RATE
+from zipper_jax.speech.audio import LEVEL, SAMPLE_RATE, normalise_level
 from zipper_jax.speech.workers import parallel_map
 
 NAME = "pocketsphinx en-us, corpus grammar"
 _SILENCE = round(0.25 * SAMPLE_RATE)  # added at either end: the recogniser expects speech to begin and end in silence
-_LEVEL = 0.1  # root mean square that every waveform is scaled to
+# Faint noise on everything, 60 dB below speech: exact digital silence between words upset the recogniser (one espeak
+# voice went from 21 % word errors to 1 %).
+_DITHER = 1e-3 * LEVEL
 
 
 class Judge:
@@ -48,13 +50,13 @@ class Judge:
             except RuntimeError as error:
                 raise UserError(f"the judge cannot use this JSGF grammar ({error}): check its syntax") from error
 
-    def transcribe(self, waveform: Float[np.ndarray, "N"]) -> str:
+    def transcribe(self, waveform: Float[np.ndarray, " N"]) -> str:
         """The grammar's sentence nearest to ``waveform``; "" where it hears none (also for empty or silent audio)."""
         waveform = np.asarray(waveform, np.float32)
-        level = np.sqrt(np.square(waveform).mean()) if waveform.size else 0.0
-        if not np.isfinite(level) or level == 0:
+        if not waveform.any() or not np.isfinite(waveform).all():
             return ""
-        samples = np.pad(np.clip(waveform * (_LEVEL / level), -1, 1), _SILENCE)
+        samples = np.pad(normalise_level(waveform), _SILENCE)
+        samples = np.clip(samples + _DITHER * np.random.default_rng(0).standard_normal(len(samples)), -1, 1)
         self._decoder.start_utt()
         # The whole utterance at once: features are then normalised over it alone, and order does not matter.
         self._decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
@@ -64,7 +66,7 @@ class Judge:
 
 
 def transcribe_all(
-    waveforms: Sequence[Float[np.ndarray, "N"]], grammar_jsgf: str, processes: int | None = None
+    waveforms: Sequence[Float[np.ndarray, " N"]], grammar_jsgf: str, processes: int | None = None
 ) -> list[str]:
     """`Judge.transcribe` of every waveform, in order, in ``processes`` processes (default one per core)."""
     return list(

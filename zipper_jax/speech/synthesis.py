@@ -27,10 +27,10 @@ class Engine(Protocol):
     """Every voice it has."""
     default_voices: tuple[str, ...]
     """The voices a corpus uses unless told otherwise: the few that the judge understands best."""
-    natural_rate: float
+    default_rate: float
     """The rate a corpus uses unless told otherwise: the fastest at which the judge still understands the units."""
 
-    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, "N"]:
+    def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
         """16 kHz float32 audio of ``text``; ``rate`` and ``pitch`` multiply the voice's own."""
         ...
 

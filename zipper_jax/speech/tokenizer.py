@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from zipper_jax.errors import UserError
 from zipper_jax.speech import features
+from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
 
 STACKED_FRAMES = 2
@@ -40,12 +41,12 @@ class UnitTokenizer:
     @classmethod
     def fit(
         cls,
-        waveforms: Sequence[Float[np.ndarray, "N"]],
+        waveforms: Sequence[Float[np.ndarray, " N"]],
         num_units: int = 1024,
         seed: int = 0,
         progress: Callable[[str], None] | None = None,
     ) -> UnitTokenizer:
-        """Fits the codebook on at most 60,000 unit-long pieces of ``waveforms`` (drawn with ``seed``): deterministic."""
+        """Fits the codebook on at most 60,000 unit-long pieces of ``waveforms`` drawn with ``seed``."""
         if num_units < 1:
             raise UserError(f"num_units is {num_units}: give at least 1")
         vectors = np.concatenate([_stacked(w) for w in waveforms]) if len(waveforms) else np.empty((0, 1), np.float32)
@@ -73,11 +74,11 @@ class UnitTokenizer:
         header = f"zipper_jax log-mel k-means {_FORMAT_VERSION} {self._centroids.shape} ".encode()
         return hashlib.sha256(header + self._centroids.astype("<f4").tobytes()).hexdigest()
 
-    def encode(self, waveform: Float[np.ndarray, "N"]) -> Int[np.ndarray, "U"]:
+    def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
         """One unit per 40 ms of 16 kHz audio, ``U = ceil(N / 640)``."""
         return nearest_centroid(_stacked(waveform), self._centroids)
 
-    def decode(self, units: Int[np.ndarray, "U"]) -> Float[np.ndarray, "L M"]:
+    def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
         """The log-mel frames that ``units`` stand for."""
         units = np.asarray(units)
         if units.ndim != 1 or not units.size:
@@ -113,18 +114,19 @@ class UnitTokenizer:
             raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error}): prepare the data again") from error
         if version != _FORMAT_VERSION:
             raise UserError(
-                f"speech tokenizer {str(path)!r} has format {version}, this version reads {_FORMAT_VERSION}: upgrade zipper_jax"
+                f"speech tokenizer {str(path)!r} has format {version}, this version reads {_FORMAT_VERSION}: "
+                "upgrade zipper_jax"
             )
         return cls(centroids)
 
 
-def _stacked(waveform: Float[np.ndarray, "N"]) -> Float[np.ndarray, "U D"]:
-    """Two log-mel frames per row; the audio is padded with silence to a whole number of units."""
+def _stacked(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "U D"]:
+    """Two log-mel frames per row, of the audio at a standard level, padded with silence to a whole number of units."""
     waveform = np.asarray(waveform)
     if waveform.ndim != 1 or not waveform.size:
         raise UserError(f"waveform has shape {waveform.shape}: give mono audio of at least one sample (see load_audio)")
     if not np.isfinite(waveform).all():
         raise UserError("waveform holds NaN or infinite samples: load it with load_audio")
     padding = -len(waveform) % SAMPLES_PER_UNIT
-    frames = features.log_mel(np.pad(waveform, (0, padding)).astype(np.float32))
+    frames = features.log_mel(np.pad(normalise_level(waveform.astype(np.float32)), (0, padding)))
     return frames.reshape(-1, STACKED_FRAMES * features.NUM_BANDS)

@@ -1,5 +1,8 @@
 """Griffin-Lim: units back to audio through the tokenizer's centroids, no learned vocoder.
 
+It works on the 20 ms frames as they are: frames interpolated to 10 ms cost twice the time and were understood no
+better.
+
 Axis letters: U units, L frames of 20 ms, M mel bands, K frequency bins, N samples.
 """
 
@@ -13,26 +16,24 @@ from jaxtyping import Float, Int
 from zipper_jax.speech import features
 from zipper_jax.speech.tokenizer import UnitTokenizer
 
-_OVERLAP = 2  # frames are interpolated to a hop of 10 ms: more overlap gives Griffin-Lim more to agree on
-_HOP = features.HOP // _OVERLAP
 _MOMENTUM = 0.99  # fast Griffin-Lim
 
 
 def synthesize(
-    tokenizer: UnitTokenizer, units: Int[np.ndarray, "U"], iterations: int = 32, seed: int = 0
-) -> Float[np.ndarray, "N"]:
+    tokenizer: UnitTokenizer, units: Int[np.ndarray, " U"], iterations: int = 32, seed: int = 0
+) -> Float[np.ndarray, " N"]:
     """16 kHz float32 audio of ``units``, 640 samples each; the same call gives the same samples."""
     return griffin_lim(tokenizer.decode(units), iterations, seed)
 
 
-def griffin_lim(log_mel: Float[np.ndarray, "L M"], iterations: int = 32, seed: int = 0) -> Float[np.ndarray, "N"]:
+def griffin_lim(log_mel: Float[np.ndarray, "L M"], iterations: int = 32, seed: int = 0) -> Float[np.ndarray, " N"]:
     """16 kHz audio whose log-mel frames come near ``log_mel``, from random phases drawn with ``seed``."""
-    magnitudes = _linear_magnitudes(_interpolate(log_mel))
+    magnitudes = _linear_magnitudes(log_mel)
     rng = np.random.default_rng(seed)
     angles = np.exp(2j * np.pi * rng.random(magnitudes.shape, dtype=np.float32)).astype(np.complex64)
     previous = np.zeros_like(angles)
     for _ in range(iterations):
-        spectrum = np.fft.rfft(features.frame_signal(_overlap_add(magnitudes * angles), _HOP) * features.WINDOW, axis=1)
+        spectrum = np.fft.rfft(features.frame_signal(_overlap_add(magnitudes * angles)) * features.WINDOW, axis=1)
         angles = spectrum - (_MOMENTUM / (1 + _MOMENTUM)) * previous
         angles /= np.maximum(np.abs(angles), 1e-12)
         previous = spectrum
@@ -40,18 +41,10 @@ def griffin_lim(log_mel: Float[np.ndarray, "L M"], iterations: int = 32, seed: i
     return (waveform / max(1.0, np.abs(waveform).max(initial=0.0))).astype(np.float32)
 
 
-def _interpolate(log_mel: np.ndarray) -> np.ndarray:
-    """Frames at a hop of 10 ms, linear in the logarithm between the centres of 20 ms frames."""
-    count = len(log_mel)
-    position = np.clip((np.arange(count * _OVERLAP) + 0.5) / _OVERLAP - 0.5, 0, count - 1)
-    low = np.minimum(position.astype(int), max(count - 2, 0))
-    weight = (position - low)[:, None].astype(np.float32)
-    return (1 - weight) * log_mel[low] + weight * log_mel[np.minimum(low + 1, count - 1)]
-
-
 def _linear_magnitudes(log_mel: np.ndarray) -> np.ndarray:
     """Bin magnitudes [L, K]; the pseudo-inverse of the filters, negative values cut off."""
-    return np.maximum(np.exp(log_mel) @ _inverse_filters(), 0.0)
+    mel = np.maximum(np.exp(log_mel) - np.float32(features.FLOOR), 0.0)
+    return np.maximum(mel @ _inverse_filters(), 0.0)
 
 
 @functools.cache
@@ -72,12 +65,12 @@ def _window_power(count: int) -> np.ndarray:
 
 
 def _sum_frames(frames: np.ndarray) -> np.ndarray:
-    """Adds overlapping frames at a hop of 10 ms and cuts the margins that `frame_signal` padded."""
+    """Adds overlapping frames 20 ms apart and cuts the margins that `frame_signal` padded."""
     count, size = frames.shape
-    hops = -(-size // _HOP)
-    padded = np.pad(frames, ((0, 0), (0, hops * _HOP - size))).reshape(count, hops, _HOP)
-    total = np.zeros((count + hops - 1, _HOP), np.float32)
+    hops = -(-size // features.HOP)
+    padded = np.pad(frames, ((0, 0), (0, hops * features.HOP - size))).reshape(count, hops, features.HOP)
+    total = np.zeros((count + hops - 1, features.HOP), np.float32)
     for part in range(hops):
         total[part : part + count] += padded[:, part]
-    margin = (size - _HOP) // 2
-    return total.reshape(-1)[margin : margin + count * _HOP]
+    margin = (size - features.HOP) // 2
+    return total.reshape(-1)[margin : margin + count * features.HOP]
