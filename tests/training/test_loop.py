@@ -59,7 +59,8 @@ class Poisoned:
         if step != self.step:
             return batch
         tower = batch["towers"]["text"]
-        return {**batch, "towers": {"text": tower._replace(weights=tower.weights * np.float32(np.inf))}}
+        weights = np.where(tower.weights > 0, np.float32(np.inf), tower.weights)
+        return {**batch, "towers": {"text": tower._replace(weights=weights)}}
 
 
 def test_a_stopped_and_resumed_run_is_bitwise_the_undisturbed_one(text_run, tmp_path):

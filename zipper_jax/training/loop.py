@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def train(
     config: TrainConfig,
     *,
     provenance: str = "",
-    stream: TextIO | None = None,
+    stream: Any = None,
     wrap_batches: Callable[[Batches], Batches] | None = None,
 ) -> TrainResult:
     """Train until ``config.steps``, resuming from the newest checkpoint in ``config.model_dir``.

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Monitor:
         total: int,
         flops_per_step: float,
         peak: float | None,
-        stream: TextIO | None = None,
+        stream: Any = None,
         quiet: bool = False,
     ) -> None:
         from tensorboardX import SummaryWriter

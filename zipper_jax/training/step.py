@@ -163,7 +163,7 @@ def make_train_step(
             loss_weights=loss_weights,
             microbatches=microbatches,
         )
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         # The norm is infinite, too, when finite gradients overflow in its squares; the clip would divide by infinity.
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
