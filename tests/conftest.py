@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotated signature of the package is checked while tests run (and only then).
-install_import_hook("zipper_jax", "beartype.beartype")
+install_import_hook("zipper_jax", "shape_checks.check")
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=50, **_common)

@@ -8,12 +8,9 @@ example:
 import argparse
 import dataclasses
 import typing
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from zipper_jax.configs import closest
 from zipper_jax.data.prepared import PrepareSettings
-from zipper_jax.errors import UserError
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 
 _HELP = {
@@ -50,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
-def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    if extra:
-        known = [f"--{name}" for name in vars(args) if name != "command"]
-        raise UserError(
-            f"zipper data {args.command} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}"
-        )
+def run(args: argparse.Namespace) -> int:
     if args.command == "synth":
         synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
         return 0

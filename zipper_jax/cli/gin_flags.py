@@ -1,7 +1,7 @@
-"""t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100 --gin.TrainConfig.seed=1``.
+"""t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100``.
 
-Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value; a bare word or
-path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
+Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value; a bare word
+or path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
 """
 
 import dataclasses

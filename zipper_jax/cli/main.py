@@ -1,7 +1,7 @@
 """``zipper``: finds the subcommand's module, imports only that, and turns user errors into one line.
 
-A command's module has ``add_arguments(parser)`` and ``run(args, extra) -> int``; ``extra`` are the arguments that its
-parser does not know (``--gin.NAME=VALUE``): it must refuse what it cannot use (`zipper_jax.cli.gin_flags.parse` does).
+A command's module has ``add_arguments(parser)`` and ``run(args) -> int``. One that sets ``TAKES_GIN_FLAGS = True`` has
+``run(args, extra)``: ``extra`` are the arguments its parser does not know, for `zipper_jax.cli.gin_flags.parse`.
 """
 
 import argparse
@@ -74,7 +74,12 @@ def _dispatch(arguments: list[str]) -> int:
         args, extra = parser.parse_known_args(rest)
     except SystemExit as stop:  # argparse has printed its help (0) or its error (2)
         return int(stop.code or 0)
-    return module.run(args, extra)
+    if getattr(module, "TAKES_GIN_FLAGS", False):
+        return module.run(args, extra)
+    if extra:
+        known = [f"--{argument}" for argument in vars(args)]
+        raise UserError(f"zipper {name} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}")
+    return module.run(args)
 
 
 def _help() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -26,6 +26,7 @@ BLOCK = 1024
 """Draws over which every task gets its exact share."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of one task: a `RowStore`, or rows made in memory (`zipper_jax.data.live`)."""
 

@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from zipper_jax.data.quiet import quiet_stderr
 
-import seqio
-import tensorflow as tf
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with quiet_stderr():  # a dozen lines about CUDA and oneDNN that no setting silences
+    import seqio
+    import tensorflow as tf
+
+    # TensorFlow only reads data here; by default it would take a whole GPU from JAX.
+    tf.config.set_visible_devices([], "GPU")
 
 from zipper_jax.configs import closest
 from zipper_jax.data import prepared
@@ -24,9 +29,6 @@ from zipper_jax.data.mixtures import PAPER_RATES
 from zipper_jax.errors import UserError
 from zipper_jax.sequences import TEMPLATES
 from zipper_jax.vocabularies import Vocabulary
-
-# TensorFlow only reads data here; by default it would take a whole GPU from JAX.
-tf.config.set_visible_devices([], "GPU")
 
 MIXTURES: dict[str, dict[str, float]] = {"asr_tts": PAPER_RATES}
 """mixture -> {task: rate}."""
@@ -44,6 +46,7 @@ class SeqioVocabulary(seqio.Vocabulary):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__()
         self.vocabulary = vocabulary
+        self._is_text = isinstance(vocabulary.decode([]), str)
 
     @property
     def bos_id(self) -> int:
@@ -69,20 +72,19 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(content: Any) -> np.ndarray:
-            return self.vocabulary.encode(content.decode() if isinstance(content, bytes) else content)
+            # Text comes as bytes, or wrapped in an array when called eagerly.
+            return self.vocabulary.encode(np.asarray(content).item().decode() if self._is_text else content)
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
         ids.set_shape([None])
         return ids
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        is_text = isinstance(self.vocabulary.decode([]), str)
-
         def decode(row: np.ndarray) -> Any:
             content = self.vocabulary.decode(row)
-            return content.encode() if is_text else content
+            return content.encode() if self._is_text else content
 
-        return tf.numpy_function(decode, [ids], tf.string if is_text else tf.int32, stateful=False)
+        return tf.numpy_function(decode, [ids], tf.string if self._is_text else tf.int32, stateful=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeqioVocabulary) and self.vocabulary.digest == other.vocabulary.digest

@@ -85,7 +85,7 @@ class ByteVocabulary:
 def train_sentencepiece(
     sentences: Iterable[str],
     size: int,
-    model_type: str = "unigram",
+    model_type: str = "bpe",
     byte_fallback: bool = False,
     normalisation: str = "identity",
 ) -> SentencePieceVocabulary:

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import types
+
+import pytest
+
+import zipper_jax
+from zipper_jax.cli import main as cli
+from zipper_jax.errors import UserError
+
+
+def command(monkeypatch, run):
+    module = types.ModuleType("a_command", "What it does.")
+    module.add_arguments = lambda parser: parser.add_argument("--name")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "a_command", module)
+    monkeypatch.setitem(cli.COMMANDS, "try", ("a_command", "tries"))
+
+
+def test_help_lists_every_command_with_an_example(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert f"  {name}" in text
+        assert summary in text
+    assert "example:" in text
+
+
+def test_without_arguments_it_helps_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"zipper {zipper_jax.__version__}\n"
+
+
+def test_unknown_command(capsys):
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "error: zipper has no command 'trian'; did you mean 'train'?\n"
+
+
+def test_arguments_and_extras_reach_the_command(monkeypatch):
+    seen = []
+    command(monkeypatch, lambda args, extra: seen.append((args.name, extra)) or 7)
+    sys.modules["a_command"].TAKES_GIN_FLAGS = True
+    assert cli.main(["try", "--name", "x", "--gin_file=a.gin", "--gin.A.b=1", "--nam=y"]) == 7
+    assert seen == [("x", ["--gin_file=a.gin", "--gin.A.b=1", "--nam=y"])]  # no abbreviations
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("mend this"), 2, "error: mend this\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
+    ],
+)
+def test_errors_are_one_line(monkeypatch, capsys, error, status, line):
+    def run(args):
+        raise error
+
+    command(monkeypatch, run)
+    assert cli.main(["try"]) == status
+    assert capsys.readouterr().err == line
+
+
+def test_unknown_options_are_refused_with_a_hint(monkeypatch, capsys):
+    command(monkeypatch, lambda args: 0)
+    assert cli.main(["try", "--nam=y"]) == 2
+    assert capsys.readouterr().err == "error: zipper try has no option '--nam=y'; did you mean '--name'?\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def run(args):
+        raise RuntimeError("a bug")
+
+    command(monkeypatch, run)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["try"])
+
+
+def test_a_commands_help(monkeypatch, capsys):
+    command(monkeypatch, lambda args: 0)
+    assert cli.main(["try", "--help"]) == 0
+    assert "What it does." in capsys.readouterr().out
+    assert cli.main(["try", "--name"]) == 2
+
+
+def test_importing_the_package_and_the_help_import_neither_jax_nor_tensorflow():
+    code = (
+        "import sys, zipper_jax; from zipper_jax.cli.main import main; main(['--help']);"
+        "assert not {'jax', 'tensorflow', 'seqio', 'gin'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

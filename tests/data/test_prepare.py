@@ -1,0 +1,239 @@
+"""The whole way from a corpus folder to rows. Audio is noise: nothing here depends on a synthesiser."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from zipper_jax.cli import main as cli
+from zipper_jax.data import prepare_rows, prepared
+from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.errors import UserError
+from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
+
+# All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
+SETTINGS = PrepareSettings(text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3)
+SPLITS = {"train": 12, "validation": 4, "test": 3}
+
+
+def write_corpus(folder: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    (folder / "audio").mkdir(parents=True)
+    rows = []
+    for split, count in SPLITS.items():
+        for i in range(count):
+            name = f"{split}_{i}"
+            seconds = 3.0 if name == "train_5" else 0.2 + 0.1 * (i % 5)  # 3 s are 75 units: too long for a row
+            soundfile.write(folder / "audio" / f"{name}.flac", rng.normal(0, 0.1, int(16_000 * seconds)), 16_000)
+            text = (
+                "held out words" if split != "train" else " ".join(rng.choice(["set", "the", "lamp", "to", "nine"], 3))
+            )
+            rows.append({"id": name, "split": split, "text": text, "voice": "v", "audio": f"audio/{name}.flac"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory):
+    """(prepared folder, metas, lines said)."""
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    lines: list[str] = []
+    metas = prepare_rows.prepare(corpus, folder, SETTINGS, say=lines.append, processes=1)
+    return folder, metas, lines
+
+
+def files_and_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_is_there_and_said(made):
+    folder, metas, lines = made
+    assert set(metas) == {(task, split) for task in SETTINGS.tasks for split in SPLITS}
+    header = prepared.read_header(folder)
+    assert header["complete"]
+    assert (header["num_units"], header["rate_hz"]) == (8, 25)
+    assert header["vocabularies"]["text"] == load_vocabulary(folder / "vocabularies" / "text").digest
+    asr = metas["asr", "train"]
+    assert asr["dropped"] == {"empty": 0, "too_long": 1}
+    assert asr["examples"] == 11
+    assert metas["text_lm", "train"]["dropped"]["too_long"] == 0
+    assert any("asr/train: 11 examples" in line and "dropped: 1 too long" in line for line in lines)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_only_the_training_split_is_fitted_on(made, corpus):
+    folder = made[0]
+    sentences = [example["text"] for example in prepared.read_examples(folder, "train")]
+    assert load_vocabulary(folder / "vocabularies" / "text").digest == train_sentencepiece(sentences, 24).digest
+    order = np.random.default_rng(0).permutation(SPLITS["train"])
+    audio = [load_audio(corpus / "audio" / f"train_{i}.flac") for i in order]
+    stored = UnitTokenizer.load(folder / "vocabularies" / "speech")
+    assert stored.digest == UnitTokenizer.fit(audio, 8, seed=0).digest
+
+
+def test_rows_hold_every_example_of_the_template(made):
+    folder = made[0]
+    text = load_vocabulary(folder / "vocabularies" / "text")
+    examples = [e for e in prepared.read_examples(folder, "train") if e["id"] != "train_5"]
+    for task, order in (("asr", ("speech", "text")), ("tts", ("text", "speech"))):
+        store = RowStore(folder / "rows" / task / "train")
+        stored = [example for i in range(len(store)) for example in store.row(i)]
+        assert all(tuple(span.modality for span in example) == order for example in stored)
+        assert all([span.weight for span in example] == [0.0, 1.0] for example in stored)
+
+        def key(units, sentence):
+            return tuple(units), sentence
+
+        by = [{span.modality: span.tokens for span in example} for example in stored]
+        found = sorted(key(e["speech"].tolist(), text.decode(e["text"])) for e in by)
+        assert found == sorted(key(e["units"].tolist(), e["text"]) for e in examples)
+
+
+def test_running_again_skips_everything(made, corpus):
+    folder, metas, _ = made
+    before = files_and_times(folder)
+    again = prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
+    assert again == metas
+    changed = {p.name for p, t in files_and_times(folder).items() if before[p] != t}
+    assert changed <= {"header.json"}
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "p"
+    for stage in ("_text_vocabulary", "_encode_split"):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepared, stage, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
+        assert not prepared.read_header(folder)["complete"]
+    written = []
+
+    def write_some(*args):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(args)
+        return real(*args)
+
+    real = prepare_rows.write_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_rows, "write_rows", write_some)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
+    before = files_and_times(folder / "vocabularies")
+    prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
+    assert files_and_times(folder / "vocabularies") == before
+    assert contents(folder) == contents(made[0])
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path):
+    folder = tmp_path / "p"
+    one = dataclasses.replace(SETTINGS, tasks=("asr",))
+    prepare_rows.prepare(corpus, folder, one, processes=1)
+    longer = dataclasses.replace(one, speech_length=100)
+    with pytest.raises(UserError, match=r"packed otherwise.*'speech': 60.*'speech': 100.*--overwrite"):
+        prepare_rows.prepare(corpus, folder, longer, processes=1)
+    before = files_and_times(folder / "examples")
+    metas = prepare_rows.prepare(corpus, folder, longer, overwrite=True, processes=1)
+    assert metas["asr", "train"]["dropped"]["too_long"] == 0
+    assert files_and_times(folder / "examples") == before  # only rows were made again
+    fewer = dataclasses.replace(one, num_units=4)
+    with pytest.raises(UserError, match="num_units was 8, now 4"):
+        prepare_rows.prepare(corpus, folder, fewer, processes=1)
+    assert prepare_rows.prepare(corpus, folder, fewer, overwrite=True, processes=1)
+    assert prepared.read_header(folder)["num_units"] == 4
+    with pytest.raises(UserError, match="the corpus is another one"):
+        prepare_rows.prepare(write_corpus(tmp_path / "c", seed=1), folder, fewer, processes=1)
+
+
+def test_seqio_tasks_and_the_live_path(made):
+    import seqio
+    import tensorflow as tf
+
+    from zipper_jax.data import live, tasks
+
+    folder = made[0]
+    names = tasks.register(folder, prefix="mine_")
+    assert names["asr_tts"] == "mine_asr_tts"
+    rates = dict(seqio.get_mixture_or_task("mine_asr_tts")._task_to_rate)
+    assert rates == {"mine_asr": 1.0, "mine_tts": 1.26}
+    task = seqio.get_mixture_or_task("mine_asr")
+    assert task.num_input_examples("train") in (None, 12)
+    feature = task.output_features["text"].vocabulary
+    assert feature.decode(feature.encode("set the lamp")) == "set the lamp"
+    assert feature.decode_tf(feature.encode_tf(tf.constant("set the lamp"))).numpy() == b"set the lamp"
+    assert feature != task.output_features["speech"].vocabulary
+    for name in ("text_lm", "speech_lm", "asr", "tts"):
+        store = RowStore(folder / "rows" / name / "validation")
+        rows = live.LiveRows(names[name], "validation", SETTINGS, template=name)
+        assert len(rows) == len(store)
+        for i in range(len(store)):
+            for ours, theirs in zip(rows.row(i), store.row(i), strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    assert (a.modality, a.weight, a.tokens.tolist()) == (b.modality, b.weight, b.tokens.tolist())
+        assert {key: store.meta[key] for key in rows.meta} == rows.meta
+    with pytest.raises(UserError, match="no seqio task is called 'mine_ars'; did you mean 'mine_asr'"):
+        live.LiveRows("mine_ars", "train", SETTINGS, template="asr")
+    with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'"):
+        live.LiveRows("mine_asr", "tset", SETTINGS, template="asr")
+
+
+def test_command_line(corpus, made, capsys):
+    arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(made[0]), "--text_length", "24"]
+    more = ["--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3"]
+    assert cli.main([*arguments, *more]) == 0
+    assert "asr/train: 11 examples" in capsys.readouterr().out
+    assert cli.main([*arguments, *more[:2], "--num_unit=8"]) == 2
+    assert "no option '--num_unit=8'; did you mean '--num_units'" in capsys.readouterr().err
+    assert cli.main([*arguments[:4], "--out", "x", "--tasks=asr,ttt"]) == 2
+    assert "'ttt' is unknown" in capsys.readouterr().err
+
+
+def test_errors(tmp_path, made):
+    with pytest.raises(UserError, match="no prepared folder"):
+        prepared.read_header(tmp_path)
+    with pytest.raises(UserError, match=r"splits there: test, train, validation"):
+        next(prepared.read_examples(made[0], "nope"))
+    with pytest.raises(UserError, match="holds no vocabulary"):
+        prepared.read_vocabularies(tmp_path)
+    with pytest.raises(UserError, match="speech_length is 2"):
+        PrepareSettings(speech_length=2)
+
+
+def test_reading_rows_imports_no_tensorflow(made):
+    code = f"""
+import sys
+import zipper_jax
+from zipper_jax.data.mixtures import RowMixture, batches
+from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.data.prepared import read_vocabularies
+from zipper_jax.sequences import Place
+import zipper_jax.data.live, zipper_jax.data.prepare_rows, zipper_jax.cli.data
+store = RowStore({str(made[0] / "rows" / "asr" / "train")!r})
+v = read_vocabularies({str(made[0])!r})
+layout = {{m: Place(m, 0, v[m].begin_id, v[m].end_id, v[m].size) for m in v}}
+with batches(RowMixture({{"asr": store}}, {{"asr": 1.0}}, 0), layout, {{"text": 24, "speech": 60}}, 2) as b:
+    assert b.get(0)["towers"]["text"].weights.sum() > 0
+assert not {{"tensorflow", "seqio", "jax"}} & set(sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -1,0 +1,42 @@
+"""What the wheel holds, and the lock."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import gin
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def test_every_package_is_listed():
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "zipper_jax").rglob("__init__.py")}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"zipper_jax.gin_files"}
+
+
+def test_every_module_is_in_a_package():
+    for path in (ROOT / "zipper_jax").rglob("*.py"):
+        assert (path.parent / "__init__.py").is_file(), f"{path.parent} lacks __init__.py"
+
+
+def test_our_gin_folder_does_not_shadow_gin_config():
+    assert not (ROOT / "gin" / "__init__.py").exists()
+    assert hasattr(gin, "configurable")
+
+
+def test_the_lock_names_versions_and_hashes_and_nothing_of_this_machine():
+    requirements = re.split(r"\n(?=\S)", LOCK.strip())
+    for requirement in requirements:
+        assert re.match(r"[a-z0-9][a-z0-9-]*==[^\s;]+", requirement), requirement[:80]
+        assert "--hash=sha256:" in requirement, requirement[:80]
+    assert not re.search(r"://|--index-url|--find-links|file:|\s/", LOCK)
+
+
+def test_the_lock_has_every_direct_dependency():
+    project = PROJECT["project"]
+    named = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    locked = set(re.findall(r"^([a-z0-9-]+)==", LOCK, re.MULTILINE))
+    for dependency in named:
+        assert re.match(r"[\w-]+", dependency)[0].lower().replace("_", "-") in locked, dependency
