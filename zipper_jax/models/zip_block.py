@@ -42,10 +42,9 @@ class ZipDirection(nnx.Module):
         n = config.num_heads or receiver.num_heads
         k, h = config.kv_shape(receiver)
         self.projection = Projection(config.projection, source.width, width, rngs, dtype)
-        self.position_table = None
-        if config.positions == "learned":
-            shape = (config.max_positions, width)
-            self.position_table = param(rngs, shape, (None, "embed"), fan_in=width)
+        # One assignment each: NNX refuses an attribute that is None first and a parameter later.
+        learned, shape = config.positions == "learned", (config.max_positions, width)
+        self.position_table = param(rngs, shape, (None, "embed"), fan_in=width) if learned else None
         self.source_norm = Norm(width, rngs, kind=config.norm) if config.normalise_source else None
         self.attention_norm = Norm(width, rngs, kind=config.norm)
         self.attention = CrossAttention(width, n, k, h, config.bias, rngs, dtype)

@@ -186,7 +186,7 @@ class _Pass:
                 self.cross[into, z.other(into)] = cross_visibility(towers[into], towers[z.other(into)])
 
     def stage(self, stage: Stage, blocks, directions, states, pre):
-        """Runs one stage; ``blocks`` and ``directions`` hold the parameters of this stage only."""
+        """Runs one stage, whose parameters are ``blocks`` {tower: ...} and ``directions`` {(zip, receiver, member): ...}."""
         states, pre = dict(states), dict(pre)
         for tower, _, last in stage.runs:
             positions = self.towers[tower].local_positions
@@ -203,7 +203,8 @@ class _Pass:
         m = pre[fusion.tower, fusion.block]
         fused = m
         for source in fusion.sources:
-            direction = bind(self.makers.direction(source.zip, fusion.tower), directions[source.zip, fusion.tower])
+            own = directions[source.zip, fusion.tower, source.index]
+            direction = bind(self.makers.direction(source.zip, fusion.tower), own)
             batch = self.towers[source.tower]
             key, value = direction.read(pre[source.tower, source.block], batch.local_positions)
             visible = self.cross[fusion.tower, source.tower]
@@ -236,7 +237,7 @@ def _scan_group(run: _Pass, group, params, states):
         per_stage = last - start + 1
         blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(group.count, n, *x.shape[1:]), stacked)
     directions = {
-        (s.zip, f.tower): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + group.count)
+        (s.zip, f.tower, s.index): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + group.count)
         for f in first.fusions
         for s in f.sources
     }
@@ -250,7 +251,7 @@ def _scan_group(run: _Pass, group, params, states):
 def _stage_params(params, stage: Stage):
     blocks = {tower: cut(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
     directions = {
-        (s.zip, f.tower): jax.tree.map(lambda x, i=s.index: x[i], params["zips"][s.zip][f"into_{f.tower}"])
+        (s.zip, f.tower, s.index): jax.tree.map(lambda x, i=s.index: x[i], params["zips"][s.zip][f"into_{f.tower}"])
         for f in stage.fusions
         for s in f.sources
     }
