@@ -1,10 +1,8 @@
 """``zipper inspect RUN``: what a run folder holds, without loading the model onto a device."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-from zipper_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a folder that `zipper train` wrote")
 
 
-def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the summary; returns 0."""
-    if extra:
-        raise UserError(f"zipper inspect: unknown argument {extra[0]!r}; it takes one run folder")
     for line in summary(args.run):
         print(line)
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from zipper_jax.errors import UserError
 
+TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
 Train what gin files describe; run again to go on from the newest checkpoint.
 

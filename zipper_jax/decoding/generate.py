@@ -42,18 +42,17 @@ class Generated(NamedTuple):
 class Generator:
     """Compiled generation for one model; compiled once per shape (rows, padded lengths) and sampling setting.
 
-    config, params: the model. layout: where its modalities lie.
+    config, params: the model. layout: where its modalities lie. lengths: tower -> slots that a cache has at the least;
+      with the row lengths of training most calls share one program.
     """
 
-    def __init__(self, config: ZipperConfig, params: Params, layout: Layout):
-        self.config, self.params, self.layout = config, params, dict(layout)
+    def __init__(self, config: ZipperConfig, params: Params, layout: Layout, lengths: Mapping[str, int] | None = None):
+        self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self._feed = jax.jit(partial(_feed, config), static_argnames=("tower",), donate_argnums=(1,))
         self._decode = jax.jit(
             partial(_decode_span, config), static_argnames=("place", "limit", "sampling"), donate_argnums=(1,)
         )
-        self._beam = jax.jit(
-            partial(beam_span, config), static_argnames=("place", "limit", "beams", "length_penalty")
-        )
+        self._beam = jax.jit(partial(beam_span, config), static_argnames=("place", "limit", "beams", "length_penalty"))
 
     def __call__(
         self,
@@ -125,7 +124,7 @@ class Generator:
             longest = {tower: max(longest[tower], used[tower]) for tower in longest}
         for modality in outputs:
             longest[self.layout[modality].tower] += int(limits[modality]) + 2
-        return {tower: _bucket(n) for tower, n in longest.items()}
+        return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
     def _check(self, given, outputs, limits):
         if not outputs:
@@ -140,7 +139,9 @@ class Generator:
             for modality, tokens in spans:
                 size = self.layout[modality].size
                 if len(tokens) and not (0 <= np.min(tokens) and np.max(tokens) < size):
-                    raise UserError(f"{modality} tokens must lie in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}")
+                    raise UserError(
+                        f"{modality} tokens must lie in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}"
+                    )
 
 
 def _bucket(n: int, step: int = 32) -> int:

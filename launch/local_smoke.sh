@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The whole job on a laptop CPU, from synthetic speech to word error rates: see README.md, "What you will see".
+#
+#   make smoke              at most 15 minutes on 2 cores, writes runs/smoke/report.html
+#   QUICK=1 make smoke      the same stages, smaller, at most 4 minutes, writes runs/smoke_quick/
+#   LONG=1 make smoke       the same stages, trained longer, about an hour, writes runs/smoke_long/
+#
+# Interrupt it at any time and run it again: finished stages are skipped, unfinished ones go on where they were.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ -n "${QUICK:-}" ]; then
+  out=runs/smoke_quick
+  sentences=600 test=24 units=256 text_steps=100 speech_steps=60 fuse_steps=120 identity_steps=20 judged=12
+elif [ -n "${LONG:-}" ]; then
+  out=runs/smoke_long
+  sentences=8000 test=200 units=1024 text_steps=600 speech_steps=2000 fuse_steps=6000 identity_steps=2000 judged=100
+else
+  out=runs/smoke
+  sentences=4000 test=100 units=1024 text_steps=300 speech_steps=400 fuse_steps=900 identity_steps=100 judged=60
+fi
+# The rows are short: on a CPU, attention over long rows costs more than what packing saves.
+text_length=32 speech_length=128
+
+number=0
+# stage NAME COMMAND...: runs the command, unless the same command has finished before, and keeps its seconds.
+stage() {
+  local name=$1 began=$SECONDS
+  shift
+  number=$((number + 1))
+  local done
+  done="$out/stages/$(printf '%02d' "$number")_$name"
+  if [ "$(cat "$done.command" 2>/dev/null)" = "$*" ]; then
+    echo "== $number $name: finished before ($(cat "$done.seconds") s)"
+    return
+  fi
+  echo "== $number $name: zipper $*"
+  mkdir -p "$out/stages"
+  zipper "$@"
+  echo "$((SECONDS - began))" > "$done.seconds"
+  echo "$*" > "$done.command"
+}
+
+train() { # train NAME RUN STEPS GIN_FLAGS...
+  local name=$1 run=$2 steps=$3
+  shift 3
+  stage "$name" train "--gin_file=runs/$run.gin" "--gin.DATA=$out/prepared" "--gin.MODEL_DIR=$out/$name" \
+    "--gin.TRAIN_STEPS=$steps" "$@"
+}
+
+stage synthesise data synth --out "$out/corpus" --sentences "$sentences" --validation "$test" --test "$test" \
+  --test_other "$test"
+stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
+  --text_length "$text_length" --speech_length "$speech_length"
+train text pretrain_text "$text_steps"
+train speech pretrain_speech "$speech_steps"
+towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
+train zipper fuse "$fuse_steps" "${towers[@]}"
+train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text"
+train identity fuse "$identity_steps" --gin_file=models/zipper_identity.gin "${towers[@]}"
+stage evaluate eval --run "$out/zipper" --single_decoder "$out/single_decoder" --identity "$out/identity" \
+  --data "$out/prepared" --corpus "$out/corpus" --out "$out" --sentences "$test" --speech_sentences "$judged" \
+  --stages "$out/stages"
+echo "open $out/report.html"

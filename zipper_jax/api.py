@@ -1,0 +1,214 @@
+"""The Python front door: ``zipper_jax.load(run)`` and what one does with a trained model. No TensorFlow.
+
+model = zipper_jax.load("runs/smoke/zipper")
+model.transcribe("hello.wav")
+model.speak("turn the kitchen light off").save("off.wav")
+model.generate([[("text", "set a timer")]], outputs=("text", "speech"))
+model.tower("text").perplexity(["turn the light on"])
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from zipper_jax.configs import from_dict
+from zipper_jax.decoding.generate import Generator
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation import perplexity
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.sequences import make_layout
+from zipper_jax.vocabularies import Vocabulary, load_vocabulary
+
+SAMPLE_RATE = 16_000
+
+
+class Output(NamedTuple):
+    """One generated span: its modality, its content (a sentence, or units), whether the length limit ended it, and the
+    log probability of each token, the end token last."""
+
+    modality: str
+    content: Any
+    truncated: bool
+    log_probs: Float[np.ndarray, "n"]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Generated speech: float32 mono waveform at ``sample_rate`` Hz, its units, and whether it was cut at the limit."""
+
+    waveform: np.ndarray
+    sample_rate: int
+    units: np.ndarray
+    truncated: bool
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes 16-bit audio; the ending decides the format (.wav, .flac, .ogg)."""
+        import soundfile
+
+        try:
+            soundfile.write(str(path), self.waveform, self.sample_rate)
+        except (soundfile.LibsndfileError, TypeError, OSError) as error:
+            raise UserError(f"cannot write {str(path)!r}: {error}; use an ending such as .wav or .flac") from error
+
+
+class Model:
+    """A model with its vocabularies.
+
+    config: ZipperConfig. params: nested dict of arrays. vocabularies: modality -> Vocabulary. limits: modality -> most
+    content tokens of a generated span, from the row lengths of training.
+    """
+
+    def __init__(
+        self,
+        config: ZipperConfig,
+        params: Mapping[str, Any],
+        vocabularies: Mapping[str, Vocabulary],
+        lengths: Mapping[str, int],
+        folder: Path | None = None,
+    ):
+        self.params: dict[str, Any] = jax.tree.map(jnp.asarray, dict(params))
+        self.config = replace(config, remat="none")  # nothing is differentiated here
+        self.vocabularies = dict(vocabularies)
+        self.lengths, self.folder = dict(lengths), folder
+        self.layout = make_layout(config.modalities, vocabularies)
+        self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
+        self._generator = Generator(self.config, self.params, self.layout, self.lengths)
+
+    @cached_property
+    def tokenizer(self):
+        """The UnitTokenizer that was stored with the speech vocabulary: audio to units and back."""
+        from zipper_jax.speech.tokenizer import UnitTokenizer
+
+        self._require("speech")
+        if self.folder is None:
+            raise UserError("this model was not loaded from a run folder, so it has no audio tokenizer")
+        return UnitTokenizer.load(self.folder / "vocabularies" / "speech")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[tuple[str, Any]]],
+        outputs: Sequence[str] = ("text",),
+        *,
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        limits: Mapping[str, int] | None = None,
+    ) -> list[list[Output]]:
+        """Continues each prompt with one span per output modality, in order.
+
+        Args:
+          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech; may be
+            empty.
+          outputs: modalities to generate, for example ``("text", "speech")``.
+          sampling: one setting, or one per output modality.
+          limits: most content tokens per modality, beside or instead of the model's own.
+        """
+        given = []
+        for prompt in prompts:
+            for modality, _ in prompt:
+                self._require(modality)
+            given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
+        results = self._generator(given, tuple(outputs), {**self.limits, **(limits or {})}, sampling)
+        return [
+            [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
+            for row in results
+        ]
+
+    def transcribe(self, audio: Any, sample_rate: int | None = None, *, beams: int = 1) -> Any:
+        """Speech to text.
+
+        Args:
+          audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
+            either; a list gives a list.
+          beams: above 1, beam search of that width.
+        """
+        from zipper_jax.speech.audio import load_audio
+
+        many = isinstance(audio, list | tuple)
+        units = [self.tokenizer.encode(load_audio(one, sample_rate)) for one in (audio if many else [audio])]
+        results = self.generate([[("speech", u)] for u in units], ("text",), sampling=SamplingConfig(beams=beams))
+        texts = [row[0].content for row in results]
+        return texts if many else texts[0]
+
+    def speak(self, text: Any, *, sampling: SamplingConfig = SamplingConfig(), seed: int | None = None) -> Any:
+        """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else."""
+        many = isinstance(text, list | tuple)
+        sampling = sampling if seed is None else replace(sampling, seed=seed)
+        rows = self.generate([[("text", t)] for t in (text if many else [text])], ("speech",), sampling=sampling)
+        speech = [self._vocode(row[0]) for row in rows]
+        return speech if many else speech[0]
+
+    def tower(self, name: str) -> "Unimodal":
+        """One tower alone: input projection and zips are bypassed."""
+        if name not in self.config.towers:
+            raise UserError(f"this model has no tower {name!r}; it has {', '.join(sorted(self.config.towers))}")
+        return Unimodal(self, name)
+
+    def vocode(self, units: Any) -> np.ndarray:
+        """Units to a float32 waveform of 16 kHz (Griffin-Lim); no units give no samples."""
+        from zipper_jax.speech.vocoder import synthesize
+
+        units = np.asarray(units, np.int32)
+        return synthesize(self.tokenizer, units) if len(units) else np.zeros(0, np.float32)
+
+    def _vocode(self, output: Output) -> Speech:
+        units = np.asarray(output.content, np.int32)
+        return Speech(self.vocode(units), SAMPLE_RATE, units, output.truncated)
+
+    def _require(self, modality: str) -> None:
+        if modality not in self.layout:
+            raise UserError(f"this model has no modality {modality!r}; it has {', '.join(sorted(self.layout))}")
+
+
+class Unimodal:
+    """The unimodal path of one tower of a model."""
+
+    def __init__(self, model: Model, tower: str):
+        self._model, self._tower = model, tower
+        self._logits = jax.jit(partial(zipper.unimodal, model.config), static_argnames=("tower",))
+
+    def logits(self, content: Any, modality: str | None = None) -> Float[np.ndarray, "T V"]:
+        """Float32 logits at ``begin, content..., end``; row t predicts token t + 1."""
+        modality = modality or self._only_modality()
+        batch = perplexity.pack_contents(self._model.layout, modality, [self._encode(modality, content)], {})
+        logits = self._logits(self._model.params, self._tower, batch[self._tower])
+        length = int((batch[self._tower].segment_ids[0] > 0).sum())
+        return np.asarray(logits[0, :length])
+
+    def perplexity(self, contents: Sequence[Any], modality: str | None = None) -> float:
+        """exp(mean negative log likelihood per predicted token, end tokens included) over all ``contents``."""
+        modality = modality or self._only_modality()
+        tokens = [self._encode(modality, content) for content in contents]
+        model = self._model
+        return perplexity.perplexity(model.config, model.params, model.layout, modality, tokens, fused=False)
+
+    def _encode(self, modality: str, content: Any) -> np.ndarray:
+        return np.asarray(self._model.vocabularies[modality].encode(content), np.int32)
+
+    def _only_modality(self) -> str:
+        found = [m for m, place in self._model.layout.items() if place.tower == self._tower]
+        if len(found) != 1:
+            raise UserError(f"tower {self._tower!r} holds {', '.join(sorted(found))}: say which modality is meant")
+        return found[0]
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
+    """Loads a run folder's model: newest checkpoint, or that of ``step``. Neither gin nor TensorFlow is touched.
+
+    Raises:
+      UserError: no run folder, no complete checkpoint, or vocabularies that do not fit the model.
+    """
+    from zipper_jax.training.checkpoints import load_params
+
+    header, params = load_params(path, step)
+    config = from_dict(ZipperConfig, header["model"])
+    vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
+    return Model(config, params, vocabularies, header["lengths"], Path(path))

@@ -1,0 +1,76 @@
+"""``zipper eval``: word error rates, perplexities and their controls of a zipper, beside a Single Decoder; a report."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
+text-only and speech-only perplexity, each beside the controls that would expose a cheat. Writes results.json,
+report.html and audio.
+
+  zipper eval --run runs/smoke/zipper --single_decoder runs/smoke/single_decoder \\
+      --data runs/smoke/prepared --corpus runs/smoke/corpus --out runs/smoke
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.add_argument("--run", required=True, type=Path, help="run folder of the zipper")
+    parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
+    parser.add_argument("--identity", type=Path, help="run folder of an identity-preserving zipper (perplexity rows)")
+    parser.add_argument("--data", required=True, type=Path, help="prepared folder with the test splits")
+    parser.add_argument("--corpus", required=True, type=Path, help="corpus folder with the test splits' audio")
+    parser.add_argument("--out", required=True, type=Path, help="folder for results.json, report.html and audio")
+    parser.add_argument("--sentences", type=int, default=100, help="per split, speech to text; 0: all (%(default)s)")
+    parser.add_argument("--speech_sentences", type=int, default=60, help="text to speech; 0: all (%(default)s)")
+    parser.add_argument("--beams", type=int, default=1, help="beam width of speech to text (%(default)s: greedy)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of text to speech (%(default)s: greedy)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="of text to speech (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of text to speech (%(default)s)")
+    parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0; figures are printed and written, never judged here."""
+    began = time.monotonic()
+    for name in ("run", "single_decoder", "identity", "data", "corpus"):
+        path = getattr(args, name)
+        if path is not None and not path.is_dir():
+            raise UserError(f"--{name} {path}: there is no such folder")
+    from zipper_jax.decoding.sampling import SamplingConfig
+    from zipper_jax.evaluation.evaluator import EvalSettings, Sources, evaluate
+    from zipper_jax.evaluation.report import write_report
+    from zipper_jax.files import write_json
+
+    runs = {"zipper": args.run, "single_decoder": args.single_decoder, "identity": args.identity}
+    sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
+    sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
+    results = evaluate(sources, args.out, settings, say=lambda line: print(line, file=sys.stderr, flush=True))
+    seconds = _stage_seconds(args.stages)
+    seconds["evaluate"] = round(time.monotonic() - began, 1)
+    results["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
+    write_json(args.out / "results.json", results)
+    report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
+    print(f"{report}\n{args.out / 'results.json'}")
+    return 0
+
+
+def _stage_seconds(folder: Path | None) -> dict[str, float]:
+    """Stage -> seconds from files that the launch script wrote, in their order."""
+    if folder is None or not folder.is_dir():
+        return {}
+    files = sorted(folder.glob("*.seconds"))
+    return {path.stem.split("_", 1)[-1]: float(path.read_text()) for path in files}
+
+
+def _pretraining_runs(run: Path) -> dict[str, Path]:
+    """The tower runs that the zipper was made from, for their loss curves."""
+    from zipper_jax.training.checkpoints import read_config
+
+    sources = read_config(run)["train"].get("initialise_from") or {}
+    return {f"{tower} tower": Path(path) for tower, path in sources.items() if Path(path).is_dir()}

@@ -1,0 +1,101 @@
+"""``zipper generate``: JSON lines in and out, any order of modalities."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+Continue prompts with any modalities. Each input line is a JSON object:
+
+  {"prompt": [["text", "turn the light off"]], "outputs": ["speech"]}
+  {"prompt": [["speech", [12, 7, 7, 301]]], "outputs": ["text", "speech"]}
+
+A prompt is a list of [modality, content]: a sentence for text, unit numbers for speech; it may be empty. "outputs"
+defaults to --outputs. Each output line repeats the input and adds "generated": a list of
+{"modality", "content", "truncated", "log_prob"}.
+
+  zipper generate --model runs/smoke/zipper --outputs text < prompts.jsonl > results.jsonl
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.add_argument("--model", required=True, type=Path, help="run folder")
+    parser.add_argument("--input", type=Path, help="JSON lines (standard input)")
+    parser.add_argument("--output", type=Path, help="JSON lines (standard output)")
+    parser.add_argument("--outputs", default="text", help="modalities, comma-separated: text | speech | text,speech")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts decoded together (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--top_k", type=int, default=0, help="sample among this many tokens; 0: all (%(default)s)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="sample from this much probability (%(default)s)")
+    parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s)")
+    parser.add_argument("--max_tokens", type=int, help="most tokens per generated span (the model's row lengths)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+    default = [name.strip() for name in args.outputs.split(",") if name.strip()]
+    requests = list(_read(args.input, default))
+    from zipper_jax.api import load
+    from zipper_jax.decoding.sampling import SamplingConfig
+
+    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.beams, seed=args.seed)
+    model = load(args.model)
+    limits = dict.fromkeys(model.layout, args.max_tokens) if args.max_tokens else None
+    out = sys.stdout if args.output is None else args.output.open("w", encoding="utf-8")
+    try:
+        for batch in _batches(requests, args.batch_size):
+            prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
+            rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, limits=limits)
+            for request, row in zip(batch, rows, strict=True):
+                print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
+    finally:
+        if args.output is not None:
+            out.close()
+    return 0
+
+
+def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
+    """Checks every line before the model is loaded."""
+    name = "standard input" if path is None else str(path)
+    try:
+        lines = (sys.stdin.read() if path is None else path.read_text(encoding="utf-8")).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {name}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            request = {"outputs": default, **json.loads(line)}
+            if not all(isinstance(m, str) for m, _ in request["prompt"]) or not request["outputs"]:
+                raise ValueError("prompt or outputs")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{name} line {number}: want {{"prompt": [[modality, content], ...], "outputs": [...]}} ({error!r})'
+            ) from error
+        yield request
+
+
+def _batches(requests: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Consecutive requests that want the same outputs, at most ``size`` together; order is kept."""
+    batch: list[dict[str, Any]] = []
+    for request in requests:
+        if batch and (len(batch) == size or request["outputs"] != batch[0]["outputs"]):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
+
+
+def _plain(output) -> dict[str, Any]:
+    content = output.content if isinstance(output.content, str) else [int(u) for u in output.content]
+    log_prob = round(float(output.log_probs.sum()), 4)
+    return {"modality": output.modality, "content": content, "truncated": output.truncated, "log_prob": log_prob}

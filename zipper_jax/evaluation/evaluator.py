@@ -1,0 +1,292 @@
+"""Word error rates, perplexities and their controls for a zipper and, beside it, a Single Decoder.
+
+Writes a folder that the report reads:
+
+    results.json     every figure (error rates are fractions), the settings, parameter counts, seconds
+    samples.json     a few sentences with what every model made of them
+    audio/*.wav      their audio; attention.npz: where one sentence's text tokens looked in its speech
+
+Each error rate stands beside controls that would expose a cheat: another sentence's input, no input, gates at zero; for
+generated speech the judge also hears gold units, the raw audio, reversed audio and noise.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
+from zipper_jax.configs import from_dict
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.perplexity import perplexity
+from zipper_jax.evaluation.wer import NORMALISER, wer
+from zipper_jax.files import write_json
+from zipper_jax.models import zipper
+from zipper_jax.sequences import fill_template, rows_to_towers
+from zipper_jax.speech import grammar
+from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.judge import NAME as JUDGE
+from zipper_jax.speech.judge import transcribe_all
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What to evaluate on, and how to decode.
+
+    sentences: of each test split for speech to text (0: all). speech_sentences: for text to speech, judged (0: all).
+    beams: of speech to text. speech_sampling: of text to speech. shown: sentences with audio in the report.
+    """
+
+    sentences: int = 100
+    speech_sentences: int = 60
+    beams: int = 1
+    speech_sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    shown: int = 6
+
+    def __post_init__(self):
+        for name in ("sentences", "speech_sentences", "shown"):
+            if getattr(self, name) < 0:
+                raise UserError(f"EvalSettings.{name} = {getattr(self, name)} must be 0 or positive")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where things lie.
+
+    runs: model name -> run folder: "zipper" is the one under test, "single_decoder" its baseline, "identity" a zipper of
+      the identity-preserving form (perplexities only). prepared: test examples. corpus: their raw audio.
+    """
+
+    runs: Mapping[str, Path]
+    prepared: Path
+    corpus: Path
+
+
+def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(), say: Say = print) -> dict[str, Any]:
+    """Runs everything, writes the folder ``out`` and returns the results.
+
+    Raises:
+      UserError: a run, a split or audio is missing, before anything expensive begins.
+    """
+    began = time.monotonic()
+    models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
+    test = _examples(sources.prepared, "test", settings.sentences)
+    other = _examples(sources.prepared, "test_other", settings.sentences)
+    if len(test) < 2:
+        raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
+    spoken = test[: settings.speech_sentences or None]
+    raw = [load_audio(_audio_path(sources.corpus, e)) for e in spoken]
+    limits = _limits(models["zipper"], sources.prepared)
+    results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
+    results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
+
+    heard: dict[str, list[str]] = {}
+    speech: dict[str, list[Speech]] = {}
+    for name, model in models.items():
+        say(f"{name}: speech to text")
+        prefix = "" if name == "zipper" else f"{name}_"
+        rates, heard[name] = _speech_to_text(model, test, other, limits, settings)
+        results |= {prefix + key: value for key, value in rates.items()}
+        say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+        say(f"{name}: text to speech")
+        speech[name] = _text_to_speech(model, spoken, limits, settings)
+        results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
+
+    say("judging speech")
+    rates, judged = _judge(models["zipper"], spoken, raw, speech)
+    results |= rates
+    say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    say("perplexities")
+    results |= _perplexities(sources, test)
+    results["parameters"] = {name: _parameters(run) for name, run in sources.runs.items()}
+    results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
+
+    out.mkdir(parents=True, exist_ok=True)
+    _write_samples(out, models["zipper"], spoken[: settings.shown], raw, heard, speech, judged)
+    _write_attention(out, models["zipper"], test[0])
+    write_json(out / "results.json", results)
+    return results
+
+
+def _speech_to_text(model: Model, test, other, limits, settings: EvalSettings) -> tuple[dict[str, float], list[str]]:
+    """Error rates and controls; and the hypotheses on the test split."""
+    sampling = SamplingConfig(beams=settings.beams)
+
+    def hear(model: Model, units: Sequence[Any]) -> list[str]:
+        rows = model.generate([[("speech", u)] for u in units], ("text",), limits=limits, sampling=sampling)
+        return [row[0].content for row in rows]
+
+    units, texts = [e["units"] for e in test], [e["text"] for e in test]
+    hypotheses = hear(model, units)
+    rates = {
+        "asr_wer_test": wer(texts, hypotheses),
+        "asr_wer_shuffled_audio": wer(texts, hear(model, _others(units))),
+        "asr_wer_no_audio": wer(texts, hear(model, [[] for _ in units])),
+    }
+    if other:
+        rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
+    if model.config.zips:
+        rates["asr_wer_gates_zero"] = wer(texts, hear(_closed(model), units))
+    return rates, hypotheses
+
+
+def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> list[Speech]:
+    rows = model.generate(
+        [[("text", e["text"])] for e in examples], ("speech",), limits=limits, sampling=settings.speech_sampling
+    )
+    return [Speech(model.vocode(row[0].content), SAMPLE_RATE, row[0].content, row[0].truncated) for row in rows]
+
+
+def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Error rates of the judge on generated speech and on its controls, one setting for all; and what it heard."""
+    rng = np.random.default_rng(0)
+    audio = {
+        **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
+        "gold_units": [model.vocode(e["units"]) for e in examples],
+        "raw_audio": raw,
+        "reversed": [w[::-1].copy() for w in raw],
+        "noise": [rng.standard_normal(len(w)).astype(np.float32) * 0.1 for w in raw],
+    }
+    flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf())
+    judged = {name: flat[i * len(examples) : (i + 1) * len(examples)] for i, name in enumerate(audio)}
+    texts = [e["text"] for e in examples]
+    rates = {
+        "tts_wer_gold_units": wer(texts, judged["gold_units"]),
+        "tts_wer_raw_audio": wer(texts, judged["raw_audio"]),
+        "judge_wer_noise": wer(texts, judged["noise"]),
+        "judge_wer_reversed": wer(texts, judged["reversed"]),
+    }
+    for name in speech:
+        prefix = "" if name == "zipper" else f"{name}_"
+        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
+        # Speech made from another sentence, held against this one.
+        rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, _others(judged[name]))
+    return rates, judged
+
+
+def _perplexities(sources: Sources, test) -> dict[str, float]:
+    """Text-only and speech-only perplexity before fusion (the run's own step 0) and after it."""
+    from zipper_jax.training.checkpoints import read_config
+    from zipper_jax.training.config import TrainConfig
+    from zipper_jax.training.initial import initial_params
+
+    results: dict[str, float] = {}
+    for name, form in (("zipper", "paper"), ("identity", "identity")):
+        if name not in sources.runs:
+            continue
+        after = load(sources.runs[name])
+        header = read_config(sources.runs[name])
+        train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
+        before = initial_params(train.model, train.seed, train.initialise_from)
+        texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
+        units = [np.asarray(e["units"], np.int32) for e in test]
+        for when, params in (("before", before), ("after", after.params)):
+            config, layout = after.config, after.layout
+            results[f"text_ppl_fused_{when}_{form}"] = perplexity(config, params, layout, "text", texts, fused=True)
+            if name == "zipper":
+                results[f"text_ppl_unimodal_{when}"] = perplexity(config, params, layout, "text", texts, fused=False)
+                results[f"speech_ppl_unimodal_{when}"] = perplexity(
+                    config, params, layout, "speech", units, fused=False
+                )
+    return results
+
+
+def _parameters(run: Path) -> dict[str, int]:
+    from zipper_jax.training.checkpoints import read_config
+    from zipper_jax.training.config import TrainConfig
+    from zipper_jax.training.partition_tree import split
+
+    header = read_config(run)
+    train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
+    trained, frozen = split(zipper.abstract_params(train.model), train.freeze)
+    return {"trained": _size(trained), "frozen": _size(frozen)}
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _closed(model: Model) -> Model:
+    """The same model with every zip's gates at zero: what it can do without the other tower."""
+    zips = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 0 if str(path[-1].key).endswith("_gate") else x, model.params["zips"]
+    )
+    return Model(model.config, {**model.params, "zips": zips}, model.vocabularies, model.lengths, model.folder)
+
+
+def _others(items: Sequence[Any]) -> list[Any]:
+    """Another sentence's item for each: turned by half the list."""
+    half = len(items) // 2
+    return [*items[half:], *items[:half]]
+
+
+def _limits(model: Model, prepared: Path) -> dict[str, int]:
+    """Most tokens per span: the rows' lengths, the same for every model."""
+    settings = json.loads((prepared / "header.json").read_text(encoding="utf-8"))["settings"]
+    return {m: settings[f"{m}_length"] - 2 for m in model.layout if f"{m}_length" in settings}
+
+
+def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
+    from zipper_jax.data.prepared import read_examples
+
+    rows = list(read_examples(prepared, split))
+    return rows[: most or None]
+
+
+def _audio_path(corpus: Path, example: Mapping[str, Any]) -> Path:
+    path = corpus / "audio" / f"{example['id']}.flac"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the judge's raw-audio row needs the corpus that was prepared")
+    return path
+
+
+def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged) -> None:
+    rows = []
+    for i, example in enumerate(examples):
+        sounds = {"gold": raw[i], "gold_units": model.vocode(example["units"])}
+        sounds |= {name: spoken[i].waveform for name, spoken in speech.items()}
+        audio = {}
+        for name, waveform in sounds.items():
+            path = out / "audio" / f"{example['id']}_{name}.wav"
+            path.parent.mkdir(exist_ok=True)
+            Speech(waveform, SAMPLE_RATE, np.zeros(0, np.int32), False).save(path)
+            audio[name] = str(path.relative_to(out))
+        rows.append(
+            {
+                "id": example["id"],
+                "reference": example["text"],
+                "asr": {name: texts[i] for name, texts in heard.items()},
+                "tts_judged": {name: texts[i] for name, texts in judged.items() if name not in ("reversed", "noise")},
+                "audio": audio,
+            }
+        )
+    write_json(out / "samples.json", rows)
+
+
+def _write_attention(out: Path, model: Model, example) -> None:
+    """Where each text token of one sentence looks in its speech, per zip."""
+    text = np.asarray(model.vocabularies["text"].encode(example["text"]), np.int32)
+    contents = {"speech": np.asarray(example["units"], np.int32), "text": text}
+    towers = rows_to_towers(
+        [[fill_template("asr", contents)]],
+        model.layout,
+        {model.layout[m].tower: len(c) + 2 for m, c in contents.items()},
+    )
+    weights = zipper.cross_attention_weights(model.config, model.params, towers)
+    receiver = model.layout["text"].tower
+    pictures = {
+        f"weights_{index}": np.asarray(w[0]).reshape(-1, *w.shape[-2:])
+        for (_, into, index), w in sorted(weights.items())
+        if into == receiver
+    }
+    vocabulary = model.vocabularies["text"]
+    tokens = ["<bos>", *(vocabulary.decode([t]) for t in text), "<eos>"]
+    np.savez(out / "attention.npz", tokens=np.array(tokens), seconds_per_unit=1 / model.tokenizer.rate_hz, **pictures)
