@@ -186,7 +186,7 @@ class _Pass:
                 self.cross[into, z.other(into)] = cross_visibility(towers[into], towers[z.other(into)])
 
     def stage(self, stage: Stage, blocks, directions, states, pre):
-        """Runs one stage, whose parameters are ``blocks`` {tower: ...} and ``directions`` {(zip, receiver, member): ...}."""
+        """Runs one stage; ``blocks`` is {tower: parameters}, ``directions`` {(zip, receiver, member): parameters}."""
         states, pre = dict(states), dict(pre)
         for tower, _, last in stage.runs:
             positions = self.towers[tower].local_positions
