@@ -4,6 +4,7 @@ Import this module before reading gin files. Building and calling stay with Pyth
 ``TrainConfig`` that the files describe.
 """
 
+import os
 from pathlib import Path
 
 import gin
@@ -28,6 +29,10 @@ CONFIGURABLES = (
     MeshConfig,
     TrainConfig,
 )
+
+# gin also takes `models/x.gin` for a resource of a Python package called `models`, logs an error when there is none, and
+# crashes when there is a folder of that name without __init__.py on sys.path. Our files are files: keep that reader only.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 for _cls in CONFIGURABLES:
     gin.external_configurable(_cls, module="zipper_jax")
