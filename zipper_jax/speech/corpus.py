@@ -10,6 +10,7 @@ it does not have, with white noise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,7 +33,6 @@ from zipper_jax.speech.workers import parallel_map
 SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1
 _SECONDS_BETWEEN_LINES = 2.0
-_MOST_DRAWS_PER_SENTENCE = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +217,13 @@ def _turn(values: tuple[float, ...], turn: int, settings: CorpusSettings) -> flo
 
 
 def _unique_sentences(count: int, seed: int) -> Iterator[str]:
+    most = grammar.num_sentences() // 2  # drawing nearly all of them would take for ever
+    if count > most:
+        raise UserError(f"corpus settings ask for {count} sentences, the grammar gives {most} at most: ask for fewer")
     rng = random.Random(seed)
-    sentences: dict[str, None] = {}
-    for _ in range(count * _MOST_DRAWS_PER_SENTENCE):
-        if len(sentences) == count:
-            break
+    sentences: dict[str, None] = {}  # a set that keeps its order
+    while len(sentences) < count:
         sentences[grammar.sample(rng)] = None
-    if len(sentences) < count:
-        raise UserError(f"corpus settings ask for {count} sentences, the grammar gave {len(sentences)}: ask for fewer")
     # Rare templates run out early on; shuffling gives every split the same mixture.
     shuffled = list(sentences)
     rng.shuffle(shuffled)
@@ -240,12 +239,14 @@ def _speak(
         say(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
     setup = {"folder": str(out), "engine": engine}
     begin = last = time.monotonic()
-    for done, _ in enumerate(parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes), 1):
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES or done == len(missing):
-            last, per_second = now, done / (now - begin)
-            left = (len(missing) - done) / per_second
-            say(f"spoken {done}/{len(missing)} utterances, {per_second:.0f}/s, {left:.0f} s left")
+    spoken = parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes)
+    with contextlib.closing(spoken):
+        for done, _ in enumerate(spoken, 1):
+            now = time.monotonic()
+            if now - last >= _SECONDS_BETWEEN_LINES or done == len(missing):
+                last, per_second = now, done / (now - begin)
+                left = (len(missing) - done) / per_second
+                say(f"spoken {done}/{len(missing)} utterances, {per_second:.0f}/s, {left:.0f} s left")
 
 
 def _manifest_row(utterance: Utterance, seconds: float) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class EspeakEngine:
 
     name = "espeak"
     voices = ("en-us", "en-us+f2", "en-us+f4", "en-us+m3", "en-us+m7", "gmw/en", "gmw/en+f2", "gmw/en+m3")
-    default_voices = ("en-us+f2", "en-us+f4")
+    default_voices = ("en-us+f2", "gmw/en+f2")
     default_rate = 1.2
 
     def __init__(self):

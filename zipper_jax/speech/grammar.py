@@ -9,6 +9,7 @@ Every sentence is lower case, without punctuation, three to eight words, and eve
 
 from __future__ import annotations
 
+import math
 import random
 
 Slot = tuple[str, ...]
@@ -65,6 +66,11 @@ def sample(rng: random.Random) -> str:
 def words() -> list[str]:
     """Every word of the grammar, sorted."""
     return sorted({word for _, template in TEMPLATES.values() for slot in template for word in slot if word})
+
+
+def num_sentences() -> int:
+    """How many different sentences there are (no two templates share one)."""
+    return sum(math.prod(len(slot) for slot in template) for _, template in TEMPLATES.values())
 
 
 def jsgf() -> str:

@@ -66,7 +66,7 @@ class Judge:
 
 
 def transcribe_all(
-    waveforms: Sequence[Float[np.ndarray, " N"]], grammar_jsgf: str, processes: int | None = None
+    waveforms: Sequence[Float[np.ndarray, " _"]], grammar_jsgf: str, processes: int | None = None
 ) -> list[str]:
     """`Judge.transcribe` of every waveform, in order, in ``processes`` processes (default one per core)."""
     return list(

@@ -7,7 +7,7 @@ Axis letters: N samples.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,7 @@ ENGINES = {flite.FliteEngine.name: flite, espeak.EspeakEngine.name: espeak}  # i
 _HOW_TO_INSTALL = "install flite (Debian/Ubuntu: apt-get install flite) or espeak-ng (pip install espeakng-loader)"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One synthesiser."""
 

@@ -41,7 +41,7 @@ class UnitTokenizer:
     @classmethod
     def fit(
         cls,
-        waveforms: Sequence[Float[np.ndarray, " N"]],
+        waveforms: Sequence[Float[np.ndarray, " _"]],
         num_units: int = 1024,
         seed: int = 0,
         progress: Callable[[str], None] | None = None,

@@ -7,6 +7,7 @@ Run as a module this file is such a worker.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from zipper_jax.errors import UserError
 
 def parallel_map(
     target: str, setup: dict[str, Any], jobs: Sequence[Any], processes: int | None = None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yields ``function(job)`` for every job, in order, where ``function = target(**setup)`` is made once per process.
 
     Args:
@@ -36,6 +37,8 @@ def parallel_map(
     Raises:
       UserError: as raised by the target or the function.
       RuntimeError: any other failure, with the worker's traceback.
+
+    A caller that may stop early closes the generator (``contextlib.closing``), which ends the workers.
     """
     if processes is not None and processes < 1:
         raise UserError(f"processes is {processes}: give at least 1, or leave it out for one per core")
@@ -60,8 +63,10 @@ def parallel_map(
         # Also on an error or Ctrl-C: drop what has not begun, then end the workers so that no thread waits for one.
         executor.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
-            worker.close()
+            worker.kill()
         executor.shutdown()
+        for worker in workers:
+            worker.close()
 
 
 def package_environment() -> dict[str, str]:
@@ -84,6 +89,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=package_environment(),
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._setup: dict[str, Any] | None = setup  # sent with the first job, so that workers start side by side
 
     def call(self, job: Any) -> Any:
@@ -92,7 +99,7 @@ class _Worker:
                 self._send(self._setup)
                 self._setup = None
             self._send(job)
-            kind, value = pickle.load(self._process.stdout)
+            kind, value = pickle.load(self._stdout)
         except (EOFError, BrokenPipeError) as error:
             raise RuntimeError(f"a speech worker ended unexpectedly (exit status {self._process.wait()})") from error
         if kind == "user_error":
@@ -101,13 +108,19 @@ class _Worker:
             raise RuntimeError(f"a speech worker failed:\n{value}")
         return value
 
-    def close(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
+    def close(self) -> None:
+        """Closes the pipes of a killed worker, once no thread uses them."""
+        with contextlib.suppress(BrokenPipeError):  # a job that was being written when it ended
+            self._stdin.close()
+        self._stdout.close()
+
     def _send(self, item: Any) -> None:
-        pickle.dump(item, self._process.stdin)
-        self._process.stdin.flush()
+        pickle.dump(item, self._stdin)
+        self._stdin.flush()
 
 
 def _serve(target: str) -> None:

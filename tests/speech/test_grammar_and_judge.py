@@ -1,0 +1,61 @@
+"""The grammar and the listener that uses it; controls show that the listener does not simply guess right."""
+
+import random
+
+import numpy as np
+import pytest
+
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.wer import wer
+from zipper_jax.speech import grammar
+from zipper_jax.speech.judge import Judge, dictionary_words, transcribe_all
+
+
+def test_words_and_sentences():
+    assert 60 <= len(grammar.words()) <= 80
+    assert set(grammar.words()) <= dictionary_words()
+    rng = random.Random(0)
+    sentences = [grammar.sample(rng) for _ in range(2000)]
+    assert {len(sentence.split()) for sentence in sentences} <= set(range(3, 9))
+    assert {word for sentence in sentences for word in sentence.split()} == set(grammar.words())
+    assert len(set(sentences)) < grammar.num_sentences()
+    again = random.Random(0)
+    assert sentences == [grammar.sample(again) for _ in range(2000)]
+
+
+def test_the_judge_understands_speech_and_nothing_else(judge, speech):
+    sentences, waveforms = speech
+    heard = [judge.transcribe(waveform) for waveform in waveforms]
+    assert wer(sentences, heard) < 0.1
+    assert wer(sentences, [judge.transcribe(waveform[::-1]) for waveform in waveforms]) > 0.6
+    rng = np.random.default_rng(0)
+    noise = [0.1 * rng.standard_normal(len(waveform)).astype(np.float32) for waveform in waveforms]
+    assert wer(sentences, [judge.transcribe(waveform) for waveform in noise]) > 0.6
+    assert wer(sentences, heard[1:] + heard[:1]) > 0.6
+    # order does not matter, nor which process listens
+    assert transcribe_all(waveforms[::-1], grammar.jsgf(), processes=2) == heard[::-1]
+
+
+@pytest.mark.parametrize("name", list(grammar.TEMPLATES))
+def test_the_jsgf_accepts_what_is_sampled(judge, engine, name, monkeypatch):
+    """A sentence of each template, spoken, is heard word for word: so the grammar has it."""
+    monkeypatch.setattr(grammar, "TEMPLATES", {name: grammar.TEMPLATES[name]})
+    rng = random.Random(3)
+    spoken = [grammar.sample(rng) for _ in range(3)]
+    heard = [judge.transcribe(engine.say(text, engine.default_voices[0], engine.default_rate)) for text in spoken]
+    assert set(spoken) & set(heard)
+
+
+def test_nothing_is_heard_in_nothing(judge):
+    assert judge.transcribe(np.zeros(0, np.float32)) == ""
+    assert judge.transcribe(np.zeros(16_000, np.float32)) == ""
+    assert judge.transcribe(np.full(16_000, np.nan, np.float32)) == ""
+
+
+def test_bad_grammars():
+    with pytest.raises(UserError, match="cannot pronounce zzyzzx"):
+        Judge("#JSGF V1.0;\ngrammar g;\npublic <s> = hello zzyzzx;\n")
+    with pytest.raises(UserError, match="no words"):
+        Judge("#JSGF V1.0;\ngrammar g;\n")
+    with pytest.raises(UserError, match="syntax"):
+        Judge("#JSGF V1.0;\ngrammar g;\npublic <s> = (hello;\n")

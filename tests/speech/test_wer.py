@@ -1,0 +1,45 @@
+"""Word error rate: corpus level, one normaliser, empty hypotheses allowed."""
+
+import pytest
+
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.wer import normalise, per_sentence_errors, wer
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Turn the  light OFF, please!", "turn the light off please"),
+        ("don’t 'quote' it_now", "don't quote it now"),
+        (" ... ", ""),
+        ("zażółć 42", "zażółć 42"),
+    ],
+)
+def test_normaliser(text, expected):
+    assert normalise(text) == expected
+
+
+def test_rate_is_over_the_corpus_not_over_sentences():
+    references = ["one two three four", "five"]
+    assert wer(references, references) == 0
+    assert wer(references, ["One, two three four.", "six"]) == pytest.approx(1 / 5)
+    assert wer(references, ["", ""]) == 1
+    assert wer(references, ["one one one one one two three four", "five five five five"]) == pytest.approx(7 / 5)
+
+
+def test_per_sentence():
+    rows = per_sentence_errors(["a b c", "d e"], ["a x", ""])
+    assert [(r["substitutions"], r["deletions"], r["insertions"], r["errors"]) for r in rows] == [
+        (1, 1, 0, 2),
+        (0, 2, 0, 2),
+    ]
+    assert [row["words"] for row in rows] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "references, hypotheses, message",
+    [([], [], "no sentences"), (["a"], [], "1 references but 0"), (["a", "!"], ["a", "b"], "reference 1 has no words")],
+)
+def test_bad_input(references, hypotheses, message):
+    with pytest.raises(UserError, match=message):
+        wer(references, hypotheses)

@@ -1,0 +1,59 @@
+"""Work in other processes: in order, with errors that reach the caller, and nothing left running."""
+
+import subprocess
+import time
+
+import pytest
+
+from zipper_jax.errors import UserError
+from zipper_jax.speech.workers import parallel_map
+
+TARGET = "jobs_of_a_test:make"
+CODE = """
+import os, time
+from zipper_jax.errors import UserError
+
+def make(offset):
+    print("a library that prints must not disturb the answers")
+    def run(job):
+        if job == "user":
+            raise UserError("mend this")
+        if job == "die":
+            os._exit(3)
+        if job == "pid":
+            return os.getpid()
+        time.sleep(0.05 / (1 + job))  # later jobs finish first
+        return job + offset
+    return run
+"""
+
+
+@pytest.fixture(autouse=True)
+def jobs_module(tmp_path, monkeypatch):
+    (tmp_path / "jobs_of_a_test.py").write_text(CODE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_results_keep_the_order_of_the_jobs():
+    assert list(parallel_map(TARGET, {"offset": 10}, list(range(9)), processes=3)) == list(range(10, 19))
+    assert list(parallel_map(TARGET, {"offset": 10}, [])) == []
+
+
+def test_errors_reach_the_caller():
+    with pytest.raises(UserError, match="mend this"):
+        list(parallel_map(TARGET, {"offset": 1}, [1, "user", 2, 3], processes=2))
+    with pytest.raises(RuntimeError, match="TypeError"):
+        list(parallel_map(TARGET, {"offset": None}, [1, 2], processes=2))
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        list(parallel_map(TARGET, {"offset": 1}, [1, "die", 2], processes=1))
+    with pytest.raises(UserError, match="processes is 0"):
+        list(parallel_map(TARGET, {"offset": 1}, [1], processes=0))
+
+
+def test_workers_end_when_the_caller_stops_early():
+    results = parallel_map(TARGET, {"offset": 1}, ["pid", *range(1000)], processes=1)
+    pid = next(results)
+    begin = time.monotonic()
+    results.close()
+    assert time.monotonic() - begin < 5
+    assert subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode != 0
