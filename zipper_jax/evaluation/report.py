@@ -340,7 +340,8 @@ def _gates(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return section(
         "How far the zips opened",
         "Each zip adds what it brings from the other side times a gate between −1 and 1. At 0, where the paper lets "
-        "all of them start, nothing passes; a gate that stays there is a zip that is not used. The sign has no meaning by itself.",
+        "all of them start, nothing passes; a gate that stays there is a zip that is not used. The sign has no "
+        "meaning by itself.",
         plots(pictures, "no run has gates"),
     )
 
