@@ -283,7 +283,8 @@ def _write_attention(out: Path, model: Model, example) -> None:
     weights = zipper.cross_attention_weights(model.config, model.params, towers)
     receiver = model.layout["text"].tower
     pictures = {
-        f"weights_{index}": np.asarray(w[0]).reshape(-1, *w.shape[-2:])
+        # Without the begin and end slots, so that unit u lies at u / rate seconds.
+        f"weights_{index}": np.asarray(w[0]).reshape(-1, *w.shape[-2:])[..., 1:-1]
         for (_, into, index), w in sorted(weights.items())
         if into == receiver
     }
