@@ -208,7 +208,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """
     from zipper_jax.training.checkpoints import load_params
 
-    header, params = load_params(path, step)
+    header, params = load_params(Path(path), step)
     config = from_dict(ZipperConfig, header["model"])
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
     return Model(config, params, vocabularies, header["lengths"], Path(path))

@@ -14,7 +14,7 @@ Axis letters: B rows of a batch, T slots of a row in one tower.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -40,14 +40,17 @@ Example = tuple[Span, ...]
 
 
 class TowerBatch(NamedTuple):
-    """What one tower receives; padding has segment id 0, weight 0, and zeros elsewhere."""
+    """What one tower receives; padding has segment id 0, weight 0, and zeros elsewhere.
 
-    tokens: Int32[np.ndarray, "B T"]
-    targets: Int32[np.ndarray, "B T"]
-    weights: Float32[np.ndarray, "B T"]
-    local_positions: Int32[np.ndarray, "B T"]
-    global_positions: Int32[np.ndarray, "B T"]
-    segment_ids: Int32[np.ndarray, "B T"]
+    Arrays of NumPy or JAX.
+    """
+
+    tokens: Int32[Any, "B T"]
+    targets: Int32[Any, "B T"]
+    weights: Float32[Any, "B T"]
+    local_positions: Int32[Any, "B T"]
+    global_positions: Int32[Any, "B T"]
+    segment_ids: Int32[Any, "B T"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ TEMPLATES: dict[str, tuple[tuple[str, float], ...]] = {
 """task -> (modality, loss weight) of each span, in order. No task tag is needed: the order tells the task (spec §4)."""
 
 
-def make_layout(modalities: Mapping[str, object], vocabularies: Mapping[str, object]) -> dict[str, Place]:
+def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) -> dict[str, Place]:
     """Joins a model's ``modalities`` (ModalityConfig) with vocabularies (``begin_id``, ``end_id``, ``size``).
 
     Raises UserError when a modality has no vocabulary or its size differs from the model's.
@@ -136,7 +139,7 @@ def rows_to_towers(
 def _place_example(
     towers: Mapping[str, TowerBatch], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int]
 ) -> None:
-    """Writes ``example`` into row ``b`` of every tower it touches, from slot ``used[tower]`` on, and advances ``used``."""
+    """Writes ``example`` into row ``b`` of its towers from slot ``used[tower]`` on, and advances ``used``."""
     first = dict(used)
     position = 0
     for span in example:

@@ -25,8 +25,6 @@ def beam_span(
     Returns:
       (cache [B rows], (tokens [B, limit + 2], log probs [B, limit + 2], truncated [B])).
     """
-    from zipper_jax.decoding.generate import allowed_tokens
-
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
     allowed, end = allowed_tokens(config, place), place.offset + place.end
     cache = _take_rows(cache, jnp.repeat(jnp.arange(rows), width))

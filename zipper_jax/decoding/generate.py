@@ -72,7 +72,7 @@ class Generator:
         Raises:
           UserError: unknown modality, missing limit, or a token outside its vocabulary.
         """
-        self._check(given, outputs, limits)
+        self._check(given, outputs, limits, sampling)
         if not given:
             return []
         rows = len(given)
@@ -102,10 +102,10 @@ class Generator:
         for tower in sorted(places):
             fed: list[np.ndarray] = []
             for span in spans:
-                place = None if span is None else self.layout[span[0]]
-                if place is None or place.tower != tower:
+                if span is None or self.layout[span[0]].tower != tower:
                     fed.append(np.zeros(0, np.int32))
                 else:
+                    place = self.layout[span[0]]
                     fed.append(np.concatenate([[place.begin], span[1], [place.end]]) + place.offset)
             counts = np.array([len(f) for f in fed], np.int32)
             tokens = np.zeros((len(fed), _bucket(counts.max())), np.int32)
@@ -126,7 +126,7 @@ class Generator:
             longest[self.layout[modality].tower] += int(limits[modality]) + 2
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
-    def _check(self, given, outputs, limits):
+    def _check(self, given, outputs, limits, sampling):
         if not outputs:
             raise UserError("no output modality asked for; give at least one, for example 'text'")
         for modality in [*outputs, *(m for spans in given for m, _ in spans)]:
@@ -135,6 +135,8 @@ class Generator:
         for modality in outputs:
             if int(limits.get(modality, 0)) < 1:
                 raise UserError(f"no length limit for output {modality!r}; give the most tokens it may have")
+            if not isinstance(sampling, SamplingConfig) and modality not in sampling:
+                raise UserError(f"no sampling setting for output {modality!r}; give one, or one for each output")
         for spans in given:
             for modality, tokens in spans:
                 size = self.layout[modality].size

@@ -50,10 +50,10 @@ def zip_pairs(zip_config, towers) -> tuple[tuple[int, int], ...]:
                 f"{depth_b} blocks; use smaller intervals, explicit pairs, or after_last_block = True"
             )
         return tuple((n * step_a, n * step_b) for n in range(1, count + 1))
-    for k, l in zip_config.pairs:
-        if not (1 <= k <= depth_a and 1 <= l <= depth_b):
+    for block_a, block_b in zip_config.pairs:
+        if not (1 <= block_a <= depth_a and 1 <= block_b <= depth_b):
             raise UserError(
-                f"zip {zip_config.name}: pair ({k}, {l}) lies outside towers of {depth_a} ({a}) and {depth_b} ({b}) "
+                f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and {depth_b} ({b}) "
                 "blocks; blocks are counted from 1"
             )
     if len(set(zip_config.pairs)) != len(zip_config.pairs):
@@ -114,17 +114,7 @@ def _cycle_message(points, done, passed) -> str:
     return f"the zips form a cycle: {'; '.join(stuck)}; change ZipConfig.pairs so that later blocks join later blocks"
 
 
-class Group(NamedTuple):
-    """``count`` stages alike but for their numbers; ``stages[0]`` to ``stages[count - 1]`` in order."""
-
-    stages: tuple[Stage, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.stages)
-
-
-def group_stages(stages: tuple[Stage, ...]) -> tuple[Group, ...]:
+def group_stages(stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], ...]:
     """Joins consecutive stages that one scan can run: equal numbers of blocks, the same zips one member further on."""
     kept = {read for stage in stages for read in _reads_elsewhere(stage)}
     groups: list[list[Stage]] = []
@@ -133,7 +123,7 @@ def group_stages(stages: tuple[Stage, ...]) -> tuple[Group, ...]:
             groups[-1].append(stage)
         else:
             groups.append([stage])
-    return tuple(Group(tuple(g)) for g in groups)
+    return tuple(tuple(group) for group in groups)
 
 
 def _follows(before: Stage, after: Stage, kept: set[tuple[str, int]]) -> bool:

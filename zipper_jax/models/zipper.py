@@ -219,31 +219,33 @@ def _forward(config, params, towers, probe):
     states = {tower: embed(run.makers, tower, params, towers[tower].tokens) for tower in config.towers}
     pre: dict[tuple[str, int], State] = {}
     for group in group_stages(make_schedule(config)):
-        if group.count > 1 and config.scan and probe is None:
+        if len(group) > 1 and config.scan and probe is None:
             states = _scan_group(run, group, params, states)
         else:
-            for stage in group.stages:
-                states, pre = run.stage(stage, *_stage_params(params, stage), states, pre)
+            for stage in group:
+                blocks, directions = _stage_params(params, stage)
+                states, pre = run.stage(stage, blocks, directions, states, pre)
     return {tower: tower_logits(run.makers, tower, params, x) for tower, x in states.items()}
 
 
 def _scan_group(run: _Pass, group, params, states):
     """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
-    first, final = group.stages[0], group.stages[-1]
+    first, final = group[0], group[-1]
     ends = {tower: last for tower, _, last in final.runs}
     blocks = {}
     for tower, start, last in first.runs:
         stacked = cut(params["towers"][tower]["blocks"], start, ends[tower])
         per_stage = last - start + 1
-        blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(group.count, n, *x.shape[1:]), stacked)
+        blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(len(group), n, *x.shape[1:]), stacked)
     directions = {
-        (s.zip, f.tower, s.index): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + group.count)
+        (s.zip, f.tower, s.index): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + len(group))
         for f in first.fusions
         for s in f.sources
     }
 
     def body(states, xs):
-        return run.stage(first, *xs, states, {})[0], None
+        blocks, directions = xs
+        return run.stage(first, blocks, directions, states, {})[0], None
 
     return jax.lax.scan(body, states, (blocks, directions))[0]
 

@@ -1,8 +1,8 @@
 """Attention in which every query sees one contiguous range of keys.
 
 Causal order, sliding windows, packing and "everything of the other tower that came earlier" are all such ranges
-(docs/architecture.md, idea 2), so one operation serves self- and cross-attention, training and decoding, and a mask is two
-int32 arrays instead of a T x S matrix.
+(docs/architecture.md, idea 2), so one operation serves self- and cross-attention, training and decoding, and a mask is
+two int32 arrays instead of a T x S matrix.
 
 The contract, which fused kernels implement too:
   * query t of row b sees keys s with ``start[b, t] <= s < end[b, t]``;
