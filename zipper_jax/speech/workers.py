@@ -89,7 +89,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=package_environment(),
         )
-        assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._setup: dict[str, Any] | None = setup  # sent with the first job, so that workers start side by side
 
