@@ -1,0 +1,141 @@
+"""Every check of the model configuration, and its way through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny import IMAGE, PAIR_LAYOUT, SPEECH, TEXT, ZIP, pair, trio
+
+from zipper_jax.configs import from_dict, to_dict
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+
+MODALITIES = {m: ModalityConfig(p.tower, p.size, p.offset) for m, p in PAIR_LAYOUT.items()}
+
+
+@pytest.mark.parametrize(
+    "field", ["vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"]
+)
+@pytest.mark.parametrize("value", [0, -2])
+def test_tower_sizes_are_positive(field, value):
+    with pytest.raises(UserError, match=f"TowerConfig.{field} = {value} must be positive"):
+        dataclasses.replace(TEXT, **{field: value})
+
+
+def test_tower_heads():
+    with pytest.raises(UserError, match=r"num_heads = 4 must be a multiple of num_kv_heads = 3"):
+        dataclasses.replace(TEXT, num_kv_heads=3)
+    with pytest.raises(UserError, match=r"head_size = 7 must be even"):
+        dataclasses.replace(TEXT, head_size=7)
+    dataclasses.replace(TEXT, head_size=6, num_heads=6, num_kv_heads=6)  # free of width / heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"towers": ("text", "text")}, "joins two different towers"),
+        ({"intervals": None}, "give either intervals or pairs"),
+        ({"pairs": ((1, 1),)}, "give either intervals or pairs"),
+        ({"intervals": {"text": 1}}, "must name text and speech"),
+        ({"intervals": {"text": 1, "image": 1}}, "must name text and speech"),
+        ({"intervals": {"text": 1, "speech": 0}}, "positive numbers"),
+        ({"into": ()}, "must name text, speech or both"),
+        ({"into": ("image",)}, "must name text, speech or both"),
+        ({"projection": ProjectionConfig(form="residual")}, "residual projection needs equal widths"),
+    ],
+)
+def test_zip_checks(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(ZIP, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"num_heads": 3, "num_kv_heads": 2}, {"num_kv_heads": 3}])
+def test_zip_heads_are_a_multiple_of_its_kv_heads(changes):
+    """Whether given or taken from the tower written to."""
+    with pytest.raises(UserError, match="multiple of num_kv_heads"):
+        pair(zips=(dataclasses.replace(ZIP, **changes),))
+
+
+@pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "head_size", "mlp_multiplier", "max_positions"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_zip_sizes_are_positive(field, value):
+    with pytest.raises(UserError, match=rf"{field} = {value} must be positive"):
+        dataclasses.replace(ZIP, **{field: value})
+
+
+def test_projection_checks():
+    with pytest.raises(UserError, match="depth = 0 must be at least 1"):
+        ProjectionConfig(depth=0)
+    with pytest.raises(UserError, match=r"hidden_width = 0 must be positive"):
+        ProjectionConfig(hidden_width=0)
+    assert ProjectionConfig().last == "relu"
+    assert ProjectionConfig(form="residual").last == "none"
+    assert ProjectionConfig(form="residual", final_activation="relu").last == "relu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"towers": {"my-text": TEXT, "speech": SPEECH}}, "letters, digits and underscores"),
+        ({"modalities": {"text": ModalityConfig("txt", 3)}}, "names tower 'txt'"),
+        ({"modalities": {"text": ModalityConfig("text", 24)}}, "tokens 0 to 23 do not fit tower 'text'"),
+        ({"modalities": {"text": ModalityConfig("text", 20, 4)}}, "tokens 4 to 23 do not fit"),
+        ({"modalities": {"text": ModalityConfig("text", 20, -1)}}, "do not fit"),
+        ({"modalities": {"text": ModalityConfig("text", 0)}}, "do not fit"),
+        (
+            {"modalities": {"text": ModalityConfig("text", 12), "sign": ModalityConfig("text", 12, 11)}},
+            "'sign' and 'text' overlap",
+        ),
+        ({"input_projections": {"txt": ProjectionConfig()}}, "unknown tower 'txt'"),
+        ({"zips": (ZIP, dataclasses.replace(ZIP, towers=("speech", "text")))}, "two zips join the same towers"),
+        ({"zips": (ZipConfig(("text", "image"), pairs=((1, 1),)),)}, "zip image-text names tower 'image'"),
+        (
+            {"zips": (dataclasses.replace(ZIP, projection=ProjectionConfig(form="none")),)},
+            "'none' needs equal widths, got .48, 80.",
+        ),
+    ],
+)
+def test_zipper_checks(changes, message):
+    fields = {"towers": {"text": TEXT, "speech": SPEECH}, "modalities": MODALITIES, **changes}
+    with pytest.raises(UserError, match=message):
+        ZipperConfig(**fields)
+
+
+def test_zip_names_and_shapes():
+    z = dataclasses.replace(ZIP, into=("speech",))
+    assert z.name == "speech-text" == dataclasses.replace(z, towers=("speech", "text")).name
+    assert z.receivers == ("speech",)
+    assert ZIP.receivers == ("speech", "text")
+    assert (z.other("text"), z.other("speech")) == ("speech", "text")
+    assert ZIP.kv_shape(TEXT) == (2, 12)
+    assert dataclasses.replace(ZIP, num_heads=6).kv_shape(TEXT) == (6, 12)
+    assert dataclasses.replace(ZIP, num_heads=6, num_kv_heads=3, head_size=4).kv_shape(TEXT) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pair(),
+        trio(),
+        pair(dtype="bfloat16", remat="dots", scan=False),
+        pair(projections={"text": ProjectionConfig(form="residual", gate_init=0.25, bias=False)}),
+        ZipperConfig({"image": dataclasses.replace(IMAGE, tied_head=False)}, {"image": ModalityConfig("image", 30)}),
+    ],
+    ids=["pair", "trio", "bf16", "residual", "lone"],
+)
+def test_json_round_trip(config):
+    text = json.dumps(to_dict(config))
+    assert from_dict(ZipperConfig, json.loads(text)) == config
+
+
+def test_json_errors_name_the_field():
+    data = to_dict(pair())
+    data["towers"]["text"]["widht"] = 48
+    with pytest.raises(UserError, match=r"towers\['text'\].widht.*did you mean 'width'"):
+        from_dict(ZipperConfig, data)
+    data = to_dict(pair())
+    data["zips"][0]["norm"] = "batch"
+    with pytest.raises(UserError, match=r"zips\[0\].norm = 'batch': give one of 'layer', 'rms'"):
+        from_dict(ZipperConfig, data)
+    with pytest.raises(UserError, match=r"num_heads = 4 must be a multiple"):
+        from_dict(TowerConfig, {**to_dict(TEXT), "num_kv_heads": 3})

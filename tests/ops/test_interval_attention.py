@@ -1,0 +1,210 @@
+"""Interval attention against its definition in float64, in value and gradients, dense and blockwise."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipper_jax.ops import interval_attention as module
+from zipper_jax.ops.interval_attention import interval_attention, interval_weights
+
+TOLERANCE = 2e-6  # float32, values of order 1
+
+
+def definition(q, k, v, start, end, scale=None):
+    """(output, attention weights [B, N, T, S]) in float64 from the words of the contract."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    (b, t, n, h), s, group = q.shape, k.shape[1], q.shape[2] // k.shape[2]
+    weights = np.zeros((b, n, t, s))
+    for i, head, row in np.ndindex(b, n, t):
+        seen = [j for j in range(s) if start[i, row] <= j < end[i, row]]
+        if seen:
+            scores = k[i, seen, head // group] @ q[i, row, head] * (h**-0.5 if scale is None else scale)
+            exponentials = np.exp(scores - scores.max())
+            weights[i, head, row, seen] = exponentials / exponentials.sum()
+    return np.einsum("bnts,bsnh->btnh", weights, np.repeat(v, group, axis=2)), weights
+
+
+def definition_gradients(q, k, v, start, end, g):
+    """Gradients of sum(output * g) by the chain rule, float64."""
+    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
+    q, k, v, g = (np.asarray(x, np.float64) for x in (q, k, v, g))
+    _, w = definition(q, k, v, start, end)
+    dw = np.einsum("btnh,bsnh->bnts", g, np.repeat(v, group, axis=2))
+    ds = w * (dw - (dw * w).sum(-1, keepdims=True)) * scale
+    dk, dv = np.einsum("bnts,btnh->bsnh", ds, q), np.einsum("bnts,btnh->bsnh", w, g)
+    grouped = (*k.shape[:3], group, k.shape[3])
+    dq = np.einsum("bnts,bsnh->btnh", ds, np.repeat(k, group, axis=2))
+    return dq, dk.reshape(grouped).sum(3), dv.reshape(grouped).sum(3)
+
+
+def arrays(rng, b, t, s, n, k, h):
+    shapes = [(b, t, n, h), (b, s, k, h), (b, s, k, h)]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def ranges(rng, b, t, s):
+    """Ranges that keep the contract, with empty rows among them and padding at the end."""
+    start, end = (np.sort(rng.integers(0, s + 1, (b, t)), axis=1).astype(np.int32) for _ in range(2))
+    end = np.maximum(start, end)
+    if t > 2:
+        start[:, -1] = end[:, -1] = s
+    return jnp.asarray(start), jnp.asarray(end)
+
+
+@partial(jax.jit, static_argnames="implementation")
+def value_and_gradients(q, k, v, start, end, g, implementation):
+    out, pull = jax.vjp(lambda *x: interval_attention(*x, start, end, implementation=implementation), q, k, v)
+    return out, *pull(g)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_dense_is_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    q, k, v = arrays(rng, 2, 5, 7, 4, 2, 6)
+    start, end = ranges(rng, 2, 5, 7)
+    g = rng.normal(size=q.shape).astype(np.float32)
+    out, *gradients = value_and_gradients(q, k, v, start, end, g, "dense")
+    np.testing.assert_allclose(out, definition(q, k, v, start, end)[0], atol=TOLERANCE)
+    for found, wanted in zip(gradients, definition_gradients(q, k, v, start, end, g), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2 * TOLERANCE)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["full", "grouped", "multi-query"])
+@pytest.mark.parametrize("shape", [(19, 11), (16, 5), (1, 3), (3, 0)], ids=str)
+def test_blockwise_is_the_definition(monkeypatch, heads, shape):
+    """Blocks of 8 queries: lengths that divide and do not, one query, no keys."""
+    monkeypatch.setattr(module, "_QUERY_BLOCK", 8)
+    jax.clear_caches()
+    rng, (t, s) = np.random.default_rng(0), shape
+    q, k, v = arrays(rng, 2, t, s, *heads, 4)
+    start, end = ranges(rng, 2, t, s)
+    g = rng.normal(size=q.shape).astype(np.float32)
+    out, *gradients = value_and_gradients(q, k, v, start, end, g, "blockwise")
+    np.testing.assert_allclose(out, definition(q, k, v, start, end)[0], atol=TOLERANCE)
+    for found, wanted in zip(gradients, definition_gradients(q, k, v, start, end, g), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=4 * TOLERANCE)
+
+
+def test_blockwise_equals_dense_with_its_own_block_size():
+    rng = np.random.default_rng(1)
+    q, k, v = arrays(rng, 1, 300, 130, 2, 1, 8)
+    start, end = ranges(rng, 1, 300, 130)
+    g = rng.normal(size=q.shape).astype(np.float32)
+    dense = value_and_gradients(q, k, v, start, end, g, "dense")
+    blockwise = value_and_gradients(q, k, v, start, end, g, "blockwise")
+    for found, wanted in zip(blockwise, dense, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("size", [1.0, 1e18])
+def test_rows_that_see_nothing_are_exactly_zero_with_zero_gradients(implementation, size):
+    """Also beside huge values, where 0 * inf or a mean over the masked keys would show."""
+    rng = np.random.default_rng(2)
+    q, k, v = (x * np.float32(size if i == 2 else 1) for i, x in enumerate(arrays(rng, 2, 5, 7, 4, 2, 6)))
+    start = np.array([[0, 0, 3, 3, 7], [7, 7, 7, 7, 7]], np.int32)
+    end = np.array([[0, 2, 3, 5, 7], [7, 7, 7, 7, 7]], np.int32)
+    g = np.ones_like(q)
+    out, dq, dk, dv = (np.asarray(x) for x in value_and_gradients(q, k, v, start, end, g, implementation))
+    empty = start == end
+    assert (out[empty] == 0).all()
+    assert (out[~empty] != 0).all()
+    assert (dq[empty] == 0).all()
+    for gradient in (dq, dk, dv):
+        assert np.isfinite(gradient).all()
+    assert (dk[1] == 0).all()
+    assert (dv[1] == 0).all()
+    assert (dv[0, [2, 5, 6]] == 0).all()
+    assert (dv[0, [0, 1, 3, 4]] != 0).all()
+
+
+def test_scores_far_apart_stay_finite():
+    q = np.full((1, 1, 1, 2), 1e4, np.float32)
+    k = np.stack([np.full((1, 1, 2), x, np.float32) for x in (1e4, -1e4, 1e4)], axis=1)
+    v = np.arange(6, dtype=np.float32).reshape(1, 3, 1, 2)
+    start, end = np.array([[0]], np.int32), np.array([[2]], np.int32)
+    out, *gradients = value_and_gradients(q, k, v, start, end, np.ones_like(q), "dense")
+    np.testing.assert_array_equal(out[0, 0, 0], [0, 1])
+    assert all(np.isfinite(x).all() for x in gradients)
+
+
+def test_weights_and_scale():
+    rng = np.random.default_rng(3)
+    q, k, v = arrays(rng, 2, 5, 7, 4, 2, 6)
+    start, end = ranges(rng, 2, 5, 7)
+    weights = np.asarray(interval_weights(q, k, start, end, scale=0.7)).reshape(2, 4, 5, 7)
+    out, wanted = definition(q, k, v, start, end, scale=0.7)
+    np.testing.assert_allclose(weights, wanted, atol=TOLERANCE)
+    for implementation in ("dense", "blockwise"):
+        found = interval_attention(q, k, v, start, end, scale=0.7, implementation=implementation)
+        np.testing.assert_allclose(found, out, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_bfloat16_keeps_its_dtype_and_softmax_in_float32(implementation):
+    rng = np.random.default_rng(4)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in arrays(rng, 1, 4, 300, 2, 1, 8))
+    start, end = jnp.zeros((1, 4), jnp.int32), jnp.array([[1, 40, 299, 300]], jnp.int32)
+    out, *gradients = value_and_gradients(q, k, v, start, end, jnp.ones_like(q), implementation)
+    assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
+    wanted = definition(*(x.astype(np.float32) for x in (q, k, v)), start, end)[0]
+    # Weights and output are rounded to bfloat16 once each (2^-9 relative); sums of 300 in bfloat16 would be 10x off.
+    np.testing.assert_allclose(out.astype(np.float32), wanted, atol=0.01)
+    assert interval_weights(q, k, start, end).dtype == jnp.float32
+
+
+def _sizes(jaxpr):
+    """Element counts of every value in a jaxpr, inner ones included."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield int(np.prod(variable.aval.shape))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _sizes(inner)
+
+
+def test_blockwise_never_holds_all_scores():
+    """Neither forward nor backward, neither traced nor compiled: every array stays below B * N * T * S elements."""
+    b, t, s, n, h = 1, 1024, 1024, 2, 8
+    full = b * n * t * s
+    rng = np.random.default_rng(5)
+    q, k, v = arrays(rng, b, t, s, n, n, h)
+    start, end = ranges(rng, b, t, s)
+
+    def gradients(implementation):
+        def total(*x):
+            return interval_attention(*x, start, end, implementation=implementation).sum()
+
+        return jax.grad(total, argnums=(0, 1, 2))
+
+    assert max(_sizes(jax.make_jaxpr(gradients("dense"))(q, k, v).jaxpr)) >= full  # the check can fail
+    assert max(_sizes(jax.make_jaxpr(gradients("blockwise"))(q, k, v).jaxpr)) < full
+    compiled = jax.jit(gradients("blockwise")).lower(q, k, v).compile()
+    shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
+    assert max(int(np.prod([int(x) for x in shape.split(",")])) for shape in shapes) < full
+
+
+def test_auto_goes_blockwise_for_long_rows_only():
+    assert max(_sizes(jax.make_jaxpr(partial(interval_attention))(*_long(1024)).jaxpr)) >= 1024 * 1024
+    assert max(_sizes(jax.make_jaxpr(partial(interval_attention))(*_long(2048)).jaxpr)) < 2048 * 2048
+
+
+def _long(t):
+    x = jax.ShapeDtypeStruct((1, t, 1, 2), jnp.float32)
+    i = jax.ShapeDtypeStruct((1, t), jnp.int32)
+    return x, x, x, i, i
+
+
+def test_bad_arguments():
+    rng = np.random.default_rng(6)
+    start, end = ranges(rng, 1, 2, 2)
+    with pytest.raises(ValueError, match="4 query heads are not a multiple of 3"):
+        interval_attention(*arrays(rng, 1, 2, 2, 4, 3, 2), start, end)

@@ -1,0 +1,189 @@
+"""The forward pass of one example in float64 numpy, written from the paper's equations (docs: spec §2 and §3).
+
+It shares no code with the package: no packing, no segments, no intervals, no schedule. Positions are counted here,
+masks are dense comparisons of global positions, and post-fusion states call each other recursively.
+
+Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head size, D width.
+"""
+
+import numpy as np
+
+
+def logits(config, params, example, layout, fused=True):
+    """tower -> logits [tokens of the example in that tower, V], float64. ``fused=False``: each tower alone."""
+    params = _tree(params)
+    tokens = {tower: [] for tower in config.towers}
+    places = {tower: [] for tower in config.towers}
+    position = 0
+    for span in example:
+        where = layout[span.modality]
+        for token in [where.begin, *span.tokens, where.end]:
+            tokens[where.tower].append(where.offset + int(token))
+            places[where.tower].append(position)
+            position += 1
+    model = _Model(config, params, tokens, {t: np.array(p, int) for t, p in places.items()}, fused)
+    return {tower: model.logits(tower) for tower in config.towers}
+
+
+def _tree(tree):
+    return {k: _tree(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()}
+
+
+class _Model:
+    def __init__(self, config, params, tokens, places, fused):
+        self.config, self.params, self.tokens, self.places, self.fused = config, params, tokens, places, fused
+        self.memo = {}
+
+    def logits(self, tower):
+        own, t = self.params["towers"][tower], self.config.towers[tower]
+        x = rms_norm(self.post(tower, t.num_layers), own["final_norm"], t.norm_epsilon)
+        table = own["embedding"]["table"] if t.tied_head else own["head"]["table"]
+        return x @ table.T
+
+    def post(self, tower, block):
+        """m-tilde: the input of block + 1."""
+        if block == 0:
+            return self.start(tower)
+        if ("post", tower, block) not in self.memo:
+            m = self.pre(tower, block)
+            total = m
+            for z in self.config.zips if self.fused else ():
+                receivers = z.into or z.towers
+                for member, pair in enumerate(self.pairs(z)):
+                    at = dict(zip(z.towers, pair, strict=True))
+                    if tower in receivers and at.get(tower) == block:
+                        (source,) = set(z.towers) - {tower}
+                        total = total + self.effect(z, member, tower, source, m, self.pre(source, at[source]))
+            self.memo["post", tower, block] = total
+        return self.memo["post", tower, block]
+
+    def pre(self, tower, block):
+        """m: the output of the block, counted from 1."""
+        if ("pre", tower, block) not in self.memo:
+            p = _tree({"p": self.params["towers"][tower]["blocks"]})["p"]
+            p = _member(p, block - 1)
+            t, x = self.config.towers[tower], self.post(tower, block - 1)
+            local = np.arange(len(x))
+            y = rms_norm(x, p["attention_norm"], t.norm_epsilon)
+            q = rope(np.einsum("td,dnh->tnh", y, p["attention"]["query"]["kernel"]), local, t.rope_base)
+            k = rope(np.einsum("td,dnh->tnh", y, p["attention"]["key"]["kernel"]), local, t.rope_base)
+            v = np.einsum("td,dnh->tnh", y, p["attention"]["value"]["kernel"])
+            mixed = attend(q, k, v, local[None, :] <= local[:, None])
+            x = x + np.einsum("tnh,nhd->td", mixed, p["attention"]["output"]["kernel"])
+            y = rms_norm(x, p["mlp_norm"], t.norm_epsilon)
+            hidden = ACTIVATIONS[t.activation](y @ p["mlp"]["gate"]["kernel"]) * (y @ p["mlp"]["up"]["kernel"])
+            self.memo["pre", tower, block] = x + hidden @ p["mlp"]["down"]["kernel"]
+        return self.memo["pre", tower, block]
+
+    def start(self, tower):
+        t = self.config.towers[tower]
+        x = self.params["towers"][tower]["embedding"]["table"][np.array(self.tokens[tower], int)] * t.embedding_scale
+        projection = self.config.input_projections.get(tower)
+        if projection is None or projection.form == "none" or not self.fused:
+            return x
+        return project(projection, self.params["input_projections"][tower], x)
+
+    def effect(self, z, member, receiver, source, m, m_source):
+        """f_cross(m, h) - m."""
+        p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{receiver}"], member)
+        h = m_source if z.projection.form == "none" else project(z.projection, p["projection"], m_source)
+        if z.positions == "learned":
+            h = h + p["position_table"][np.minimum(np.arange(len(h)), z.max_positions - 1)]
+        norm = layer_norm if z.norm == "layer" else rms_norm
+        if z.normalise_source:
+            h = norm(h, p["source_norm"])
+        a = p["attention"]
+        q = heads(norm(m, p["attention_norm"]), a["query"])
+        mask = self.places[source][None, :] < self.places[receiver][:, None]
+        mixed = attend(q, heads(h, a["key"]), heads(h, a["value"]), mask)
+        out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"])
+        sees = mask.any(axis=1)[:, None] if mask.shape[1] else np.zeros((len(m), 1), bool)
+        if "bias" in a["output"]:
+            out = out + a["output"]["bias"] * sees
+        y = m + np.tanh(p["attention_gate"]) * out
+        feed = dense(norm(y, p["mlp_norm"]), p["mlp"]["up"])
+        feed = dense(ACTIVATIONS[z.mlp_activation](feed), p["mlp"]["down"])
+        if z.feed_forward == "where_visible":
+            feed = feed * sees
+        return y + np.tanh(p["mlp_gate"]) * feed - m
+
+    def pairs(self, z):
+        if z.pairs is not None:
+            return sorted(z.pairs)
+        found, n = [], 1
+        while True:
+            pair = tuple(n * z.intervals[t] for t in z.towers)
+            depths = [self.config.towers[t].num_layers for t in z.towers]
+            if any(b > d or (b == d and not z.after_last_block) for b, d in zip(pair, depths, strict=True)):
+                return found
+            found.append(pair)
+            n += 1
+
+
+def _member(tree, index):
+    return {k: _member(v, index) if isinstance(v, dict) else v[index] for k, v in tree.items()}
+
+
+def attend(q, k, v, mask):
+    """Softmax attention, row by row; a row that sees nothing is 0. Query head n reads key head n // (N / K)."""
+    out = np.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for t in range(q.shape[0]):
+        seen = np.flatnonzero(mask[t])
+        for n in range(q.shape[1]):
+            if len(seen):
+                scores = k[seen, n // group] @ q[t, n] / np.sqrt(q.shape[2])
+                weights = np.exp(scores - scores.max())
+                out[t, n] = weights / weights.sum() @ v[seen, n // group]
+    return out
+
+
+def heads(x, p):
+    return np.einsum("td,dnh->tnh", x, p["kernel"]) + p.get("bias", 0.0)
+
+
+def dense(x, p):
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def project(config, p, x):
+    y = x
+    for number in range(config.depth):
+        y = dense(y, p[f"layer_{number}"])
+        if number < config.depth - 1:
+            y = ACTIVATIONS[config.activation](y)
+    final = config.final_activation or ("relu" if config.form == "mlp" else "none")
+    y = np.maximum(y, 0) if final == "relu" else y
+    return y if config.form == "mlp" else x + np.tanh(p["gate"]) * y
+
+
+def rms_norm(x, p, epsilon=1e-6):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"]
+
+
+def layer_norm(x, p, epsilon=1e-6):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+
+
+def rope(x, positions, base):
+    """Complex rotation of the pairs (i, i + H/2) by position * base ** (-2i / H)."""
+    half = x.shape[-1] // 2
+    z = x[..., :half] + 1j * x[..., half:]
+    z = z * np.exp(1j * positions[:, None, None] * base ** (-2 * np.arange(half) / (2 * half)))
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+def cross_entropy(values, targets):
+    """Negative log likelihood of each target, float64."""
+    largest = values.max(-1, keepdims=True)
+    log_z = np.log(np.exp(values - largest).sum(-1)) + largest[..., 0]
+    return log_z - np.take_along_axis(values, targets[..., None], -1)[..., 0]
