@@ -108,7 +108,7 @@ class Generator:
                     place = self.layout[span[0]]
                     fed.append(np.concatenate([[place.begin], span[1], [place.end]]) + place.offset)
             counts = np.array([len(f) for f in fed], np.int32)
-            tokens = np.zeros((len(fed), _bucket(counts.max())), np.int32)
+            tokens = np.zeros((len(fed), _bucket(int(counts.max()))), np.int32)
             for b, f in enumerate(fed):
                 tokens[b, : len(f)] = f
             cache = self._feed(self.params, cache, tokens, counts, tower=tower)
