@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import gin
-
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.training.config import DataConfig, TrainConfig
@@ -30,8 +29,8 @@ CONFIGURABLES = (
     TrainConfig,
 )
 
-# gin also takes `models/x.gin` for a resource of a Python package called `models`, logs an error when there is none, and
-# crashes when there is a folder of that name without __init__.py on sys.path. Our files are files: keep that reader only.
+# gin also takes `models/x.gin` for a resource of a Python package called `models`, logs an error when there is none,
+# and crashes when sys.path has a folder of that name without __init__.py. Our files are files: keep that reader only.
 gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 for _cls in CONFIGURABLES:

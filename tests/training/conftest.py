@@ -13,6 +13,7 @@ from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.vocabularies import UnitVocabulary
 
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of every task: units repeat each text token, so that there is something to learn."""

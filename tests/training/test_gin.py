@@ -31,7 +31,7 @@ def build(prepared, run: str, *more: str) -> TrainConfig:
 @pytest.mark.parametrize("run", GIVEN)
 def test_every_run_builds_and_survives_json(prepared, run):
     config = build(prepared, run)
-    assert type(config) is TrainConfig and type(config.model) is ZipperConfig
+    assert (type(config), type(config.model)) == (TrainConfig, ZipperConfig)
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -47,7 +47,7 @@ def test_macros_and_parameters_from_the_command_line(prepared):
     config = build(prepared, "fuse", "--gin.TRAIN_STEPS=7", "--gin.OptimizerConfig.warmup_steps=2")
     assert (config.steps, config.optimizer.warmup_steps, config.freeze.towers) == (7, 2, ("text",))
     assert config.data.tasks == {"asr": 1.0, "tts": 1.26}
-    with pytest.raises(UserError, match="lerning_rate.*learning_rate"):
+    with pytest.raises(UserError, match=r"lerning_rate.*learning_rate"):
         build(prepared, "fuse", "--gin.OptimizerConfig.lerning_rate=1.0")
     with pytest.raises(UserError, match="DATA='/nowhere'"):
         build(prepared, "pretrain_text", '--gin.DATA="/nowhere"')
@@ -81,7 +81,7 @@ def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_pat
     assert "already finished (2 steps)" in capsys.readouterr().err
     inspect.run(argparse.Namespace(run=str(tmp_path / "run")))
     shown = capsys.readouterr().out
-    for words in ("2 of 2", "1 layers x 128 wide", "text_lm", "trained, 0 frozen", "loss "):
+    for words in ("2 of 2", "text: 1 layers x", "text_lm", "trained, 0 frozen", "loss "):
         assert words in shown
     with pytest.raises(UserError, match="does not exist"):
         list(inspect.summary(str(tmp_path / "nothing")))

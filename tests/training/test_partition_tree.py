@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tiny_models import zipper_model
+
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, base_path, flatten, join, split, unflatten

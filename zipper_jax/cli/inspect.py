@@ -46,7 +46,7 @@ def summary(run_dir: str) -> Iterator[str]:
         last = next((line for line in reversed(lines) if line["split"] == split), None)
         if last is not None:
             yield f"{split:<12} step {last['step']}: loss {last['loss']:.4f}{_losses(last)}"
-    gates = next((line["gates"] for line in reversed(lines) if line.get("gates")), {})
+    gates: dict[str, Any] = next((line["gates"] for line in reversed(lines) if line.get("gates")), {})
     for name, values in gates.items():
         for gate, members in values.items():
             yield f"gate         {name}/{gate}: {' '.join(f'{v:+.4f}' for v in members)}"

@@ -14,8 +14,8 @@ Train what gin files describe; run again to go on from the newest checkpoint.
   zipper train --gin_file=runs/pretrain_text.gin --gin.DATA='"prepared"' --gin.MODEL_DIR='"runs/text"'
   zipper train --gin_file=runs/fuse.gin --gin.TRAIN_STEPS=2000 --gin.OptimizerConfig.learning_rate=1e-3
 
---gin_file may be repeated; --gin.NAME=VALUE sets a macro or a parameter and wins over the files. Ctrl-C and SIGTERM save
-a checkpoint and stop; a second one stops at once.
+--gin_file may be repeated; --gin.NAME=VALUE sets a macro or a parameter and wins over the files.
+Ctrl-C and SIGTERM save a checkpoint and stop; a second one stops at once.
 """
 
 

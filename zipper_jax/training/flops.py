@@ -64,10 +64,10 @@ def flops_per_row(
         total += 12 * tower.num_layers * tower.num_heads * tower.head_size * lengths[name] * lengths[name] / 2
     for zip_config in config.zips:
         count = len(zip_pairs(zip_config, config.towers))
-        for tower in zip_config.receivers:
-            heads = zip_config.num_heads or config.towers[tower].num_heads
-            size = zip_config.head_size or config.towers[tower].head_size
-            total += 12 * count * heads * size * lengths[tower] * lengths[zip_config.other(tower)] / 2
+        for into in zip_config.receivers:
+            heads = zip_config.num_heads or config.towers[into].num_heads
+            size = zip_config.head_size or config.towers[into].head_size
+            total += 12 * count * heads * size * lengths[into] * lengths[zip_config.other(into)] / 2
     return total
 
 

@@ -30,7 +30,10 @@ def initial_params(model: ZipperConfig, seed: int, initialise_from: Mapping[str,
     Raises:
         UserError: A run folder has no such tower, or its shapes do not fit; the message names the leaf.
     """
-    params = flatten(jax.jit(partial(zipper.init_params, model))(jax.random.key(seed)))
+    # Dozens of random draws compile slowly and run once: without LLVM's optimisations a CPU starts 4 times sooner.
+    options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
+    init = jax.jit(partial(zipper.init_params, model), compiler_options=options)
+    params = flatten(init(jax.random.key(seed)))
     for tower, run_dir in sorted(initialise_from.items()):
         _check_offsets(model, run_dir)
         source = flatten(checkpoints.load_tower(run_dir, tower))

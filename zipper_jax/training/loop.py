@@ -82,8 +82,9 @@ def train(
         source = data_source.open_data(config)
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
         built = program.build(config, len(source.tasks))
+        progress: dict[str, Any] = {}
         if done is None:
-            state, progress = built.start(initial.initial_params(config.model, config.seed, config.initialise_from)), {}
+            state = built.start(initial.initial_params(config.model, config.seed, config.initialise_from))
         else:
             state, progress = checkpoints.restore(built.like)
         monitor = Monitor(
@@ -205,7 +206,7 @@ class _Run:
             arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
         aside = path.with_name(f".{path.name}")
         with aside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         aside.replace(path)
         last = self.checkpoints.latest()
         kept = f"the checkpoint of step {last} is good" if last is not None else "there is no checkpoint yet"

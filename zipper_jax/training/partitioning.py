@@ -153,7 +153,7 @@ def optimizer_shardings(
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for entry in reversed(path):
             key = getattr(entry, "key", None)
-            if key in params:
+            if isinstance(key, str) and key in params:
                 return params[key] if leaf.shape == shapes[key].shape else replicated
         return replicated
 

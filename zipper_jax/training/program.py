@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -79,7 +79,7 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     like = TrainState(
-        jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec())),
+        cast(Any, jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))),
         {key: with_sharding(leaf, placed[key]) for key, leaf in trainable.items()},
         {key: with_sharding(leaf, placed[key]) for key, leaf in frozen.items()},
         jax.tree.map(with_sharding, opt_shapes, opt_placed),

@@ -34,4 +34,4 @@ class GracefulStop:
             os._exit(128 + number)
         self.requested = signal.Signals(number)
         # os.write: a signal may arrive inside a print, and buffered output is not reentrant.
-        os.write(sys.__stderr__.fileno(), b"\nstopping: saving a checkpoint first (once more: stop at once)\n")  # type: ignore[union-attr]
+        os.write(sys.__stderr__.fileno(), b"\nstopping: saving a checkpoint first (once more: stop at once)\n")

@@ -173,7 +173,7 @@ def make_train_step(
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         new = TrainState(
-            jnp.where(good, state.step + 1, state.step),
+            state.step + good.astype(jnp.int32),
             keep(trainable, state.trainable),
             state.frozen,
             keep(opt_state, state.opt_state),
