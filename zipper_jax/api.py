@@ -7,6 +7,7 @@ model.generate([[("text", "set a timer")]], outputs=("text", "speech"))
 model.tower("text").perplexity(["turn the light on"])
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,13 @@ class Model:
         self.layout = make_layout(config.modalities, vocabularies)
         self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
         self._generator = Generator(self.config, self.params, self.layout, self.lengths)
+
+    def with_params(self, params: Mapping[str, Any]) -> "Model":
+        """The same model with other parameters of the same shapes; compiled programs are shared."""
+        other = copy.copy(self)
+        other.params = jax.tree.map(jnp.asarray, dict(params))
+        other._generator = self._generator.with_params(other.params)
+        return other
 
     @cached_property
     def tokenizer(self):
@@ -188,7 +196,7 @@ class Unimodal:
         modality = modality or self._only_modality()
         tokens = [self._encode(modality, content) for content in contents]
         model = self._model
-        return perplexity.perplexity(model.config, model.params, model.layout, modality, tokens, fused=False)
+        return perplexity.perplexities(model.config, [model.params], model.layout, modality, tokens, fused=False)[0]
 
     def _encode(self, modality: str, content: Any) -> np.ndarray:
         return np.asarray(self._model.vocabularies[modality].encode(content), np.int32)

@@ -21,7 +21,7 @@ _HELP = {
     "engine": "flite, espeak or auto (flite where its library is installed)",
     "voices": "comma-separated; empty for the engine's own choice",
     "rate": "tempo as a multiple of the voice's own; 0 for the engine's default",
-    "pitch": "as a multiple of the voice's own",
+    "pitches": "comma-separated multiples of the voice's own",
     "seed": "same seed, same result",
     "text_length": "slots of a packed row for text, begin and end tokens included",
     "speech_length": "slots of a packed row for units, begin and end tokens included",

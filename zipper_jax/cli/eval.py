@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--run", required=True, type=Path, help="run folder of the zipper")
     parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
-    parser.add_argument("--identity", type=Path, help="run folder of an identity-preserving zipper (perplexity rows)")
+    parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form, perplexity rows only")
     parser.add_argument("--data", required=True, type=Path, help="prepared folder with the test splits")
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder with the test splits' audio")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.json, report.html and audio")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0; figures are printed and written, never judged here."""
     began = time.monotonic()
-    for name in ("run", "single_decoder", "identity", "data", "corpus"):
+    for name in ("run", "single_decoder", "other_form", "data", "corpus"):
         path = getattr(args, name)
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} {path}: there is no such folder")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from zipper_jax.evaluation.report import write_report
     from zipper_jax.files import write_json
 
-    runs = {"zipper": args.run, "single_decoder": args.single_decoder, "identity": args.identity}
+    runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)

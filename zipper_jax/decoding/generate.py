@@ -1,11 +1,12 @@
 """Generation in any order of modalities: feed what is given, then decode one span after another (paper §3.2).
 
-At a switch the end token, sampled or forced at the length limit, goes through its own tower before the next begin token,
-so decoding sees exactly what training saw (docs/architecture.md, idea 1).
+At a switch the end token, sampled or forced at the length limit, goes through its own tower before the next begin
+token, so decoding sees exactly what training saw (docs/architecture.md, idea 1).
 
 Axis letters: B rows, W beams, T tokens, V vocabulary.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -53,6 +54,12 @@ class Generator:
             partial(_decode_span, config), static_argnames=("place", "limit", "sampling"), donate_argnums=(1,)
         )
         self._beam = jax.jit(partial(beam_span, config), static_argnames=("place", "limit", "beams", "length_penalty"))
+
+    def with_params(self, params: Params) -> "Generator":
+        """The same compiled programs with other parameters of the same shapes."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     def __call__(
         self,

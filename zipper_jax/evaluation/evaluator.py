@@ -10,7 +10,6 @@ Each error rate stands beside controls that would expose a cheat: another senten
 generated speech the judge also hears gold units, the raw audio, reversed audio and noise.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,10 +23,11 @@ from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
 from zipper_jax.configs import from_dict
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.perplexity import perplexity
+from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.wer import NORMALISER, wer
 from zipper_jax.files import write_json
 from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import fill_template, rows_to_towers
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -61,8 +61,9 @@ class EvalSettings:
 class Sources:
     """Where things lie.
 
-    runs: model name -> run folder: "zipper" is the one under test, "single_decoder" its baseline, "identity" a zipper of
-      the identity-preserving form (perplexities only). prepared: test examples. corpus: their raw audio.
+    runs: model name -> run folder: "zipper" is the one under test, "single_decoder" its baseline, "other_form" a zipper
+      of the other form (the paper's or the identity-preserving one), of which only perplexities are taken.
+    prepared: test examples. corpus: their raw audio.
     """
 
     runs: Mapping[str, Path]
@@ -84,8 +85,9 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
     spoken = test[: settings.speech_sentences or None]
     raw = [load_audio(_audio_path(sources.corpus, e)) for e in spoken]
-    limits = _limits(models["zipper"], sources.prepared)
+    limits = models["zipper"].limits  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
+    results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
 
     heard: dict[str, list[str]] = {}
@@ -179,24 +181,30 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
     from zipper_jax.training.initial import initial_params
 
     results: dict[str, float] = {}
-    for name, form in (("zipper", "paper"), ("identity", "identity")):
+    for name in ("zipper", "other_form"):
         if name not in sources.runs:
             continue
         after = load(sources.runs[name])
+        form = form_of(after.config)
         header = read_config(sources.runs[name])
         train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
         before = initial_params(train.model, train.seed, train.initialise_from)
         texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
         units = [np.asarray(e["units"], np.int32) for e in test]
-        for when, params in (("before", before), ("after", after.params)):
-            config, layout = after.config, after.layout
-            results[f"text_ppl_fused_{when}_{form}"] = perplexity(config, params, layout, "text", texts, fused=True)
-            if name == "zipper":
-                results[f"text_ppl_unimodal_{when}"] = perplexity(config, params, layout, "text", texts, fused=False)
-                results[f"speech_ppl_unimodal_{when}"] = perplexity(
-                    config, params, layout, "speech", units, fused=False
-                )
+        wanted = [(f"text_ppl_fused_{{}}_{form}", "text", texts, True)]
+        if name == "zipper":
+            wanted.append(("text_ppl_unimodal_{}", "text", texts, False))
+            wanted.append(("speech_ppl_unimodal_{}", "speech", units, False))
+        for key, modality, contents, fused in wanted:
+            pair = perplexities(after.config, [before, after.params], after.layout, modality, contents, fused=fused)
+            results |= {key.format(when): value for when, value in zip(("before", "after"), pair, strict=True)}
     return results
+
+
+def form_of(config: ZipperConfig) -> str:
+    """ "identity" where the fused path equals the towers while gates are 0 and nothing is visible, else "paper"."""
+    kept = all(p.form in ("residual", "none") for p in config.input_projections.values())
+    return "identity" if kept and all(z.feed_forward == "where_visible" for z in config.zips) else "paper"
 
 
 def _parameters(run: Path) -> dict[str, int]:
@@ -219,19 +227,13 @@ def _closed(model: Model) -> Model:
     zips = jax.tree_util.tree_map_with_path(
         lambda path, x: x * 0 if str(path[-1].key).endswith("_gate") else x, model.params["zips"]
     )
-    return Model(model.config, {**model.params, "zips": zips}, model.vocabularies, model.lengths, model.folder)
+    return model.with_params({**model.params, "zips": zips})
 
 
 def _others(items: Sequence[Any]) -> list[Any]:
     """Another sentence's item for each: turned by half the list."""
     half = len(items) // 2
     return [*items[half:], *items[:half]]
-
-
-def _limits(model: Model, prepared: Path) -> dict[str, int]:
-    """Most tokens per span: the rows' lengths, the same for every model."""
-    settings = json.loads((prepared / "header.json").read_text(encoding="utf-8"))["settings"]
-    return {m: settings[f"{m}_length"] - 2 for m in model.layout if f"{m}_length" in settings}
 
 
 def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:

@@ -23,10 +23,16 @@ _BATCH_ROWS = 8
 _EMPTY_SLOTS = 8  # slots of a tower that has no token here: padding alone
 
 
-def perplexity(
-    config: ZipperConfig, params: Any, layout: Layout, modality: str, contents: Sequence[np.ndarray], *, fused: bool
-) -> float:
-    """exp(mean nats per predicted token, end tokens included, begin tokens not).
+def perplexities(
+    config: ZipperConfig,
+    many_params: Sequence[Any],
+    layout: Layout,
+    modality: str,
+    contents: Sequence[np.ndarray],
+    *,
+    fused: bool,
+) -> list[float]:
+    """exp(mean nats per predicted token, end tokens included, begin tokens not), for each set of parameters.
 
     Args:
       contents: content token ids of each example, each an example of its own.
@@ -39,13 +45,12 @@ def perplexity(
     capacity = max(128, length)
     rows = [[contents[i] for i in row] for row in pack(slots, np.array([capacity])).rows]
     rows += [[] for _ in range(-len(rows) % _BATCH_ROWS)]
-    total, count = 0.0, 0.0
     step = jax.jit(partial(_sums, config, layout[modality].tower, fused))
+    sums = np.zeros((len(many_params), 2))
     for first in range(0, len(rows), _BATCH_ROWS):
         towers = _towers(layout, modality, rows[first : first + _BATCH_ROWS], {layout[modality].tower: capacity})
-        nats, tokens = step(params, towers)
-        total, count = total + float(nats), count + float(tokens)
-    return math.exp(total / count)
+        sums += [[float(x) for x in step(params, towers)] for params in many_params]
+    return [math.exp(nats / tokens) for nats, tokens in sums]
 
 
 def pack_contents(

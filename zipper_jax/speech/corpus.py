@@ -48,11 +48,13 @@ class CorpusSettings:
     """Empty: the engine's default voices. Sentences take turns over them."""
     rate: float = 0.0
     """Tempo as a multiple of the voice's own; 0: the engine's default. Faster means shorter sequences."""
-    pitch: float = 1.0
+    pitches: tuple[float, ...] = (0.94, 1.0, 1.06)
+    """Multiples of the voice's own pitch; sentences take turns over them. With one pitch alone, units of any other are
+    foreign to a model."""
     other_rates: tuple[float, ...] = (0.92, 1.08)
     """test_other: multiples of ``rate``."""
-    other_pitches: tuple[float, ...] = (0.94, 1.06)
-    """test_other: multiples of ``pitch``."""
+    other_pitches: tuple[float, ...] = (0.97, 1.03)
+    """test_other: multiples of the voice's own pitch, none of them in ``pitches``."""
     other_snr_db: float = 30.0
     """test_other: signal-to-noise ratio of the white noise added."""
     seed: int = 0
@@ -63,7 +65,7 @@ class CorpusSettings:
                 raise UserError(f"corpus settings: {split} is {getattr(self, split)}: give 0 or more")
         if not self.train:
             raise UserError("corpus settings: train is 0: give at least 1 sentence")
-        for field in ("other_rates", "other_pitches"):
+        for field in ("pitches", "other_rates", "other_pitches"):
             if not getattr(self, field):
                 raise UserError(f"corpus settings: {field} is empty: give at least one factor, (1.0,) for no change")
 
@@ -189,7 +191,7 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
                     text=next(sentences),
                     voice=voices[index % len(voices)],
                     rate=round(rate * (settings.other_rates[turn % len(settings.other_rates)] if other else 1.0), 4),
-                    pitch=round(settings.pitch * (_turn(settings.other_pitches, turn, settings) if other else 1.0), 4),
+                    pitch=_pitch(settings, turn, other),
                     snr_db=settings.other_snr_db if other else None,
                 )
             )
@@ -211,9 +213,11 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
     return speak
 
 
-def _turn(values: tuple[float, ...], turn: int, settings: CorpusSettings) -> float:
-    """Pitches change once per round of rates, so that every pair of rate and pitch occurs."""
-    return values[turn // len(settings.other_rates) % len(values)]
+def _pitch(settings: CorpusSettings, turn: int, other: bool) -> float:
+    """test_other's pitches change once per round of its rates, so that every pair of the two occurs."""
+    if other:
+        return settings.other_pitches[turn // len(settings.other_rates) % len(settings.other_pitches)]
+    return settings.pitches[turn % len(settings.pitches)]
 
 
 def _unique_sentences(count: int, seed: int) -> Iterator[str]:
