@@ -91,9 +91,7 @@ def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) 
                 f"modality {name!r}: the model was made for a vocabulary of {modality.size} tokens, "
                 f"the vocabulary given has {vocabulary.size}; use the vocabulary stored with the model"
             )
-        layout[name] = Place(
-            modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size
-        )
+        layout[name] = Place(modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size)
     return layout
 
 

@@ -64,7 +64,7 @@ def check_schedule(stages, zips, towers=TOWERS):
             for source in fusion.sources:
                 assert ran[source.tower] >= source.block
             assert [s.zip for s in fusion.sources] == sorted(s.zip for s in fusion.sources)
-            fused[fusion.tower, fusion.block] = {(s.tower, s.block, s.zip, s.index) for s in fusion.sources}
+            fused[fusion.tower, fusion.block] = {(s.tower, s.block, s.zip, s.member) for s in fusion.sources}
     assert ran == {name: t.num_layers for name, t in towers.items()}
     assert fused == wanted
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--run", required=True, type=Path, help="run folder of the zipper")
     parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
-    parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form, perplexity rows only")
+    parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form: perplexity only")
     parser.add_argument("--data", required=True, type=Path, help="prepared folder with the test splits")
     parser.add_argument("--corpus", required=True, type=Path, help="corpus folder with the test splits' audio")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.json, report.html and audio")

@@ -112,10 +112,10 @@ def advance(
             direction = _direction(makers, params, zip_name, into, index)
             zips[zip_name, into] = zips[zip_name, into].write(index, rows, slots, *direction.read(m, positions))
         for source in incoming.get(block, ()):
-            direction = _direction(makers, params, source.zip, tower, source.index)
+            direction = _direction(makers, params, source.zip, tower, source.member)
             seen = zips[source.zip, tower]
             visible = _everything_so_far(cache.lengths[source.tower], fed, seen.key.shape[2])
-            x = x + direction.effect(m, seen.key[source.index], seen.value[source.index], *visible)
+            x = x + direction.effect(m, seen.key[source.member], seen.value[source.member], *visible)
     logits = tower_logits(makers, tower, params, x)
     lengths = {**cache.lengths, tower: cache.lengths[tower] + counts}
     return logits, Cache({**cache.towers, tower: own}, zips, lengths)

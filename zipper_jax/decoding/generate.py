@@ -147,7 +147,7 @@ class Generator:
         for spans in given:
             for modality, tokens in spans:
                 size = self.layout[modality].size
-                if len(tokens) and not (0 <= np.min(tokens) and np.max(tokens) < size):
+                if len(tokens) and not (np.min(tokens) >= 0 and np.max(tokens) < size):
                     raise UserError(
                         f"{modality} tokens must lie in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}"
                     )

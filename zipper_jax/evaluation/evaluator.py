@@ -292,4 +292,5 @@ def _write_attention(out: Path, model: Model, example) -> None:
     }
     vocabulary = model.vocabularies["text"]
     tokens = ["<bos>", *(vocabulary.decode([t]) for t in text), "<eos>"]
-    np.savez(out / "attention.npz", tokens=np.array(tokens), seconds_per_unit=1 / model.tokenizer.rate_hz, **pictures)
+    arrays: dict[str, Any] = {"tokens": np.array(tokens), "seconds_per_unit": 1 / model.tokenizer.rate_hz, **pictures}
+    np.savez(out / "attention.npz", **arrays)

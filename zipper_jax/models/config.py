@@ -202,7 +202,7 @@ class ZipperConfig:
             _check(modality.tower in self.towers, f"modality {name!r} names tower {modality.tower!r}; known: {known}")
             rows = self.towers[modality.tower].vocab_size
             _check(
-                0 <= modality.offset and modality.size > 0 and modality.offset + modality.size <= rows,
+                modality.offset >= 0 and modality.size > 0 and modality.offset + modality.size <= rows,
                 f"modality {name!r}: tokens {modality.offset} to {modality.offset + modality.size - 1} do not fit "
                 f"tower {modality.tower!r} with vocab_size = {rows}",
             )

@@ -3,6 +3,7 @@
 Axis letters: B rows, T slots, D width, E output width, F hidden width, N heads, H head size.
 """
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -54,7 +55,7 @@ class Norm(nnx.Module):
 
 
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
-    """RoPE (arXiv 2104.09864) in the half-split form: element i turns with element i + H/2 by position * base^(-2i/H)."""
+    """RoPE (arXiv 2104.09864), half-split: element i turns with element i + H/2 by position * base^(-2i/H)."""
     half = x.shape[-1] // 2
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
@@ -98,7 +99,7 @@ class Projection(nnx.Module):
         self.gate = param(rngs, (), (), fill=config.gate_init) if config.form == "residual" else None
         hidden = config.hidden_width or out_width
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
-        layers = {} if config.form == "none" else dict(enumerate(zip(widths[:-1], widths[1:], strict=True)))
+        layers = {} if config.form == "none" else dict(enumerate(itertools.pairwise(widths)))
         for number, (d, e) in layers.items():
             # Output features have a name of their own, so that no layer puts one mesh axis on both of its axes.
             in_name = "embed" if number == 0 else "projection"

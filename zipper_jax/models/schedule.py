@@ -1,7 +1,8 @@
 """In which order blocks run and zips fire: pure Python on the configuration, no arrays.
 
-A zip joins block k of one tower with block l of another. Every zip at a block reads pre-fusion states (the outputs of the
-blocks), so the order is a topological order of pre- and post-fusion states. Blocks are numbered from 1, as in the paper.
+A zip joins block k of one tower with block l of another. Every zip at a block reads pre-fusion states (the outputs of
+the blocks), so the order is a topological order of pre- and post-fusion states. Blocks are numbered from 1, as in the
+paper.
 """
 
 from typing import NamedTuple
@@ -10,10 +11,10 @@ from zipper_jax.errors import UserError
 
 
 class Source(NamedTuple):
-    """One zip's effect on a receiving block: member ``index`` of zip ``zip`` reads ``tower`` behind block ``block``."""
+    """One zip's effect on a receiving block: the member'th pair of ``zip`` reads ``tower`` behind block ``block``."""
 
     zip: str
-    index: int
+    member: int
     tower: str
     block: int
 
@@ -53,8 +54,8 @@ def zip_pairs(zip_config, towers) -> tuple[tuple[int, int], ...]:
     for block_a, block_b in zip_config.pairs:
         if not (1 <= block_a <= depth_a and 1 <= block_b <= depth_b):
             raise UserError(
-                f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and {depth_b} ({b}) "
-                "blocks; blocks are counted from 1"
+                f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and "
+                f"{depth_b} ({b}) blocks; blocks are counted from 1"
             )
     if len(set(zip_config.pairs)) != len(zip_config.pairs):
         raise UserError(f"zip {zip_config.name}: a pair is given twice: {zip_config.pairs}")
@@ -134,7 +135,7 @@ def _follows(before: Stage, after: Stage, kept: set[tuple[str, int]]) -> bool:
 
     def shape(stage, shift):
         runs = [(tower, last - first) for tower, first, last in stage.runs]
-        return runs, [(f.tower, [(s.zip, s.index - shift, s.tower) for s in f.sources]) for f in stage.fusions]
+        return runs, [(f.tower, [(s.zip, s.member - shift, s.tower) for s in f.sources]) for f in stage.fusions]
 
     return shape(before, 0) == shape(after, 1)
 

@@ -103,9 +103,7 @@ def param_axes(config: ZipperConfig) -> Params:
     return tree
 
 
-def forward(
-    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]
-) -> dict[str, Float[Array, "B T V"]]:
+def forward(config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]) -> dict[str, Float[Array, "B T V"]]:
     """The fused path: float32 logits of every tower. ``towers`` must hold a batch for each tower of the model."""
     return _forward(config, params, towers, probe=None)
 
@@ -190,9 +188,7 @@ class _Pass:
         states, pre = dict(states), dict(pre)
         for tower, _, last in stage.runs:
             positions = self.towers[tower].local_positions
-            states[tower] = run_blocks(
-                self.makers, tower, blocks[tower], states[tower], positions, self.visible[tower]
-            )
+            states[tower] = run_blocks(self.makers, tower, blocks[tower], states[tower], positions, self.visible[tower])
             pre[tower, last] = states[tower]
         for fusion in stage.fusions:
             states[fusion.tower] = self.fuse(fusion, directions, pre)
@@ -203,14 +199,14 @@ class _Pass:
         m = pre[fusion.tower, fusion.block]
         fused = m
         for source in fusion.sources:
-            own = directions[source.zip, fusion.tower, source.index]
+            own = directions[source.zip, fusion.tower, source.member]
             direction = bind(self.makers.direction(source.zip, fusion.tower), own)
             batch = self.towers[source.tower]
             key, value = direction.read(pre[source.tower, source.block], batch.local_positions)
             visible = self.cross[fusion.tower, source.tower]
             fused = fused + direction.effect(m, key, value, *visible)
             if self.probe is not None:
-                self.probe[source.zip, fusion.tower, source.index] = direction.weights(m, key, *visible)
+                self.probe[source.zip, fusion.tower, source.member] = direction.weights(m, key, *visible)
         return fused
 
 
@@ -238,7 +234,7 @@ def _scan_group(run: _Pass, group, params, states):
         per_stage = last - start + 1
         blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(len(group), n, *x.shape[1:]), stacked)
     directions = {
-        (s.zip, f.tower, s.index): cut(params["zips"][s.zip][f"into_{f.tower}"], s.index + 1, s.index + len(group))
+        (s.zip, f.tower, s.member): cut(params["zips"][s.zip][f"into_{f.tower}"], s.member + 1, s.member + len(group))
         for f in first.fusions
         for s in f.sources
     }
@@ -253,7 +249,7 @@ def _scan_group(run: _Pass, group, params, states):
 def _stage_params(params, stage: Stage):
     blocks = {tower: cut(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
     directions = {
-        (s.zip, f.tower, s.index): jax.tree.map(lambda x, i=s.index: x[i], params["zips"][s.zip][f"into_{f.tower}"])
+        (s.zip, f.tower, s.member): jax.tree.map(lambda x, i=s.member: x[i], params["zips"][s.zip][f"into_{f.tower}"])
         for f in stage.fusions
         for s in f.sources
     }
