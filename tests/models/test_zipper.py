@@ -3,147 +3,20 @@
 "Bitwise" below is np.testing.assert_array_equal on the outputs of one compiled program.
 """
 
-import ast
-import dataclasses
-import itertools
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from tiny import (
-    PAIR_LAYOUT,
-    PAIR_LENGTHS,
-    SPEECH,
-    TEXT,
-    TRIO_LAYOUT,
-    ZIP,
-    is_gate,
-    map_paths,
-    pair,
-    paths,
-    random_params,
-    random_rows,
-    random_span,
-    trio,
-    with_gates,
-)  # fmt: skip
+from options import OPTIONS, batch_of, gradient_program, layout_of, lengths_of, numpy_tree, program
+from tiny import PAIR_LAYOUT, PAIR_LENGTHS, is_gate, map_paths, paths, random_params
 
-import zipper_jax
-from zipper_jax.models.config import ModalityConfig, ProjectionConfig, ZipConfig, ZipperConfig
-from zipper_jax.models.zipper import (
-    abstract_params,
-    cross_attention_weights,
-    forward,
-    init_params,
-    param_axes,
-    unimodal,
-)  # fmt: skip
-from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.models.config import ModalityConfig, ZipperConfig
+from zipper_jax.models.zipper import cross_attention_weights, forward, unimodal
 from zipper_jax.sequences import Span, rows_to_towers
 
 TOLERANCE = 3e-5  # float32 logits of order 1 against float64
-TRIO_LENGTHS = {**PAIR_LENGTHS, "image": 16}
-UNTIED = {"tied_head": False, "embedding_scale": 3.0}
-RESIDUAL = ProjectionConfig(form="residual", activation="gelu", depth=2)
-
-# Each differs from the paper's default in several fields; together they use every field.
-OPTIONS = {
-    "paper": pair(),
-    "residual": pair(projections={"text": RESIDUAL, "speech": ProjectionConfig(form="none")}, scan=False),
-    "one way": pair(
-        zips=(dataclasses.replace(ZIP, into=("speech",), feed_forward="where_visible", bias=True, norm="rms"),),
-        projections={"text": ProjectionConfig(depth=1, bias=False)},
-        text=dataclasses.replace(TEXT, activation="relu", **UNTIED),
-    ),
-    "positions": pair(
-        zips=(
-            dataclasses.replace(
-                ZIP, positions="learned", max_positions=5, normalise_source=True, mlp_multiplier=3, bias=True,
-                mlp_activation="squared_relu", after_last_block=True, intervals={"text": 1, "speech": 1},
-            ),
-        ),
-        projections={"speech": ProjectionConfig(final_activation="none", activation="silu")},
-        speech=dataclasses.replace(SPEECH, activation="squared_relu"),
-    ),
-    "heads": pair(
-        zips=(
-            dataclasses.replace(
-                ZIP, num_heads=6, num_kv_heads=2, head_size=10, norm="rms", normalise_source=True,
-                projection=ProjectionConfig(depth=2, hidden_width=20, activation="gelu", final_activation="none"),
-            ),
-        ),
-        scan=False,
-    ),
-    "narrow": pair(  # equal widths, no cross-tower projection, pairs that need no order of their own
-        speech=dataclasses.replace(SPEECH, width=48),
-        zips=(
-            ZipConfig(
-                ("speech", "text"), pairs=((5, 1), (2, 3)), into=("text",), projection=ProjectionConfig(form="none"),
-                feed_forward="where_visible",
-            ),
-        ),
-        projections={},
-    ),
-    "trio": trio(),
-    "trio unrolled": trio(scan=False),
-}  # fmt: skip
-
-
-def layout_of(config):
-    return TRIO_LAYOUT if "image" in config.towers else PAIR_LAYOUT
-
-
-def lengths_of(config):
-    return TRIO_LENGTHS if "image" in config.towers else PAIR_LENGTHS
-
-
-@cache
-def rows_of(layout_name, seed=0):
-    """Three packed rows: unimodal examples between pairs, several spans of one tower, empty spans, an empty row."""
-    layout, lengths = (TRIO_LAYOUT, TRIO_LENGTHS) if layout_name == "trio" else (PAIR_LAYOUT, PAIR_LENGTHS)
-    rng = np.random.default_rng(seed)
-    span = partial(random_span, rng, layout=layout)
-    mixed = [
-        (Span("text", np.array([0, 5, 0], np.int32), 0.0), Span("speech", np.array([0, 3], np.int32), 1.0)),
-        (span("speech", longest=4),),
-        (span("text", longest=4),),
-        (span("speech", longest=3, weight=0.0), span("text", longest=2), span("speech", longest=2)),
-    ]
-    if layout_name == "trio":  # every direction of every zip in one example
-        names = ("image", "text", "speech", "sign")
-        mixed.append(tuple(span(name, longest=1) for name in names))
-    rows = [mixed, *random_rows(rng, 2, layout, lengths, most_spans=4, longest=4)]
-    assert all(len(row) > 1 for row in rows)
-    return [*rows[:2], [], rows[2]]
-
-
-def batch_of(config, seed=0):
-    rows = rows_of("trio" if "image" in config.towers else "pair", seed)
-    return rows, rows_to_towers(rows, layout_of(config), lengths_of(config))
-
-
-@cache
-def program(name):
-    return jax.jit(partial(forward, OPTIONS[name]))
-
-
-def losses(config, params, towers):
-    """The weighted sum of every tower's token losses: what every token's weight scales."""
-    logits = forward(config, params, towers)
-    return sum(cross_entropy(logits[t], towers[t].targets, towers[t].weights)[0].sum() for t in towers)
-
-
-@cache
-def gradient_program(name):
-    return jax.jit(jax.value_and_grad(partial(losses, OPTIONS[name])))
-
-
-def numpy_tree(tree):
-    return jax.tree.map(np.asarray, tree)
 
 
 # ---- the paper's equations -------------------------------------------------------------------------------------------
@@ -187,8 +60,8 @@ def test_loss_is_the_negative_log_likelihood_of_the_next_token():
 
 def test_picture_weights_are_those_of_the_visible_tokens():
     config = OPTIONS["paper"]
-    towers = jax.tree.map(jnp.asarray, batch_of(config)[1])
-    weights = cross_attention_weights(config, jax.tree.map(jnp.asarray, random_params(config)), towers)
+    _, towers = batch_of(config)
+    weights = jax.jit(partial(cross_attention_weights, config))(random_params(config), towers)
     assert set(weights) == {("speech-text", into, z) for into in ("text", "speech") for z in (0, 1)}
     for (_, into, _), w in weights.items():
         queries, keys = towers[into], towers["text" if into == "speech" else "speech"]
@@ -369,164 +242,3 @@ def test_packed_equals_unpacked_in_loss_and_gradients_of_each_example(name):
             worst = max(worst, difference)
             assert difference < 2e-5, (path, difference)
     print(f"largest gradient difference, relative to its leaf: {worst:.1e}")
-
-
-# ---- scan, remat, dtype ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"remat": "full"},
-        {"remat": "dots", "scan": False},
-        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
-        pytest.param({"scan": False}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_remat_and_unrolling_give_the_same_gradients(changes):
-    config = dataclasses.replace(OPTIONS["paper"], **changes)
-    params = random_params(config)
-    _, towers = batch_of(config)
-    loss, gradients = jax.jit(jax.value_and_grad(partial(losses, config)))(params, towers)
-    wanted_loss, wanted = gradient_program("paper")(params, towers)
-    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
-    for (path, g), (_, w) in zip(paths(numpy_tree(gradients)), paths(numpy_tree(wanted)), strict=True):
-        np.testing.assert_allclose(g, w, atol=2e-5 * (1 + np.abs(w).max()), err_msg=str(path))
-
-
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
-
-
-@pytest.mark.parametrize("name", ["paper", "residual", "positions"])
-def test_bfloat16_multiplies_in_bfloat16_and_returns_float32(name):
-    config = dataclasses.replace(OPTIONS[name], dtype="bfloat16")
-    _, towers = batch_of(config)
-    jaxpr, shapes = jax.make_jaxpr(partial(forward, config), return_shape=True)(abstract_params(config), towers)
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
-    assert products
-    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
-    exponentials = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name in ("exp", "rsqrt", "sin")]
-    assert {v.aval.dtype for e in exponentials for v in e.invars} == {jnp.dtype(jnp.float32)}
-    assert {x.dtype for x in shapes.values()} == {jnp.dtype(jnp.float32)}
-
-
-def test_bfloat16_stays_near_float32():
-    config = dataclasses.replace(OPTIONS["paper"], dtype="bfloat16")
-    params = random_params(config)
-    _, towers = batch_of(config)
-    half = jax.jit(partial(forward, config))(params, towers)
-    for tower, logits in program("paper")(params, towers).items():
-        real = towers[tower].segment_ids > 0
-        error = np.abs(np.asarray(half[tower]) - np.asarray(logits))[real]
-        assert error.max() < 0.1 * np.std(np.asarray(logits)[real]) + 0.05
-        assert error.max() > 0
-
-
-# ---- parameters ------------------------------------------------------------------------------------------------------
-
-
-# A small generator: the default one makes programs that take a minute to compile here.
-KEY = jax.random.key(0, impl="unsafe_rbg")
-
-
-def test_initial_parameters():
-    config = with_gates(OPTIONS["paper"], gate_init=0.5)
-    assert ZIP.gate_init == 0
-    params = jax.jit(partial(init_params, config))(KEY)
-    assert {p: x.shape for p, x in paths(params)} == {p: x.shape for p, x in paths(abstract_params(config))}
-    for path, x in paths(numpy_tree(params)):
-        assert x.dtype == np.float32
-        if is_gate(path):
-            assert (x == 0.5).all()
-        elif path[-1] == "bias":
-            assert (x == 0).all()
-        elif path[-1] == "scale":
-            assert (x == 1).all()
-        else:
-            assert np.std(x) > 0
-            for a, b in itertools.pairwise(x):
-                assert (a != b).any(), f"{path}: two members start alike"
-    kernels = {p: float(np.std(x)) for p, x in paths(params) if p[-1] == "kernel"}
-    assert kernels["towers", "speech", "blocks", "attention", "query", "kernel"] == pytest.approx(80**-0.5, rel=0.1)
-    first = "zips", "speech-text", "into_text", "projection", "layer_0", "kernel"
-    assert kernels[first] == pytest.approx(80**-0.5, rel=0.1)
-    check_adding_a_part_changes_no_other(params)
-
-
-def check_adding_a_part_changes_no_other(params):
-    big = params
-    small = jax.jit(partial(init_params, pair(zips=(), projections={})))(KEY)
-    big = dict(paths(big))
-    for path, x in paths(small):
-        np.testing.assert_array_equal(x, big[path])
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_leaf_names_its_axes(name):
-    config = OPTIONS[name]
-    axes = dict(paths(param_axes(config)))
-    shapes = dict(paths(abstract_params(config)))
-    assert set(axes) == set(shapes)
-    known = {
-        "layers", "zips", "vocab", "embed", "heads", "kv_heads", "head_size", "mlp", "projection", "projection_out",
-        None,
-    }  # fmt: skip
-    for path, names in axes.items():
-        assert len(names) == len(shapes[path].shape), path
-        assert set(names) <= known, path
-        named = [n for n in names if n is not None]
-        assert len(set(named)) == len(named), f"{path}: one mesh axis would be used twice"
-        tower = config.towers.get(path[1] if path[0] != "zips" else path[2].removeprefix("into_"))
-        sizes = dict(zip(names, shapes[path].shape, strict=True))
-        if path[0] == "towers":
-            wanted = {
-                "layers": tower.num_layers, "vocab": tower.vocab_size, "embed": tower.width, "heads": tower.num_heads,
-                "kv_heads": tower.num_kv_heads, "head_size": tower.head_size, "mlp": tower.mlp_width,
-            }  # fmt: skip
-            assert sizes == {k: wanted[k] for k in sizes}, path
-
-
-# ---- rule 7: no tower, modality or number of towers is special -------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_names_do_not_matter():
-    """The same model with other names gives the same logits."""
-    renamed = {"text": "zebra", "speech": "apple"}
-    config = OPTIONS["one way"]
-    z = dataclasses.replace(
-        config.zips[0], towers=("zebra", "apple"), intervals={"zebra": 1, "apple": 2}, into=("apple",)
-    )
-    other = ZipperConfig(
-        {renamed[t]: c for t, c in config.towers.items()},
-        {renamed[m]: ModalityConfig(renamed[c.tower], c.size) for m, c in config.modalities.items()},
-        (z,),
-        {renamed[t]: p for t, p in config.input_projections.items()},
-    )
-    params = random_params(config)
-    moved = {
-        "towers": {renamed[t]: x for t, x in params["towers"].items()},
-        "input_projections": {renamed[t]: x for t, x in params["input_projections"].items()},
-        "zips": {"apple-zebra": {"into_apple": params["zips"]["speech-text"]["into_speech"]}},
-    }
-    _, towers = batch_of(config)
-    found = jax.jit(partial(forward, other))(moved, {renamed[t]: x for t, x in towers.items()})
-    wanted = program("one way")(params, towers)
-    for tower, name in renamed.items():
-        np.testing.assert_allclose(found[name], wanted[tower], atol=1e-5)
-
-
-def test_no_modality_is_named_in_the_model_or_the_decoder():
-    package = Path(zipper_jax.__file__).parent
-    for folder in ("ops", "models", "decoding"):
-        for file in (package / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Constant):
-                    assert node.value not in ("text", "speech"), f"{file.name}:{node.lineno}"

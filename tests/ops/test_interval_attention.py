@@ -57,14 +57,16 @@ def ranges(rng, b, t, s):
     return jnp.asarray(start), jnp.asarray(end)
 
 
-@partial(jax.jit, static_argnames="implementation")
-def value_and_gradients(q, k, v, start, end, g, implementation):
+def trace_value_and_gradients(q, k, v, start, end, g, implementation):
     out, pull = jax.vjp(lambda *x: interval_attention(*x, start, end, implementation=implementation), q, k, v)
     return out, *pull(g)
 
 
+value_and_gradients = jax.jit(trace_value_and_gradients, static_argnames="implementation")
+
+
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_dense_is_the_definition(seed):
     rng = np.random.default_rng(seed)
     q, k, v = arrays(rng, 2, 5, 7, 4, 2, 6)
@@ -81,12 +83,12 @@ def test_dense_is_the_definition(seed):
 def test_blockwise_is_the_definition(monkeypatch, heads, shape):
     """Blocks of 8 queries: lengths that divide and do not, one query, no keys."""
     monkeypatch.setattr(module, "_QUERY_BLOCK", 8)
-    jax.clear_caches()
+    program = jax.jit(partial(trace_value_and_gradients, implementation="blockwise"))  # traced with this block size
     rng, (t, s) = np.random.default_rng(0), shape
     q, k, v = arrays(rng, 2, t, s, *heads, 4)
     start, end = ranges(rng, 2, t, s)
     g = rng.normal(size=q.shape).astype(np.float32)
-    out, *gradients = value_and_gradients(q, k, v, start, end, g, "blockwise")
+    out, *gradients = program(q, k, v, start, end, g)
     np.testing.assert_allclose(out, definition(q, k, v, start, end)[0], atol=TOLERANCE)
     for found, wanted in zip(gradients, definition_gradients(q, k, v, start, end, g), strict=True):
         np.testing.assert_allclose(found, wanted, atol=4 * TOLERANCE)
@@ -126,12 +128,13 @@ def test_rows_that_see_nothing_are_exactly_zero_with_zero_gradients(implementati
 
 
 def test_scores_far_apart_stay_finite():
-    q = np.full((1, 1, 1, 2), 1e4, np.float32)
+    """Scores of about +-1e8: the last query sees only the second key, whose score is the smallest of all."""
+    q = np.full((1, 2, 1, 2), 1e4, np.float32)
     k = np.stack([np.full((1, 1, 2), x, np.float32) for x in (1e4, -1e4, 1e4)], axis=1)
     v = np.arange(6, dtype=np.float32).reshape(1, 3, 1, 2)
-    start, end = np.array([[0]], np.int32), np.array([[2]], np.int32)
+    start, end = np.array([[0, 1]], np.int32), np.array([[2, 2]], np.int32)
     out, *gradients = value_and_gradients(q, k, v, start, end, np.ones_like(q), "dense")
-    np.testing.assert_array_equal(out[0, 0, 0], [0, 1])
+    np.testing.assert_array_equal(out[0, :, 0], [[0, 1], [2, 3]])
     assert all(np.isfinite(x).all() for x in gradients)
 
 

@@ -1,0 +1,123 @@
+"""Models that together use every field of the configuration, packed rows for them, and their shared programs."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import numpy as np
+from tiny import (
+    PAIR_LAYOUT,
+    PAIR_LENGTHS,
+    SPEECH,
+    TEXT,
+    TRIO_LAYOUT,
+    ZIP,
+    pair,
+    random_rows,
+    random_span,
+    trio,
+)  # fmt: skip
+
+from zipper_jax.models.config import ProjectionConfig, ZipConfig
+from zipper_jax.models.zipper import forward
+from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.sequences import Span, rows_to_towers
+
+TRIO_LENGTHS = {**PAIR_LENGTHS, "image": 16}
+UNTIED = {"tied_head": False, "embedding_scale": 3.0}
+RESIDUAL = ProjectionConfig(form="residual", activation="gelu", depth=2)
+
+# Each differs from the paper's default in several fields; together they use every field.
+OPTIONS = {
+    "paper": pair(),
+    "residual": pair(projections={"text": RESIDUAL, "speech": ProjectionConfig(form="none")}, scan=False),
+    "one way": pair(
+        zips=(dataclasses.replace(ZIP, into=("speech",), feed_forward="where_visible", bias=True, norm="rms"),),
+        projections={"text": ProjectionConfig(depth=1, bias=False)},
+        text=dataclasses.replace(TEXT, activation="relu", **UNTIED),
+    ),
+    "positions": pair(
+        zips=(
+            dataclasses.replace(
+                ZIP, positions="learned", max_positions=5, normalise_source=True, mlp_multiplier=3, bias=True,
+                mlp_activation="squared_relu", after_last_block=True, intervals={"text": 1, "speech": 1},
+            ),
+        ),
+        projections={"speech": ProjectionConfig(final_activation="none", activation="silu")},
+        speech=dataclasses.replace(SPEECH, activation="squared_relu"),
+    ),
+    "heads": pair(
+        zips=(
+            dataclasses.replace(
+                ZIP, num_heads=6, num_kv_heads=2, head_size=10, norm="rms", normalise_source=True,
+                projection=ProjectionConfig(depth=2, hidden_width=20, activation="gelu", final_activation="none"),
+            ),
+        ),
+        scan=False,
+    ),
+    "narrow": pair(  # equal widths, no cross-tower projection, pairs that need no order of their own
+        speech=dataclasses.replace(SPEECH, width=48),
+        zips=(
+            ZipConfig(
+                ("speech", "text"), pairs=((5, 1), (2, 3)), into=("text",), projection=ProjectionConfig(form="none"),
+                feed_forward="where_visible",
+            ),
+        ),
+        projections={},
+    ),
+    "trio": trio(),
+    "trio unrolled": trio(scan=False),
+}  # fmt: skip
+
+
+def layout_of(config):
+    return TRIO_LAYOUT if "image" in config.towers else PAIR_LAYOUT
+
+
+def lengths_of(config):
+    return TRIO_LENGTHS if "image" in config.towers else PAIR_LENGTHS
+
+
+@cache
+def rows_of(layout_name, seed=0):
+    """Three packed rows: unimodal examples between pairs, several spans of one tower, empty spans, an empty row."""
+    layout, lengths = (TRIO_LAYOUT, TRIO_LENGTHS) if layout_name == "trio" else (PAIR_LAYOUT, PAIR_LENGTHS)
+    rng = np.random.default_rng(seed)
+    span = partial(random_span, rng, layout=layout)
+    mixed = [
+        (Span("text", np.array([0, 5, 0], np.int32), 0.0), Span("speech", np.array([0, 3], np.int32), 1.0)),
+        (span("speech", longest=4),),
+        (span("text", longest=4),),
+        (span("speech", longest=3, weight=0.0), span("text", longest=2), span("speech", longest=2)),
+    ]
+    if layout_name == "trio":  # every direction of every zip in one example
+        names = ("image", "text", "speech", "sign")
+        mixed.append(tuple(span(name, longest=1) for name in names))
+    rows = [mixed, *random_rows(rng, 2, layout, lengths, most_spans=4, longest=4)]
+    assert all(len(row) > 1 for row in rows)
+    return [*rows[:2], [], rows[2]]
+
+
+def batch_of(config, seed=0):
+    rows = rows_of("trio" if "image" in config.towers else "pair", seed)
+    return rows, rows_to_towers(rows, layout_of(config), lengths_of(config))
+
+
+@cache
+def program(name):
+    return jax.jit(partial(forward, OPTIONS[name]))
+
+
+def losses(config, params, towers):
+    """The weighted sum of every tower's token losses: what every token's weight scales."""
+    logits = forward(config, params, towers)
+    return sum(cross_entropy(logits[t], towers[t].targets, towers[t].weights)[0].sum() for t in towers)
+
+
+@cache
+def gradient_program(name):
+    return jax.jit(jax.value_and_grad(partial(losses, OPTIONS[name])))
+
+
+def numpy_tree(tree):
+    return jax.tree.map(np.asarray, tree)
