@@ -98,7 +98,7 @@ def test_state_lies_where_the_rules_say_and_stays_there(text_run):
     assert tuple(kernel.sharding.spec) == (None, "fsdp", "tensor")
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
-    assert len(moments) == 2, "Adam's two"
+    assert len(moments) == 4, "Adam's two, of mlp/up and of mlp/gate (the same shape)"
     assert all(m.sharding == kernel.sharding for m in moments)
     batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
     state, metrics = built.train_step(state, batch)
