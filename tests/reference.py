@@ -88,12 +88,15 @@ class _Model:
         p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{receiver}"], member)
         h = m_source if z.projection.form == "none" else project(z.projection, p["projection"], m_source)
         if z.positions == "learned":
-            h = h + p["position_table"][np.minimum(np.arange(len(h)), z.max_positions - 1)]
+            h = h + p["source_position_table"][np.minimum(np.arange(len(h)), z.max_positions - 1)]
         norm = layer_norm if z.norm == "layer" else rms_norm
         if z.normalise_source:
             h = norm(h, p["source_norm"])
         a = p["attention"]
-        q = heads(norm(m, p["attention_norm"]), a["query"])
+        x = norm(m, p["attention_norm"])
+        if z.positions == "learned":
+            x = x + p["query_position_table"][np.minimum(np.arange(len(x)), z.max_positions - 1)]
+        q = heads(x, a["query"])
         mask = self.places[source][None, :] < self.places[receiver][:, None]
         mixed = attend(q, heads(h, a["key"]), heads(h, a["value"]), mask)
         out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"])

@@ -218,5 +218,22 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
 
     header, params = load_params(Path(path), step)
     config = from_dict(ZipperConfig, header["model"])
+    _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
     return Model(config, params, vocabularies, header["lengths"], Path(path))
+
+
+def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """UserError naming the first parameter that the configuration wants and the checkpoint lacks, or the reverse."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = shapes(found), shapes(wanted)
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                f"{str(path)!r}: parameter {name} is {have.get(name, 'missing')} in the checkpoint and "
+                f"{want.get(name, 'unknown')} by its config.json; was it written by another version of zipper_jax?"
+            )

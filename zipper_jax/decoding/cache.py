@@ -115,7 +115,7 @@ def advance(
             direction = _direction(makers, params, source.zip, tower, source.member)
             seen = zips[source.zip, tower]
             visible = _everything_so_far(cache.lengths[source.tower], fed, seen.key.shape[2])
-            x = x + direction.effect(m, seen.key[source.member], seen.value[source.member], *visible)
+            x = x + direction.effect(m, seen.key[source.member], seen.value[source.member], *visible, positions)
     logits = tower_logits(makers, tower, params, x)
     lengths = {**cache.lengths, tower: cache.lengths[tower] + counts}
     return logits, Cache({**cache.towers, tower: own}, zips, lengths)

@@ -44,7 +44,8 @@ class ZipDirection(nnx.Module):
         self.projection = Projection(config.projection, source.width, width, rngs, dtype)
         # One assignment each: NNX refuses an attribute that is None first and a parameter later.
         learned, shape = config.positions == "learned", (config.max_positions, width)
-        self.position_table = param(rngs, shape, (None, "embed"), fan_in=width) if learned else None
+        self.source_position_table = param(rngs, shape, (None, "embed"), fan_in=width) if learned else None
+        self.query_position_table = param(rngs, shape, (None, "embed"), fan_in=width) if learned else None
         self.source_norm = Norm(width, rngs, kind=config.norm) if config.normalise_source else None
         self.attention_norm = Norm(width, rngs, kind=config.norm)
         self.attention = CrossAttention(width, n, k, h, config.bias, rngs, dtype)
@@ -58,8 +59,7 @@ class ZipDirection(nnx.Module):
     ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Keys and values of the source's pre-fusion state. Computed once per source token; decoding caches them."""
         h = self.projection(m_source)
-        if self.position_table is not None:
-            h = h + jnp.take(self.position_table[...], local_positions, axis=0, mode="clip").astype(h.dtype)
+        h = _add_positions(h, self.source_position_table, local_positions)
         if self.source_norm is not None:
             h = self.source_norm(h)
         return self.attention.key(h), self.attention.value(h)
@@ -71,9 +71,10 @@ class ZipDirection(nnx.Module):
         value: Float[Array, "B S K H"],
         start: Int[Array, "B T"],
         end: Int[Array, "B T"],
+        local_positions: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
         """What is added to the receiver's pre-fusion state m; exactly 0 while both gates are 0."""
-        query = self.attention.query(self.attention_norm(m))
+        query = self._query(m, local_positions)
         attended = self.attention.output(interval_attention(query, key, value, start, end))
         if self.config.bias:  # a bias must not leak into rows that see nothing
             attended = jnp.where((end > start)[..., None], attended, 0)
@@ -83,9 +84,19 @@ class ZipDirection(nnx.Module):
             f = jnp.where((end > start)[..., None], f, 0)
         return a + f
 
-    def weights(self, m, key, start, end) -> Float[Array, "B K G T S"]:
+    def weights(self, m, key, start, end, local_positions) -> Float[Array, "B K G T S"]:
         """The attention weights behind ``effect``, for pictures."""
-        return interval_weights(self.attention.query(self.attention_norm(m)), key, start, end)
+        return interval_weights(self._query(m, local_positions), key, start, end)
+
+    def _query(self, m, local_positions) -> Float[Array, "B T N H"]:
+        return self.attention.query(_add_positions(self.attention_norm(m), self.query_position_table, local_positions))
+
+
+def _add_positions(x: Array, table: nnx.Param | None, local_positions: Int[Array, "B T"]) -> Array:
+    """x + a learned vector per local position, where there is a table; positions past it share its last row."""
+    if table is None:
+        return x
+    return x + jnp.take(table[...], local_positions, axis=0, mode="clip").astype(x.dtype)
 
 
 def _gate(gate: nnx.Param, x: Array) -> Array:

@@ -204,9 +204,12 @@ class _Pass:
             batch = self.towers[source.tower]
             key, value = direction.read(pre[source.tower, source.block], batch.local_positions)
             visible = self.cross[fusion.tower, source.tower]
-            fused = fused + direction.effect(m, key, value, *visible)
+            positions = self.towers[fusion.tower].local_positions
+            fused = fused + direction.effect(m, key, value, *visible, positions)
             if self.probe is not None:
-                self.probe[source.zip, fusion.tower, source.member] = direction.weights(m, key, *visible)
+                self.probe[source.zip, fusion.tower, source.member] = direction.weights(
+                    m, key, *visible, positions
+                )
         return fused
 
 
