@@ -77,14 +77,10 @@ def test_bfloat16_stays_near_float32():
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
 
-# A small generator: the default one makes programs that take a minute to compile here.
-KEY = jax.random.key(0, impl="unsafe_rbg")
-
-
 def test_initial_parameters():
     config = with_gates(OPTIONS["paper"], gate_init=0.5)
     assert ZIP.gate_init == 0
-    params = jax.jit(partial(init_params, config))(KEY)
+    params = init_params(config, 0)
     assert {p: x.shape for p, x in paths(params)} == {p: x.shape for p, x in paths(abstract_params(config))}
     for path, x in paths(numpy_tree(params)):
         assert x.dtype == np.float32
@@ -107,7 +103,7 @@ def test_initial_parameters():
 
 def check_adding_a_part_changes_no_other(params):
     big = params
-    small = jax.jit(partial(init_params, pair(zips=(), projections={})))(KEY)
+    small = init_params(pair(zips=(), projections={}), 0)
     big = dict(paths(big))
     for path, x in paths(small):
         np.testing.assert_array_equal(x, big[path])

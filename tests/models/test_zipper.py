@@ -219,7 +219,7 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
 # ---- rule 5: packed equals unpacked ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", pytest.param("trio", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["paper", *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "trio"))])
 def test_packed_equals_unpacked_in_loss_and_gradients_of_each_example(name):
     config = OPTIONS[name]
     params, layout, lengths = random_params(config), layout_of(config), lengths_of(config)

@@ -1,6 +1,6 @@
 """The zipper: towers, input projections and zips as one function of plain parameters.
 
-    params = init_params(config, key)
+    params = init_params(config, seed)
     logits = forward(config, params, towers)             # the fused path, all towers at once
     logits = unimodal(config, params, "text", batch)     # the tower as it was: no input projection, no zips
 
@@ -11,7 +11,6 @@ Axis letters: B rows, T slots, D width, V vocabulary, L layers, Z zips.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -80,26 +79,25 @@ class Makers:
         return dict(sorted(parts.items()))
 
 
-def init_params(config: ZipperConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters. Every part has a key of its own, so adding a part changes no other."""
-    params: Params = {}
-    for path, (make, count, _) in Makers(config).parts().items():
-        part_key = jax.random.fold_in(key, _stable_hash("/".join(path)))
-        part = modules.init(make, part_key) if count is None else modules.init_stacked(make, part_key, count)
-        _put(params, path, part)
-    return params
+def init_params(config: ZipperConfig, seed: int) -> Params:
+    """Fresh float32 parameters, on the host (NumPy)."""
+    return _build(config, lambda path, make, count, _: modules.init(make, seed, path, count))
 
 
 def abstract_params(config: ZipperConfig) -> Params:
     """The tree of shapes and dtypes, without computing anything."""
-    return jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    return _build(config, lambda path, make, count, _: modules.shapes(make, count))
 
 
 def param_axes(config: ZipperConfig) -> Params:
     """The tree of logical axis names: a tuple of names per leaf, as declared beside each parameter."""
+    return _build(config, lambda path, make, _, stacked: modules.axes(make, stacked))
+
+
+def _build(config: ZipperConfig, function) -> Params:
     tree: Params = {}
-    for path, (make, _, stacked) in Makers(config).parts().items():
-        _put(tree, path, modules.axes(make, stacked))
+    for path, (make, count, stacked) in Makers(config).parts().items():
+        modules.put(tree, path, function(path, make, count, stacked))
     return tree
 
 
@@ -207,9 +205,7 @@ class _Pass:
             positions = self.towers[fusion.tower].local_positions
             fused = fused + direction.effect(m, key, value, *visible, positions)
             if self.probe is not None:
-                self.probe[source.zip, fusion.tower, source.member] = direction.weights(
-                    m, key, *visible, positions
-                )
+                self.probe[source.zip, fusion.tower, source.member] = direction.weights(m, key, *visible, positions)
         return fused
 
 
@@ -264,16 +260,3 @@ def _remat(body, remat: str):
         return body
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(body, policy=policy)
-
-
-def _put(tree: Params, path: tuple[str, ...], value) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
-
-
-def _stable_hash(text: str) -> int:
-    """A 32-bit hash that does not change between processes (Python's own does)."""
-    import zlib
-
-    return zlib.crc32(text.encode())

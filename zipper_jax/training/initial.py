@@ -1,10 +1,8 @@
 """The parameters a run starts from: random, with towers copied from other runs."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from zipper_jax.errors import UserError
@@ -30,10 +28,7 @@ def initial_params(model: ZipperConfig, seed: int, initialise_from: Mapping[str,
     Raises:
         UserError: A run folder has no such tower, or its shapes do not fit; the message names the leaf.
     """
-    # Dozens of random draws compile slowly and run once: without LLVM's optimisations a CPU starts 4 times sooner.
-    options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-    init = jax.jit(partial(zipper.init_params, model), compiler_options=options)
-    params = flatten(init(jax.random.key(seed)))
+    params = flatten(zipper.init_params(model, seed))
     for tower, run_dir in sorted(initialise_from.items()):
         _check_offsets(model, run_dir)
         source = flatten(checkpoints.load_tower(run_dir, tower))

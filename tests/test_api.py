@@ -1,0 +1,185 @@
+"""The front door on a real run folder: a tiny zipper trained for two steps, saved, loaded and used from outside."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from zipper_jax import load
+from zipper_jax.cli.main import main
+from zipper_jax.data.packed_rows import write_rows
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.perplexity import perplexities
+from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.sequences import fill_template
+from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.training.config import DataConfig, TrainConfig
+from zipper_jax.training.loop import train
+from zipper_jax.training.partitioning import MeshConfig
+from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, load_vocabulary
+
+UNITS = 12
+SENTENCES = ("on", "off", "go on")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("api")
+    vocabularies = root / "prepared" / "vocabularies"
+    ByteVocabulary().save(vocabularies / "text")
+    UnitVocabulary(UNITS, 25.0).save(vocabularies / "speech")
+    noise = np.random.default_rng(0).standard_normal(16_000 * 2).astype(np.float32) * 0.1
+    UnitTokenizer.fit([noise], num_units=UNITS).save(vocabularies / "speech")
+    text = load_vocabulary(vocabularies / "text")
+    rows = [
+        [fill_template(task, {"text": text.encode(s), "speech": np.arange(5) % UNITS})]
+        for s in SENTENCES
+        for task in ("asr",)
+    ]
+    write_rows(root / "prepared" / "rows" / "asr" / "train", rows, {"task": "asr"})
+    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "mlp_width": 16}
+    model = ZipperConfig(
+        towers={
+            "text": TowerConfig(text.size, 2, 16, **sizes),
+            "speech": TowerConfig(UNITS + 2, 3, 24, **sizes),
+        },
+        modalities={"text": ModalityConfig("text", text.size), "speech": ModalityConfig("speech", UNITS + 2)},
+        zips=(ZipConfig(("speech", "text"), pairs=((1, 1),), feed_forward="where_visible"),),
+        input_projections={"text": ProjectionConfig(form="residual")},
+    )
+    lengths = {"text": 16, "speech": 64}
+    config = TrainConfig(
+        model=model,
+        data=DataConfig(str(root / "prepared"), "asr", lengths),
+        model_dir=str(root / "run"),
+        steps=2,
+        batch_size=2,
+        mesh=MeshConfig(data=1),
+    )
+    train(config)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load(run)
+
+
+def tone(path: Path, rate: int, channels: int) -> Path:
+    wave = 0.2 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(path, np.repeat(wave[:, None], channels, axis=1), rate)
+    return path
+
+
+def test_transcribe_takes_any_rate_stereo_lists_and_arrays(model, tmp_path):
+    mono, stereo = tone(tmp_path / "a.wav", 16_000, 1), tone(tmp_path / "b.flac", 44_100, 2)
+    texts = model.transcribe([mono, stereo])
+    assert len(texts) == 2 and all(isinstance(t, str) for t in texts)
+    samples, rate = soundfile.read(mono, dtype="float32")
+    assert model.transcribe(samples, rate) == texts[0] == model.transcribe(mono)
+
+
+def test_speak_returns_audio_of_its_units_and_saves_it(model, tmp_path):
+    speech = model.speak("on", sampling=SamplingConfig(temperature=1.0), seed=1)
+    assert len(speech.waveform) == 640 * len(speech.units) and speech.sample_rate == 16_000
+    if len(speech.units):
+        speech.save(tmp_path / "on.wav")
+        assert soundfile.info(tmp_path / "on.wav").frames == len(speech.waveform)
+    with pytest.raises(UserError, match="cannot write"):
+        speech.save(tmp_path / "on.nonsense")
+
+
+def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
+    rows = model.generate([[("speech", [0, 3])], []], ("text", "speech"), limits={"text": 3, "speech": 4})
+    for row in rows:
+        assert [o.modality for o in row] == ["text", "speech"]
+        text, speech = row
+        assert len(speech.content) <= 4 and len(text.log_probs) <= 4
+        assert speech.truncated == (len(speech.content) == 4 and speech.log_probs.size == 5 and speech.truncated)
+    with pytest.raises(UserError, match="no modality 'image'"):
+        model.generate([[("image", [1])]], ("text",))
+
+
+def test_a_lone_tower_gives_the_stored_towers_logits_and_a_perplexity(model):
+    tower = model.tower("text")
+    logits = tower.logits("on")
+    assert logits.shape == (4, model.vocabularies["text"].size)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = [*model.vocabularies["text"].encode("on"), model.vocabularies["text"].end_id]
+    by_hand = np.exp(-np.mean([log_probs[i, t] for i, t in enumerate(targets)]))
+    assert tower.perplexity(["on"]) == pytest.approx(by_hand, rel=1e-4)
+    with pytest.raises(UserError, match="no tower 'image'"):
+        model.tower("image")
+
+
+def test_text_without_speech_keeps_its_perplexity_on_the_identity_preserving_fused_path(model):
+    """Nothing is visible, so only the residual input projection may change it; with its gate closed nothing does."""
+    tokens = [np.asarray(model.vocabularies["text"].encode(s), np.int32) for s in SENTENCES]
+    closed = {**model.params, "input_projections": {"text": {**model.params["input_projections"]["text"], "gate": 0.0}}}
+    common = (model.layout, "text", tokens)
+    alone = perplexities(model.config, [model.params], *common, fused=False)
+    fused = perplexities(model.config, [closed], *common, fused=True)
+    assert fused == pytest.approx(alone, rel=1e-5)
+
+
+def test_commands_on_the_run(run, tmp_path, capsys):
+    wav = tone(tmp_path / "a.wav", 22_050, 1)
+    assert main(["transcribe", "--model", str(run), str(wav)]) == 0
+    assert capsys.readouterr().out.startswith(f"{wav}\t")
+    requests = tmp_path / "in.jsonl"
+    lines = [{"prompt": [["text", "on"]], "outputs": ["speech"]}, {"prompt": [["speech", [1, 2]]]}, {"prompt": []}]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = tmp_path / "out.jsonl"
+    options = ["--input", str(requests), "--output", str(results), "--max_tokens", "6"]
+    assert main(["generate", "--model", str(run), *options]) == 0
+    out = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["generated"][0]["modality"] for line in out] == ["speech", "text", "text"]
+    assert out[0]["prompt"] == lines[0]["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transcribe", "--model", "RUN", "nothing.wav"], "nothing.wav"),
+        (["transcribe", "--model", "nowhere", "WAV"], "nowhere"),
+        (["speak", "", "--model", "RUN", "--out", "a.wav"], "text is empty"),
+        (["speak", "on", "--model", "RUN", "--out", "no/such/folder/a.wav"], "folder does not exist"),
+        (["generate", "--model", "RUN", "--input", "BAD"], "line 1"),
+        (["generate", "--model", "RUN", "--batch_size", "0", "--input", "BAD"], "--batch_size 0"),
+        (["transcribe", "--model", "RUN", "--beem", "2", "WAV"], "--beem"),
+        (["eval", "--run", "nowhere", "--data", ".", "--corpus", ".", "--out", "."], "--run nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, arguments, message):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "text"}\n')
+    names = {"RUN": str(run), "BAD": str(tmp_path / "bad.jsonl"), "WAV": str(tone(tmp_path / "a.wav", 16_000, 1))}
+    assert main([names.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+
+
+def test_tensorflow_is_not_imported_by_loading_decoding_or_training_from_rows(run, tmp_path):
+    """In a process of its own, from a finished run: load, generate, and train on from its packed rows."""
+    script = f"""
+import sys, json
+from pathlib import Path
+import zipper_jax
+model = zipper_jax.load({str(run)!r})
+model.generate([[("speech", [1, 2])]], ("text",), limits={{"text": 2}})
+from zipper_jax.configs import from_dict
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.loop import train
+header = json.loads(Path({str(run)!r}, "config.json").read_text())
+settings = {{**header["train"], "model_dir": {str(tmp_path / "more")!r}, "steps": 1}}
+assert train(from_dict(TrainConfig, {{"model": header["model"], **settings}})).status == "finished"
+heavy = {{"tensorflow", "seqio", "t5", "clu"}} & {{name.split(".")[0] for name in sys.modules}}
+assert not heavy, heavy
+assert "gin" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
