@@ -274,7 +274,7 @@ MUTATIONS = (
         "sequences.py",
         "np.arange(start, start + n) - first[place.tower]",
         "np.arange(start, start + n)",
-        f"{FORWARD} -k packed",
+        f"{FORWARD} -k 'equations and positions'",  # RoPE is relative: only learned positions show it
     ),
     Mutation(
         "5",

@@ -79,14 +79,16 @@ def tone(path: Path, rate: int, channels: int) -> Path:
 def test_transcribe_takes_any_rate_stereo_lists_and_arrays(model, tmp_path):
     mono, stereo = tone(tmp_path / "a.wav", 16_000, 1), tone(tmp_path / "b.flac", 44_100, 2)
     texts = model.transcribe([mono, stereo])
-    assert len(texts) == 2 and all(isinstance(t, str) for t in texts)
+    assert len(texts) == 2
+    assert all(isinstance(t, str) for t in texts)
     samples, rate = soundfile.read(mono, dtype="float32")
     assert model.transcribe(samples, rate) == texts[0] == model.transcribe(mono)
 
 
 def test_speak_returns_audio_of_its_units_and_saves_it(model, tmp_path):
     speech = model.speak("on", sampling=SamplingConfig(temperature=1.0), seed=1)
-    assert len(speech.waveform) == 640 * len(speech.units) and speech.sample_rate == 16_000
+    assert len(speech.waveform) == 640 * len(speech.units)
+    assert speech.sample_rate == 16_000
     if len(speech.units):
         speech.save(tmp_path / "on.wav")
         assert soundfile.info(tmp_path / "on.wav").frames == len(speech.waveform)
@@ -99,7 +101,8 @@ def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
     for row in rows:
         assert [o.modality for o in row] == ["text", "speech"]
         text, speech = row
-        assert len(speech.content) <= 4 and len(text.log_probs) <= 4
+        assert len(speech.content) <= 4
+        assert len(text.log_probs) <= 4
         assert speech.truncated == (len(speech.content) == 4 and speech.log_probs.size == 5 and speech.truncated)
     with pytest.raises(UserError, match="no modality 'image'"):
         model.generate([[("image", [1])]], ("text",))
@@ -160,7 +163,9 @@ def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, argumen
     names = {"RUN": str(run), "BAD": str(tmp_path / "bad.jsonl"), "WAV": str(tone(tmp_path / "a.wav", 16_000, 1))}
     assert main([names.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
 
 
 def test_tensorflow_is_not_imported_by_loading_decoding_or_training_from_rows(run, tmp_path):
