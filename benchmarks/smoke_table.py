@@ -1,6 +1,6 @@
 """Prints README.md's table of figures from a results.json that `zipper eval` wrote.
 
-    python benchmarks/smoke_table.py benchmarks/results/smoke.json
+python benchmarks/smoke_table.py benchmarks/results/smoke.json
 """
 
 import json
