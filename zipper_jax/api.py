@@ -138,10 +138,12 @@ class Model:
             either; a list gives a list.
           beams: above 1, beam search of that width.
         """
-        from zipper_jax.speech.audio import load_audio
+        from zipper_jax.speech.audio import load_audio, trim_silence
 
         many = isinstance(audio, list | tuple)
-        units = [self.tokenizer.encode(load_audio(one, sample_rate)) for one in (audio if many else [audio])]
+        # The corpus has no silence at either end, so its units there would be foreign to the model.
+        waveforms = [trim_silence(load_audio(one, sample_rate)) for one in (audio if many else [audio])]
+        units = [self.tokenizer.encode(waveform) for waveform in waveforms]
         results = self.generate([[("speech", u)] for u in units], ("text",), sampling=SamplingConfig(beams=beams))
         texts = [row[0].content for row in results]
         return texts if many else texts[0]
