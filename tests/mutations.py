@@ -184,6 +184,14 @@ MUTATIONS = (
         "jnp.cumsum(probabilities, axis=-1) < top_p",
         f"{DECODING} -k definition",
     ),
+    Mutation(
+        "2",
+        "learned positions of queries forgotten in decoding",
+        CACHE,
+        "*visible, positions)",
+        "*visible, positions * 0)",
+        f"{DECODING} -k 'chunks and positions'",
+    ),
     # rule 3: the unimodal path
     Mutation(
         "3",
@@ -329,8 +337,8 @@ MUTATIONS = (
         "-",
         "heads grouped the other way",
         ATTEND,
-        "grouped = query.reshape(b, t, key.shape[2], n // key.shape[2], h)",
-        "grouped = query.reshape(b, t, n // key.shape[2], key.shape[2], h).swapaxes(2, 3)",
+        "query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)",
+        "query.reshape(b, t, n // k, k, h).transpose(0, 3, 2, 1, 4)",
         "tests/ops/test_interval_attention.py -k definition",
     ),
     Mutation(
