@@ -6,7 +6,9 @@ import pytest
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.wer import wer
 from zipper_jax.speech import features, vocoder
+from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
+from zipper_jax.speech.synthesis import find_engine
 from zipper_jax.speech.tokenizer import UnitTokenizer
 
 
@@ -36,6 +38,32 @@ def test_save_and_load(tokenizer, speech, tmp_path):
     assert [path.name for path in (tmp_path / "speech").iterdir()] == ["tokenizer.npz"]
     assert loaded.digest == tokenizer.digest
     np.testing.assert_array_equal(loaded.encode(speech[1][0]), tokenizer.encode(speech[1][0]))
+
+
+def test_a_tokenizer_of_format_1_measures_plain_log_mel(tokenizer, speech, tmp_path):
+    """It has no lifter: distances are those of the frames themselves."""
+    frames = [tokenizer.decode(np.array([unit])).reshape(-1) for unit in range(tokenizer.num_units)]
+    np.savez(tmp_path / "tokenizer.npz", format_version=1, centroids=np.stack(frames))
+    old = UnitTokenizer.load(tmp_path)
+    padded = np.pad(speech[1][0], (0, -len(speech[1][0]) % 640))
+    stacked = features.log_mel(normalise_level(padded)).reshape(-1, 160)
+    np.testing.assert_array_equal(old.encode(speech[1][0]), nearest_centroid(stacked, np.stack(frames)))
+    assert old.digest != tokenizer.digest
+    np.savez(tmp_path / "tokenizer.npz", format_version=99, centroids=np.stack(frames), lifter=np.ones(16))
+    with pytest.raises(UserError, match="format 99.*reads up to 2"):
+        UnitTokenizer.load(tmp_path)
+
+
+def test_pitch_changes_few_units():
+    """Units stand for sounds, not for the pitch at which they are said (log-mel alone keeps a third of them)."""
+    engine = find_engine("auto")
+    voice = engine.default_voices[0]
+    sentences = ["set a timer for ten minutes", "call my brother at nine tomorrow", "put the green box under the table"]
+    at = {pitch: [engine.say(text, voice, engine.default_rate, pitch) for text in sentences] for pitch in (0.94, 1.06)}
+    tokenizer = UnitTokenizer.fit([*at[0.94], *at[1.06]], num_units=64)
+    pairs = zip(*(map(tokenizer.encode, waveforms) for waveforms in at.values()), strict=True)
+    same = np.concatenate([low[: high.size] == high[: low.size] for low, high in pairs])
+    assert same.mean() > 0.6
 
 
 def test_loudness_does_not_change_units(tokenizer, speech):
@@ -72,10 +100,19 @@ def test_kmeans_finds_separate_clusters_and_refills_empty_ones():
     corners = np.array([[0, 0], [0, 9], [9, 0], [9, 9]], np.float32)
     points = np.repeat(corners, 50, axis=0) + 0.1 * rng.standard_normal((200, 2), dtype=np.float32)
     for seed in range(5):
-        found = fit_kmeans(points, 4, np.random.default_rng(seed))
+        found = fit_kmeans(points, 4, np.random.default_rng(seed), np.eye(2, dtype=np.float32))
         assert np.unique(nearest_centroid(points, found)).size == 4
     duplicates = np.concatenate([np.zeros((50, 2)), np.ones((1, 2))]).astype(np.float32)
-    assert np.isfinite(fit_kmeans(duplicates, 3, np.random.default_rng(0))).all()
+    assert np.isfinite(fit_kmeans(duplicates, 3, np.random.default_rng(0), np.eye(2, dtype=np.float32))).all()
+
+
+def test_kmeans_measures_after_the_projection():
+    """The second coordinate is far wider, and does not count."""
+    rng = np.random.default_rng(0)
+    points = np.stack([np.repeat([0.0, 9.0], 50), 100 * rng.standard_normal(100)], axis=1).astype(np.float32)
+    found = fit_kmeans(points, 2, rng, np.array([[1.0], [0.0]], np.float32))
+    np.testing.assert_allclose(np.sort(found[:, 0]), [0, 9], atol=1e-5)
+    np.testing.assert_allclose(found[np.argsort(found[:, 0]), 1], points[:, 1].reshape(2, 50).mean(axis=1), rtol=1e-4)
 
 
 def test_bad_input(tokenizer, tmp_path):

@@ -1,6 +1,6 @@
 """Lloyd's k-means in numpy, on matrix products.
 
-Axis letters: P points, K centroids, D width.
+Axis letters: P points, K centroids, D width, F width of the space in which distances are taken.
 """
 
 from __future__ import annotations
@@ -29,36 +29,40 @@ def fit_kmeans(
     points: Float[np.ndarray, "P D"],
     num_centroids: int,
     rng: np.random.Generator,
+    projection: Float[np.ndarray, "D F"],
     progress: Callable[[str], None] | None = None,
 ) -> Float[np.ndarray, "K D"]:
     """Lloyd's algorithm from distinct random points, until nothing moves or 12 rounds; needs ``P >= K``.
 
+    A point's centroid is the one nearest after ``projection``; being linear, it leaves the mean the best centroid.
     A centroid that loses all its points restarts at the point farthest from its own centroid.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
+    seen = points @ projection
     centroids = points[np.sort(rng.choice(len(points), num_centroids, replace=False))]
     previous = None
     for iteration in range(_ITERATIONS):
-        nearest = nearest_centroid(points, centroids)
+        nearest = nearest_centroid(seen, centroids @ projection)
         if previous is not None and np.array_equal(nearest, previous):
             break
         previous = nearest
         centroids = _means(points, nearest, centroids)
+        empty = np.setdiff1d(np.arange(num_centroids), nearest)
+        if empty.size:
+            distances = np.square(seen - (centroids @ projection)[nearest]).sum(axis=1)
+            centroids[empty] = points[np.argsort(-distances, kind="stable")[: empty.size]]
         if progress:
-            error = np.square(points - centroids[nearest]).mean()
+            error = np.square(seen - (centroids @ projection)[nearest]).mean()
             progress(f"k-means round {iteration + 1} of at most {_ITERATIONS}: mean squared error {error:.4f}")
     return centroids
 
 
 def _means(points: np.ndarray, nearest: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Of each centroid's points; a centroid without any stays where it is."""
     counts = np.bincount(nearest, minlength=len(centroids))
     order = np.argsort(nearest, kind="stable")
     used = np.flatnonzero(counts)
     starts = np.concatenate([[0], np.cumsum(counts[used])[:-1]])
     means = centroids.copy()
     means[used] = np.add.reduceat(points[order], starts, axis=0) / counts[used, None]
-    empty = np.flatnonzero(counts == 0)
-    if empty.size:
-        distances = np.square(points - means[nearest]).sum(axis=1)
-        means[empty] = points[np.argsort(-distances, kind="stable")[: empty.size]]
     return means

@@ -2,7 +2,12 @@
 
 A codebook serves the voices it was fitted on; audio of other voices is encoded, but much less faithfully.
 
-Axis letters: N samples, U units, L = 2 U frames, M mel bands, D = 2 M.
+Frames are compared by their liftered cepstra (the first coefficients of a discrete cosine transform along the bands),
+which hold the envelope that tells sounds apart and leave out the harmonics of the pitch. Log-mel itself as the measure
+(flite, 40 sentences): the same sentence at pitches 0.94 and 1.06 shares 31 % of its units, against 77 %; clean and with
+noise at 30 dB 77 % against 85 %; word errors of gold units 3.6 % against 1.2 %.
+
+Axis letters: N samples, U units, L = 2 U frames, M mel bands, D = 2 M, C cepstral coefficients, F = 2 C.
 """
 
 from __future__ import annotations
@@ -25,18 +30,29 @@ STACKED_FRAMES = 2
 SAMPLES_PER_UNIT = STACKED_FRAMES * features.HOP
 RATE_HZ = features.SAMPLE_RATE // SAMPLES_PER_UNIT
 FILE_NAME = "tokenizer.npz"
-_FORMAT_VERSION = 1
+# The weight of each cepstral coefficient when frames are compared: the level counts little, fine structure more (it
+# varies less), and none above the sixteenth, where the pitch is.
+LIFTER = np.sqrt(np.arange(1, 17, dtype=np.float32))
+LIFTER[0] = 0.5
+_FORMAT_VERSION = 2  # 1: no lifter, all coefficients weigh the same
 _MOST_FIT_VECTORS = 60_000
 
 
 class UnitTokenizer:
     """Turns 16 kHz waveforms into int32 units in ``[0, num_units)`` and units back into log-mel frames."""
 
-    def __init__(self, centroids: Float[np.ndarray, "num_units D"]):
+    def __init__(self, centroids: Float[np.ndarray, "num_units D"], lifter: Float[np.ndarray, " C"] = LIFTER):
         width = STACKED_FRAMES * features.NUM_BANDS
         if centroids.ndim != 2 or centroids.shape[1] != width or not len(centroids):
             raise UserError(f"tokenizer centroids have shape {centroids.shape}: expected [num_units, {width}]")
+        if lifter.ndim != 1 or not 0 < len(lifter) <= features.NUM_BANDS:
+            raise UserError(
+                f"tokenizer lifter has shape {lifter.shape}: expected one weight for each of 1 to {features.NUM_BANDS} "
+                "coefficients"
+            )
         self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self._lifter = np.ascontiguousarray(lifter, dtype=np.float32)
+        self._projection = _projection(self._lifter)
 
     @classmethod
     def fit(
@@ -58,7 +74,7 @@ class UnitTokenizer:
         rng = np.random.default_rng(seed)
         if len(vectors) > _MOST_FIT_VECTORS:
             vectors = vectors[np.sort(rng.choice(len(vectors), _MOST_FIT_VECTORS, replace=False))]
-        return cls(fit_kmeans(vectors, num_units, rng, progress))
+        return cls(fit_kmeans(vectors, num_units, rng, _projection(LIFTER), progress))
 
     @property
     def num_units(self) -> int:
@@ -71,12 +87,13 @@ class UnitTokenizer:
     @property
     def digest(self) -> str:
         """SHA-256 of the codebook and the format: equal digests give equal units."""
-        header = f"zipper_jax log-mel k-means {_FORMAT_VERSION} {self._centroids.shape} ".encode()
-        return hashlib.sha256(header + self._centroids.astype("<f4").tobytes()).hexdigest()
+        header = f"zipper_jax log-mel k-means {_FORMAT_VERSION} {self._centroids.shape} {self._lifter.shape} ".encode()
+        arrays = [array.astype("<f4").tobytes() for array in (self._centroids, self._lifter)]
+        return hashlib.sha256(b"".join([header, *arrays])).hexdigest()
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
         """One unit per 40 ms of 16 kHz audio, ``U = ceil(N / 640)``."""
-        return nearest_centroid(_stacked(waveform), self._centroids)
+        return nearest_centroid(_stacked(waveform) @ self._projection, self._centroids @ self._projection)
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
         """The log-mel frames that ``units`` stand for."""
@@ -94,7 +111,7 @@ class UnitTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        np.savez(buffer, format_version=_FORMAT_VERSION, centroids=self._centroids)
+        np.savez(buffer, format_version=_FORMAT_VERSION, centroids=self._centroids, lifter=self._lifter)
         aside = folder / f"{FILE_NAME}.{os.getpid()}.partial"
         aside.write_bytes(buffer.getvalue())
         os.replace(aside, folder / FILE_NAME)
@@ -110,14 +127,23 @@ class UnitTokenizer:
         try:
             with np.load(path, allow_pickle=False) as data:
                 version, centroids = int(data["format_version"]), data["centroids"]
+                lifter = data["lifter"] if version > 1 else np.ones(features.NUM_BANDS, np.float32)
         except Exception as error:  # numpy reports a damaged archive with half a dozen unrelated exception types
             raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error}): prepare the data again") from error
-        if version != _FORMAT_VERSION:
+        if version > _FORMAT_VERSION:
             raise UserError(
-                f"speech tokenizer {str(path)!r} has format {version}, this version reads {_FORMAT_VERSION}: "
+                f"speech tokenizer {str(path)!r} has format {version}, this version reads up to {_FORMAT_VERSION}: "
                 "upgrade zipper_jax"
             )
-        return cls(centroids)
+        return cls(centroids, lifter)
+
+
+def _projection(lifter: Float[np.ndarray, " C"]) -> Float[np.ndarray, "D F"]:
+    """From two stacked log-mel frames to their liftered cepstra (orthonormal DCT-II); all weights 1 keep distances."""
+    band, coefficient = np.arange(features.NUM_BANDS)[:, None], np.arange(len(lifter))
+    cosines = np.cos(np.pi * coefficient * (band + 0.5) / features.NUM_BANDS) * np.sqrt(2 / features.NUM_BANDS)
+    cosines[:, 0] /= np.sqrt(2)
+    return np.kron(np.eye(STACKED_FRAMES), cosines * lifter).astype(np.float32)
 
 
 def _stacked(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "U D"]:
