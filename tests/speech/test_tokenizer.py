@@ -50,7 +50,7 @@ def test_a_tokenizer_of_format_1_measures_plain_log_mel(tokenizer, speech, tmp_p
     np.testing.assert_array_equal(old.encode(speech[1][0]), nearest_centroid(stacked, np.stack(frames)))
     assert old.digest != tokenizer.digest
     np.savez(tmp_path / "tokenizer.npz", format_version=99, centroids=np.stack(frames), lifter=np.ones(16))
-    with pytest.raises(UserError, match="format 99.*reads up to 2"):
+    with pytest.raises(UserError, match=r"format 99.*reads up to 2"):
         UnitTokenizer.load(tmp_path)
 
 
