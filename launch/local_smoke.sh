@@ -11,13 +11,13 @@ cd "$(dirname "$0")/.."
 
 if [ -n "${QUICK:-}" ]; then
   out=runs/smoke_quick
-  sentences=600 test=24 units=256 text_steps=100 speech_steps=60 fuse_steps=100 paper_steps=60 judged=12
+  sentences=600 shifts=1 test=24 units=256 text_steps=100 speech_steps=60 fuse_steps=100 paper_steps=60 judged=12
 elif [ -n "${LONG:-}" ]; then
   out=runs/smoke_long
-  sentences=8000 test=200 units=1024 text_steps=600 speech_steps=2000 fuse_steps=6000 paper_steps=6000 judged=100
+  sentences=8000 shifts=4 test=200 units=1024 text_steps=600 speech_steps=1500 fuse_steps=6000 paper_steps=400 judged=100
 else
   out=runs/smoke
-  sentences=4000 test=100 units=1024 text_steps=200 speech_steps=300 fuse_steps=1200 paper_steps=100 judged=50
+  sentences=4000 shifts=4 test=100 units=1024 text_steps=200 speech_steps=400 fuse_steps=1400 paper_steps=100 judged=50
 fi
 # The rows are short: on a CPU, attention over long rows costs more than what packing saves.
 text_length=32 speech_length=128
@@ -51,7 +51,7 @@ train() { # train NAME RUN STEPS GIN_FLAGS...
 stage synthesise data synth --out "$out/corpus" --sentences "$sentences" --validation "$test" --test "$test" \
   --test_other "$test"
 stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
-  --text_length "$text_length" --speech_length "$speech_length"
+  --shifts "$shifts" --text_length "$text_length" --speech_length "$speech_length"
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")

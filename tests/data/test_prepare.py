@@ -106,6 +106,23 @@ def test_rows_hold_every_example_of_the_template(made):
         assert found == sorted(key(e["units"].tolist(), e["text"]) for e in examples)
 
 
+def test_training_audio_is_encoded_from_several_starting_points(made, corpus, tmp_path):
+    """Each shift is the same audio without its first part of a unit; held-out splits and text alone have one."""
+    folder = tmp_path / "p"
+    settings = dataclasses.replace(SETTINGS, shifts=4)
+    metas = prepare_rows.prepare(corpus, folder, settings, processes=1)
+    examples = list(prepared.read_examples(folder, "train"))
+    assert [e["shift"] for e in examples[:5]] == [0, 1, 2, 3, 0]
+    tokenizer = UnitTokenizer.load(folder / "vocabularies" / "speech")
+    for example in examples[8:12]:
+        waveform = load_audio(corpus / "audio" / f"{example['id']}.flac")
+        np.testing.assert_array_equal(example["units"], tokenizer.encode(waveform[160 * example["shift"] :]))
+    assert {e["shift"] for e in prepared.read_examples(folder, "test")} == {0}
+    counts = {task: metas[task, "train"]["examples"] for task in SETTINGS.tasks}
+    assert counts == {"text_lm": 12, "speech_lm": 44, "asr": 44, "tts": 44}  # one of twelve is too long
+    assert metas["asr", "test"] == made[1]["asr", "test"] | {"made_with": metas["asr", "test"]["made_with"]}
+
+
 def test_running_again_skips_everything(made, corpus):
     folder, metas, _ = made
     before = files_and_times(folder)

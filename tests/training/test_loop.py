@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from zipper_jax.training.initial import initial_params
 from zipper_jax.training.loop import train
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.partition_tree import FreezeConfig, flatten
+from zipper_jax.vocabularies import UnitVocabulary
 
 SPEEDS = ("tokens_per_second", "flops_per_second")
 
@@ -179,6 +181,20 @@ def test_fusion_and_the_single_decoder_start_from_tower_runs(text_run, zipper_ru
     wrong = replace(fused, model_dir=str(tmp_path / "wrong"), initialise_from={"speech": text.model_dir})
     with pytest.raises(UserError, match=r"initialise_from 'speech'.*has shape"):
         run(wrong)
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(text_run, prepared, tmp_path):
+    """Its tokens mean something else: neither a run goes on with it nor a fusion starts from such a tower."""
+    data = tmp_path / "prepared"
+    shutil.copytree(prepared, data)
+    config = text_run(steps=1, data=DataConfig(str(data), "text_lm", {"text": 16}))
+    run(config)
+    UnitVocabulary(20, 25.0, codebook="another").save(data / "vocabularies" / "text")
+    with pytest.raises(UserError, match=r"MODEL_DIR.*another text vocabulary"):
+        run(replace(config, steps=2))
+    with pytest.raises(UserError, match=r"initialise_from 'text'.*another text vocabulary"):
+        run(replace(config, model_dir=str(tmp_path / "new"), initialise_from={"text": config.model_dir}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_training_from_packed_rows_never_imports_tensorflow(text_run):

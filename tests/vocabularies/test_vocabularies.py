@@ -50,7 +50,9 @@ def test_units_are_the_papers():
     assert (vocabulary.begin_id, vocabulary.end_id, vocabulary.size) == (1024, 1025, 1026)
 
 
-@pytest.mark.parametrize("vocabulary", [TEXT, ByteVocabulary(), UnitVocabulary(64, 12.5)], ids=lambda v: v.kind)
+@pytest.mark.parametrize(
+    "vocabulary", [TEXT, ByteVocabulary(), UnitVocabulary(64, 12.5, "codebook")], ids=lambda v: v.kind
+)
 def test_save_and_load(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "v")
     loaded = load_vocabulary(tmp_path / "v")
@@ -71,8 +73,9 @@ def test_trained_size_is_exact_and_training_deterministic(size):
 
 
 def test_digests_differ():
-    digests = {v.digest for v in (TEXT, ByteVocabulary(), UnitVocabulary(64, 25), UnitVocabulary(64, 50))}
-    assert len(digests) == 4
+    units = (UnitVocabulary(64, 25), UnitVocabulary(64, 50), UnitVocabulary(64, 25, "a"), UnitVocabulary(64, 25, "b"))
+    digests = {v.digest for v in (TEXT, ByteVocabulary(), *units)}
+    assert len(digests) == 6
 
 
 @pytest.mark.parametrize(

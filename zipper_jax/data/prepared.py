@@ -2,7 +2,7 @@
 
     prepared/header.json                    settings, corpus, digests
     prepared/vocabularies/<modality>/       vocabulary.json (+ sentencepiece.model, tokenizer.npz)
-    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds"}
+    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"}
     prepared/rows/<task>/<split>/           see packed_rows
 
 Vocabulary and tokenizer are fitted on the training split alone. A stage is finished when its file is there (each is
@@ -25,9 +25,9 @@ from zipper_jax.configs import to_dict
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.sequences import TEMPLATES
-from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.corpus import read_manifest
-from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech.tokenizer import SAMPLES_PER_UNIT, UnitTokenizer
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, Vocabulary, load_vocabulary, train_sentencepiece
@@ -46,6 +46,8 @@ class PrepareSettings:
     text_vocabulary: "sentencepiece" (trained on the training sentences) or "bytes".
     text_vocabulary_size: ids in all; sentencepiece only.
     num_units: codes of the unit tokenizer. seed: of its fit.
+    shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
+      many examples, which differ in where the frames happened to fall. Test splits are encoded as they are.
     tasks: of which rows are written. open_rows: see `zipper_jax.packing.pack`.
     """
 
@@ -55,6 +57,7 @@ class PrepareSettings:
     text_vocabulary_size: int = 256
     num_units: int = 1024
     seed: int = 0
+    shifts: int = 1
     tasks: tuple[str, ...] = ("text_lm", "speech_lm", "asr", "tts")
     open_rows: int = 64
 
@@ -62,7 +65,7 @@ class PrepareSettings:
         for name in ("text_length", "speech_length"):
             if getattr(self, name) < 3:
                 raise UserError(f"{name} is {getattr(self, name)}: begin, one token and end take 3")
-        for name in ("text_vocabulary_size", "num_units", "open_rows"):
+        for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
         for task in self.tasks:
@@ -76,7 +79,7 @@ class PrepareSettings:
 
     def of_examples(self) -> dict[str, Any]:
         """The settings that decide vocabularies and examples (the others decide rows only)."""
-        names = ("text_vocabulary", "text_vocabulary_size", "num_units", "seed")
+        names = ("text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts")
         return {name: getattr(self, name) for name in names}
 
 
@@ -100,6 +103,7 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
         for line in lines:
             example = json.loads(line)
             example["units"] = np.array(example["units"], np.int32)
+            example.setdefault("shift", 0)
             yield example
 
 
@@ -134,7 +138,8 @@ def write_examples(
     tokenizer = _tokenizer(corpus, folder, [row for row in rows if row["split"] == "train"], settings, say)
     text = _text_vocabulary(folder, [row["text"] for row in rows if row["split"] == "train"], settings, say)
     for split in named:
-        _encode_split(corpus, folder, split, [row for row in rows if row["split"] == split], say, processes)
+        shifts = settings.shifts if split == "train" else 1
+        _encode_split(corpus, folder, split, [row for row in rows if row["split"] == split], shifts, say, processes)
     header = read_header(folder) | {
         "num_units": tokenizer.num_units,
         "rate_hz": tokenizer.rate_hz,
@@ -203,7 +208,7 @@ def _tokenizer(
     say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
     tokenizer = UnitTokenizer.fit([load_audio(path) for path in chosen], settings.num_units, settings.seed, say)
     tokenizer.save(home)
-    UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz).save(home)
+    UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest).save(home)
     say(f"fitted {tokenizer.num_units} units in {time.monotonic() - begun:.1f} s")
     return tokenizer
 
@@ -223,44 +228,40 @@ def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettin
 
 
 def _encode_split(
-    corpus: Path, folder: Path, split: str, rows: list[dict[str, Any]], say: Say, processes: int | None
+    corpus: Path, folder: Path, split: str, rows: list[dict[str, Any]], shifts: int, say: Say, processes: int | None
 ) -> None:
     path = _examples(folder, split)
     if path.is_file():
         return
     begun = last = time.monotonic()
-    setup = {"tokenizer": str(folder / "vocabularies" / "speech")}
+    setup = {"tokenizer": str(folder / "vocabularies" / "speech"), "shifts": shifts}
     files = [str(corpus / row["audio"]) for row in rows]
-    lines = []
-    for row, (units, seconds) in zip(
-        rows, parallel_map(f"{__name__}:make_encoder", setup, files, processes), strict=True
-    ):
-        example = {
-            "id": row["id"],
-            "split": split,
-            "text": row["text"],
-            "units": units,
-            "voice": row.get("voice"),
-            "seconds": round(seconds, 3),
-        }
-        lines.append(json.dumps(example, ensure_ascii=False) + "\n")
+    lines: list[str] = []
+    encoded = parallel_map(f"{__name__}:make_encoder", setup, files, processes)
+    for done, (row, (variants, seconds)) in enumerate(zip(rows, encoded, strict=True), 1):
+        about = {"id": row["id"], "split": split, "text": row["text"], "voice": row.get("voice")}
+        for shift, units in enumerate(variants):
+            example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
+            lines.append(json.dumps(example, ensure_ascii=False) + "\n")
         now = time.monotonic()
         if now - last > _SECONDS_BETWEEN_LINES:
             last = now
-            rate = len(lines) / (now - begun)
-            left = (len(rows) - len(lines)) / rate
-            say(f"{split}: {len(lines)}/{len(rows)} utterances encoded, {rate:.0f}/s, {left:.0f} s left")
+            rate = done / (now - begun)
+            left = (len(rows) - done) / rate
+            say(f"{split}: {done}/{len(rows)} utterances encoded, {rate:.0f}/s, {left:.0f} s left")
     write_bytes(path, "".join(lines).encode())
     say(f"{split}: {len(rows)} utterances encoded in {time.monotonic() - begun:.1f} s")
 
 
-def make_encoder(tokenizer: str) -> Callable[[str], tuple[list[int], float]]:
-    """For the workers: a function from an audio file to its units and seconds."""
+def make_encoder(tokenizer: str, shifts: int) -> Callable[[str], tuple[list[list[int]], float]]:
+    """For the workers: a function from an audio file to its units from each starting point, and its seconds."""
     units = UnitTokenizer.load(tokenizer)
 
-    def encode(path: str) -> tuple[list[int], float]:
+    def encode(path: str) -> tuple[list[list[int]], float]:
         waveform = load_audio(path)
-        return units.encode(waveform).tolist(), len(waveform) / 16_000
+        starts = [SAMPLES_PER_UNIT * shift // shifts for shift in range(shifts)]
+        variants = [units.encode(waveform[start:]).tolist() for start in starts if start < len(waveform)]
+        return variants, len(waveform) / SAMPLE_RATE
 
     return encode
 

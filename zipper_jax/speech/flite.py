@@ -45,7 +45,7 @@ class FliteEngine:
 
     name = "flite"
     voices = tuple(_STRETCH)
-    default_voices = ("slt", "awb")
+    default_voices = ("slt", "kal16")  # a woman, and the one voice that takes 2 ms a sentence (the others 35)
     default_rate = 1.4
 
     def __init__(self, libflite: ctypes.CDLL, voices: dict[str, ctypes._Pointer]):

@@ -8,6 +8,7 @@ from zipper_jax.configs import to_dict
 from zipper_jax.errors import UserError
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
+from zipper_jax.vocabularies import load_vocabulary
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
         provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
 
     Raises:
-        UserError: The folder holds another run (the differences are named), or is no run folder and not empty.
+        UserError: The folder holds another run (the differences are named), or is no run folder and not empty; or a
+            vocabulary is another one than the data's.
     """
     run_dir = Path(config.model_dir)
     new = resolved(config)
@@ -39,8 +41,9 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
             )
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
-    run_dir.mkdir(parents=True, exist_ok=True)
     source = Path(config.data.folder) / "vocabularies"
+    _check_vocabularies(config, source, run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     for modality in config.model.modalities:
         if (source / modality).is_dir():
             checkpoints.copy_folder(source / modality, run_dir / "vocabularies" / modality)
@@ -48,6 +51,23 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     if provenance:
         checkpoints.write_atomically(run_dir / "config.gin", provenance)
     return run_dir
+
+
+def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:
+    """UserError when the rows' tokens mean something else to this run as begun, or to a tower it starts from."""
+    for modality, place in config.model.modalities.items():
+        here = source / modality
+        runs = {"MODEL_DIR": str(run_dir)}
+        if place.tower in config.initialise_from:
+            runs[f"initialise_from {place.tower!r}"] = config.initialise_from[place.tower]
+        for name, run in runs.items():
+            there = Path(run) / "vocabularies" / modality
+            if here.is_dir() and there.is_dir() and load_vocabulary(here).digest != load_vocabulary(there).digest:
+                raise UserError(
+                    f"{name} = {run!r} was trained with another {modality} vocabulary than that of the data in "
+                    f"{config.data.folder!r} (the same tokens would mean something else); "
+                    "train it again on this data, or give the data it was trained on"
+                )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
