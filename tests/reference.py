@@ -87,11 +87,11 @@ class _Model:
         """f_cross(m, h) - m."""
         p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{receiver}"], member)
         h = m_source if z.projection.form == "none" else project(z.projection, p["projection"], m_source)
-        if z.positions == "learned":
-            h = h + p["source_position_table"][np.minimum(np.arange(len(h)), z.max_positions - 1)]
         norm = layer_norm if z.norm == "layer" else rms_norm
         if z.normalise_source:
             h = norm(h, p["source_norm"])
+        if z.positions == "learned":
+            h = h + p["source_position_table"][np.minimum(np.arange(len(h)), z.max_positions - 1)]
         a = p["attention"]
         x = norm(m, p["attention_norm"])
         if z.positions == "learned":

@@ -108,9 +108,9 @@ class ZipConfig:
     projection: ReLU(3-layer MLP) from the source's width to the receiver's (paper §2.3, §4.1).
     feed_forward: "always" (Flamingo, so also for tokens that see nothing) or "where_visible" (then text without
       speech stays what it was after training too).
-    positions: "learned" adds a vector per local position to the keys' input (after the projection) and one to the
-      queries' input (after the norm); the paper names none. max_positions: rows of the two tables; positions beyond
-      share the last row.
+    positions: "learned" adds a vector per local position to the keys' input (after the projection and its norm) and
+      one to the queries' input (after the norm); the paper names none. max_positions: rows of the two tables;
+      positions beyond share the last row.
     """
 
     towers: tuple[str, str]

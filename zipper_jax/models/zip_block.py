@@ -59,9 +59,9 @@ class ZipDirection(nnx.Module):
     ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Keys and values of the source's pre-fusion state. Computed once per source token; decoding caches them."""
         h = self.projection(m_source)
-        h = _add_positions(h, self.source_position_table, local_positions)
         if self.source_norm is not None:
             h = self.source_norm(h)
+        h = _add_positions(h, self.source_position_table, local_positions)  # behind the norm, or it would drown there
         return self.attention.key(h), self.attention.value(h)
 
     def effect(

@@ -49,8 +49,8 @@ class CorpusSettings:
     rate: float = 0.0
     """Tempo as a multiple of the voice's own; 0: the engine's default. Faster means shorter sequences."""
     rates: tuple[float, ...] = (0.9, 1.0, 1.1)
-    """Multiples of ``rate``; sentences take turns over them. A model that heard one tempo alone makes nearly three times
-    the errors at any other."""
+    """Multiples of ``rate``; sentences take turns over them. A model that heard one tempo alone makes nearly three
+    times the errors at any other."""
     pitches: tuple[float, ...] = (1.0,)
     """Multiples of the voice's own pitch; sentences take turns over them. The units of `tokenizer` hardly hear it."""
     other_rates: tuple[float, ...] = (0.94, 1.06)
