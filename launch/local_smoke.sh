@@ -9,8 +9,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+zips="((2,1),(3,2),(4,3))" # (speech block, text block)
 if [ -n "${QUICK:-}" ]; then
   out=runs/smoke_quick
+  zips="((3,2),)" # half the time here is compiling
   sentences=600 shifts=1 test=24 units=256 text_steps=100 speech_steps=60 fuse_steps=100 paper_steps=60 judged=12
 elif [ -n "${LONG:-}" ]; then
   out=runs/smoke_long
@@ -57,9 +59,10 @@ train speech pretrain_speech "$speech_steps"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
 # The paper's input projection makes the frozen text tower start over, which takes more steps than minutes have; so the
 # zipper under test has the identity-preserving form, and the paper's form is trained briefly, for its perplexity rows.
-train zipper fuse "$fuse_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin --gin_file=models/zipper_identity.gin
+train zipper fuse "$fuse_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin \
+  --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
 train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text"
-train paper_form fuse "$paper_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin
+train paper_form fuse "$paper_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin "--gin.ZIP_PAIRS=$zips"
 stage evaluate eval --run "$out/zipper" --single_decoder "$out/single_decoder" --other_form "$out/paper_form" \
   --data "$out/prepared" --corpus "$out/corpus" --out "$out" --sentences "$test" --speech_sentences "$judged" \
   --stages "$out/stages"

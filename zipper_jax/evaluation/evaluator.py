@@ -13,6 +13,7 @@ generated speech the judge also hears gold units, the raw audio, reversed audio 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
       UserError: a run, a split or audio is missing, before anything expensive begins.
     """
     began = time.monotonic()
+    _check_origins(sources)
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     test = _examples(sources.prepared, "test", settings.sentences)
     other = _examples(sources.prepared, "test_other", settings.sentences)
@@ -201,6 +203,19 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
     return results
 
 
+def _check_origins(sources: Sources) -> None:
+    """UserError when the tower runs that a run started from are gone: its step 0 cannot be made again without them."""
+    from zipper_jax.training.checkpoints import read_config
+
+    for run in (sources.runs[name] for name in ("zipper", "other_form") if name in sources.runs):
+        for tower, origin in read_config(run)["train"]["initialise_from"].items():
+            if not Path(origin).is_dir():
+                raise UserError(
+                    f"{str(run)!r} took its tower {tower!r} from {origin!r}, which is not there, and perplexity before "
+                    "fusion needs it: put that run back, or run from the folder where the training command was given"
+                )
+
+
 def form_of(config: ZipperConfig) -> str:
     """ "identity" where the fused path equals the towers while gates are 0 and nothing is visible, else "paper"."""
     kept = all(p.form in ("residual", "none") for p in config.input_projections.values())
@@ -282,7 +297,7 @@ def _write_attention(out: Path, model: Model, example) -> None:
         model.layout,
         {model.layout[m].tower: len(c) + 2 for m, c in contents.items()},
     )
-    weights = zipper.cross_attention_weights(model.config, model.params, towers)
+    weights = jax.jit(partial(zipper.cross_attention_weights, model.config))(model.params, towers)
     receiver = model.layout["text"].tower
     pictures = {
         # Without the begin and end slots, so that unit u lies at u / rate seconds.
