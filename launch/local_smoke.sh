@@ -13,7 +13,7 @@ zips="((2,1),(3,2),(4,3))" # (speech block, text block)
 if [ -n "${QUICK:-}" ]; then
   out=runs/smoke_quick
   zips="((3,2),)" # half the time here is compiling
-  sentences=600 shifts=1 test=24 units=256 text_steps=60 speech_steps=40 fuse_steps=80 paper_steps=60 judged=12
+  sentences=600 shifts=1 test=24 units=256 text_steps=60 speech_steps=40 fuse_steps=80 paper_steps=60 judged=6
 elif [ -n "${LONG:-}" ]; then
   out=runs/smoke_long
   sentences=8000 shifts=4 test=200 units=1024 text_steps=600 speech_steps=1500 fuse_steps=6000 paper_steps=400 judged=100
