@@ -1,7 +1,7 @@
 # make smoke | test | test-slow | lint | format | lock | clean        each sets up .venv from requirements.lock by itself
 #
 #   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13)
-#   QUICK=1 make smoke               the same stages, smaller, about 5 minutes
+#   QUICK=1 make smoke               the same stages, smaller, about 4 minutes
 #   UPGRADE=1 make lock              newest versions; without it only what pyproject.toml forces to change
 
 SHELL := /bin/bash

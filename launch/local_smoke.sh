@@ -2,8 +2,8 @@
 # The whole job on a laptop CPU, from synthetic speech to word error rates: see README.md, "What you will see".
 #
 #   make smoke              about 15 minutes on 2 cores, writes runs/smoke/report.html
-#   QUICK=1 make smoke      the same stages, smaller, 5 minutes, writes runs/smoke_quick/
-#   LONG=1 make smoke       the same stages, trained five times as long, writes runs/smoke_long/
+#   QUICK=1 make smoke      the same stages, smaller, 4 minutes, writes runs/smoke_quick/
+#   LONG=1 make smoke       the same stages, trained four times as long, writes runs/smoke_long/
 #
 # Interrupt it at any time and run it again: finished stages are skipped, unfinished ones go on where they were.
 set -euo pipefail
