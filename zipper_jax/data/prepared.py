@@ -161,10 +161,11 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
     }
     header = _header_or_none(folder)
     if header is not None and header["made_with"] != made_with:
+        before = header["made_with"]["settings"]
         changes = [
-            f"{name} was {before}, now {made_with['settings'].get(name)}"
-            for name, before in header["made_with"]["settings"].items()
-            if before != made_with["settings"].get(name)
+            f"{name} was {before.get(name)}, now {value}"
+            for name, value in made_with["settings"].items()
+            if before.get(name) != value
         ]
         if header["made_with"]["corpus"] != made_with["corpus"]:
             changes.append("the corpus is another one")

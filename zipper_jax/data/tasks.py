@@ -73,7 +73,8 @@ class SeqioVocabulary(seqio.Vocabulary):
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         if not self._is_text:  # units are ids already; a call of Python for each example takes its time
             outside = tf.logical_or(s < 0, s >= self.vocabulary.begin_id)
-            with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(outside), ["unit out of range", s])]):
+            message = f"a unit lies outside 0 to {self.vocabulary.begin_id - 1}: was another tokenizer used?"
+            with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(outside), [message, s])]):
                 return tf.cast(tf.identity(s), tf.int32)
 
         def encode(content: Any) -> np.ndarray:

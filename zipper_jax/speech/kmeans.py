@@ -47,12 +47,11 @@ def fit_kmeans(
             break
         previous = nearest
         centroids = _means(points, nearest, centroids)
+        distances = np.square(seen - (centroids @ projection)[nearest]).sum(axis=1)
         empty = np.setdiff1d(np.arange(num_centroids), nearest)
-        if empty.size:
-            distances = np.square(seen - (centroids @ projection)[nearest]).sum(axis=1)
-            centroids[empty] = points[np.argsort(-distances, kind="stable")[: empty.size]]
+        centroids[empty] = points[np.argsort(-distances, kind="stable")[: empty.size]]
         if progress:
-            error = np.square(seen - (centroids @ projection)[nearest]).mean()
+            error = distances.mean() / seen.shape[1]
             progress(f"k-means round {iteration + 1} of at most {_ITERATIONS}: mean squared error {error:.4f}")
     return centroids
 

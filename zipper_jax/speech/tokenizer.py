@@ -53,6 +53,7 @@ class UnitTokenizer:
         self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._lifter = np.ascontiguousarray(lifter, dtype=np.float32)
         self._projection = _projection(self._lifter)
+        self._compared = self._centroids @ self._projection
 
     @classmethod
     def fit(
@@ -93,7 +94,7 @@ class UnitTokenizer:
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
         """One unit per 40 ms of 16 kHz audio, ``U = ceil(N / 640)``."""
-        return nearest_centroid(_stacked(waveform) @ self._projection, self._centroids @ self._projection)
+        return nearest_centroid(_stacked(waveform) @ self._projection, self._compared)
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
         """The log-mel frames that ``units`` stand for."""
