@@ -10,7 +10,13 @@ from pathlib import Path
 import gin
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
-from zipper_jax.training.config import DataConfig, TrainConfig
+from zipper_jax.training.config import (
+    DataConfig,
+    GuardConfig,
+    RestoreCheckpointConfig,
+    SaveCheckpointConfig,
+    TrainConfig,
+)
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.training.partitioning import MeshConfig
@@ -26,6 +32,9 @@ CONFIGURABLES = (
     LayerRange,
     FreezeConfig,
     MeshConfig,
+    SaveCheckpointConfig,
+    RestoreCheckpointConfig,
+    GuardConfig,
     TrainConfig,
 )
 

@@ -9,7 +9,7 @@ from tiny_models import LENGTHS, ONE_DEVICE, SPEECH, TEXT, text_model, zipper_mo
 
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.sequences import fill_template
-from zipper_jax.training.config import DataConfig, TrainConfig
+from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.vocabularies import UnitVocabulary
 
@@ -43,7 +43,7 @@ def text_run(prepared: Path, tmp_path: Path):
         "optimizer": OptimizerConfig(learning_rate=1e-2),
         "mesh": ONE_DEVICE,
         "log_period": 1,
-        "checkpoint_period": 3,
+        "save": SaveCheckpointConfig(period=3),
     }
     return partial(_make, defaults)
 

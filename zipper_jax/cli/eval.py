@@ -70,7 +70,7 @@ def _stage_seconds(folder: Path | None) -> dict[str, float]:
 
 def _pretraining_runs(run: Path) -> dict[str, Path]:
     """The tower runs that the zipper was made from, for their loss curves."""
-    from zipper_jax.training.checkpoints import read_config
+    from zipper_jax.training.run_format import read_config
 
     sources = read_config(run)["train"].get("initialise_from") or {}
     return {f"{tower} tower": Path(path) for tower, path in sources.items() if Path(path).is_dir()}

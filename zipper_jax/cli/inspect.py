@@ -28,8 +28,9 @@ def summary(run_dir: str) -> Iterator[str]:
     from zipper_jax.models.config import ZipperConfig
     from zipper_jax.training import checkpoints
     from zipper_jax.training.monitor import read_metrics
+    from zipper_jax.training.run_format import read_config
 
-    stored = checkpoints.read_config(run_dir)
+    stored = read_config(run_dir)
     model = from_dict(ZipperConfig, stored["model"])
     done = checkpoints.steps(run_dir)
     train = stored.get("train", {})

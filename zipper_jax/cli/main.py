@@ -17,6 +17,9 @@ from zipper_jax.version import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
     "train": ("zipper_jax.cli.train", "pretrain a tower, fuse towers, or train the Single Decoder"),
+    "launch": ("zipper_jax.cli.launch", "a command as a group of processes, restarted as a whole"),
+    "ckpt": ("zipper_jax.cli.ckpt", "list, verify, export and prune checkpoints"),
+    "replay": ("zipper_jax.cli.replay", "look again at a batch whose update was not applied"),
     "eval": ("zipper_jax.cli.eval", "word error rates and perplexities of runs, with a report"),
     "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),

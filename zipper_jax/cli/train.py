@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from zipper_jax.errors import UserError
@@ -23,10 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    group = parser.add_argument_group("several processes (see also `zipper launch`)")
+    group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: ask the cluster (TPU pod, SLURM)")
+    group.add_argument("--process_count", type=int, help="how many processes there are")
+    group.add_argument("--process_index", type=int, help="which one this is, from 0")
+    group.add_argument("--heartbeat_seconds", type=int, default=100, help="a process silent for so long is dead")
+    group.add_argument("--join_seconds", type=int, default=300, help="how long to wait for the other processes")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns the exit status: 0 when finished, 128 + signal when interrupted."""
+    began = time.perf_counter()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from zipper_jax import gin_bindings
     from zipper_jax.cli import gin_flags
@@ -43,9 +51,19 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 
         print(json.dumps(resolved(config), indent=2, sort_keys=True))
         return 0
+    if args.coordinator:
+        from zipper_jax.training import distributed
+        from zipper_jax.training.supervise import die_with_launcher
+
+        die_with_launcher()
+        distributed.join(
+            distributed.Group(
+                args.coordinator, args.process_count, args.process_index, args.heartbeat_seconds, args.join_seconds
+            )
+        )
     from zipper_jax.training.loop import train
 
-    result = train(config, provenance=text)
+    result = train(config, provenance=text, began=began)
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code

@@ -178,9 +178,9 @@ def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[
 
 def _perplexities(sources: Sources, test) -> dict[str, float]:
     """Text-only and speech-only perplexity before fusion (the run's own step 0) and after it."""
-    from zipper_jax.training.checkpoints import read_config
     from zipper_jax.training.config import TrainConfig
     from zipper_jax.training.initial import initial_params
+    from zipper_jax.training.run_format import read_config
 
     results: dict[str, float] = {}
     for name in ("zipper", "other_form"):
@@ -205,7 +205,7 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
 
 def _check_origins(sources: Sources) -> None:
     """UserError when the tower runs that a run started from are gone: its step 0 cannot be made again without them."""
-    from zipper_jax.training.checkpoints import read_config
+    from zipper_jax.training.run_format import read_config
 
     for run in (sources.runs[name] for name in ("zipper", "other_form") if name in sources.runs):
         for tower, origin in read_config(run)["train"]["initialise_from"].items():
@@ -223,9 +223,9 @@ def form_of(config: ZipperConfig) -> str:
 
 
 def _parameters(run: Path) -> dict[str, int]:
-    from zipper_jax.training.checkpoints import read_config
     from zipper_jax.training.config import TrainConfig
     from zipper_jax.training.partition_tree import split
+    from zipper_jax.training.run_format import read_config
 
     header = read_config(run)
     train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})

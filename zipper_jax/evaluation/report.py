@@ -40,7 +40,8 @@ from zipper_jax.evaluation.report_tables import (
 )
 from zipper_jax.evaluation.wer import normalise
 from zipper_jax.files import write_bytes
-from zipper_jax.training.monitor import duration, read_metrics
+from zipper_jax.training.monitor import read_metrics
+from zipper_jax.training.times import duration
 
 _LABELS = {
     "zipper": "Zipper",

@@ -1,21 +1,23 @@
-"""The run folder: what is in it, how it is written, how it is read back.
+"""The run folder's checkpoints: saved, proven, read back.
 
-    config.json                  {"format_version", "model", "train", "lengths"}: all that is needed to read the rest
+    config.json                  see ``run_format``
     vocabularies/MODALITY/       the vocabularies the model was trained with
     checkpoints/STEP/trainable/  Orbax; nested dicts, slices of split leaves keyed NAME@START:STOP
     checkpoints/STEP/optimizer/  Orbax; not needed for inference
-    checkpoints/STEP/progress/   JSON: step, seed, the digest of the frozen part, time spent
+    checkpoints/STEP/guard/      Orbax; loss statistics
+    checkpoints/STEP/manifest/   JSON: step, a digest per array, the frozen part's digest, and ``progress``
+    checkpoints/STEP/files.json  size and sha256 of each file above, written once they are all on disk
     frozen/DIGEST/               Orbax; the leaves that never change, written once and shared by all steps
+    damaged/STEP/                steps that were found damaged, moved out of the way
 
-Everything is restored leaf by leaf from the shapes stored beside it, onto any mesh. TensorFlow is never imported
-(``flax.training.checkpoints`` would).
+A step is complete when Orbax has renamed it into place. A step is good when its arrays, read back, have the digests of
+its manifest: every restore checks that, and a run goes on from the newest good one.
 """
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,71 +26,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zipper_jax.errors import UserError
-from zipper_jax.training.partition_tree import Flat, flatten, join_flat, unflatten
+from zipper_jax.training import distributed, manifest, orbax_trees
+from zipper_jax.training.config import SaveCheckpointConfig
+from zipper_jax.training.frozen import FrozenDamagedError, check_frozen_files, has_digests, read_frozen, write_frozen
+from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.partition_tree import Flat, join_flat, unflatten
+from zipper_jax.training.run_format import read_config
 from zipper_jax.training.state import TrainState
 
-FORMAT_VERSION = 1
+TRASH = ".trash-"
+ARRAYS = ("trainable", "optimizer", "guard")
+"""The items of a step that hold arrays."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write aside, then rename: readers see the old text or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
-def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """The run's ``config.json``.
-
-    Raises:
-        UserError: No such folder, not a run folder, damaged, or written by a newer format.
-    """
-    path = Path(run_dir) / "config.json"
-    if not Path(run_dir).is_dir():
-        raise UserError(f"run folder {str(run_dir)!r} does not exist; give a folder that `zipper train` wrote")
-    if not path.is_file():
-        raise UserError(f"{str(run_dir)!r} has no config.json: it is no run folder; give one `zipper train` wrote")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged (not JSON with a format_version); restore it from a copy") from None
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format_version {version} is newer than the {FORMAT_VERSION} this zipper_jax reads; upgrade it"
-        )
-    return config
-
-
-def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:
-    """Write ``config.json`` with this format's version."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2, sort_keys=True)
-    write_atomically(Path(run_dir) / "config.json", text + "\n")
-
-
-def digest(flat: Mapping[str, Any]) -> str:
-    """sha256 over paths, shapes, dtypes and bytes, as 64 hex digits."""
-    total = hashlib.sha256()
-    for key in sorted(flat):
-        array = _to_host(flat[key])
-        total.update(f"{key} {array.shape} {array.dtype}\n".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
-
-
-def _to_host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
-
-
-def _optimizer_tree(opt_state: Any) -> Flat:
-    """An optax state as a flat dict with readable names, so that reading it needs no optax classes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+def _named(tree: Any) -> Flat:
+    """A pytree as a flat dict with readable names, so that reading it needs no optax classes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in p): v for p, v in leaves}
+
+
+def _items(state: TrainState) -> dict[str, Flat]:
+    return {"trainable": state.trainable, "optimizer": _named(state.opt_state), "guard": _named(state.guard)}
 
 
 class Checkpoints:
@@ -96,16 +54,35 @@ class Checkpoints:
 
     Args:
         run_dir: The run folder.
-        keep: How many of the newest steps stay.
-        asynchronous: Write in the background; a failure surfaces at the next call.
+        config: How often, how many.
+        say: Where a damaged step is reported.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2, asynchronous: bool = True) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        config: SaveCheckpointConfig = SaveCheckpointConfig(),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.run_dir = Path(run_dir).absolute()
-        self._keep = keep
-        self._asynchronous = asynchronous
-        self._manager = _manager(self.run_dir, keep, asynchronous)
+        self._config = config
+        self._say = say
+        self._folder = self.run_dir / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None,  # deleting is ours: see _tidy
+            enable_async_checkpointing=config.asynchronous,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._tidy),
+            cleanup_tmp_directories=True,
+        )
+        handlers: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler() for item in ARRAYS}
+        handlers["manifest"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._tidying = threading.Lock()
         self._frozen: str | None = None
+        self._last: int | None = None  # the step that was saved or restored last
+        if jax.process_index() == 0:
+            for left_over in self._folder.glob(f"{TRASH}*"):
+                shutil.rmtree(left_over)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -115,93 +92,174 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for pending writes and release the threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def wait(self) -> None:
         """Return once everything saved so far is on disk."""
         self._manager.wait_until_finished()
+        self._tidy()
+
+    def steps(self) -> list[int]:
+        """Complete steps, oldest first."""
+        return steps(self.run_dir)
 
     def latest(self) -> int | None:
         """The newest complete step."""
-        return self._manager.latest_step()
+        return next(reversed(self.steps()), None)
 
-    def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
+    def discard_after(self, step: int) -> None:
+        """Delete the steps behind one to which the run has gone back: it will reach them again, on other batches."""
+        if jax.process_index() == 0:
+            for later in self.steps():
+                if later > step:
+                    self._delete(later)
+        distributed.barrier(f"discard after {step}")
+        self._manager.reload()
+        self._last = step
+
+    def save(self, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Save one step; the frozen part is written by the first call only.
 
         Args:
             state: May be donated afterwards: its arrays are copied to the host before this returns.
             progress: JSON values that are kept with the step.
+            metrics: What ``SaveCheckpointConfig.best_metric`` looks into.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step == self._last:
             return
+        self._last = step
         if self._frozen is None:
             self._frozen = write_frozen(self.run_dir, state.frozen)
+        items = _items(state)
+        content = {
+            "step": step,
+            "frozen": self._frozen,
+            "progress": dict(progress),
+            "metrics": dict(metrics or {}),
+            "arrays": {item: manifest.table(flat) for item, flat in items.items()},
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                trainable=ocp.args.PyTreeSave(unflatten(state.trainable)),
-                optimizer=ocp.args.PyTreeSave(_optimizer_tree(state.opt_state)),
-                progress=ocp.args.JsonSave({**progress, "step": step, "frozen": self._frozen}),
+                manifest=ocp.args.JsonSave(manifest.sealed(content)),
+                **{item: ocp.args.PyTreeSave(unflatten(flat)) for item, flat in items.items()},
             ),
         )
 
-    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state at a step (None: the newest) and its progress, placed as ``like`` is.
+    def restore(
+        self, like: TrainState, step: int | None = None, only: Callable[[int], bool] | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state at a step and its progress, placed as ``like`` is.
 
         Args:
             like: Arrays or ``ShapeDtypeStruct`` with shardings: shapes are checked, shardings decide placement.
-            step: Which.
+            step: Which. None: the newest good one; damaged newer ones are reported and moved to ``damaged/``.
+            only: Looks at these steps alone.
 
         Raises:
+            DamagedError: That step is not what was saved, or no step is.
             UserError: There is no such checkpoint, or its leaves are not those of ``like``.
         """
-        step = _require_step(self._manager, self.run_dir, step)
-        progress = _read_progress(self._manager, step)
-        optimizer = _optimizer_tree(like.opt_state)
-        stored = self._manager.item_metadata(step)
-        _check_same(flatten(_shapes(stored["trainable"])), like.trainable, f"checkpoint {step} of {self.run_dir}")
-        _check_same(_shapes(stored["optimizer"]), optimizer, f"optimizer state of checkpoint {step} of {self.run_dir}")
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                trainable=_restore_like(unflatten(like.trainable)), optimizer=_restore_like(optimizer)
-            ),
-        )
-        frozen = read_frozen(self.run_dir, progress["frozen"], like.frozen)
-        leaves = [restored["optimizer"][name] for name in optimizer]
-        opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
-        self._frozen = progress["frozen"]
-        number = jax.device_put(np.int32(step), getattr(like.step, "sharding", None))
-        return TrainState(number, flatten(restored["trainable"]), frozen, opt_state), progress
+        if step is not None:
+            return restore_step(self.run_dir, like, step)
+        problems = []
+        for candidate in reversed(_require_any(self.run_dir)):
+            if only is not None and not only(candidate):
+                continue
+            try:
+                found = restore_step(self.run_dir, like, candidate)
+            except FrozenDamagedError:
+                raise  # not this step's fault
+            except DamagedError as damage:
+                problems.append(f"step {candidate}: {damage.problems[0]}")
+                self._say(f"{damage}; it is moved to {self._set_aside(candidate)}")
+                continue
+            if problems:
+                self._say(f"going on from step {candidate}, the newest good checkpoint")
+            name = read_manifest(self.run_dir, candidate)["frozen"]
+            self._frozen = name if has_digests(self.run_dir, name) else None  # None: the next save writes it anew
+            self._last = candidate
+            return found
+        raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a damaged step out of the way; every process of a group comes here."""
+        target = self.run_dir / "damaged" / str(step)
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self._folder / str(step)).replace(target)
+        distributed.barrier(f"set aside {step}")
+        self._manager.reload()
+        return target
+
+    def _tidy(self) -> None:
+        """Write ``files.json`` of the steps that have none, delete those that need not stay. Orbax calls it, too, when
+        a step is on disk."""
+        if jax.process_index() != 0:
+            return
+        with self._tidying:
+            known = self.steps()
+            for step in known:
+                folder = self._folder / str(step)
+                if (folder / "manifest").is_dir() and not manifest.is_sealed(folder):
+                    manifest.seal_files(folder)
+            for step in set(known) - self._kept(known):
+                self._delete(step)
+
+    def _kept(self, known: list[int]) -> set[int]:
+        """The newest ``keep`` steps, the ``keep_best`` best, and the newest periodic one."""
+        config = self._config
+        kept = set(known if config.keep is None else known[-config.keep :])
+        # A return from bad losses goes to a step that an undisturbed run has, too: not to one saved on a signal.
+        kept |= set([step for step in known if step % config.period == 0][-1:])
+        if config.keep_best:
+            kept |= set(best_steps(self.run_dir, config)[: config.keep_best])
+        return kept
+
+    def _delete(self, step: int) -> None:
+        """Rename, then delete: a kill in between must not leave half a step that looks whole."""
+        aside = self._folder / f"{TRASH}{step}"
+        (self._folder / str(step)).replace(aside)
+        shutil.rmtree(aside)
 
 
-def write_frozen(run_dir: Path, frozen: Flat) -> str:
-    """Write the frozen leaves under their digest, unless they are there already; returns the digest ("" if none)."""
-    if not frozen:
-        return ""
-    name = digest(frozen)
-    folder = run_dir / "frozen" / name
-    if not folder.is_dir():  # Orbax writes aside and renames: a folder that exists is complete
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
-    return name
+def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
+    """Steps that have the best metric, best first; ties: the earlier step first."""
+    found = []
+    for step in steps(run_dir):
+        try:
+            value = read_manifest(run_dir, step).get("metrics", {}).get(config.best_metric)
+        except DamagedError:
+            continue
+        if value is not None:
+            found.append((value if config.best_mode == "min" else -value, step))
+    return [step for _, step in sorted(found)]
 
 
-def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None) -> Flat:
-    """The frozen leaves of that digest; placed as ``like`` is, or on the host as numpy arrays."""
-    if not name:
-        return {}
-    folder = Path(run_dir).absolute() / "frozen" / name
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing: the checkpoints of this run need it; restore it from a copy")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(folder).item_metadata.tree
-        if like is not None:
-            _check_same(flatten(_shapes(stored)), like, str(folder))
-        args = _restore_like(unflatten(like)) if like is not None else _restore_host(stored)
-        return flatten(checkpointer.restore(folder, args=args))
+def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mapping[str, Any] | None) -> Flat:
+    """One item of a step, proven by its digests where the format has any."""
+    what = f"checkpoint {folder.name} of {folder.parent.parent}"
+    if not (folder / item).is_dir():
+        raise DamagedError(what, [f"{item} is missing"])
+    found = orbax_trees.read_folder(folder / item, like, f"{item} of {what}")
+    stored = content["arrays"][item]
+    if stored is not None:
+        manifest.check_arrays(found, stored, what)
+    return found
+
+
+def _as(array: Any, like: Any) -> Any:
+    """The array in the dtype wanted."""
+    return array if array.dtype == like.dtype else array.astype(like.dtype)
+
+
+def _unnamed(named: Flat, like: Any) -> Any:
+    """Inverse of :func:`_named`."""
+    leaves = [jax.device_put(named[key], getattr(leaf, "sharding", None)) for key, leaf in _named(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def steps(run_dir: str | Path) -> list[int]:
@@ -210,27 +268,110 @@ def steps(run_dir: str | Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 
+def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
+    """What a step holds: ``step``, ``frozen``, ``progress``, ``metrics`` and ``arrays`` (item -> path -> digest).
+
+    A step of format 1 has no digests: its ``arrays`` have None for each item that it holds.
+
+    Raises:
+        DamagedError: It cannot be read or is not what was saved.
+    """
+    folder = Path(run_dir).absolute() / "checkpoints" / str(step)
+    what = f"checkpoint {step} of {run_dir}"
+    old = folder / "progress" / "metadata"
+    try:
+        if old.is_file():
+            progress = json.loads(old.read_text(encoding="utf-8"))
+            return {**progress, "progress": progress, "arrays": {"trainable": None, "optimizer": None}}
+        stored = json.loads((folder / "manifest" / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(what, [f"its manifest cannot be read ({type(error).__name__})"]) from error
+    return manifest.unsealed(stored, what)
+
+
+def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
+    """Every way in which a checkpoint is not what was saved, a line each; empty when it is good.
+
+    Args:
+        run_dir: The run folder.
+        step: Which.
+        arrays: Also read each array back and compare its digest; else only the files are looked at.
+    """
+    run_dir = Path(run_dir).absolute()
+    folder = run_dir / "checkpoints" / str(step)
+    old = (folder / "progress").is_dir()
+    problems = [] if old else manifest.check_files(folder)
+    try:
+        content = read_manifest(run_dir, step)
+    except DamagedError as damage:
+        return problems + damage.problems
+    if content["frozen"] and not old:
+        problems += check_frozen_files(run_dir, content["frozen"])
+    if arrays:
+        for item in content["arrays"]:
+            try:
+                _read_item(folder, item, content, None)
+            except DamagedError as damage:
+                problems += [problem for problem in damage.problems if problem not in problems]
+        try:
+            read_frozen(run_dir, content["frozen"])
+        except DamagedError as damage:
+            problems += damage.problems
+    return problems
+
+
+def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    """The state at a step and its progress, placed as ``like`` is; see :meth:`Checkpoints.restore`."""
+    run_dir = Path(run_dir).absolute()
+    content = read_manifest(run_dir, _require(run_dir, step))
+    frozen = read_frozen(run_dir, content["frozen"], like.frozen)
+    restored: dict[str, Flat] = {}
+    for item, wanted in _items(like).items():
+        if item not in content["arrays"]:  # an older format
+            restored[item] = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in wanted.items()}
+            continue
+        found = _read_item(run_dir / "checkpoints" / str(step), item, content, wanted)
+        restored[item] = {key: _as(found[key], leaf) for key, leaf in wanted.items()}
+    state = TrainState(
+        jax.device_put(np.int32(step), getattr(like.step, "sharding", None)),
+        restored["trainable"],
+        frozen,
+        _unnamed(restored["optimizer"], like.opt_state),
+        _unnamed(restored["guard"], like.guard),
+    )
+    return state, content["progress"]
+
+
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(config, params)`` of a run for inference: nested dict of numpy arrays; the optimizer is not read.
 
     Args:
         run_dir: The run folder.
-        step: Which checkpoint; None: the newest.
+        step: Which checkpoint; None: the newest good one, with a warning when that is not the newest.
 
     Raises:
+        DamagedError: The checkpoint asked for is not what was saved, or none is.
         UserError: Not a run folder, or no such checkpoint.
     """
     config = read_config(run_dir)
-    manager = _manager(Path(run_dir).absolute(), None, False, read_only=True)
-    try:
-        step = _require_step(manager, run_dir, step)
-        progress = _read_progress(manager, step)
-        stored = manager.item_metadata(step)["trainable"]
-        restored = manager.restore(step, args=ocp.args.Composite(trainable=_restore_host(stored)))
-    finally:
-        manager.close()
-    frozen = read_frozen(Path(run_dir), progress["frozen"])
-    return config, unflatten(join_flat({**flatten(restored["trainable"]), **frozen}))
+    problems: list[str] = []
+    for candidate in [_require(run_dir, step)] if step is not None else reversed(_require_any(run_dir)):
+        try:
+            content = read_manifest(run_dir, candidate)
+            folder = Path(run_dir).absolute() / "checkpoints" / str(candidate)
+            trainable = _read_item(folder, "trainable", content, None)
+        except DamagedError as damage:
+            if step is not None:
+                raise
+            problems.append(f"step {candidate}: {damage.problems[0]}")
+            continue
+        frozen = read_frozen(Path(run_dir), content["frozen"])
+        if problems:
+            import warnings
+
+            warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {candidate}", stacklevel=2)
+        return config, unflatten(join_flat({**trainable, **frozen}))
+    raise DamagedError(f"every checkpoint of {run_dir}", problems)
 
 
 def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None = None) -> dict[str, Any]:
@@ -239,7 +380,7 @@ def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None =
     Args:
         run_dir: The run folder.
         tower: Its name there; None, or a name that run does not have when it has only one: that one.
-        step: Which checkpoint; None: the newest.
+        step: Which checkpoint; None: the newest good one.
 
     Raises:
         UserError: The run has several towers and none of that name.
@@ -253,84 +394,15 @@ def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None =
     raise UserError(f"{str(run_dir)!r} has no tower {tower!r} (towers: {', '.join(sorted(towers))}); name one of these")
 
 
-def load_progress(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The JSON values saved with a step (None: the newest)."""
-    manager = _manager(Path(run_dir).absolute(), None, False, read_only=True)
-    try:
-        return _read_progress(manager, _require_step(manager, run_dir, step))
-    finally:
-        manager.close()
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder aside, then rename it into place; nothing happens when the target exists."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copytree(source, aside)
-    aside.replace(target)
-
-
-def _manager(run_dir: Path, keep: int | None, asynchronous: bool, read_only: bool = False) -> ocp.CheckpointManager:
-    folder = run_dir / "checkpoints"
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        enable_async_checkpointing=asynchronous,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-    )
-    if read_only and not folder.is_dir():
-        raise UserError(f"{str(run_dir)!r} has no checkpoints yet; train it first, or give another run folder")
-    items = {
-        "trainable": ocp.PyTreeCheckpointHandler(),
-        "optimizer": ocp.PyTreeCheckpointHandler(),
-        "progress": ocp.JsonCheckpointHandler(),
-    }
-    return ocp.CheckpointManager(folder, options=options, item_handlers=items)
-
-
-def _require_step(manager: ocp.CheckpointManager, run_dir: str | Path, step: int | None) -> int:
-    known = sorted(manager.all_steps())
+def _require_any(run_dir: str | Path) -> list[int]:
+    known = steps(run_dir)
     if not known:
         raise UserError(f"{str(run_dir)!r} has no complete checkpoint yet; train it first, or give another run folder")
-    if step is None:
-        return int(known[-1])
+    return known
+
+
+def _require(run_dir: str | Path, step: int) -> int:
+    known = _require_any(run_dir)
     if step not in known:
         raise UserError(f"{str(run_dir)!r} has no checkpoint of step {step}; there are {', '.join(map(str, known))}")
     return step
-
-
-def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    restored = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-    progress: dict[str, Any] = restored["progress"]
-    return progress
-
-
-def _shapes(metadata: Any) -> Any:
-    return metadata.tree if hasattr(metadata, "tree") else metadata
-
-
-def _restore_like(tree: Any) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
-
-
-def _restore_host(metadata: Any) -> ocp.args.PyTreeRestore:
-    tree = _shapes(metadata)
-    return ocp.args.PyTreeRestore(
-        tree, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    )
-
-
-def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """UserError naming the first difference between two flat trees' paths and shapes."""
-    missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
-    if missing or extra:
-        lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
-        has = f"has {extra[0]} and {len(extra) - 1} more that the model does not want" if extra else ""
-        raise UserError(f"{what} {' and '.join(filter(None, (lacks, has)))}; model or freeze rules changed since")
-    for key in wanted:
-        if tuple(stored[key].shape) != tuple(wanted[key].shape):
-            raise UserError(
-                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model wants {tuple(wanted[key].shape)}"
-            )

@@ -1,12 +1,13 @@
 """What one training run is. gin, flags and Python all build this one object; it checks itself."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.training.optimizer import OptimizerConfig
-from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.training.partition_tree import FreezeConfig, compile_pattern
 from zipper_jax.training.partitioning import MeshConfig
 
 
@@ -19,14 +20,19 @@ class DataConfig:
         mixture: A task (``text_lm``, ``speech_lm``, ``asr``, ``tts``), or a name for what ``rates`` defines.
         rates: Task to its share of the rows; empty: ``mixture`` is a task.
         lengths: Tower to slots per row. Rows were packed to such lengths; longer slots are padding.
+        skip_batches: Ranges ``(start, stop)`` of batches, counted from 0 over the whole run, that are left out.
     """
 
     folder: str
     mixture: str
     lengths: dict[str, int]
     rates: dict[str, float] = field(default_factory=dict)
+    skip_batches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        for start, stop in self.skip_batches:
+            if not 0 <= start < stop:
+                raise UserError(f"DataConfig.skip_batches: ({start}, {stop}) names no batch; give 0 <= start < stop")
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
@@ -38,6 +44,96 @@ class DataConfig:
     def tasks(self) -> dict[str, float]:
         """Rate per task."""
         return dict(self.rates) or {self.mixture: 1.0}
+
+
+@dataclass(frozen=True)
+class SaveCheckpointConfig:
+    """When checkpoints are written and which stay.
+
+    Attributes:
+        period: Steps between checkpoints; the last step is always saved.
+        keep: How many of the newest stay; None: all.
+        keep_best: How many of the best stay besides.
+        best_metric: By which: a value of the validation at the very step that is saved, ``loss``, ``towers/NAME/loss``
+            or ``tasks/NAME/accuracy``. Steps without a validation are never among the best.
+        best_mode: ``min`` or ``max``.
+        asynchronous: Write while training goes on.
+        grace_seconds: After SIGTERM or Ctrl-C, the process ends this much later even if it is not through with saving
+            (the previous checkpoint is whole then); 0: it waits as long as it takes.
+    """
+
+    period: int = 500
+    keep: int | None = 2
+    keep_best: int = 0
+    best_metric: str = "loss"
+    best_mode: Literal["min", "max"] = "min"
+    asynchronous: bool = True
+    grace_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("period", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"SaveCheckpointConfig.{name}={value}: give 1 or more")
+        for name in ("keep_best", "grace_seconds"):
+            if getattr(self, name) < 0:
+                raise UserError(f"SaveCheckpointConfig.{name}={getattr(self, name)}: give 0 or more")
+        if self.best_mode not in ("min", "max"):
+            raise UserError(f"SaveCheckpointConfig.best_mode={self.best_mode!r}: choose 'min' or 'max'")
+
+
+@dataclass(frozen=True)
+class RestoreCheckpointConfig:
+    """Where a new run takes its first parameters from, path by path (t5x's ``RestoreCheckpointConfig``).
+
+    It matters at step 0 only; a run that has checkpoints of its own goes on from those.
+
+    Attributes:
+        path: A run folder.
+        step: Its step; None: the newest good one.
+        assignment_map: (regular expression, replacement) pairs over this model's paths; the first that matches a whole
+            path names the source's path (``\\1`` and so on stand for groups), or, with None, leaves it at random.
+            A path that none matches is looked up under its own name.
+        strict: Every leaf of this model must be found. Else what is missing stays random, and is named in the log.
+    """
+
+    path: str
+    step: int | None = None
+    assignment_map: tuple[tuple[str, str | None], ...] = ()
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        for pattern, _ in self.assignment_map:
+            compile_pattern(pattern, "RestoreCheckpointConfig.assignment_map")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens to an update that would spoil the run.
+
+    An update whose loss or gradient is not finite, or whose loss is a spike, is not applied: its batch is skipped, as
+    if it were not in the data. The statistics are part of the state, so a resumed run decides as the undisturbed one.
+
+    Attributes:
+        spike_deviations: A loss this many standard deviations above the running mean is a spike; 0: no loss is.
+        window: The running mean and deviation forget over about this many updates; no loss is a spike before as many.
+        skips_in_a_row: After so many skipped batches in a row the run goes back to its newest checkpoint and leaves out
+            every batch from there to the last bad one.
+        rollbacks: After so many returns it stops with an error.
+    """
+
+    spike_deviations: float = 10.0
+    window: int = 100
+    skips_in_a_row: int = 5
+    rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("window", "skips_in_a_row"):
+            if getattr(self, name) < 1:
+                raise UserError(f"GuardConfig.{name}={getattr(self, name)}: give 1 or more")
+        for name in ("spike_deviations", "rollbacks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"GuardConfig.{name}={getattr(self, name)}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -58,12 +154,13 @@ class TrainConfig:
         loss_weights: lambda per tower; 1 where not named.
         initialise_from: Tower to the run folder whose tower is copied into it; a smaller vocabulary is expanded
             (the Single Decoder). What is not named starts at random.
+        restore: Or start from another run's parameters, path by path.
+        save: Checkpoints.
+        guard: Losses that are not finite, and spikes.
         log_period: Steps between lines of metrics.
-        checkpoint_period: Steps between checkpoints; the last step is always saved.
-        checkpoints_kept: How many of the newest stay.
-        asynchronous_checkpoints: Write while training goes on.
         eval_period: Steps between validation losses; 0: never.
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
+        allow_changes: Go on in a run folder although model, data or objective differ from what it holds.
     """
 
     model: ZipperConfig
@@ -78,22 +175,30 @@ class TrainConfig:
     microbatches: int = 1
     loss_weights: dict[str, float] = field(default_factory=dict)
     initialise_from: dict[str, str] = field(default_factory=dict)
+    restore: RestoreCheckpointConfig | None = None
+    save: SaveCheckpointConfig = field(default_factory=SaveCheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     log_period: int = 10
-    checkpoint_period: int = 500
-    checkpoints_kept: int = 2
-    asynchronous_checkpoints: bool = True
     eval_period: int = 0
     eval_batches: int = 8
+    allow_changes: bool = False
 
     def __post_init__(self) -> None:
         if not self.model_dir:
             raise UserError("TrainConfig.model_dir is empty: name the run folder, e.g. --gin.MODEL_DIR=\"'runs/text'\"")
-        for name in ("steps", "batch_size", "microbatches", "log_period", "checkpoint_period", "checkpoints_kept",
-                     "eval_batches"):  # fmt: skip
+        for name in ("steps", "batch_size", "microbatches", "log_period", "eval_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")
         if self.eval_period < 0:
             raise UserError(f"TrainConfig.eval_period={self.eval_period}: give 0 (never) or more")
+        if self.save.keep_best and (not self.eval_period or self.save.period % self.eval_period):
+            raise UserError(
+                f"SaveCheckpointConfig.keep_best={self.save.keep_best} needs a validation wherever a step is saved: "
+                f"make SaveCheckpointConfig.period={self.save.period} a multiple of TrainConfig.eval_period="
+                f"{self.eval_period} (above 0)"
+            )
+        if self.restore is not None and self.initialise_from:
+            raise UserError("TrainConfig: give restore or initialise_from, not both")
         towers = sorted(self.model.towers)
         for name in ("loss_weights", "initialise_from"):
             for tower in getattr(self, name):
@@ -107,11 +212,11 @@ class TrainConfig:
 
 
 RESUME_MAY_CHANGE = frozenset(
-    {"model_dir", "steps", "mesh", "microbatches", "log_period", "checkpoint_period", "checkpoints_kept",
-     "asynchronous_checkpoints", "eval_period", "eval_batches", "initialise_from"}
+    {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches",
+     "initialise_from", "restore", "allow_changes"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 
 ``steps`` may grow to train longer; with a cosine schedule the rate then follows the new length.
-``initialise_from`` only matters at step 0, and its folders may have moved.
+``initialise_from`` and ``restore`` only matter at step 0, and their folders may have moved.
 """

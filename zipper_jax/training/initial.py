@@ -1,6 +1,7 @@
 """The parameters a run starts from: random, with towers copied from other runs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,21 @@ from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.training import checkpoints
-from zipper_jax.training.partition_tree import Flat, flatten, unflatten
+from zipper_jax.training.config import RestoreCheckpointConfig
+from zipper_jax.training.partition_tree import Flat, flatten, require_match, unflatten
+from zipper_jax.training.run_format import read_config
 
 VOCABULARY_LEAVES = ("embedding/table", "head/table")
 """Leaves of a tower whose first axis is its vocabulary."""
 
 
-def initial_params(model: ZipperConfig, seed: int, initialise_from: Mapping[str, str]) -> dict[str, Any]:
+def initial_params(
+    model: ZipperConfig,
+    seed: int,
+    initialise_from: Mapping[str, str],
+    restore: RestoreCheckpointConfig | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Nested parameters for step 0.
 
     Args:
@@ -24,6 +33,8 @@ def initial_params(model: ZipperConfig, seed: int, initialise_from: Mapping[str,
         initialise_from: Tower to the run folder it is copied from; the run's tower of that name, or its only one.
             Where the vocabulary is larger than the source's (the Single Decoder), the source's rows come first and the
             rows behind them stay random.
+        restore: Or another run's parameters, path by path.
+        say: Where it is told what stays random.
 
     Raises:
         UserError: A run folder has no such tower, or its shapes do not fit; the message names the leaf.
@@ -36,7 +47,48 @@ def initial_params(model: ZipperConfig, seed: int, initialise_from: Mapping[str,
         wanted = {key.removeprefix(prefix): leaf for key, leaf in params.items() if key.startswith(prefix)}
         for name, leaf in fit_tower(source, wanted, f"initialise_from {tower!r} = {run_dir!r}").items():
             params[prefix + name] = leaf
+    if restore is not None:
+        _check_offsets(model, restore.path)
+        _, stored = checkpoints.load_params(restore.path, restore.step)
+        params = assign(params, flatten(stored), restore, say)
     return unflatten(params)
+
+
+def assign(wanted: Flat, source: Flat, restore: RestoreCheckpointConfig, say: Callable[[str], None]) -> Flat:
+    """``wanted`` with the leaves that ``restore`` finds in ``source``; see `RestoreCheckpointConfig`.
+
+    Raises:
+        UserError: A leaf has another shape, a rule matches nothing, or (``strict``) a leaf is missing.
+    """
+    what = f"RestoreCheckpointConfig.path = {restore.path!r}"
+    rules = [(re.compile(pattern), target) for pattern, target in restore.assignment_map]
+    for pattern, _ in rules:
+        require_match(pattern, wanted, "RestoreCheckpointConfig.assignment_map")
+    found: Flat = {}
+    missing = []
+    for path in wanted:
+        matches = ((rule.fullmatch(path), target) for rule, target in rules)
+        match, target = next(((m, t) for m, t in matches if m), (None, path))
+        if target is None:
+            continue
+        name = match.expand(target) if match else path
+        if name in source:
+            found[path] = _fit(path, source[name], wanted[path], what)
+        else:
+            missing.append(path if name == path else f"{path} (there: {name})")
+    if missing and restore.strict:
+        raise UserError(
+            f"{what} lacks {_some(missing)}; name where they lie there in assignment_map, map them to None to leave "
+            "them at random, or set RestoreCheckpointConfig.strict = False"
+        )
+    random = [path for path in wanted if path not in found]
+    if random:
+        say(f"not restored from {restore.path}, so random: {_some(random)}")
+    return {**wanted, **found}
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 def fit_tower(source: Flat, wanted: Flat, what: str) -> Flat:
@@ -51,27 +103,28 @@ def fit_tower(source: Flat, wanted: Flat, what: str) -> Flat:
             f"{what}: that tower is built differently (it lacks {missing} and has {extra} besides); "
             "give the tower the same form in both configurations"
         )
-    fitted: Flat = {}
-    for name, leaf in source.items():
-        want = wanted[name]
-        if leaf.shape == want.shape:
-            fitted[name] = leaf
-        elif name in VOCABULARY_LEAVES and leaf.shape[1:] == want.shape[1:] and leaf.shape[0] < want.shape[0]:
-            fitted[name] = np.concatenate([leaf, np.asarray(want)[leaf.shape[0] :]])
-        else:
-            raise UserError(
-                f"{what}: {name} has shape {leaf.shape} there, this model wants {want.shape}; "
-                "give the tower the same sizes in both configurations"
-            )
-    return fitted
+    return {name: _fit(name, leaf, wanted[name], what) for name, leaf in source.items()}
+
+
+def _fit(name: str, leaf: Any, want: Any, what: str) -> Any:
+    """The leaf, with the random rows of ``want`` behind it where a vocabulary has grown."""
+    leaf = np.asarray(leaf, want.dtype)
+    if leaf.shape == want.shape:
+        return leaf
+    if name.endswith(VOCABULARY_LEAVES) and leaf.shape[1:] == want.shape[1:] and leaf.shape[0] < want.shape[0]:
+        return np.concatenate([leaf, np.asarray(want)[leaf.shape[0] :]])
+    raise UserError(
+        f"{what}: {name} has shape {leaf.shape} there, this model wants {want.shape}; "
+        "give the tower the same sizes in both configurations"
+    )
 
 
 def _check_offsets(model: ZipperConfig, run_dir: str) -> None:
     """UserError when a modality the source knows lies elsewhere in this model: its rows would land on other tokens."""
-    for name, modality in checkpoints.read_config(run_dir)["model"]["modalities"].items():
+    for name, modality in read_config(run_dir)["model"]["modalities"].items():
         here = model.modalities.get(name)
         if here is not None and (here.offset, here.size) != (modality.get("offset", 0), modality["size"]):
             raise UserError(
-                f"initialise_from {run_dir!r}: modality {name!r} there has offset {modality.get('offset', 0)} and size "
+                f"{run_dir!r}: modality {name!r} there has offset {modality.get('offset', 0)} and size "
                 f"{modality['size']}, here {here.offset} and {here.size}; use the same vocabulary at the same offset"
             )

@@ -1,36 +1,40 @@
 """The training loop: batches in, updates, metrics and checkpoints out, and an end that is always clean.
 
-The position in the data is the step number, nothing else; so a run that is stopped at any checkpoint and started again
-reads the same batches and computes the same losses, bit for bit, as one that was never stopped (on the same devices).
+The position in the data follows from the updates applied and the batches left out, nothing else; so a run that is
+stopped or killed anywhere and started again reads the same batches and computes the same losses, bit for bit, as one
+that was never stopped (on the same devices).
 
 The loop looks at a step's metrics only after it has sent off the next one, so the device never waits for the host. A
-loss that is not finite is thus seen one step late; the update it belongs to was already left out inside the step.
+bad loss is thus seen one step late; the update it belongs to was already left out inside the step.
 """
 
-import math
+import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from zipper_jax.errors import UserError
-from zipper_jax.training import data_source, initial, program, run_folder
+from zipper_jax.training import bad_batches, data_source, distributed, initial, program, run_folder
 from zipper_jax.training.checkpoints import Checkpoints
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.monitor import Monitor, duration, losses, nest_gates
-from zipper_jax.training.partitioning import put_batch
+from zipper_jax.training.goodput import Goodput
+from zipper_jax.training.monitor import Monitor, losses, nest_gates
+from zipper_jax.training.partitioning import put_batch, put_flag
 from zipper_jax.training.signals import GracefulStop
+from zipper_jax.training.skips import Skips
 from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import Batch, Metrics, Sums
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """Global batches by step; a pure function of the step."""
+    """Global batches by number; a pure function of it."""
 
     def get(self, step: int) -> Batch: ...
 
@@ -58,53 +62,59 @@ def train(
     provenance: str = "",
     stream: Any = None,
     wrap_batches: Callable[[Batches], Batches] | None = None,
+    began: float | None = None,
 ) -> TrainResult:
-    """Train until ``config.steps``, resuming from the newest checkpoint in ``config.model_dir``.
+    """Train until ``config.steps``, resuming from the newest good checkpoint in ``config.model_dir``.
+
+    In a group of processes each calls it with the same configuration; the first one writes the run folder.
 
     Args:
         config: The run.
         provenance: gin text to keep beside ``config.json``.
         stream: Where progress is shown; None: standard error.
         wrap_batches: Sees the batches before the loop does (experiments, tests).
+        began: ``time.perf_counter()`` when the process began; None: now.
 
     Raises:
-        UserError: Anything in the configuration, the folders or the data that does not fit; or a loss that is not
-            finite, with the path of the saved batch.
+        UserError: Anything in the configuration, the folders or the data that does not fit; or losses that stay bad
+            after every return to a checkpoint, with the path of the saved batch.
     """
-    run_dir = run_folder.open_run(config, provenance)
-    with (
-        GracefulStop() as stop,
-        Checkpoints(run_dir, config.checkpoints_kept, config.asynchronous_checkpoints) as checkpoints,
-    ):
+    began = time.perf_counter() if began is None else began
+    distributed.require_same(run_folder.resolved(config), "configuration")
+    first = jax.process_index() == 0
+    notes: list[str] = []
+    run_dir = Path(config.model_dir)
+    distributed.together(lambda: run_folder.open_run(config, provenance, notes.append) if first else None)
+    with ExitStack() as stack:
+        stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
+        distributed.together(lambda: stack.enter_context(run_folder.locked(run_dir)) if first else None)
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.save, notes.append))
         done = checkpoints.latest()
         if done is not None and done >= config.steps:
             return TrainResult("already finished", done, 0, config.model_dir)
-        source = data_source.open_data(config)
+        source = distributed.together(data_source.open_data, config)
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
-        built = program.build(config, len(source.tasks))
-        progress: dict[str, Any] = {}
-        if done is None:
-            state = built.start(initial.initial_params(config.model, config.seed, config.initialise_from))
-        else:
-            state, progress = checkpoints.restore(built.like)
-        monitor = Monitor(
+        built = distributed.together(program.build, config, len(source.tasks))
+        goodput = Goodput(run_dir / "goodput.json" if first else None, began)
+        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput)
+        with goodput.spend("recovery" if done is not None else "start"):
+            state, step = run.restore(notes.append) if done is not None else run.start(notes.append)
+        with Monitor(
             run_dir,
-            start=done or 0,
+            start=step,
+            batch=run.next,
             total=config.steps,
             flops_per_step=built.flops_per_step,
             peak=built.peak_flops,
             stream=stream,
-            quiet=jax.process_index() != 0,
-        )
-        try:
-            _announce(config, built, state, monitor, done)
-            before = progress.get("seconds", 0.0)
-            run = _Run(config, run_dir, source, batches, built, checkpoints, monitor, stop, before)
-            step = run.loop(state, done or 0)
-        finally:
-            monitor.close()
-    if stop.requested is not None and step < config.steps:
-        return TrainResult("interrupted", step, 128 + stop.requested, config.model_dir)
+            silent=not first,
+        ) as run.monitor:
+            for note in notes:
+                run.monitor.say(note)
+            _announce(config, built, state, run.monitor, step if done is not None else None)
+            step = run.loop(state, step)
+    if step < config.steps:  # this process was asked to stop, or another one of its group was
+        return TrainResult("interrupted", step, 128 + (stop.requested or signal.SIGTERM), config.model_dir)
     return TrainResult("finished", step, 0, config.model_dir)
 
 
@@ -115,16 +125,27 @@ def _announce(
     frozen = sum(int(np.prod(leaf.shape)) for leaf in state.frozen.values())
     where = "starting" if done is None else f"resuming after step {done}"
     mesh = " x ".join(f"{name} {size}" for name, size in built.mesh.shape.items() if size > 1) or "one device"
+    group = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
     monitor.say(
         f"{config.model_dir}: {where}, {config.steps} steps of {config.batch_size} rows ({config.data.mixture}), "
-        f"{trained:,} parameters trained, {frozen:,} frozen, {mesh} ({built.mesh.devices.flat[0].device_kind})"
+        f"{trained:,} parameters trained, {frozen:,} frozen, {mesh} ({built.mesh.devices.flat[0].device_kind}){group}"
     )
     for note in built.notes:
         monitor.say(f"note: {note}")
 
 
+class _Sent(NamedTuple):
+    """An update that was sent off and not looked at yet."""
+
+    number: int
+    batch: Batch
+    metrics: Metrics
+
+
 class _Run:
     """The loop and what it needs at hand."""
+
+    monitor: Monitor
 
     def __init__(
         self,
@@ -134,87 +155,132 @@ class _Run:
         batches: Batches,
         built: program.Program,
         checkpoints: Checkpoints,
-        monitor: Monitor,
         stop: GracefulStop,
-        seconds_before: float,
+        goodput: Goodput,
     ) -> None:
         self.config, self.run_dir, self.source, self.batches, self.built = config, run_dir, source, batches, built
-        self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
-        self.began = time.perf_counter() - seconds_before
+        self.checkpoints, self.stop, self.goodput = checkpoints, stop, goodput
+        self.skips = Skips(config.data.skip_batches)
+        self.next = self.skips.batch(0)
+        self.streak = self.rollbacks = 0
+        self.stopping = False
+        self.validated: dict[str, float] | None = None
 
-    def loop(self, state: TrainState, start: int) -> int:
-        """Run from ``start`` updates to the end, or to a stop; returns the updates done, which are saved."""
+    # The state a run is in: what a checkpoint brings back, and what it keeps.
+
+    def start(self, say: Callable[[str], None]) -> tuple[TrainState, int]:
+        """The state of step 0."""
         config = self.config
-        pending: tuple[int, Metrics, Batch] | None = None
-        for step in range(start, config.steps):
-            batch = self.batches.get(step)
-            state, metrics = self.built.train_step(state, put_batch(batch, self.built.mesh))
-            if pending is not None:
-                self.report(*pending)
-            pending = (step + 1, metrics, batch)
-            if step == start:
-                self.first_step(*pending)
-                pending = None
-            done = step + 1
-            last = done == config.steps or self.stop.requested is not None
-            saves = last or done % config.checkpoint_period == 0
-            evaluates = bool(config.eval_period) and (done % config.eval_period == 0 or done == config.steps)
-            if pending is not None and (saves or evaluates):
-                self.report(*pending)  # nothing is saved or judged before the step is known to be good
-                pending = None
-            if evaluates:
-                self.aside(self.evaluate, state, done)
-            if saves:
-                self.aside(self.save, state)
-            if last:
-                self.finish(done)
-                return done
-        raise AssertionError("unreachable: a run has at least one step left")
+        params = distributed.together(
+            initial.initial_params, config.model, config.seed, config.initialise_from, config.restore, say
+        )
+        return self.built.start(params), 0
 
-    def first_step(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Report the first step at once: it compiles, so it is kept off the clock."""
-        self.report(step, metrics, batch)
-        self.monitor.start_clock(step)
+    def restore(self, say: Callable[[str], None], periodic: bool = False) -> tuple[TrainState, int]:
+        """The state of the newest good checkpoint (``periodic``: that an undisturbed run would have, too)."""
+        period = self.config.save.period
+        state, progress = self.checkpoints.restore(
+            self.built.like, only=(lambda step: step % period == 0) if periodic else None
+        )
+        step = int(state.step)
+        self.skips = Skips(self.config.data.skip_batches).plus(*progress.get("skipped", ()))
+        self.next = self.skips.batch(step)
+        self.streak, self.rollbacks = int(progress.get("streak", 0)), int(progress.get("rollbacks", 0))
+        return state, step
 
-    def aside(self, task: Callable[..., None], *args: Any) -> None:
-        """Do something that is not training; the speed shown does not count it."""
+    def save(self, state: TrainState) -> None:
+        """Save a checkpoint."""
+        progress = {
+            "seed": self.config.seed,
+            "skipped": self.skips.as_json(),
+            "streak": self.streak,
+            "rollbacks": self.rollbacks,
+        }
+        self.checkpoints.save(state, progress, self.validated)
+
+    # The loop.
+
+    def loop(self, state: TrainState, step: int) -> int:
+        """Run from ``step`` updates to the end, or to a stop; returns the updates done, which are saved."""
+        config, total = self.config, self.config.steps
+        sent: _Sent | None = None
+        compiled = False
+        while True:
+            arrived = 0  # 1: this very state is known to be that of ``step`` updates, for the first time
+            with self.goodput.spend("data"):
+                batch = self.batches.get(self.next)
+                placed = put_batch(batch, self.built.mesh)
+                flag = put_flag(self.stop.requested is not None, self.built.mesh)
+            with self.goodput.spend("compile" if not compiled else self.kind(step)):
+                state, metrics = self.built.train_step(state, placed, flag)
+                if sent is not None:
+                    step += self.report(sent, step)
+                sent, self.next = _Sent(self.next, batch, metrics), self.skips.after(self.next)
+                # What is saved or judged must be known to be good; and the first step compiles, so it is waited for.
+                if not compiled or self.stopping or step + 1 == total or self.pauses(step + 1):
+                    arrived = self.report(sent, step)
+                    step, sent = step + arrived, None
+            if not compiled:
+                compiled = True
+                self.monitor.start_clock(step)
+            if self.streak >= config.guard.skips_in_a_row:
+                state, step = self.roll_back()
+                sent = None
+                continue
+            ends = step == total or (self.stopping and sent is None)
+            if ends or (arrived and self.pauses(step)):
+                self.aside(state, step, arrived)
+            if ends:
+                self.finish(step)
+                return step
+
+    def kind(self, step: int) -> str:
+        """What the time of the update after ``step`` counts as: one that was done before is recovery."""
+        return "recovery" if step < self.goodput.furthest else "steps"
+
+    def pauses(self, done: int) -> bool:
+        """Whether something is saved or judged after so many updates."""
+        config = self.config
+        return done % config.save.period == 0 or bool(config.eval_period and done % config.eval_period == 0)
+
+    def aside(self, state: TrainState, done: int, arrived: int) -> None:
+        """What is not training: validation, then a checkpoint. The speed shown does not count it.
+
+        A state that has not just arrived (a skipped update before a stop) was validated when it did.
+        """
+        config = self.config
+        last = done == config.steps
         began = time.perf_counter()
-        task(*args)
+        self.validated = None
+        if arrived and config.eval_period and (done % config.eval_period == 0 or last):
+            with self.goodput.spend("evaluation"):
+                self.evaluate(state, done)
+        if done and (done % config.save.period == 0 or last or self.stopping):
+            with self.goodput.spend("checkpoint"):
+                self.save(state)
         self.monitor.pause(time.perf_counter() - began)
 
-    def report(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Check one step's result and log it when its turn has come."""
-        host: Metrics = jax.device_get(metrics)
+    def report(self, sent: _Sent, step: int) -> int:
+        """Check one update's result and log it when its turn has come; returns 1 if it was applied, else 0."""
+        host: Metrics = jax.device_get(sent.metrics)
+        self.stopping = self.stopping or int(host.stops) > 0
         if not host.applied:
-            self.fail(step, host, batch)
+            self.skip(sent, host, step)
+            return 0
+        self.streak = 0
+        step += 1
         self.monitor.add_tokens(float(host.tokens))
-        if step % self.config.log_period and step != self.config.steps and step != 1:
-            return
-        values: dict[str, Any] = {
-            "grad_norm": float(host.grad_norm),
-            "learning_rate": float(self.built.schedule(step - 1)),
-        }
-        if host.gates:
-            values["gates"] = nest_gates(host.gates)
-        self.monitor.train(step, float(host.loss), losses(host.towers, self.source.tasks), values)
-
-    def fail(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Save the batch that gave no finite loss or gradient, and stop; checkpoints stay as they are."""
-        path = self.run_dir / f"bad_batch_step_{step}.npz"
-        arrays = {"task": np.asarray(batch["task"])}
-        for name, tower in batch["towers"].items():
-            arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
-        aside = path.with_name(f".{path.name}")
-        with aside.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        aside.replace(path)
-        last = self.checkpoints.latest()
-        kept = f"the checkpoint of step {last} is good" if last is not None else "there is no checkpoint yet"
-        raise UserError(
-            f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: the update was not "
-            f"applied and the run stops; {kept}. Its batch is in {path}. "
-            "Lower OptimizerConfig.learning_rate or clip_norm, lengthen the warm-up, or look at that batch"
-        )
+        self.goodput.reached(step)
+        if step % self.config.log_period == 0 or step in (1, self.config.steps):
+            values: dict[str, Any] = {
+                "grad_norm": float(host.grad_norm),
+                "learning_rate": float(self.built.schedule(step - 1)),
+            }
+            if host.gates:
+                values["gates"] = nest_gates(host.gates)
+            parts = losses(host.towers, self.source.tasks)
+            self.monitor.train(step, float(host.loss), parts, values, self.goodput)
+        return 1
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Validation loss: the same formula over a fixed set of validation rows."""
@@ -224,23 +290,64 @@ class _Run:
             batch = put_batch(self.source.validation.get(index), self.built.mesh)
             sums: dict[str, Sums] = jax.device_get(self.built.eval_step(params, batch))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-        if totals is None:
-            return
-        parts = losses(totals, self.source.tasks)
-        weights = self.config.loss_weights
-        loss = math.fsum(weights.get(name, 1.0) * tower["loss"] for name, tower in parts["towers"].items())
-        self.monitor.validation(step, loss, parts)
+        if totals is not None:
+            parts = losses(totals, self.source.tasks)
+            self.validated = self.monitor.validation(step, parts, self.config.loss_weights)
 
-    def save(self, state: TrainState) -> None:
-        """Save a checkpoint."""
-        self.checkpoints.save(state, {"seed": self.config.seed, "seconds": time.perf_counter() - self.began})
+    # Bad updates.
+
+    def skip(self, sent: _Sent, metrics: Metrics, step: int) -> None:
+        """An update was not applied: leave its batch out from now on, and keep it for a look."""
+        self.skips = self.skips.plus((sent.number, sent.number + 1))
+        self.streak += 1
+        path = bad_batches.path_of(self.run_dir, sent.number)
+        if jax.process_index() == 0:
+            bad_batches.write(path, sent.batch, sent.number, step)
+        self.monitor.skipped(step, sent.number, metrics, path)
+
+    def roll_back(self) -> tuple[TrainState, int]:
+        """Too many bad updates in a row: go back to the newest checkpoint and leave out every batch since then."""
+        stop = self.skips.ranges[-1][1]  # just behind the last bad batch
+        if self.rollbacks >= self.config.guard.rollbacks:
+            self.give_up(stop - 1)
+        rollbacks = self.rollbacks + 1
+        with self.goodput.spend("recovery"):
+            self.checkpoints.wait()
+            period = self.config.save.period
+            if any(step % period == 0 for step in self.checkpoints.steps()):
+                state, step = self.restore(self.monitor.say, periodic=True)
+            else:
+                state, step = self.start(self.monitor.say)
+                self.skips = Skips(self.config.data.skip_batches)
+            self.checkpoints.discard_after(step)
+        start = self.skips.batch(step)
+        self.skips = self.skips.plus((start, stop))
+        self.next = self.skips.batch(step)
+        self.streak, self.rollbacks = 0, rollbacks
+        self.monitor.rolled_back(step, (start, stop), rollbacks)
+        return state, step
+
+    def give_up(self, number: int) -> None:
+        """Every return to a checkpoint ended in bad losses."""
+        last = self.checkpoints.latest()
+        kept = f"the checkpoint of step {last} is good" if last is not None else "there is no checkpoint yet"
+        raise UserError(
+            f"the loss stayed bad: {self.config.guard.skips_in_a_row} batches in a row, the last one {number}, after "
+            f"{self.rollbacks} returns to a checkpoint; the run stops and {kept}. "
+            f"Look at the batch with `{bad_batches.command(bad_batches.path_of(self.run_dir, number))}`, lower "
+            "OptimizerConfig.learning_rate or clip_norm, lengthen the warm-up, or leave batches out with "
+            "DataConfig.skip_batches"
+        )
 
     def finish(self, step: int) -> None:
         """Wait for the last checkpoint and say how it ended."""
-        self.checkpoints.wait()
-        seconds = duration(time.perf_counter() - self.began)
-        if self.stop.requested is not None and step < self.config.steps:
-            name = self.stop.requested.name
-            self.monitor.say(f"{name}: saved step {step} of {self.config.steps}; the same command goes on from there")
+        with self.goodput.spend("checkpoint"):
+            self.checkpoints.wait()
+        self.goodput.write()
+        left_out = f"; {len(self.skips)} batches left out" if len(self.skips) else ""
+        if step < self.config.steps:
+            asked = self.stop.requested.name if self.stop.requested is not None else "another process was stopped"
+            self.monitor.say(f"{asked}: saved step {step} of {self.config.steps}; the same command goes on from there")
         else:
-            self.monitor.say(f"{self.config.model_dir}: finished {step} steps in {seconds}")
+            self.monitor.say(f"{self.config.model_dir}: finished {step} steps{left_out}")
+        self.monitor.say(self.goodput.summary())

@@ -1,9 +1,12 @@
 """What a run tells about itself: ``metrics.jsonl``, TensorBoard, and a line on the console.
 
-``metrics.jsonl`` has one JSON object per line, ``split`` "train" or "validation":
-    step, loss, towers {name: {loss, accuracy, tokens}}, tasks {name: {loss, accuracy, tokens}}; tokens are those with a
-    loss weight. Training lines also have grad_norm, learning_rate, tokens_per_second (tokens of all towers),
-    flops_per_second, and gates {zip: {gate: [tanh(gate) per member]}} where the model has zips.
+``metrics.jsonl`` has one JSON object per line; ``split`` says of what:
+    train, validation   step, loss, towers {name: {loss, accuracy, tokens}}, tasks {name: {loss, accuracy, tokens}};
+                        tokens are those with a loss weight. Training lines also have grad_norm, learning_rate,
+                        tokens_per_second (tokens of all towers), flops_per_second, goodput (share of the run's wall
+                        time so far), and gates {zip: {gate: [tanh(gate) per member]}} where the model has zips
+    skipped             step, batch, loss, grad_norm, limit: an update that was not applied
+    rollback            step, batches [start, stop]: a return to a checkpoint, and the batches left out by it
 Losses are of that step alone, not averaged since the last line, so a resumed run writes the same values.
 """
 
@@ -18,7 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.training.step import Sums
+from zipper_jax.training import bad_batches
+from zipper_jax.training.goodput import Goodput
+from zipper_jax.training.step import Metrics, Sums
+from zipper_jax.training.times import duration
 
 PLAIN_LINE_SECONDS = 10.0
 """Without a terminal, a line is printed at most this often."""
@@ -65,11 +71,12 @@ class Monitor:
     Args:
         run_dir: The run folder.
         start: Steps done before; later lines of an earlier attempt are dropped, they will be written again.
+        batch: The next batch; what is said of this one and later ones is dropped, too.
         total: Steps in all.
         flops_per_step: Estimated arithmetic of a step.
         peak: FLOP/s of all devices together; None when unknown.
         stream: The console; None: standard error.
-        quiet: Nothing on the console (all but one process of a group).
+        silent: Nothing is written anywhere (all but one process of a group).
     """
 
     def __init__(
@@ -77,29 +84,51 @@ class Monitor:
         run_dir: Path,
         *,
         start: int,
+        batch: int = 0,
         total: int,
         flops_per_step: float,
         peak: float | None,
         stream: Any = None,
-        quiet: bool = False,
+        silent: bool = False,
     ) -> None:
-        from tensorboardX import SummaryWriter
-
         self._path = run_dir / "metrics.jsonl"
-        self._total, self._flops, self._peak, self._quiet = total, flops_per_step, peak, quiet
+        self._total, self._flops, self._peak, self._silent = total, flops_per_step, peak, silent
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._drop_lines_after(start)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._file: Any = None
+        self._board: Any = None
+        self._open(start, batch)
         self._clock_step, self._clock_tokens = start, 0.0
         self._clock = time.perf_counter()
         self._paused = 0.0
         self._printed = -math.inf
         self._width = 0
 
-    def _drop_lines_after(self, step: int) -> None:
-        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, start: int, batch: int) -> None:
+        """Open the files behind what was written up to step ``start`` and before ``batch``."""
+        if self._silent:
+            return
+        from tensorboardX import SummaryWriter
+
+        self._drop_lines_after(start, batch)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def _drop_lines_after(self, step: int, batch: int) -> None:
+        def stays(line: Mapping[str, Any]) -> bool:
+            if line["split"] == "skipped":
+                return line["batch"] < batch
+            if line["split"] == "rollback":
+                return line["batches"][1] <= batch
+            return line["step"] <= step
+
+        kept = [line for line in read_metrics(self._path.parent) if stays(line)]
         aside = self._path.with_name(f".metrics.jsonl.{os.getpid()}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         aside.replace(self._path)
@@ -116,7 +145,9 @@ class Monitor:
         """Take time that was not spent training (validation, saving) off the clock."""
         self._paused += seconds
 
-    def train(self, step: int, loss: float, parts: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    def train(
+        self, step: int, loss: float, parts: Mapping[str, Any], values: Mapping[str, Any], goodput: Goodput
+    ) -> None:
         """Log one training step.
 
         Args:
@@ -124,10 +155,12 @@ class Monitor:
             loss: What was minimised.
             parts: From :func:`losses`.
             values: grad_norm, learning_rate, and gates.
+            goodput: The run's accounts so far.
         """
         seconds = max(time.perf_counter() - self._clock - self._paused, 1e-9)
         done = step - self._clock_step
         speed = {
+            "goodput": goodput.share(),
             "tokens_per_second": self._clock_tokens / seconds if done else 0.0,
             "flops_per_second": self._flops * done / seconds,
         }
@@ -136,16 +169,45 @@ class Monitor:
             self.start_clock(step)
         record = {"split": "train", "step": step, "loss": loss, **parts, **values, **speed}
         self._write(record)
+        if self._board is not None:
+            for part, spent in goodput.seconds().items():
+                self._board.add_scalar(f"seconds/{part}", spent, step)
         self._show(self._line(record, left), last=step == self._total)
 
-    def validation(self, step: int, loss: float, parts: Mapping[str, Any]) -> None:
-        """Log one validation."""
+    def validation(self, step: int, parts: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
+        """Log one validation, given lambda per tower; returns its values by name, as in TensorBoard."""
+        loss = math.fsum(weights.get(name, 1.0) * tower["loss"] for name, tower in parts["towers"].items())
         self._write({"split": "validation", "step": step, "loss": loss, **parts})
         self.say(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
+        return dict(_scalars({"loss": loss, **parts}))
+
+    def skipped(self, step: int, batch: int, metrics: Metrics, kept: Path) -> None:
+        """Log an update that was not applied, and where its batch is kept."""
+        values = {name: float(getattr(metrics, name)) for name in ("loss", "grad_norm", "limit")}
+        # JSON has no infinities: what is not finite is kept as a word.
+        told = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._write({"split": "skipped", "step": step, "batch": batch, **told})
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        why = f"a spike above {values['limit']:.4g}" if finite else f"gradient norm {values['grad_norm']:.4g}"
+        self.say(
+            f"step {step + 1}: loss {values['loss']:.4g}, {why}: the update is not applied, batch {batch} is left out; "
+            f"look at it with `{bad_batches.command(kept)}`"
+        )
+
+    def rolled_back(self, step: int, batches: tuple[int, int], times: int) -> None:
+        """Log a return to a checkpoint; what was logged after it is dropped."""
+        self.close()
+        self._open(step, batches[1])
+        self._write({"split": "rollback", "step": step, "batches": list(batches)})
+        self.start_clock(step)
+        self.say(
+            f"too many bad updates in a row: back to step {step}, leaving out batches {batches[0]} to "
+            f"{batches[1] - 1} (return {times})"
+        )
 
     def say(self, text: str) -> None:
         """A line of its own that stays on the console."""
-        if self._quiet:
+        if self._silent:
             return
         clear = f"\r{' ' * self._width}\r" if self._live and self._width else ""
         self._width = 0
@@ -153,12 +215,16 @@ class Monitor:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._live and self._width and not self._quiet:
+        if self._live and self._width and not self._silent:
             print(file=self._stream, flush=True)
-        self._file.close()
-        self._board.close()
+            self._width = 0
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in _scalars(record):
@@ -173,11 +239,11 @@ class Monitor:
             speed = f"MFU {100 * flops / self._peak:.1f} %"
         return (
             f"step {record['step']}/{self._total}  loss {record['loss']:.4f}  {_parts(record)}  "
-            f"{rate:,.0f} tok/s  {speed}  left {duration(left)}"
+            f"{rate:,.0f} tok/s  {speed}  goodput {100 * record['goodput']:.0f} %  left {duration(left)}"
         )
 
     def _show(self, line: str, last: bool) -> None:
-        if self._quiet:
+        if self._silent:
             return
         if self._live:
             padded = line.ljust(self._width)
@@ -204,12 +270,3 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
         elif isinstance(value, int | float) and name != "step":
             found.append((f"{prefix}{name}", float(value)))
     return found
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``; ``?`` when unknown."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

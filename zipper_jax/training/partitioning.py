@@ -181,3 +181,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda at: a[at]), batch)
+
+
+def put_flag(raised: bool, mesh: Mesh) -> Any:
+    """This process's flag onto each of its devices: int32, one element per device of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    return jax.make_array_from_callback((mesh.size,), sharding, lambda at: np.full(1, raised, np.int32))

@@ -15,7 +15,7 @@ from zipper_jax.training.flops import flops_per_row, peak_flops
 from zipper_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from zipper_jax.training.partitioning import check_batch_size, make_mesh, optimizer_shardings, param_shardings
 from zipper_jax.training.state import TrainState
-from zipper_jax.training.step import make_eval_step, make_train_step
+from zipper_jax.training.step import make_eval_step, make_train_step, new_guard
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Program:
         like: The state's shapes with their shardings (nothing allocated); what a checkpoint is restored as.
         optimizer: optax transformation over the flat trainable leaves.
         schedule: Learning rate of the update after ``step`` updates.
-        train_step: ``(state, batch) -> (state, metrics)``, donating the state.
+        train_step: ``(state, batch, stop) -> (state, metrics)``, donating the state.
         eval_step: ``(params, batch) -> sums``.
         notes: Axes that are replicated because they do not divide.
         flops_per_step: Estimate, see ``flops``.
@@ -52,7 +52,9 @@ class Program:
         frozen = jax.device_put(frozen, jax.tree.map(lambda s: s.sharding, self.like.frozen))
         shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(trainable)
-        return TrainState(jax.device_put(np.int32(0), self.like.step.sharding), trainable, frozen, opt_state)
+        number = jax.device_put(np.int32(0), self.like.step.sharding)
+        guard = jax.device_put(new_guard(), jax.tree.map(lambda s: s.sharding, self.like.guard))
+        return TrainState(number, trainable, frozen, opt_state, guard)
 
 
 def build(config: TrainConfig, num_tasks: int) -> Program:
@@ -78,11 +80,13 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
     def with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
+    replicated = NamedSharding(mesh, PartitionSpec())
     like = TrainState(
-        cast(Any, jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))),
+        cast(Any, jax.ShapeDtypeStruct((), np.int32, sharding=replicated)),
         {key: with_sharding(leaf, placed[key]) for key, leaf in trainable.items()},
         {key: with_sharding(leaf, placed[key]) for key, leaf in frozen.items()},
         jax.tree.map(with_sharding, opt_shapes, opt_placed),
+        jax.tree.map(lambda leaf: with_sharding(leaf, replicated), new_guard()),
     )
     forward = partial(zipper.forward, config.model)
     train_step = make_train_step(
@@ -91,6 +95,7 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
         num_tasks=num_tasks,
         loss_weights=config.loss_weights,
         microbatches=config.microbatches,
+        guard=config.guard,
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
     )
     kinds = [peak_flops(d.device_kind) for d in mesh.devices.flat]

@@ -1,13 +1,19 @@
 """Opening a run folder: a new one is set up, an old one must hold the same run."""
 
-from collections.abc import Mapping
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import to_dict
+from zipper_jax.configs import from_dict, to_dict
 from zipper_jax.errors import UserError
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
+from zipper_jax.training.run_format import read_config, write_atomically, write_config
 from zipper_jax.vocabularies import load_vocabulary
 
 
@@ -18,12 +24,13 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {"model": model, "lengths": dict(config.data.lengths), "train": data}
 
 
-def open_run(config: TrainConfig, provenance: str = "") -> Path:
+def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], None] = lambda text: None) -> Path:
     """Create or check the run folder and write its ``config.json`` and ``vocabularies``.
 
     Args:
         config: The run.
         provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
+        say: Where changes that are allowed are told.
 
     Raises:
         UserError: The folder holds another run (the differences are named), or is no run folder and not empty; or a
@@ -32,13 +39,16 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     run_dir = Path(config.model_dir)
     new = resolved(config)
     if (run_dir / "config.json").is_file():
-        found = differences(checkpoints.read_config(run_dir), new)
+        found = differences(_completed(read_config(run_dir)), new)
         if found and checkpoints.steps(run_dir):
             listed = "\n  ".join(found[:8]) + (f"\n  and {len(found) - 8} more" if len(found) > 8 else "")
-            raise UserError(
-                f"{config.model_dir!r} holds another run; what differs:\n  {listed}\n"
-                "choose another MODEL_DIR, go back to that configuration, or remove the folder"
-            )
+            if not config.allow_changes:
+                raise UserError(
+                    f"{config.model_dir!r} holds another run; what differs:\n  {listed}\n"
+                    "choose another MODEL_DIR, go back to that configuration, remove the folder, or go on with the "
+                    "change: --gin.TrainConfig.allow_changes=True"
+                )
+            say(f"going on with another configuration (allow_changes):\n  {listed}")
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
     source = Path(config.data.folder) / "vocabularies"
@@ -46,11 +56,57 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     for modality in config.model.modalities:
         if (source / modality).is_dir():
-            checkpoints.copy_folder(source / modality, run_dir / "vocabularies" / modality)
-    checkpoints.write_config(run_dir, new)
+            copy_folder(source / modality, run_dir / "vocabularies" / modality)
+    write_config(run_dir, new)
     if provenance:
-        checkpoints.write_atomically(run_dir / "config.gin", provenance)
+        write_atomically(run_dir / "config.gin", provenance)
     return run_dir
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder alone: two processes that train into one folder would spoil it. Ends with the process.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    import fcntl
+
+    with (run_dir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"run folder {str(run_dir)!r} is in use by {holder}; wait for it, or stop it, or give another MODEL_DIR"
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def stored_config(run_dir: str | Path) -> TrainConfig:
+    """The TrainConfig of a run folder, its ``model_dir`` the folder given."""
+    stored = read_config(run_dir)
+    return replace(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}), model_dir=str(run_dir))
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder aside, then rename it into place; nothing happens when the target exists."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copytree(source, aside)
+    aside.replace(target)
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with today's fields: those it lacks have their defaults."""
+    return resolved(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}))
 
 
 def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:
@@ -60,6 +116,8 @@ def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> Non
         runs = {"MODEL_DIR": str(run_dir)}
         if place.tower in config.initialise_from:
             runs[f"initialise_from {place.tower!r}"] = config.initialise_from[place.tower]
+        if config.restore is not None:
+            runs["RestoreCheckpointConfig.path"] = config.restore.path
         for name, run in runs.items():
             there = Path(run) / "vocabularies" / modality
             if here.is_dir() and there.is_dir() and load_vocabulary(here).digest != load_vocabulary(there).digest:

@@ -14,9 +14,14 @@ class GracefulStop:
     """Context manager; inside it ``requested`` holds the first signal that came, or None.
 
     Outside the main thread Python cannot catch signals: then nothing is installed.
+
+    Args:
+        grace_seconds: So much later the process ends, whatever it is doing; 0: never.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = 0.0) -> None:
+        self._grace = grace_seconds
+        self._timer: threading.Timer | None = None
         self.requested: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -26,6 +31,8 @@ class GracefulStop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -35,3 +42,12 @@ class GracefulStop:
         self.requested = signal.Signals(number)
         # os.write: a signal may arrive inside a print, and buffered output is not reentrant.
         os.write(sys.__stderr__.fileno(), b"\nstopping: saving a checkpoint first (once more: stop at once)\n")
+        if self._grace:
+            self._timer = threading.Timer(self._grace, self._out_of_time, [number])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _out_of_time(self, number: int) -> None:
+        text = f"\nnot saved within {self._grace:g} s (grace_seconds): ending; the checkpoint before is whole\n"
+        os.write(sys.__stderr__.fileno(), text.encode())
+        os._exit(128 + number)

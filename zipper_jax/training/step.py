@@ -8,16 +8,18 @@ Axes: B rows, T slots, M microbatches, Q tasks.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.training.config import GuardConfig
 from zipper_jax.training.partition_tree import Flat, join
-from zipper_jax.training.state import TrainState
+from zipper_jax.training.state import Guard, TrainState
 
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
@@ -42,7 +44,10 @@ class Metrics(NamedTuple):
         tokens: Slots that hold a token, all towers.
         grad_norm: Global norm over the trainable leaves, before clipping.
         gates: tanh of every scalar gate after the update, by path.
-        applied: False when loss or gradient were not finite; then the state came back as it went in.
+        applied: False when loss or gradient were not finite, or the loss was a spike; then the state came back as it
+            went in.
+        limit: Above it the loss would have been a spike; infinite while there is no limit.
+        stops: How many devices' processes were asked to stop before this step.
     """
 
     loss: Float[Array, ""]
@@ -51,6 +56,32 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, ""]
     gates: Flat
     applied: Bool[Array, ""]
+    limit: Float[Array, ""]
+    stops: Int[Array, ""]
+
+
+def new_guard() -> Guard:
+    """Statistics of no loss at all."""
+    return Guard(*(cast(Any, np.zeros((), dtype)) for dtype in (np.int32, np.float32, np.float32)))
+
+
+def spike_limit(guard: Guard, config: GuardConfig) -> Float[Array, ""]:
+    """The largest loss that is no spike: mean + deviations * standard deviation, once there are enough losses.
+
+    A deviation counts as at least 1 % of the mean: a loss that has stopped moving must not make every change a spike.
+    """
+    deviation = jnp.maximum(jnp.sqrt(guard.variance), 0.01 * jnp.abs(guard.mean))
+    active = (config.spike_deviations > 0) & (guard.updates >= config.window)
+    return jnp.where(active, guard.mean + config.spike_deviations * deviation, jnp.inf)
+
+
+def observe(guard: Guard, loss: Float[Array, ""], window: int) -> Guard:
+    """The statistics with one more loss: a plain mean over the first ``window`` losses, then forgetting."""
+    updates = guard.updates + 1
+    share = 1.0 / jnp.minimum(updates, window).astype(jnp.float32)
+    mean = guard.mean + share * (loss - guard.mean)
+    variance = guard.variance + share * ((loss - guard.mean) * (loss - mean) - guard.variance)
+    return Guard(updates, mean, jnp.maximum(variance, 0.0))
 
 
 def _denominators(batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -140,9 +171,13 @@ def make_train_step(
     num_tasks: int,
     loss_weights: Mapping[str, float] | None = None,
     microbatches: int = 1,
+    guard: GuardConfig = GuardConfig(),
     state_shardings: TrainState | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled update ``(state, batch) -> (state, metrics)``; the state given is donated (do not use it again).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The compiled update ``(state, batch, stop) -> (state, metrics)``; the state given is donated.
+
+    ``stop`` (int32, one per device or a scalar) is 1 where a process was asked to stop; its sum comes back with the
+    metrics, so that every process of a group learns of it at the same step, without a message of its own.
 
     Args:
         forward: The model, see ``Forward``.
@@ -150,10 +185,11 @@ def make_train_step(
         num_tasks: Number of tasks in the mixture.
         loss_weights: lambda per tower; 1 where not named.
         microbatches: Gradient accumulation: the rows are worked off in this many parts.
+        guard: Which updates are not applied.
         state_shardings: Where the new state lies; None lets the compiler choose.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
         loss, sums, gradients = loss_and_gradients(
             forward,
             state.trainable,
@@ -165,7 +201,8 @@ def make_train_step(
         )
         grad_norm = optax.tree.norm(gradients)
         # The norm is infinite, too, when finite gradients overflow in its squares; the clip would divide by infinity.
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        limit = spike_limit(state.guard, guard)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
 
@@ -177,8 +214,9 @@ def make_train_step(
             keep(trainable, state.trainable),
             state.frozen,
             keep(opt_state, state.opt_state),
+            keep(observe(state.guard, loss, guard.window), state.guard),
         )
-        return new, Metrics(loss, sums, _tokens(batch), grad_norm, gates(new), good)
+        return new, Metrics(loss, sums, _tokens(batch), grad_norm, gates(new), good, limit, jnp.sum(stop))
 
     out = None if state_shardings is None else (state_shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out)

@@ -1,0 +1,37 @@
+"""Running tiny trainings in tests: with the console caught, the clock left out of the log, and signals on time."""
+
+import io
+import signal
+
+from zipper_jax.training import checkpoints
+from zipper_jax.training.loop import train
+from zipper_jax.training.monitor import read_metrics
+from zipper_jax.training.partition_tree import flatten
+
+SPEEDS = ("tokens_per_second", "flops_per_second", "goodput")
+
+
+def run(config, **options):
+    stream = io.StringIO()
+    return train(config, stream=stream, **options), stream.getvalue()
+
+
+def log(config) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in read_metrics(config.model_dir)]
+
+
+def params(config, step=None):
+    return flatten(checkpoints.load_params(config.model_dir, step)[1])
+
+
+class Stopping:
+    """Batches that send this process a signal when a step is asked for."""
+
+    def __init__(self, batches, step: int, number: signal.Signals):
+        self.batches, self.step, self.number = batches, step, number
+
+    def get(self, step: int):
+        if step == self.step:
+            signal.raise_signal(self.number)
+        return self.batches.get(step)

@@ -1,0 +1,337 @@
+"""Checkpoints that are damaged, old, elsewhere, or for another model. Real folders, real flipped bytes."""
+
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
+
+import zipper_jax
+from runs import log, params, run
+from zipper_jax.cli.main import main
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import ModalityConfig
+from zipper_jax.sequences import TowerBatch
+from zipper_jax.training import checkpoints, manifest
+from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
+from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.monitor import read_metrics
+from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.training.partitioning import MeshConfig
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def largest(folder: Path) -> Path:
+    """Where most of the numbers are."""
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, prepared):
+    """A run with a frozen tower and checkpoints of steps 2, 3 and 4; copy it before you break it."""
+    from zipper_jax.training.config import TrainConfig
+
+    config = TrainConfig(
+        model=zipper_model(),
+        data=DataConfig(str(prepared), "asr_tts", LENGTHS, {"asr": 1.0, "tts": 1.26}),
+        model_dir=str(tmp_path_factory.mktemp("trained") / "run"),
+        steps=4,
+        batch_size=4,
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        mesh=ONE_DEVICE,
+        log_period=1,
+        freeze=FreezeConfig(towers=("text",)),
+        save=SaveCheckpointConfig(period=1, keep=3),
+    )
+    run(config)
+    return config
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained.model_dir, tmp_path / "copy")
+    return replace(trained, model_dir=str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint32, np.bool_, "bfloat16"])
+def test_a_digest_tells_every_element_and_every_place(dtype):
+    random = np.random.default_rng(0)
+    values = jax.numpy.asarray(random.integers(0, 2, (7, 5)), dtype)
+    digest = manifest.table({"x": values})["x"]["digest"]
+    assert manifest.table({"x": values})["x"]["digest"] == digest
+    seen = {digest}
+    for place in np.ndindex(7, 5):
+        changed = values.at[place].set(1 - values[place] if dtype is not np.bool_ else ~values[place])
+        seen.add(manifest.table({"x": changed})["x"]["digest"])
+    assert len(seen) == 36
+    zeros = jax.numpy.zeros(4)
+    assert manifest.table({"x": zeros})["x"]["digest"] != manifest.table({"x": -zeros})["x"]["digest"]
+    swapped = jax.numpy.asarray([[1, 2], [3, 4]], np.float32)
+    assert manifest.table({"x": swapped})["x"]["digest"] != manifest.table({"x": swapped.T})["x"]["digest"]
+
+
+def test_a_digest_is_the_same_on_any_mesh():
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from zipper_jax.training.partitioning import make_mesh
+
+    values = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    cut = jax.device_put(values, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor")))
+    assert manifest.table({"x": cut}) == manifest.table({"x": values})
+
+
+def test_any_flipped_byte_cut_or_missing_file_is_found_and_named(copied, capsys):
+    """Every file of a step and of the frozen part in turn, at a random byte."""
+    run_dir = Path(copied.model_dir)
+    assert main(["ckpt", "verify", str(run_dir)]) == 0
+    assert capsys.readouterr().out.split("\n")[:3] == ["step 2: good", "step 3: good", "step 4: good"]
+    random = np.random.default_rng(0)
+    step = run_dir / "checkpoints" / "3"
+    files = [p for root in (step, run_dir / "frozen") for p in sorted(root.rglob("*")) if p.is_file()]
+    assert len(files) > 20
+    for path in files:
+        whole = path.read_bytes()
+        if not whole:
+            continue
+        flip(path, int(random.integers(len(whole))))
+        name = (
+            path.name
+            if path.name == manifest.FILES
+            else str(path.relative_to(step if step in path.parents else run_dir))
+        )
+        problems = checkpoints.verify(run_dir, 3, arrays=False)
+        assert any(name in p.replace(": file ", "/") for p in problems), (name, problems)
+        path.write_bytes(whole[:-1])
+        assert checkpoints.verify(run_dir, 3, arrays=False)
+        path.unlink()
+        assert checkpoints.verify(run_dir, 3, arrays=False)
+        path.write_bytes(whole)
+    assert checkpoints.verify(run_dir, 3) == []
+
+    data = largest(step / "trainable")
+    flip(data, data.stat().st_size // 2)
+    assert main(["ckpt", "verify", str(run_dir)]) == 1
+    shown = capsys.readouterr().out
+    assert "step 2: good\nstep 3: DAMAGED\n" in shown
+    assert str(data.relative_to(step)) in shown
+    assert main(["ckpt", "verify", str(run_dir), "--step", "7"]) == 2
+    assert "there are: 2, 3, 4" in capsys.readouterr().err
+
+
+def test_an_array_that_is_not_what_was_saved_is_named_though_its_file_reads_well(copied):
+    """A write that went wrong by itself: the files agree with their digests, the numbers are others."""
+    import orbax.checkpoint as ocp
+
+    folder = Path(copied.model_dir, "checkpoints", "4")
+    path = "towers/speech/final_norm/scale"
+    nested = checkpoints.orbax_trees.read_folder(folder / "trainable", None, "")
+    assert path in nested
+    nested[path] = nested[path] + np.float32(1e-6)
+    shutil.rmtree(folder / "trainable")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder / "trainable", args=ocp.args.PyTreeSave(checkpoints.unflatten(nested)))
+    manifest.seal_files(folder)
+    assert checkpoints.verify(copied.model_dir, 4, arrays=False) == []
+    assert checkpoints.verify(copied.model_dir, 4) == [f"array {path} is not what was saved"]
+    with pytest.raises(DamagedError, match=f"array {path}"):
+        checkpoints.load_params(copied.model_dir, 4)
+
+
+def test_training_goes_on_from_the_last_good_step_and_says_so(trained, copied, tmp_path):
+    damaged = Path(copied.model_dir, "checkpoints")
+    data = largest(damaged / "4" / "trainable")
+    flip(data, data.stat().st_size // 2)
+    shutil.rmtree(damaged / "3" / "optimizer")
+    longer = replace(copied, steps=6)
+    result, shown = run(longer)
+    assert result.status == "finished"
+    assert "checkpoint 4 of" in shown
+    assert "optimizer is missing" in shown
+    assert "going on from step 2, the newest good checkpoint" in shown
+    assert sorted(p.name for p in Path(copied.model_dir, "damaged").iterdir()) == ["3", "4"], "nothing is lost"
+    straight = replace(trained, model_dir=str(tmp_path / "straight"), steps=6)
+    run(straight)
+    assert log(longer) == log(straight)
+
+
+def test_loading_falls_back_with_a_warning_but_not_from_a_step_asked_for(copied):
+    data = largest(Path(copied.model_dir, "checkpoints", "4", "trainable"))
+    flip(data, data.stat().st_size // 2)
+    with pytest.warns(UserWarning, match="loading step 3"):
+        found = params(copied)
+    for key, leaf in params(copied, 3).items():
+        np.testing.assert_array_equal(found[key], leaf)
+    with pytest.raises(DamagedError, match="checkpoint 4"):
+        checkpoints.load_params(copied.model_dir, 4)
+
+
+def test_a_damaged_frozen_part_stops_the_run_and_condemns_no_step(copied):
+    data = largest(next(p for p in Path(copied.model_dir, "frozen").iterdir() if p.is_dir()))
+    flip(data, data.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"frozen part .* is damaged.*restore it from a copy"):
+        run(replace(copied, steps=6))
+    assert checkpoints.steps(copied.model_dir) == [2, 3, 4]
+
+
+def test_every_step_damaged_never_starts_over_silently(copied):
+    for step in (2, 3, 4):
+        Path(copied.model_dir, "checkpoints", str(step), "manifest", "metadata").write_text("{")
+    with pytest.raises(DamagedError, match="every checkpoint of"):
+        run(replace(copied, steps=6))
+
+
+def test_a_half_written_step_is_cleared_away(copied):
+    """What a kill in the middle of a write leaves: a folder under a temporary name; or a half deleted old step."""
+    folder = Path(copied.model_dir, "checkpoints")
+    shutil.copytree(folder / "4", folder / "5.orbax-checkpoint-tmp-123")
+    shutil.copytree(folder / "2", folder / ".trash-1")
+    assert checkpoints.steps(copied.model_dir) == [2, 3, 4]
+    run(replace(copied, steps=5))
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "5"]
+
+
+def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_losses(trained, copied):
+    elsewhere = replace(copied, mesh=MeshConfig(data=2, fsdp=2, tensor=2), steps=6)
+    run(elsewhere)
+    here = replace(trained, steps=6)
+    for a, b in zip(log(elsewhere), log(here), strict=False):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    assert checkpoints.verify(copied.model_dir, 6) == []
+
+
+def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path, capsys):
+    out = tmp_path / "exported"
+    assert main(["ckpt", "export", copied.model_dir, "--out", str(out), "--step", "3"]) == 0
+    assert main(["ckpt", "verify", str(out)]) == 0
+    assert main(["ckpt", "list", str(out)]) == 0
+    expected = params(copied, 3)
+    shutil.rmtree(copied.model_dir)
+    found = params(replace(copied, model_dir=str(out)))
+    assert found.keys() == expected.keys()
+    for key, leaf in expected.items():
+        np.testing.assert_array_equal(found[key], leaf)
+    assert not list(out.rglob("optimizer"))
+    assert zipper_jax.load(out).limits == {"text": 14, "speech": 22}
+    assert main(["ckpt", "export", str(out), "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):
+    run_dir = Path(copied.model_dir)
+    (run_dir / "frozen" / "unneeded").mkdir()
+    (run_dir / "checkpoints" / "5.orbax-checkpoint-tmp-1").mkdir()
+    assert main(["ckpt", "prune", str(run_dir), "--keep", "2", "--dry_run"]) == 0
+    assert checkpoints.steps(run_dir) == [2, 3, 4]
+    assert main(["ckpt", "prune", str(run_dir), "--keep", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"deleted {name}" in shown for name in ("checkpoints/2", "frozen/unneeded"))
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["3", "4"]
+    assert main(["ckpt", "verify", str(run_dir)]) == 0
+    assert main(["ckpt", "prune", str(run_dir), "--keep", "0"]) == 2
+
+
+def test_two_runs_never_share_a_folder(copied):
+    from zipper_jax.training.run_folder import locked
+
+    with locked(Path(copied.model_dir)), pytest.raises(UserError, match=r"in use by process \d+"):
+        run(replace(copied, steps=6))
+
+
+def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
+    """Written by the version before digests: two steps of five, and the losses which that version then logged."""
+    expected = [7.025000095367432, 6.573155403137207, 6.348919868469238]
+    with tarfile.open(Path(__file__).parent / "run_of_format_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    shutil.copytree(prepared, tmp_path / "prepared")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.verify("run", 2) == []
+    assert checkpoints.load_params("run")[1]["towers"].keys() == {"text", "speech"}
+    from zipper_jax.training.run_folder import stored_config
+
+    config = replace(stored_config("run"), steps=5)
+    assert config.save == SaveCheckpointConfig(period=2)
+    result, shown = run(config)
+    assert result.status == "finished"
+    assert "resuming after step 2" in shown
+    losses = [line["loss"] for line in read_metrics("run") if line["split"] == "train"]
+    np.testing.assert_allclose(losses[2:], expected, rtol=1e-5)  # another machine may round otherwise
+    assert json.loads(Path("run/config.json").read_text())["format_version"] == 2
+    assert main(["ckpt", "verify", "run"]) == 0
+
+
+def three_towers():
+    """The fused model with one more tower, zipped to the text."""
+    model = zipper_model()
+    extra = replace(model.zips[0], towers=("music", "text"), intervals={"text": 1, "music": 1})
+    return replace(
+        model,
+        towers={**model.towers, "music": tower(10, 2, 8)},
+        modalities={**model.modalities, "music": ModalityConfig("music", 10)},
+        zips=(*model.zips, extra),
+    )
+
+
+def test_a_model_with_more_towers_and_zips_starts_from_one_with_fewer(trained, tmp_path, monkeypatch):
+    from zipper_jax.training.initial import initial_params
+    from zipper_jax.training.partition_tree import flatten
+
+    told: list[str] = []
+    restore = RestoreCheckpointConfig(trained.model_dir, strict=False)
+    found = flatten(initial_params(three_towers(), 0, {}, restore, told.append))
+    source = params(trained)
+    assert set(source) < set(found)
+    for key, leaf in source.items():
+        np.testing.assert_array_equal(found[key], leaf)
+    assert "so random" in told[0]
+    assert "music" in told[0]
+    with pytest.raises(UserError, match=r"lacks .*music.* and \d+ more"):
+        initial_params(three_towers(), 0, {}, replace(restore, strict=True))
+
+
+def test_paths_are_assigned_by_regular_expressions(trained):
+    from zipper_jax.training.initial import initial_params
+    from zipper_jax.training.partition_tree import flatten
+
+    only_text = RestoreCheckpointConfig(
+        trained.model_dir, 3, assignment_map=((r"towers/text/(.*)", r"towers/text/\1"), (".*", None))
+    )
+    found, fresh, source = (
+        flatten(initial_params(zipper_model(), 5, {}, only_text)),
+        flatten(initial_params(zipper_model(), 5, {})),
+        params(trained, 3),
+    )
+    for key, leaf in found.items():
+        np.testing.assert_array_equal(leaf, (source if key.startswith("towers/text/") else fresh)[key])
+    with pytest.raises(UserError, match=r"towers/speech/.* has shape"):
+        initial_params(
+            zipper_model(), 0, {}, replace(only_text, assignment_map=(("towers/speech/(.*)", r"towers/text/\1"),))
+        )
+    with pytest.raises(UserError, match="assignment_map"):
+        initial_params(zipper_model(), 0, {}, replace(only_text, assignment_map=(("towers/txt/.*", None),)))
+
+
+def test_a_second_look_at_batches_survives_saving(tmp_path):
+    from zipper_jax.training import bad_batches
+
+    batch = {
+        "towers": {"text": TowerBatch(*(np.full((2, 3), n, np.float32) for n in range(6)))},
+        "task": np.array([0, 1], np.int32),
+    }
+    path = bad_batches.path_of(tmp_path, 7)
+    bad_batches.write(path, batch, 7, 5)
+    again, number, step = bad_batches.read(path)
+    assert (number, step) == (7, 5)
+    for a, b in zip(again["towers"]["text"], batch["towers"]["text"], strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,48 @@
+"""Batches whose update was not applied: kept in ``bad_batches/`` of the run folder, and looked at again on demand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.errors import UserError
+from zipper_jax.sequences import TowerBatch
+
+Batch = dict[str, Any]
+
+
+def path_of(run_dir: Path, number: int) -> Path:
+    """Where batch ``number`` is kept."""
+    return run_dir / "bad_batches" / f"batch_{number}.npz"
+
+
+def command(path: Path) -> str:
+    """The command that looks at it."""
+    return f"zipper replay {path}"
+
+
+def write(path: Path, batch: Batch, number: int, step: int) -> None:
+    """Keep a batch, its number, and how many updates were applied before it."""
+    arrays = {"task": np.asarray(batch["task"]), "number": np.int64(number), "step": np.int64(step)}
+    for name, tower in batch["towers"].items():
+        arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    aside.replace(path)
+
+
+def read(path: Path) -> tuple[Batch, int, int]:
+    """(batch, its number, updates applied before it).
+
+    Raises:
+        UserError: No such file, or not one of these.
+    """
+    try:
+        with np.load(path) as arrays:
+            names = sorted({key.split("/")[1] for key in arrays if key.startswith("towers/")})
+            towers = {n: TowerBatch(*(arrays[f"towers/{n}/{field}"] for field in TowerBatch._fields)) for n in names}
+            return {"towers": towers, "task": arrays["task"]}, int(arrays["number"]), int(arrays["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no batch that `zipper train` kept ({error}); give a bad_batches/*.npz") from None

@@ -1,0 +1,154 @@
+"""What ``zipper ckpt`` does: looking at checkpoints, proving them, copying one out, clearing up."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.errors import UserError
+from zipper_jax.training import checkpoints, manifest
+from zipper_jax.training.config import SaveCheckpointConfig
+from zipper_jax.training.frozen import TABLE
+from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.run_folder import copy_folder, locked, stored_config
+from zipper_jax.training.run_format import read_config, write_config
+
+
+def listing(run_dir: str) -> list[str]:
+    """A line per checkpoint, oldest first, and one for each frozen part and each damaged step."""
+    read_config(run_dir)
+    known, root = checkpoints.steps(run_dir), Path(run_dir)
+    config = _save_config(run_dir)
+    best = checkpoints.best_steps(run_dir, config)[:1]
+    lines = []
+    for step in known:
+        try:
+            content = checkpoints.read_manifest(run_dir, step)
+        except DamagedError as damage:
+            lines.append(f"step {step:>8}  DAMAGED: {damage.problems[0]}")
+            continue
+        folder = root / "checkpoints" / str(step)
+        value = content.get("metrics", {}).get(config.best_metric)
+        notes = [f"{config.best_metric} {value:.4f}{' (best)' if step in best else ''}"] if value is not None else []
+        skipped = content["progress"].get("skipped", [])
+        notes += [f"{sum(stop - start for start, stop in skipped)} batches left out"] if skipped else []
+        notes += [f"frozen {content['frozen'][:12]}"] if content["frozen"] else []
+        notes += ["no digests (format 1)"] if (folder / "progress").is_dir() else []
+        lines.append(f"step {step:>8}  {_size(folder):>10}  {', '.join(notes)}".rstrip())
+    for kind in ("frozen", "damaged"):
+        for folder in _folders(root / kind):
+            lines.append(f"{kind} {folder.name[:12]}  {_size(folder):>10}")
+    return lines or [f"{run_dir}: no checkpoint yet"]
+
+
+def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[int, list[str], str]]:
+    """(step, its problems, a note) of one step or of all.
+
+    Raises:
+        UserError: Not a run folder, or no such checkpoint.
+    """
+    read_config(run_dir)
+    known = checkpoints.steps(run_dir)
+    if not known or (step is not None and step not in known):
+        there = ", ".join(map(str, known)) or "none"
+        raise UserError(
+            f"{run_dir!r} has no checkpoint{'' if step is None else f' of step {step}'}; there are: {there}"
+        )
+    for one in known if step is None else [step]:
+        old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
+        yield one, checkpoints.verify(run_dir, one, arrays), "format 1 has no digests: only readable" if old else ""
+
+
+def export(run_dir: str, out: str, step: int | None = None, best: bool = False) -> int:
+    """Copy one step into a folder that needs nothing else: configuration, vocabularies, parameters, no optimizer.
+
+    The folder is a run folder, for ``zipper_jax.load`` and for ``initialise_from``. Returns the step.
+
+    Raises:
+        UserError: No such step, it is damaged, or ``out`` exists.
+    """
+    config = read_config(run_dir)
+    target = Path(out)
+    if target.exists():
+        raise UserError(f"--out {out!r} exists; give a folder that does not")
+    if best and step is not None:
+        raise UserError("give --step or --best, not both")
+    if best:
+        ranked = checkpoints.best_steps(run_dir, _save_config(run_dir))
+        if not ranked:
+            raise UserError(f"{run_dir!r} has no checkpoint with {_save_config(run_dir).best_metric!r}; give --step")
+        step = ranked[0]
+    known = checkpoints.steps(run_dir)
+    if not known or (step is not None and step not in known):
+        raise UserError(
+            f"{run_dir!r} has no checkpoint {step or ''}; there are: {', '.join(map(str, known)) or 'none'}"
+        )
+    step = known[-1] if step is None else step
+    problems = checkpoints.verify(run_dir, step)
+    if problems:
+        raise DamagedError(f"checkpoint {step} of {run_dir}", problems)
+    root, partial = Path(run_dir), target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    content = checkpoints.read_manifest(run_dir, step)
+    left_out = shutil.ignore_patterns("optimizer", "guard", manifest.FILES)
+    shutil.copytree(root / "checkpoints" / str(step), partial / "checkpoints" / str(step), ignore=left_out)
+    copied = partial / "checkpoints" / str(step)
+    if (copied / "manifest").is_dir():
+        lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
+        (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
+        manifest.seal_files(copied)
+    if content["frozen"]:
+        shutil.copytree(root / "frozen" / content["frozen"], partial / "frozen" / content["frozen"])
+        table = root / "frozen" / TABLE.format(content["frozen"])
+        if table.is_file():
+            shutil.copy(table, partial / "frozen" / table.name)
+    copy_folder(root / "vocabularies", partial / "vocabularies")
+    write_config(partial, config)
+    partial.replace(target)
+    return step
+
+
+def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) -> list[str]:
+    """Delete all but the newest ``keep`` and best ``keep_best`` steps, frozen parts that no step needs, damaged steps
+    and what broken writes left; returns a line for each.
+
+    Raises:
+        UserError: The run is being trained, or ``keep`` is below 1.
+    """
+    if keep < 1:
+        raise UserError(f"--keep={keep}: give 1 or more (to delete a whole run, delete its folder)")
+    read_config(run_dir)
+    root = Path(run_dir)
+    with locked(root):
+        known = checkpoints.steps(run_dir)
+        kept = {*known[-keep:], *checkpoints.best_steps(run_dir, _save_config(run_dir))[:keep_best]}
+        needed = {checkpoints.read_manifest(run_dir, step)["frozen"] for step in kept}
+        doomed = [root / "checkpoints" / str(step) for step in known if step not in kept]
+        doomed += [path for path in _folders(root / "checkpoints") if not path.name.isdecimal()]
+        doomed += [path for path in _folders(root / "frozen") if path.name not in needed]
+        doomed += [root / "damaged"] if (root / "damaged").is_dir() else []
+        lines = [
+            f"{'would delete' if dry_run else 'deleted'} {path.relative_to(root)} ({_size(path)})" for path in doomed
+        ]
+        for path in [] if dry_run else doomed:
+            shutil.rmtree(path)
+            path.with_name(TABLE.format(path.name)).unlink(missing_ok=True)
+    return lines or ["nothing to delete"]
+
+
+def _save_config(run_dir: str) -> SaveCheckpointConfig:
+    return stored_config(run_dir).save
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _size(folder: Path) -> str:
+    size: Any = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError

@@ -1,0 +1,131 @@
+"""A group of processes that train one model: joining it, and agreeing in it.
+
+Everything that may fail in one process alone (a folder that only one host lacks, another configuration) is done
+``together``: all processes learn of it and end with the same error, instead of one that ends and others that hang.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from zipper_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where a process stands in its group.
+
+    Attributes:
+        coordinator: ``HOST:PORT`` of the first process; ``auto``: ask the cluster (TPU pods, SLURM).
+        count: Processes in all; not for ``auto``.
+        index: This one's number, from 0; not for ``auto``.
+        heartbeat_seconds: A process that is silent for so long is taken for dead, and the others end.
+        join_seconds: How long to wait for all of them.
+    """
+
+    coordinator: str
+    count: int | None = None
+    index: int | None = None
+    heartbeat_seconds: int = 100
+    join_seconds: int = 300
+
+    def __post_init__(self) -> None:
+        if self.coordinator == "auto":
+            return
+        if self.count is None or self.index is None:
+            raise UserError("--coordinator HOST:PORT needs --process_count and --process_index")
+        if not 0 <= self.index < self.count:
+            raise UserError(f"--process_index={self.index} of --process_count={self.count}: give 0 to {self.count - 1}")
+        if ":" not in self.coordinator:
+            raise UserError(f"--coordinator={self.coordinator!r}: give HOST:PORT, or auto")
+
+
+def join(group: Group) -> None:
+    """Become part of the group; call before anything touches a device.
+
+    Raises:
+        UserError: Not every process came in time.
+    """
+    which: dict[str, Any] = {} if group.coordinator == "auto" else {
+        "coordinator_address": group.coordinator, "num_processes": group.count, "process_id": group.index,
+    }  # fmt: skip
+    try:
+        jax.distributed.initialize(
+            **which,
+            heartbeat_timeout_seconds=group.heartbeat_seconds,
+            initialization_timeout=group.join_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"process {group.index} of {group.count} could not join the group at {group.coordinator} within "
+            f"{group.join_seconds} s: {reason}; start every process with the same --coordinator and --process_count, "
+            "each with its own --process_index"
+        ) from None
+
+
+def together(task: Callable[..., T], *args: Any) -> T:
+    """``task(*args)`` in every process; when it fails with a UserError in one, all raise that error.
+
+    Every process must call it at the same place.
+    """
+    try:
+        result, text = task(*args), ""
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        result, text = None, str(error)
+    if jax.process_count() > 1:
+        said = gather(text)
+        failed = [i for i, one in enumerate(said) if one]
+        if failed:
+            which = "every process" if len(failed) == len(said) else f"process {', '.join(map(str, failed))}"
+            raise UserError(f"{which}: {said[failed[0]]}")
+    return result  # type: ignore[return-value]
+
+
+def require_same(content: dict[str, Any], what: str) -> None:
+    """UserError naming the first value in which a process differs from process 0."""
+    if jax.process_count() == 1:
+        return
+    said = [json.loads(text) for text in gather(json.dumps(content, sort_keys=True))]
+    for index, other in enumerate(said):
+        found = _difference("", said[0], other)
+        if found:
+            raise UserError(f"process {index} has another {what} than process 0: {found}; start all with the same")
+
+
+def gather(text: str) -> list[str]:
+    """What every process says, in order. Any length."""
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
+    padded = np.zeros(max(int(lengths.max()), 1), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def barrier(name: str) -> None:
+    """Return once every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _difference(path: str, a: Any, b: Any) -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(set(a) | set(b)):
+            found = _difference(f"{path}.{key}" if path else key, a.get(key), b.get(key))
+            if found:
+                return found
+        return ""
+    return "" if a == b else f"{path}: {b!r}, not {a!r}"

@@ -1,0 +1,87 @@
+"""Orbax, as far as we use it: reading flat trees onto devices or onto the host, every failure named.
+
+Everything is restored from the shapes stored beside it, in the dtype it was stored in. TensorFlow is never imported
+(``flax.training.checkpoints`` would).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from zipper_jax.errors import UserError
+from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.partition_tree import Flat, flatten
+
+# What Orbax and TensorStore raise on files that are cut, changed or missing: nothing narrower is promised by either.
+READ_ERRORS = (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError)
+
+
+def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat:
+    """The flat tree that Orbax saved in ``folder``.
+
+    Args:
+        folder: Absolute.
+        like: Leaves with ``shape``, ``dtype`` and ``sharding`` to place them by; None: numpy arrays on the host.
+        what: Names it in errors.
+
+    Raises:
+        DamagedError: It cannot be read.
+        UserError: Other paths or shapes than those of ``like``.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        stored = handler.metadata(epath.Path(folder)).tree
+        shapes = flatten(stored)
+        if like is not None:
+            check_same(shapes, like, what)
+        return flatten(handler.restore(epath.Path(folder), args=_restore_args(stored, shapes, like)))
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        raise DamagedError(what, [f"{folder.name}: {_first_line(error)}"]) from error
+    finally:
+        handler.close()
+
+
+def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """UserError naming the first difference between two flat trees' paths and shapes."""
+    missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    if missing or extra:
+        lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
+        has = f"has {extra[0]} and {len(extra) - 1} more that the model does not want" if extra else ""
+        raise UserError(f"{what} {' and '.join(filter(None, (lacks, has)))}; model or freeze rules changed since")
+    for key in wanted:
+        if tuple(stored[key].shape) != tuple(wanted[key].shape):
+            raise UserError(
+                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model wants {tuple(wanted[key].shape)}"
+            )
+
+
+def _restore_args(stored: Any, shapes: Flat, like: Mapping[str, Any] | None) -> ocp.args.PyTreeRestore:
+    if like is None:
+        return ocp.args.PyTreeRestore(
+            stored, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        )
+
+    def placed(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:  # nested as it is stored
+        tree: dict[str, Any] = {}
+        for name, child in node.items():
+            path = f"{prefix}{name}"
+            if isinstance(child, Mapping):
+                tree[name] = placed(child, f"{path}/")
+            else:
+                leaf, dtype = like[path], shapes[path].dtype
+                tree[name] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        return tree
+
+    tree = placed(stored, "")
+    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,111 @@
+"""A bad batch, looked at again with the very parameters that met it.
+
+Axes: B rows, T slots.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.training import bad_batches, checkpoints, data_source, initial, program, run_folder
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.partitioning import put_batch
+from zipper_jax.training.skips import Skips
+from zipper_jax.training.state import TrainState
+from zipper_jax.training.step import loss_and_gradients, spike_limit
+
+
+def replay(path: Path, rows: int = 8) -> Iterator[str]:
+    """Lines that tell what the batch in ``path`` does to the state that met it.
+
+    Raises:
+        UserError: The file is no kept batch, or the run's checkpoints or data are gone.
+    """
+    batch, number, step = bad_batches.read(path)
+    run_dir = path.absolute().parent.parent
+    config = run_folder.stored_config(run_dir)
+    source = data_source.open_data(config)
+    built = program.build(config, len(source.tasks))
+    state, skips = _state_before(config, built, run_dir, number, step)
+    start = int(state.step)
+    yield f"{path.name}: batch {number}, met after {step} updates; from the state of step {start}"
+    following = skips.batch(start)
+    while int(state.step) < step:
+        if following >= number:
+            raise UserError(f"{path}: its run was trained on other data or with another configuration since")
+        state, _ = built.train_step(state, put_batch(source.batches.get(following), built.mesh))
+        following = skips.after(following)
+    yield from _anatomy(config, built, state, batch, source.tasks, rows)
+
+
+def _state_before(
+    config: TrainConfig, built: program.Program, run_dir: Path, number: int, step: int
+) -> tuple[TrainState, Skips]:
+    """The newest stored state that came before batch ``number``, and the batches that were left out on the way."""
+    always = Skips(config.data.skip_batches)
+    for candidate in reversed(checkpoints.steps(run_dir)):
+        skips = always.plus(*checkpoints.read_manifest(run_dir, candidate)["progress"].get("skipped", ()))
+        if candidate <= step and skips.batch(candidate) <= number:
+            state, _ = checkpoints.restore_step(run_dir, built.like, candidate)
+            return state, skips.plus(*_bad_numbers(run_dir))
+    try:
+        params = initial.initial_params(config.model, config.seed, config.initialise_from, config.restore)
+    except UserError as error:
+        raise UserError(f"no checkpoint of {run_dir} is older than batch {number}, and: {error}") from None
+    return built.start(params), always.plus(*_bad_numbers(run_dir))
+
+
+def _bad_numbers(run_dir: Path) -> list[tuple[int, int]]:
+    """The batches that were skipped one by one: their updates were not applied on the way here either."""
+    kept = (path.stem.removeprefix("batch_") for path in (run_dir / "bad_batches").glob("batch_*.npz"))
+    return [(int(number), int(number) + 1) for number in kept]
+
+
+def _anatomy(
+    config: TrainConfig, built: program.Program, state: TrainState, batch: Any, tasks: tuple[str, ...], rows: int
+) -> Iterator[str]:
+    placed = put_batch(batch, built.mesh)
+    forward = partial(zipper.forward, config.model)
+
+    def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:
+        loss, _, gradients = loss_and_gradients(
+            forward, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=config.loss_weights
+        )
+        logits = forward(state.params, batch["towers"])
+        nll = {
+            name: jnp.sum(cross_entropy(logits[name], tower.targets, tower.weights)[0], axis=1)
+            for name, tower in batch["towers"].items()
+        }
+        norms = {key: jnp.linalg.norm(leaf.ravel()) for key, leaf in gradients.items()}
+        return loss, nll, norms, spike_limit(state.guard, config.guard)
+
+    loss, nll, norms, limit = jax.device_get(jax.jit(measure)(state, placed))
+    known = f" (a spike above {float(limit):.4g})" if math.isfinite(float(limit)) else ""
+    yield f"loss {float(loss):.6g}{known}, gradient norm {math.hypot(*map(float, norms.values())):.6g}"
+    for name, tower in sorted(batch["towers"].items()):
+        weight = float(np.sum(tower.weights))
+        yield f"tower {name}: loss {float(np.sum(nll[name])) / max(weight, 1e-9):.6g} over weight {weight:g}"
+    worst = sorted(
+        ((float(values[row]), name, row) for name, values in nll.items() for row in range(len(values))),
+        key=lambda item: (math.isfinite(item[0]), -item[0] if math.isfinite(item[0]) else 0.0),
+    )
+    for value, name, row in worst[:rows]:
+        tower = batch["towers"][name]
+        weights = float(np.sum(tower.weights[row]))
+        if weights or not math.isfinite(value):
+            task = tasks[int(batch["task"][row])]
+            yield f"row {row} ({task}), tower {name}: summed loss {value:.6g} over weight {weights:g}"
+    broken = [key for key, norm in norms.items() if not math.isfinite(float(norm))]
+    if broken:
+        yield f"gradients not finite: {len(broken)} of {len(norms)} leaves, first {broken[0]}"
+    for key in sorted((k for k in norms if k not in broken), key=lambda k: -float(norms[k]))[:5]:
+        yield f"gradient norm {float(norms[key]):.4g}  {key}"
