@@ -1,6 +1,6 @@
-"""Prints README.md's table of figures from a results.json that `zipper eval` wrote.
+"""Prints README.md's table of figures from files that `zipper eval` wrote, two columns for each.
 
-python benchmarks/smoke_table.py benchmarks/results/smoke.json
+python benchmarks/smoke_table.py benchmarks/results/smoke.json benchmarks/results/smoke_long.json
 """
 
 import json
@@ -19,18 +19,25 @@ ROWS = (
 JUDGE = ("tts_wer_gold_units", "tts_wer_raw_audio", "judge_wer_reversed", "judge_wer_noise")
 
 
-def table(results: dict) -> str:
-    """Markdown: word error rates in per cent, Zipper beside Single Decoder."""
+def table(runs: dict[str, dict]) -> str:
+    """Markdown: word error rates in per cent, Zipper beside Single Decoder, for each named run."""
 
-    def cell(key: str) -> str:
+    def cell(results: dict, key: str) -> str:
         return f"{100 * results[key]:.1f}" if key in results else "–"
 
-    lines = ["| word error rate, % | Zipper | Single Decoder |", "|---|---:|---:|"]
-    lines += [f"| {name} | {cell(key)} | {cell('single_decoder_' + key)} |" for name, key in ROWS]
-    gold, raw, reverse, noise = (cell(key) for key in JUDGE)
-    lines += ["", f"The judge itself: gold units {gold}, raw audio {raw}, reversed audio {reverse}, noise {noise}."]
+    heads = [f"{model}, {name}" for name in runs for model in ("Zipper", "Single Decoder")]
+    lines = [f"| word error rate, % | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for title, key in ROWS:
+        cells = [cell(results, prefix + key) for results in runs.values() for prefix in ("", "single_decoder_")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    for name, results in runs.items():
+        gold, raw, reverse, noise = (cell(results, key) for key in JUDGE)
+        lines += [
+            "",
+            f"The judge, {name}: gold units {gold}, raw audio {raw}, reversed audio {reverse}, noise {noise}.",
+        ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    print(table({Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:]}))

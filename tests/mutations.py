@@ -34,6 +34,8 @@ ZIPPER, CACHE, GENERATE = "models/zipper.py", "decoding/cache.py", "decoding/gen
 BLOCK, VISIBLE, ATTEND = "models/zip_block.py", "models/visibility.py", "ops/interval_attention.py"
 FORWARD, DECODING = "tests/models/test_zipper.py", "tests/decoding/test_generate.py"
 EQUATIONS = f"{FORWARD} -k equations"
+LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "training/checkpoints.py"
+GUARD = "tests/training/test_guard.py"
 CAUSAL = f"{FORWARD} -k changes_nothing_before"
 
 MUTATIONS = (
@@ -291,6 +293,78 @@ MUTATIONS = (
         "jnp.iinfo(jnp.int32).max",
         "length + 1",
         "tests/models/test_visibility.py -k chosen",
+    ),
+    # rule 6: a run that was disturbed
+    Mutation(
+        "6",
+        "a run forgets on resuming which batches it left out",
+        LOOP,
+        'Skips(self.config.data.skip_batches).plus(*progress.get("skipped", ()))',
+        "Skips(self.config.data.skip_batches)",
+        f"{GUARD} -k stopped_among",
+    ),
+    Mutation(
+        "6", "a run returns to a step saved on a signal", LOOP, ", periodic=True)", ")", f"{GUARD} -k stopped_among"
+    ),
+    Mutation(
+        "6",
+        "a run counts a skipped batch as an update",
+        STEP,
+        "state.step + good.astype(jnp.int32)",
+        "state.step + 1",
+        f"{GUARD} -k bad_batch_is_left_out",
+    ),
+    Mutation(
+        "6", "a run applies a bad update", STEP, "jnp.where(good, n, o)", "n", f"{GUARD} -k bad_batch_is_left_out"
+    ),
+    Mutation(
+        "6",
+        "a run forgets on resuming how its losses were spread",
+        CHECKPOINTS,
+        'if item not in content["arrays"]:',
+        'if item not in content["arrays"] or item == "guard":',
+        f"{GUARD} -k resumed_run_tells_spikes",
+    ),
+    Mutation(
+        "6",
+        "a run resumes one batch late",
+        LOOP,
+        "        self.next = self.skips.batch(step)\n        self.streak, self.rollbacks = int(",
+        "        self.next = self.skips.batch(step + 1)\n        self.streak, self.rollbacks = int(",
+        "tests/training/test_kill.py -k three",
+    ),
+    Mutation(
+        "6",
+        "a run starts a fresh optimizer on resuming",
+        CHECKPOINTS,
+        'if item not in content["arrays"]:',
+        'if item not in content["arrays"] or item == "optimizer":',
+        "tests/training/test_kill.py -k three",
+    ),
+    Mutation(
+        "6",
+        "a restored array is believed",
+        CHECKPOINTS,
+        "    if stored is not None:\n",
+        "    if stored is None:\n",
+        "tests/training/test_checkpoints.py -k named_though",
+    ),
+    Mutation(
+        "6",
+        "a digest does not see where an element lies",
+        "training/manifest.py",
+        "_mix(bits ^ _mix(index + jnp.uint32(lane)))",
+        "_mix(bits ^ jnp.uint32(lane))",
+        "tests/training/test_checkpoints.py -k digest_tells",
+    ),
+    # rule 3: what is frozen
+    Mutation(
+        "3",
+        "a frozen tower's embedding is trained",
+        "training/partition_tree.py",
+        'path.startswith(f"towers/{t}/")',
+        'path.startswith(f"towers/{t}/blocks/")',
+        "tests/training/test_loop.py -k fusion",
     ),
     # the paper's equations, the record, arithmetic
     Mutation(

@@ -13,6 +13,7 @@ from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConf
 from zipper_jax.training.config import (
     DataConfig,
     GuardConfig,
+    InferEvalConfig,
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
     TrainConfig,
@@ -35,6 +36,7 @@ CONFIGURABLES = (
     SaveCheckpointConfig,
     RestoreCheckpointConfig,
     GuardConfig,
+    InferEvalConfig,
     TrainConfig,
 )
 

@@ -132,6 +132,18 @@ def test_a_spike_is_skipped_and_its_batch_counts_as_left_out(guarded):
     assert not [line for line in log(other) if line["split"] == "skipped"]
 
 
+def test_a_resumed_run_tells_spikes_as_the_undisturbed_one_does(guarded):
+    """The statistics are part of the state."""
+    strict = replace(guarded, guard=GuardConfig(spike_deviations=0.5, window=2, skips_in_a_row=100))
+    straight = replace(strict, model_dir=strict.model_dir + "_straight")
+    run(straight)
+    assert any(line["split"] == "skipped" and line["step"] >= 5 for line in log(straight))
+    run(strict, wrap_batches=lambda batches: Stopping(batches, 4, signal.SIGINT))
+    result, _ = run(strict)
+    assert result.status == "finished"
+    assert log(strict) == log(straight)
+
+
 def test_spike_statistics_are_those_of_their_definition():
     random = np.random.default_rng(0)
     losses = random.normal(3.0, 0.2, 40).astype(np.float32)

@@ -61,9 +61,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
                 args.coordinator, args.process_count, args.process_index, args.heartbeat_seconds, args.join_seconds
             )
         )
+    from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
 
-    result = train(config, provenance=text, began=began)
+    result = train(config, provenance=text, infer=in_loop.make(config), began=began)
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code

@@ -27,6 +27,7 @@ from zipper_jax.configs import closest
 from zipper_jax.data import prepared
 from zipper_jax.data.mixtures import PAPER_RATES
 from zipper_jax.errors import UserError
+from zipper_jax.evaluation.metrics import METRICS
 from zipper_jax.sequences import TEMPLATES
 from zipper_jax.vocabularies import Vocabulary
 
@@ -122,7 +123,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
                 modality: seqio.Feature(SeqioVocabulary(vocabularies[modality]), add_eos=False, dtype=tf.int32)
                 for modality in modalities
             },
-            metric_fns=[],
+            metric_fns=list(METRICS.get(task, ())),
         )
     for mixture, rates in MIXTURES.items():
         if set(rates) <= set(names):

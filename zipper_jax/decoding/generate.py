@@ -51,7 +51,7 @@ class Generator:
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self._feed = jax.jit(partial(_feed, config), static_argnames=("tower",), donate_argnums=(1,))
         self._decode = jax.jit(
-            partial(_decode_span, config), static_argnames=("place", "limit", "sampling"), donate_argnums=(1,)
+            partial(decode_span, config), static_argnames=("place", "limit", "sampling"), donate_argnums=(1,)
         )
         self._beam = jax.jit(partial(beam_span, config), static_argnames=("place", "limit", "beams", "length_penalty"))
 
@@ -163,7 +163,7 @@ def _feed(config, params, cache, tokens, counts, *, tower):
     return advance(config, params, cache, tower, tokens, counts)[1]
 
 
-def _decode_span(config, params, cache, keys, *, place: Place, limit: int, sampling: SamplingConfig):
+def decode_span(config, params, cache, keys, *, place: Place, limit: int, sampling: SamplingConfig):
     """Begin token, then tokens until each row's end token has itself been fed. All rows step together."""
     rows = keys.shape[0]
     allowed = allowed_tokens(config, place)

@@ -108,6 +108,28 @@ class RestoreCheckpointConfig:
 
 
 @dataclass(frozen=True)
+class InferEvalConfig:
+    """Decoding of validation examples inside the training loop (t5x's inference evaluation).
+
+    Attributes:
+        period: Steps between two of them, a multiple of ``TrainConfig.eval_period``; 0: none.
+        examples: So many of each task, the first ones of its validation rows.
+        metrics: Task to metric functions, as ``package.module:function`` with seqio's signature ``(targets,
+            predictions) -> {name: number}``; for ``asr`` and ``tts`` there are some without naming any.
+    """
+
+    period: int = 0
+    examples: int = 32
+    metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.period < 0 or self.examples < 1:
+            raise UserError(
+                f"InferEvalConfig: period={self.period}, examples={self.examples}: give 0 or more, and 1 or more"
+            )
+
+
+@dataclass(frozen=True)
 class GuardConfig:
     """What happens to an update that would spoil the run.
 
@@ -160,6 +182,7 @@ class TrainConfig:
         log_period: Steps between lines of metrics.
         eval_period: Steps between validation losses; 0: never.
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
+        infer_eval: Decoding of validation examples, by which metrics.
         allow_changes: Go on in a run folder although model, data or objective differ from what it holds.
     """
 
@@ -181,6 +204,7 @@ class TrainConfig:
     log_period: int = 10
     eval_period: int = 0
     eval_batches: int = 8
+    infer_eval: InferEvalConfig = field(default_factory=InferEvalConfig)
     allow_changes: bool = False
 
     def __post_init__(self) -> None:
@@ -195,6 +219,11 @@ class TrainConfig:
             raise UserError(
                 f"SaveCheckpointConfig.keep_best={self.save.keep_best} needs a validation wherever a step is saved: "
                 f"make SaveCheckpointConfig.period={self.save.period} a multiple of TrainConfig.eval_period="
+                f"{self.eval_period} (above 0)"
+            )
+        if self.infer_eval.period and (not self.eval_period or self.infer_eval.period % self.eval_period):
+            raise UserError(
+                f"InferEvalConfig.period={self.infer_eval.period} must be a multiple of TrainConfig.eval_period="
                 f"{self.eval_period} (above 0)"
             )
         if self.restore is not None and self.initialise_from:
@@ -212,7 +241,7 @@ class TrainConfig:
 
 
 RESUME_MAY_CHANGE = frozenset(
-    {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches",
+    {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches", "infer_eval",
      "initialise_from", "restore", "allow_changes"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.

@@ -5,6 +5,9 @@ Everything that may fail in one process alone (a folder that only one host lacks
 """
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,25 +52,39 @@ class Group:
 def join(group: Group) -> None:
     """Become part of the group; call before anything touches a device.
 
+    When not every process comes in time, this one ends with status 1 and says so.
+
     Raises:
-        UserError: Not every process came in time.
+        UserError: The address or the cluster does not fit.
     """
     which: dict[str, Any] = {} if group.coordinator == "auto" else {
         "coordinator_address": group.coordinator, "num_processes": group.count, "process_id": group.index,
     }  # fmt: skip
+    # Past its own time limit JAX aborts the process with a stack trace: ours comes first.
+    late = threading.Timer(group.join_seconds, _too_late, [group])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **which,
             heartbeat_timeout_seconds=group.heartbeat_seconds,
-            initialization_timeout=group.join_seconds,
+            initialization_timeout=group.join_seconds + 60,
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"process {group.index} of {group.count} could not join the group at {group.coordinator} within "
-            f"{group.join_seconds} s: {reason}; start every process with the same --coordinator and --process_count, "
-            "each with its own --process_index"
-        ) from None
+        raise UserError(f"the group at {group.coordinator} cannot be joined: {reason}") from None
+    finally:
+        late.cancel()
+
+
+def _too_late(group: Group) -> None:
+    text = (
+        f"error: process {group.index} of {group.count} waited {group.join_seconds} s for the others at "
+        f"{group.coordinator}; start every process with the same --coordinator and --process_count, each with its own "
+        "--process_index (--join_seconds waits longer)\n"
+    )
+    os.write(sys.__stderr__.fileno(), text.encode())
+    os._exit(1)
 
 
 def together(task: Callable[..., T], *args: Any) -> T:

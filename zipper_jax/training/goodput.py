@@ -26,17 +26,19 @@ class Goodput:
     Args:
         path: ``goodput.json``; None: nothing is kept (all but one process of a group).
         began: ``time.perf_counter()`` when the process began its work.
+        furthest: Updates that earlier attempts are known to have done; doing them again is recovery.
     """
 
-    def __init__(self, path: Path | None, began: float) -> None:
+    def __init__(self, path: Path | None, began: float, furthest: int = 0) -> None:
         self._path, self._began, self._written = path, began, began
         before = _read(path)
         self._before = {part: float(before.get("seconds", {}).get(part, 0.0)) for part in PARTS}
         self._now = dict.fromkeys(PARTS, 0.0)
         self._inner = 0.0
-        self.furthest = int(before.get("furthest", 0))
+        self.furthest = max(furthest, int(before.get("furthest", 0)))
         self.attempts = int(before.get("attempts", 0)) + 1
         self._now["start"] = time.perf_counter() - began
+        self.write()
 
     @contextmanager
     def spend(self, part: str) -> Iterator[None]:

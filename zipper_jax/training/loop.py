@@ -24,7 +24,7 @@ from zipper_jax.training import bad_batches, data_source, distributed, initial, 
 from zipper_jax.training.checkpoints import Checkpoints
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
-from zipper_jax.training.monitor import Monitor, losses, nest_gates
+from zipper_jax.training.monitor import Monitor, losses, nest_gates, read_metrics
 from zipper_jax.training.partitioning import put_batch, put_flag
 from zipper_jax.training.signals import GracefulStop
 from zipper_jax.training.skips import Skips
@@ -62,6 +62,7 @@ def train(
     provenance: str = "",
     stream: Any = None,
     wrap_batches: Callable[[Batches], Batches] | None = None,
+    infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None = None,
     began: float | None = None,
 ) -> TrainResult:
     """Train until ``config.steps``, resuming from the newest good checkpoint in ``config.model_dir``.
@@ -73,6 +74,7 @@ def train(
         provenance: gin text to keep beside ``config.json``.
         stream: Where progress is shown; None: standard error.
         wrap_batches: Sees the batches before the loop does (experiments, tests).
+        infer: Scores parameters by decoding, task -> metric -> value (``evaluation.in_loop.make``).
         began: ``time.perf_counter()`` when the process began; None: now.
 
     Raises:
@@ -95,8 +97,9 @@ def train(
         source = distributed.together(data_source.open_data, config)
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
         built = distributed.together(program.build, config, len(source.tasks))
-        goodput = Goodput(run_dir / "goodput.json" if first else None, began)
-        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput)
+        furthest = max((line["step"] for line in read_metrics(run_dir) if line["split"] == "train"), default=0)
+        goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
+        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore(notes.append) if done is not None else run.start(notes.append)
         with Monitor(
@@ -157,9 +160,10 @@ class _Run:
         checkpoints: Checkpoints,
         stop: GracefulStop,
         goodput: Goodput,
+        infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None,
     ) -> None:
         self.config, self.run_dir, self.source, self.batches, self.built = config, run_dir, source, batches, built
-        self.checkpoints, self.stop, self.goodput = checkpoints, stop, goodput
+        self.checkpoints, self.stop, self.goodput, self.infer = checkpoints, stop, goodput, infer
         self.skips = Skips(config.data.skip_batches)
         self.next = self.skips.batch(0)
         self.streak = self.rollbacks = 0
@@ -293,6 +297,10 @@ class _Run:
         if totals is not None:
             parts = losses(totals, self.source.tasks)
             self.validated = self.monitor.validation(step, parts, self.config.loss_weights)
+        period = self.config.infer_eval.period
+        if self.infer is not None and period and (step % period == 0 or step == self.config.steps):
+            scores = self.monitor.inference(step, self.infer(params))
+            self.validated = {**(self.validated or {}), **scores}
 
     # Bad updates.
 

@@ -5,6 +5,7 @@
                         tokens are those with a loss weight. Training lines also have grad_norm, learning_rate,
                         tokens_per_second (tokens of all towers), flops_per_second, goodput (share of the run's wall
                         time so far), and gates {zip: {gate: [tanh(gate) per member]}} where the model has zips
+    inference           step, tasks {name: {metric: value}}: scores of decoded validation examples
     skipped             step, batch, loss, grad_norm, limit: an update that was not applied
     rollback            step, batches [start, stop]: a return to a checkpoint, and the batches left out by it
 Losses are of that step alone, not averaged since the last line, so a resumed run writes the same values.
@@ -25,6 +26,9 @@ from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.step import Metrics, Sums
 from zipper_jax.training.times import duration
+
+TENSORBOARD = {"validation": "training_eval", "inference": "inference_eval"}
+"""Splits under t5x's names there: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""
 
 PLAIN_LINE_SECONDS = 10.0
 """Without a terminal, a line is printed at most this often."""
@@ -181,6 +185,13 @@ class Monitor:
         self.say(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
         return dict(_scalars({"loss": loss, **parts}))
 
+    def inference(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Log scores of decoded output, task -> metric -> value; returns them by name, ``inference/TASK/METRIC``."""
+        self._write({"split": "inference", "step": step, "tasks": scores})
+        flat = dict(_scalars(scores))
+        self.say(f"step {step}  decoded  " + "  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
+        return {f"inference/{name}": value for name, value in flat.items()}
+
     def skipped(self, step: int, batch: int, metrics: Metrics, kept: Path) -> None:
         """Log an update that was not applied, and where its batch is kept."""
         values = {name: float(getattr(metrics, name)) for name in ("loss", "grad_norm", "limit")}
@@ -227,8 +238,9 @@ class Monitor:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        prefix = TENSORBOARD.get(record["split"], record["split"])
         for name, value in _scalars(record):
-            self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
+            self._board.add_scalar(f"{prefix}/{name.removeprefix('tasks/')}", value, record["step"])
         self._board.flush()
 
     def _line(self, record: Mapping[str, Any], left: float) -> str:

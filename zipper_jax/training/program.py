@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.config import TrainConfig
@@ -71,6 +72,11 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
     check_batch_size(config.batch_size, config.microbatches, mesh)
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     idle = jax.device_count() - mesh.size
+    if idle and jax.process_count() > 1:
+        raise UserError(
+            f"the mesh takes {mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes: every "
+            "process must have its share; give MeshConfig sizes whose product is the number of devices"
+        )
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
     placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh.rules)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)

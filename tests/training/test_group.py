@@ -1,0 +1,69 @@
+"""Several processes that train one model: the same batches and losses, and errors that all of them tell."""
+
+import random
+import subprocess
+
+import numpy as np
+import pytest
+from killing import Job
+
+from zipper_jax.errors import UserError
+from zipper_jax.training.distributed import Group
+
+
+def losses(job: Job) -> list[float]:
+    return [line["loss"] for line in job.lines() if line["split"] == "train"]
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_compute_the_same_losses(prepared, tmp_path):
+    """Four devices each time. In one process XLA adds the devices' gradients in another order than gloo does."""
+    runs = [
+        Job(tmp_path, f"of_{count}", prepared, 20, (f"--processes={count}", "--restarts=0"), devices=4 // count)
+        for count in (1, 2, 4)
+    ]
+    for job in runs:
+        assert job.finish() == 0, job.said()
+    for job in runs[1:]:
+        np.testing.assert_allclose(losses(job), losses(runs[0]), rtol=1e-6)
+    again = Job(tmp_path, "again", prepared, 20, ("--processes=4", "--restarts=0"))
+    assert again.finish() == 0
+    assert losses(again) == losses(runs[2]), "the same program: bitwise"
+
+
+def port() -> int:
+    return random.SystemRandom().randint(20_000, 50_000)
+
+
+def test_processes_that_disagree_are_told_in_what(prepared, tmp_path):
+    """Two runs of one group, each with its own BATCH_SIZE: both end with the same error before anything is written."""
+    jobs = [Job(tmp_path, "run", prepared, 5, bindings=(f"--gin.BATCH_SIZE={size}",)) for size in (4, 8)]
+    where = f"--coordinator=127.0.0.1:{port()}"
+    started: list[subprocess.Popen] = []
+    for index, job in enumerate(jobs):
+        job.output = tmp_path / f"{index}.out"
+        started.append(job.start(where, "--process_count=2", f"--process_index={index}", "--heartbeat_seconds=10"))
+    assert [process.wait(timeout=120) for process in started] == [2, 2]
+    for job in jobs:
+        assert "process 1 has another configuration than process 0: train.batch_size: 8, not 4" in job.said()
+    assert not jobs[0].run_dir.exists()
+
+
+def test_a_process_that_does_not_come_is_missed(prepared, tmp_path):
+    job = Job(tmp_path, "run", prepared, 5)
+    status = job.finish(
+        f"--coordinator=127.0.0.1:{port()}", "--process_count=2", "--process_index=0", "--join_seconds=5"
+    )
+    assert status == 1, job.said()
+    assert "process 0 of 2 waited 5 s for the others" in job.said()
+    assert not job.run_dir.exists()
+
+
+def test_a_place_in_the_group_must_be_complete():
+    with pytest.raises(UserError, match="needs --process_count and --process_index"):
+        Group("127.0.0.1:1")
+    with pytest.raises(UserError, match="give 0 to 3"):
+        Group("127.0.0.1:1", 4, 4)
+    with pytest.raises(UserError, match="HOST:PORT"):
+        Group("somewhere", 4, 0)
+    assert Group("auto").count is None

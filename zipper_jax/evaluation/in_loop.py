@@ -1,0 +1,86 @@
+"""Decoding inside the training loop: greedy output for a few validation examples, scored by seqio-style metrics.
+
+Every prompt is an example of the packed validation rows without its last span, which is what must come out.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.decoding.generate import Generator
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.metrics import METRICS, find
+from zipper_jax.sequences import Example
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.data_source import open_layout
+from zipper_jax.vocabularies import load_vocabulary
+
+Scores = dict[str, dict[str, float]]
+"""task -> metric -> value."""
+
+
+def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
+    """What ``InferEvalConfig`` asks for, as a function of the parameters; None when it asks for nothing.
+
+    Raises:
+        UserError: A task without validation rows or metrics, a metric that cannot be imported, several processes.
+    """
+    wanted = config.infer_eval
+    if not wanted.period:
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            "InferEvalConfig.period: decoding in the training loop works in one process (any number of devices); "
+            "set it to 0 here and use `zipper eval` on the run's checkpoints"
+        )
+    functions = {task: METRICS.get(task, ()) for task in config.data.tasks}
+    functions |= {task: tuple(map(find, names)) for task, names in wanted.metrics.items()}
+    functions = {task: fns for task, fns in functions.items() if fns}
+    if not functions:
+        raise UserError(
+            f"InferEvalConfig: no metric is known for {', '.join(config.data.tasks)}; name some in "
+            "InferEvalConfig.metrics, e.g. {'mytask': ('mypackage.metrics:bleu',)}"
+        )
+    examples = {task: _examples(config, task, wanted.examples) for task in functions}
+    layout = open_layout(config)
+    folder = Path(config.data.folder) / "vocabularies"
+    vocabularies = {modality: load_vocabulary(folder / modality) for modality in layout}
+    limits = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
+    generator: list[Generator] = []  # made once there are parameters, then kept: it holds the compiled programs
+
+    def evaluate(params: Mapping[str, Any]) -> Scores:
+        generator[:] = [
+            generator[0].with_params(dict(params)) if generator else Generator(config.model, dict(params), layout)
+        ]
+        scores: Scores = {}
+        for task, chosen in examples.items():
+            modality = chosen[0][-1].modality
+            given = [[(span.modality, span.tokens) for span in example[:-1]] for example in chosen]
+            rows = generator[0](given, (modality,), limits)
+            decode = vocabularies[modality].decode
+            targets = [decode(example[-1].tokens) for example in chosen]
+            predictions = [decode(row[0].tokens) for row in rows]
+            scores[task] = {}
+            for function in functions[task]:
+                for name, value in function(targets, predictions).items():
+                    scalar: Any = getattr(value, "value", value)  # a number, or seqio's Scalar
+                    scores[task][name] = float(scalar)
+        return scores
+
+    return evaluate
+
+
+def _examples(config: TrainConfig, task: str, count: int) -> list[Example]:
+    folder = Path(config.data.folder) / "rows" / task / "validation"
+    if not folder.is_dir():
+        raise UserError(f"InferEvalConfig.metrics: task {task!r} has no validation rows in {config.data.folder!r}")
+    store = RowStore(folder)
+    found: list[Example] = []
+    for index in range(len(store)):
+        found += store.row(index)
+        if len(found) >= count:
+            break
+    return found[:count]
