@@ -1,6 +1,5 @@
 """Our models under google-research/t5x's own ``t5x.train``. Needs t5x, which is on no package index.
 
-
 t5x asks a model for parameter pytrees only, so this is thin: `ZipperModel` gives it ours with their logical axes,
 `packed_rows` gives it our batches. gin/t5x/fuse.gin shows both. What t5x does its own way: the optimizer keeps state
 for frozen leaves too (their gradient is zero), the loss is that of each microbatch by itself, and a resumed run
@@ -38,8 +37,11 @@ from zipper_jax.sequences import Layout, TowerBatch, make_layout
 from zipper_jax.training.partition_tree import FreezeConfig, flatten, join_flat, split, unflatten
 from zipper_jax.vocabularies import load_vocabulary
 
+UNNAMED = "unnamed"
+"""Name of an axis without one: t5x wants a name for each."""
+
 Params = Any
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 """``{"TOWER/FIELD": [B, T]}`` with the fields of `TowerBatch`."""
 
 
@@ -83,7 +85,7 @@ class ZipperModel(t5x_models.BaseModel):
         del rng, input_shapes, input_types
         params = flatten(zipper.init_params(self.config, self._seed))
         axes = flatten(zipper.param_axes(self.config))
-        named = {f"{path}_axes": AxisMetadata(tuple(axes[path])) for path in params}
+        named = {f"{path}_axes": AxisMetadata(tuple(name or UNNAMED for name in axes[path])) for path in params}
         return freeze_dict({"params": unflatten(params), "params_axes": unflatten(named)})
 
     def loss_fn(self, params: Params, batch: Batch, dropout_rng: Any = None) -> tuple[Float[Array, ""], dict[str, Any]]:
@@ -206,6 +208,20 @@ def packed_rows(
     mixture = RowMixture(stores, shares, int(cfg.seed or 0))
     rows = batches(mixture, _layout(config, folder), dict(cfg.task_feature_lengths), cfg.batch_size)
     return PackedRows(rows, cfg.batch_size, shard_id, num_shards)
+
+
+def factor_rules() -> dict[str, str]:
+    """How t5x's Adafactor factors our axes: over input and output features, never over layers or zips."""
+    rules = dict.fromkeys(("vocab", "heads", "kv_heads", "head_size", "mlp", "projection_out"), "col")
+    rules |= dict.fromkeys(("embed", "projection"), "row")
+    return {**rules, "layers": "batch", "zips": "batch", UNNAMED: "none"}
+
+
+def axis_rules() -> list[tuple[str, str | None]]:
+    """Our axes on t5x's mesh: batch rows over ``data``, heads, hidden features and vocabulary over ``model``."""
+    cut = ("vocab", "heads", "kv_heads", "mlp", "projection_out")
+    whole = ("embed", "head_size", "layers", "zips", "projection", UNNAMED)
+    return [("batch", "data"), *((name, "model") for name in cut), *((name, None) for name in whole)]
 
 
 def _layout(config: ZipperConfig, folder: str) -> Layout:
