@@ -33,5 +33,6 @@ class Stopping:
 
     def get(self, step: int):
         if step == self.step:
+            self.step = -1  # once: a second signal ends the process, and a batch may be asked for twice
             signal.raise_signal(self.number)
         return self.batches.get(step)

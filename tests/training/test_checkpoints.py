@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +189,12 @@ def test_a_damaged_frozen_part_stops_the_run_and_condemns_no_step(copied):
 def test_every_step_damaged_never_starts_over_silently(copied):
     for step in (2, 3, 4):
         Path(copied.model_dir, "checkpoints", str(step), "manifest", "metadata").write_text("{")
-    with pytest.raises(DamagedError, match="every checkpoint of"):
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="every checkpoint of"):
+            run(replace(copied, steps=6))
+    assert checkpoints.steps(copied.model_dir) == [2, 3, 4], "nothing was moved"
+    (Path(copied.model_dir) / "checkpoints").rename(Path(copied.model_dir) / "damaged")
+    with pytest.raises(UserError, match="does not start over by itself"):
         run(replace(copied, steps=6))
 
 
@@ -223,6 +229,8 @@ def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path
     for key, leaf in expected.items():
         np.testing.assert_array_equal(found[key], leaf)
     assert not list(out.rglob("optimizer"))
+    with pytest.raises(UserError, match="exported without its optimizer"):
+        run(replace(copied, model_dir=str(out), steps=6))
     assert zipper_jax.load(out).limits == {"text": 14, "speech": 22}
     assert main(["ckpt", "export", str(out), "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
@@ -245,8 +253,52 @@ def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):
 def test_two_runs_never_share_a_folder(copied):
     from zipper_jax.training.run_folder import locked
 
+    before = Path(copied.model_dir, "config.json").read_bytes()
     with locked(Path(copied.model_dir)), pytest.raises(UserError, match=r"in use by process \d+"):
-        run(replace(copied, steps=6))
+        run(replace(copied, steps=6, seed=7, allow_changes=True))
+    assert Path(copied.model_dir, "config.json").read_bytes() == before, "the one that holds it is not disturbed"
+
+
+def test_a_kill_while_the_folder_is_set_up_does_no_harm(copied, tmp_path):
+    """Config written, vocabularies not yet; and what a torn write leaves behind."""
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / ".config.json.123").write_text("{")
+    (new / ".lock").touch()
+    run(replace(copied, model_dir=str(new), steps=1))
+    shutil.rmtree(new / "checkpoints")
+    shutil.rmtree(new / "vocabularies")
+    run(replace(copied, model_dir=str(new), steps=1))
+    assert sorted(p.name for p in (new / "vocabularies").iterdir()) == ["speech", "text"]
+
+
+def test_saving_without_a_background_thread(copied):
+    config = replace(copied, steps=6, save=SaveCheckpointConfig(period=1, keep=2, asynchronous=False))
+    run(config)
+    assert checkpoints.steps(copied.model_dir) == [5, 6]
+    assert checkpoints.verify(copied.model_dir, 6, arrays=False) == []
+
+
+def test_the_newest_step_is_sealed_soon_and_good_before_that(copied):
+    """What a kill right behind a save leaves: arrays are proven, files are not sealed yet."""
+    Path(copied.model_dir, "checkpoints", "4", manifest.FILES).unlink()
+    assert checkpoints.verify(copied.model_dir, 4) == []
+    assert checkpoints.verify(copied.model_dir, 4, arrays=False) == ["files.json is missing"]
+    sealed = []
+
+    class Watching:
+        def __init__(self, batches):
+            self.batches = batches
+
+        def get(self, step):
+            time.sleep(0.3)  # a step long enough for the writer
+            sealed.append(
+                [s for s in checkpoints.steps(copied.model_dir) if not checkpoints.verify(copied.model_dir, s, False)]
+            )
+            return self.batches.get(step)
+
+    run(replace(copied, steps=16, save=SaveCheckpointConfig(period=5)), wrap_batches=Watching)
+    assert 5 in sealed[-3], "while training goes on, not at the next save"
 
 
 def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
@@ -324,14 +376,15 @@ def test_paths_are_assigned_by_regular_expressions(trained):
 
 def test_a_second_look_at_batches_survives_saving(tmp_path):
     from zipper_jax.training import bad_batches
+    from zipper_jax.training.skips import Skips
 
     batch = {
         "towers": {"text": TowerBatch(*(np.full((2, 3), n, np.float32) for n in range(6)))},
         "task": np.array([0, 1], np.int32),
     }
     path = bad_batches.path_of(tmp_path, 7)
-    bad_batches.write(path, batch, 7, 5)
-    again, number, step = bad_batches.read(path)
-    assert (number, step) == (7, 5)
+    bad_batches.write(path, batch, 7, 5, Skips([(1, 3)]))
+    again, number, step, skips = bad_batches.read(path)
+    assert (number, step, skips.ranges) == (7, 5, ((1, 3),))
     for a, b in zip(again["towers"]["text"], batch["towers"]["text"], strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,6 +1,7 @@
 """Updates that would spoil a run: skipped, and after too many the run goes back; all of it as exact as the rest."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_a_bad_batch_is_left_out_as_if_it_were_not_in_the_data(guarded):
     assert (result.status, result.step) == ("finished", 9)
     assert "batch 4 is left out" in shown
     assert "1 batches left out" in shown
+    assert checkpoints.steps(guarded.model_dir) == [6, 9], "a skipped batch is no update"
     told = [line for line in log(guarded) if line["split"] == "skipped"]
     assert [(line["step"], line["batch"]) for line in told] == [(4, 4)]
     other = skipping(guarded, (4, 5))
@@ -87,6 +89,22 @@ def test_too_many_bad_batches_in_a_row_roll_the_run_back(guarded):
     assert (progress["skipped"], progress["rollbacks"]) == ([[3, 8]], 1)
 
 
+def test_a_return_leaves_batches_to_come_alone(guarded):
+    """Ranges that are configured far ahead are none of its business."""
+    config = replace(guarded, data=replace(guarded.data, skip_batches=((100, 110),)))
+    _, shown = run(config, wrap_batches=poisoned(5, 6, 7))
+    assert "leaving out batches 3 to 7" in shown
+
+
+def test_a_return_goes_to_a_step_that_was_periodic_when_it_was_saved(guarded):
+    """Another period since then, or a pruned folder, must not send it back to the start."""
+    run(replace(guarded, steps=6))
+    longer = replace(guarded, save=SaveCheckpointConfig(period=20))
+    _, shown = run(longer, wrap_batches=poisoned(6, 7, 8))
+    assert "back to step 6, leaving out batches 6 to 8" in shown
+    assert 6 in checkpoints.steps(guarded.model_dir)
+
+
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(guarded):
     result, shown = run(guarded, wrap_batches=poisoned(0, 1, 2))
     assert result.status == "finished"
@@ -96,10 +114,13 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(guarded):
     assert_same_run(guarded, other)
 
 
-@pytest.mark.parametrize("stop_at", [4, 6, 7, 9])
-def test_a_run_stopped_among_bad_batches_goes_on_like_the_undisturbed_one(guarded, stop_at):
+@pytest.mark.parametrize(
+    ("numbers", "stop_at"),
+    [((5, 6, 7), 4), ((5, 6, 7), 6), ((5, 6, 7), 7), ((5, 6, 7), 9), ((4, 5), 4), ((4, 5), 5), ((4, 5), 6)],
+)
+def test_a_run_stopped_among_bad_batches_goes_on_like_the_undisturbed_one(guarded, numbers, stop_at):
     """Also when the stop saved a step that the undisturbed run has not: a return does not go there."""
-    numbers = (5, 6, 7)
+    guarded = replace(guarded, guard=GuardConfig(skips_in_a_row=len(numbers)))
     straight = replace(guarded, model_dir=guarded.model_dir + "_straight")
     run(straight, wrap_batches=poisoned(*numbers))
     result, _ = run(
@@ -197,6 +218,29 @@ def test_best_checkpoints_stay(text_run):
     assert checkpoints.steps(config.model_dir) == sorted({*best, 8})
     with pytest.raises(UserError, match="keep_best=1 needs a validation"):
         text_run(eval_period=2, save=SaveCheckpointConfig(period=3, keep_best=1))
+
+
+def test_replay_after_a_return_knows_what_was_left_out(guarded, capsys):
+    """The return is in no checkpoint yet when the next bad batch comes."""
+    run(guarded, wrap_batches=poisoned(5, 6, 7, 9))
+    told = next(line for line in read_metrics(guarded.model_dir) if line["split"] == "skipped" and line["batch"] == 9)
+    assert told["step"] == 4
+    for step in (6, 9):
+        shutil.rmtree(Path(guarded.model_dir, "checkpoints", str(step)), ignore_errors=True)
+    assert main(["replay", f"{guarded.model_dir}/bad_batches/batch_9.npz"]) == 0
+    shown = capsys.readouterr().out
+    assert "met after 4 updates" in shown
+    assert "loss nan" in shown or "loss inf" in shown
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
+    from zipper_jax.training import manifest
+
+    for step, loss in ((1, float("nan")), (2, 0.5), (3, 0.4)):
+        folder = tmp_path / "checkpoints" / str(step) / "manifest"
+        folder.mkdir(parents=True)
+        (folder / "metadata").write_text(json.dumps(manifest.sealed({"metrics": {"loss": loss}})))
+    assert checkpoints.best_steps(tmp_path, SaveCheckpointConfig()) == [3, 2]
 
 
 def test_metrics_lines_are_json_for_any_loss(guarded):

@@ -85,9 +85,10 @@ def test_loss_and_scores_are_ours(prepared):
     ours, batch = model(prepared), rows(prepared).get(0)
     params = jax.tree.map(jnp.asarray, zipper.init_params(zipper_model(), 0))
     loss, metrics = ours.loss_fn(params, flat_batch(batch))
-    logits = zipper.forward(zipper_model(), params, jax.tree.map(jnp.asarray, batch["towers"]))
+    towers = jax.tree.map(jnp.asarray, batch["towers"])
+    logits = zipper.forward(zipper_model(), params, towers)
     want, scores = 0.0, np.zeros(8)
-    for name, tower in batch["towers"].items():
+    for name, tower in towers.items():
         nll = np.asarray(cross_entropy(logits[name], tower.targets, tower.weights)[0], np.float64)
         want += nll.sum() / tower.weights.sum()
         scores -= nll.sum(axis=1)

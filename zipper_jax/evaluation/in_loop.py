@@ -83,4 +83,6 @@ def _examples(config: TrainConfig, task: str, count: int) -> list[Example]:
         found += store.row(index)
         if len(found) >= count:
             break
+    if not found:
+        raise UserError(f"InferEvalConfig: the validation rows of task {task!r} are empty")
     return found[:count]

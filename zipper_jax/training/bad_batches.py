@@ -7,6 +7,7 @@ import numpy as np
 
 from zipper_jax.errors import UserError
 from zipper_jax.sequences import TowerBatch
+from zipper_jax.training.skips import Skips
 
 Batch = dict[str, Any]
 
@@ -21,9 +22,10 @@ def command(path: Path) -> str:
     return f"zipper replay {path}"
 
 
-def write(path: Path, batch: Batch, number: int, step: int) -> None:
-    """Keep a batch, its number, and how many updates were applied before it."""
+def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> None:
+    """Keep a batch, its number, how many updates were applied before it, and what was left out until then."""
     arrays = {"task": np.asarray(batch["task"]), "number": np.int64(number), "step": np.int64(step)}
+    arrays["skipped"] = np.array(skips.as_json(), np.int64).reshape(-1, 2)
     for name, tower in batch["towers"].items():
         arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
     path.parent.mkdir(exist_ok=True)
@@ -33,8 +35,8 @@ def write(path: Path, batch: Batch, number: int, step: int) -> None:
     aside.replace(path)
 
 
-def read(path: Path) -> tuple[Batch, int, int]:
-    """(batch, its number, updates applied before it).
+def read(path: Path) -> tuple[Batch, int, int, Skips]:
+    """(batch, its number, updates applied before it, what was left out until then).
 
     Raises:
         UserError: No such file, or not one of these.
@@ -43,6 +45,11 @@ def read(path: Path) -> tuple[Batch, int, int]:
         with np.load(path) as arrays:
             names = sorted({key.split("/")[1] for key in arrays if key.startswith("towers/")})
             towers = {n: TowerBatch(*(arrays[f"towers/{n}/{field}"] for field in TowerBatch._fields)) for n in names}
-            return {"towers": towers, "task": arrays["task"]}, int(arrays["number"]), int(arrays["step"])
+            return (
+                {"towers": towers, "task": arrays["task"]},
+                int(arrays["number"]),
+                int(arrays["step"]),
+                Skips(arrays["skipped"].tolist()),
+            )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no batch that `zipper train` kept ({error}); give a bad_batches/*.npz") from None

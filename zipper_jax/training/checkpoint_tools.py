@@ -57,7 +57,9 @@ def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[i
         )
     for one in known if step is None else [step]:
         old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
-        yield one, checkpoints.verify(run_dir, one, arrays), "format 1 has no digests: only readable" if old else ""
+        unsealed = not old and not manifest.is_sealed(Path(run_dir) / "checkpoints" / str(one))
+        note = "format 1 has no digests: only readable" if old else "its files are not sealed yet" if unsealed else ""
+        yield one, checkpoints.verify(run_dir, one, arrays), note
 
 
 def export(run_dir: str, out: str, step: int | None = None, best: bool = False) -> int:
@@ -122,7 +124,11 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
     root = Path(run_dir)
     with locked(root):
         known = checkpoints.steps(run_dir)
-        kept = {*known[-keep:], *checkpoints.best_steps(run_dir, _save_config(run_dir))[:keep_best]}
+        good = [step for step in known if not checkpoints.verify(run_dir, step)]
+        if not good:
+            raise DamagedError(f"every checkpoint of {run_dir}", ["nothing is deleted; see `zipper ckpt verify`"])
+        best = [step for step in checkpoints.best_steps(run_dir, _save_config(run_dir)) if step in good]
+        kept = {*good[-keep:], *best[:keep_best]}
         needed = {checkpoints.read_manifest(run_dir, step)["frozen"] for step in kept}
         doomed = [root / "checkpoints" / str(step) for step in known if step not in kept]
         doomed += [path for path in _folders(root / "checkpoints") if not path.name.isdecimal()]
@@ -132,7 +138,10 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
             f"{'would delete' if dry_run else 'deleted'} {path.relative_to(root)} ({_size(path)})" for path in doomed
         ]
         for path in [] if dry_run else doomed:
-            shutil.rmtree(path)
+            if path.parent.name == "checkpoints" and path.name.isdecimal():
+                checkpoints.delete_step(root, int(path.name))
+            else:
+                shutil.rmtree(path)
             path.with_name(TABLE.format(path.name)).unlink(missing_ok=True)
     return lines or ["nothing to delete"]
 

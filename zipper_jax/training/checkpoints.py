@@ -15,9 +15,10 @@ its manifest: every restore checks that, and a run goes on from the newest good 
 """
 
 import json
+import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # deleting is ours: see _tidy
             enable_async_checkpointing=config.asynchronous,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._tidy),
             cleanup_tmp_directories=True,
         )
         handlers: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler() for item in ARRAYS}
         handlers["manifest"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
-        self._tidying = threading.Lock()
+        self._untidy = False  # a step was saved since the last tidying
+        self._tidying: threading.Thread | None = None
         self._frozen: str | None = None
         self._last: int | None = None  # the step that was saved or restored last
         if jax.process_index() == 0:
@@ -98,11 +99,29 @@ class Checkpoints:
     def wait(self) -> None:
         """Return once everything saved so far is on disk."""
         self._manager.wait_until_finished()
-        self._tidy()
+        self.poll()
+        if self._tidying is not None:
+            self._tidying.join()
+        distributed.barrier("checkpoints are on disk")
+
+    def poll(self) -> None:
+        """Once the step being written is on disk, tidy up in the background; cheap, call it often."""
+        if not self._untidy or self._manager.is_saving_in_progress():
+            return
+        if self._tidying is not None and self._tidying.is_alive():
+            return
+        self._untidy = False
+        if jax.process_index() == 0:
+            self._tidying = threading.Thread(target=self._tidy, name="tidy checkpoints")
+            self._tidying.start()
 
     def steps(self) -> list[int]:
-        """Complete steps, oldest first."""
-        return steps(self.run_dir)
+        """Complete steps, oldest first, as the first process sees them: every process must see the same."""
+        return distributed.from_first(steps(self.run_dir))
+
+    def periodic_steps(self) -> list[int]:
+        """Those that were saved because their turn had come, not on a signal."""
+        return distributed.from_first([step for step in steps(self.run_dir) if _is_periodic(self.run_dir, step)])
 
     def latest(self) -> int | None:
         """The newest complete step."""
@@ -111,9 +130,9 @@ class Checkpoints:
     def discard_after(self, step: int) -> None:
         """Delete the steps behind one to which the run has gone back: it will reach them again, on other batches."""
         if jax.process_index() == 0:
-            for later in self.steps():
+            for later in steps(self.run_dir):
                 if later > step:
-                    self._delete(later)
+                    delete_step(self.run_dir, later)
         distributed.barrier(f"discard after {step}")
         self._manager.reload()
         self._last = step
@@ -136,6 +155,7 @@ class Checkpoints:
         content = {
             "step": step,
             "frozen": self._frozen,
+            "periodic": step % self._config.period == 0,
             "progress": dict(progress),
             "metrics": dict(metrics or {}),
             "arrays": {item: manifest.table(flat) for item, flat in items.items()},
@@ -147,9 +167,10 @@ class Checkpoints:
                 **{item: ocp.args.PyTreeSave(unflatten(flat)) for item, flat in items.items()},
             ),
         )
+        self._untidy = True
 
     def restore(
-        self, like: TrainState, step: int | None = None, only: Callable[[int], bool] | None = None
+        self, like: TrainState, step: int | None = None, only: Sequence[int] | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
         """The state at a step and its progress, placed as ``like`` is.
 
@@ -165,17 +186,21 @@ class Checkpoints:
         if step is not None:
             return restore_step(self.run_dir, like, step)
         problems = []
-        for candidate in reversed(_require_any(self.run_dir)):
-            if only is not None and not only(candidate):
-                continue
+        known = self.steps()
+        if not known:
+            _require_any(self.run_dir)
+        damaged = []
+        for candidate in reversed(known if only is None else only):
             try:
                 found = restore_step(self.run_dir, like, candidate)
             except FrozenDamagedError:
                 raise  # not this step's fault
             except DamagedError as damage:
                 problems.append(f"step {candidate}: {damage.problems[0]}")
-                self._say(f"{damage}; it is moved to {self._set_aside(candidate)}")
+                damaged.append((candidate, str(damage)))
                 continue
+            for bad, told in damaged:  # only now: if none is good, nothing is moved and nothing starts over
+                self._say(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
             if problems:
                 self._say(f"going on from step {candidate}, the newest good checkpoint")
             name = read_manifest(self.run_dir, candidate)["frozen"]
@@ -196,34 +221,40 @@ class Checkpoints:
         return target
 
     def _tidy(self) -> None:
-        """Write ``files.json`` of the steps that have none, delete those that need not stay. Orbax calls it, too, when
-        a step is on disk."""
-        if jax.process_index() != 0:
-            return
-        with self._tidying:
-            known = self.steps()
-            for step in known:
-                folder = self._folder / str(step)
-                if (folder / "manifest").is_dir() and not manifest.is_sealed(folder):
-                    manifest.seal_files(folder)
-            for step in set(known) - self._kept(known):
-                self._delete(step)
+        """Write ``files.json`` of the steps that have none, then delete those that need not stay."""
+        known = steps(self.run_dir)
+        for step in known:
+            folder = self._folder / str(step)
+            if (folder / "manifest").is_dir() and not manifest.is_sealed(folder):
+                manifest.seal_files(folder)
+        for step in set(known) - self._kept(known):
+            delete_step(self.run_dir, step)
 
     def _kept(self, known: list[int]) -> set[int]:
         """The newest ``keep`` steps, the ``keep_best`` best, and the newest periodic one."""
         config = self._config
         kept = set(known if config.keep is None else known[-config.keep :])
         # A return from bad losses goes to a step that an undisturbed run has, too: not to one saved on a signal.
-        kept |= set([step for step in known if step % config.period == 0][-1:])
+        kept |= set([step for step in known if _is_periodic(self.run_dir, step)][-1:])
         if config.keep_best:
             kept |= set(best_steps(self.run_dir, config)[: config.keep_best])
         return kept
 
-    def _delete(self, step: int) -> None:
-        """Rename, then delete: a kill in between must not leave half a step that looks whole."""
-        aside = self._folder / f"{TRASH}{step}"
-        (self._folder / str(step)).replace(aside)
-        shutil.rmtree(aside)
+
+def delete_step(run_dir: str | Path, step: int) -> None:
+    """Rename, then delete: a kill in between must not leave half a step that looks whole."""
+    folder = Path(run_dir) / "checkpoints"
+    aside = folder / f"{TRASH}{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (folder / str(step)).replace(aside)
+    shutil.rmtree(aside)
+
+
+def _is_periodic(run_dir: str | Path, step: int) -> bool:
+    try:
+        return bool(read_manifest(run_dir, step).get("periodic", True))
+    except DamagedError:
+        return False
 
 
 def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
@@ -234,7 +265,7 @@ def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
             value = read_manifest(run_dir, step).get("metrics", {}).get(config.best_metric)
         except DamagedError:
             continue
-        if value is not None:
+        if value is not None and math.isfinite(value):
             found.append((value if config.best_mode == "min" else -value, step))
     return [step for _, step in sorted(found)]
 
@@ -244,7 +275,7 @@ def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mappin
     what = f"checkpoint {folder.name} of {folder.parent.parent}"
     if not (folder / item).is_dir():
         raise DamagedError(what, [f"{item} is missing"])
-    found = orbax_trees.read_folder(folder / item, like, f"{item} of {what}")
+    found = distributed.together(orbax_trees.read_folder, folder / item, like, f"{item} of {what}")
     stored = content["arrays"][item]
     if stored is not None:
         manifest.check_arrays(found, stored, what)
@@ -295,12 +326,13 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
     Args:
         run_dir: The run folder.
         step: Which.
-        arrays: Also read each array back and compare its digest; else only the files are looked at.
+        arrays: Also read each array back and compare its digest; else only the files are looked at. A step that was
+            not sealed before a kill has its arrays' digests only, which is then no problem.
     """
     run_dir = Path(run_dir).absolute()
     folder = run_dir / "checkpoints" / str(step)
     old = (folder / "progress").is_dir()
-    problems = [] if old else manifest.check_files(folder)
+    problems = [] if old or (arrays and not manifest.is_sealed(folder)) else manifest.check_files(folder)
     try:
         content = read_manifest(run_dir, step)
     except DamagedError as damage:
@@ -323,11 +355,16 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
 def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     """The state at a step and its progress, placed as ``like`` is; see :meth:`Checkpoints.restore`."""
     run_dir = Path(run_dir).absolute()
-    content = read_manifest(run_dir, _require(run_dir, step))
+    content = distributed.together(read_manifest, run_dir, _require(run_dir, step))
     frozen = read_frozen(run_dir, content["frozen"], like.frozen)
     restored: dict[str, Flat] = {}
     for item, wanted in _items(like).items():
-        if item not in content["arrays"]:  # an older format
+        if item not in content["arrays"]:
+            if item == "optimizer":
+                raise UserError(
+                    f"checkpoint {step} of {run_dir} was exported without its optimizer: training cannot go on in it; "
+                    "start another run from it with TrainConfig.initialise_from or RestoreCheckpointConfig.path"
+                )
             restored[item] = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in wanted.items()}
             continue
         found = _read_item(run_dir / "checkpoints" / str(step), item, content, wanted)

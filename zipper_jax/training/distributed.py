@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from zipper_jax.errors import UserError
+from zipper_jax.training.manifest import DamagedError
 
 T = TypeVar("T")
 
@@ -52,14 +53,13 @@ class Group:
 def join(group: Group) -> None:
     """Become part of the group; call before anything touches a device.
 
-    When not every process comes in time, this one ends with status 1 and says so.
-
-    Raises:
-        UserError: The address or the cluster does not fit.
+    When that fails, or not every process comes in time, this one says so and ends with status 1.
     """
     which: dict[str, Any] = {} if group.coordinator == "auto" else {
         "coordinator_address": group.coordinator, "num_processes": group.count, "process_id": group.index,
     }  # fmt: skip
+    # JAX would catch SIGTERM itself and do nothing but tell Orbax; stopping is the loop's business.
+    jax.config.update("jax_enable_preemption_service", False)
     # Past its own time limit JAX aborts the process with a stack trace: ours comes first.
     late = threading.Timer(group.join_seconds, _too_late, [group])
     late.daemon = True
@@ -72,7 +72,9 @@ def join(group: Group) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the group at {group.coordinator} cannot be joined: {reason}") from None
+        # Not a user error: with another port, or once a peer is back, it may well work, so a launcher tries again.
+        print(f"error: the group at {group.coordinator} cannot be joined: {reason}", file=sys.stderr)
+        raise SystemExit(1) from None
     finally:
         late.cancel()
 
@@ -88,23 +90,35 @@ def _too_late(group: Group) -> None:
 
 
 def together(task: Callable[..., T], *args: Any) -> T:
-    """``task(*args)`` in every process; when it fails with a UserError in one, all raise that error.
+    """``task(*args)`` in every process; when it fails in one, all raise (DamagedError where something is damaged).
 
     Every process must call it at the same place.
     """
+    if jax.process_count() == 1:
+        return task(*args)
+    mine: Exception | None = None
+    result: Any = None
     try:
-        result, text = task(*args), ""
-    except UserError as error:
-        if jax.process_count() == 1:
-            raise
-        result, text = None, str(error)
-    if jax.process_count() > 1:
-        said = gather(text)
-        failed = [i for i, one in enumerate(said) if one]
-        if failed:
-            which = "every process" if len(failed) == len(said) else f"process {', '.join(map(str, failed))}"
-            raise UserError(f"{which}: {said[failed[0]]}")
-    return result  # type: ignore[return-value]
+        result = task(*args)
+    except Exception as error:
+        mine = error
+    told = {"error": str(mine) or type(mine).__name__, "problems": getattr(mine, "problems", None)} if mine else None
+    said = [json.loads(text) for text in gather(json.dumps(told))]
+    failed = [index for index, one in enumerate(said) if one]
+    if failed:
+        if mine is not None and not isinstance(mine, UserError):
+            raise mine  # its traceback is worth more
+        first = said[failed[0]]
+        which = "every process" if len(failed) == len(said) else f"process {', '.join(map(str, failed))}"
+        if any(said[index]["problems"] for index in failed):
+            raise DamagedError(f"what {which} reads", next(said[i]["problems"] for i in failed if said[i]["problems"]))
+        raise UserError(f"{which}: {first['error']}")
+    return result
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 has there, in every process; a JSON value."""
+    return value if jax.process_count() == 1 else json.loads(gather(json.dumps(value))[0])
 
 
 def require_same(content: dict[str, Any], what: str) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from zipper_jax.training import manifest, orbax_trees
+from zipper_jax.training import distributed, manifest, orbax_trees
 from zipper_jax.training.partition_tree import Flat, unflatten
 from zipper_jax.training.run_format import write_atomically
 
@@ -31,7 +30,7 @@ def write_frozen(run_dir: Path, frozen: Flat) -> str:
     arrays = manifest.table(frozen)
     name = manifest.name_of(arrays)
     folder = run_dir / "frozen" / name
-    if not _seen_by_the_first_process(folder):  # Orbax writes aside and renames: a folder that exists is complete
+    if not distributed.from_first(folder.is_dir()):  # Orbax writes aside and renames: a folder that exists is complete
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
     if jax.process_index() == 0 and not (has_digests(run_dir, name) and manifest.is_sealed(folder)):
@@ -54,7 +53,7 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
     if not folder.is_dir():
         raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
     try:
-        frozen = orbax_trees.read_folder(folder, like, what)
+        frozen = distributed.together(orbax_trees.read_folder, folder, like, what)
         table = folder.parent / TABLE.format(name)
         if table.is_file() and manifest.name_of(manifest.table(frozen)) != name:
             stored = json.loads(table.read_text(encoding="utf-8"))
@@ -93,13 +92,3 @@ def check_frozen_files(run_dir: Path, name: str) -> list[str]:
 def has_digests(run_dir: Path, name: str) -> bool:
     """Whether the frozen part can be proven (one of format 1 cannot)."""
     return not name or (run_dir / "frozen" / TABLE.format(name)).is_file()
-
-
-def _seen_by_the_first_process(folder: Path) -> bool:
-    """Whether it exists, as the first process sees it: every process must come to the same answer."""
-    found = folder.is_dir()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        found = bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    return found

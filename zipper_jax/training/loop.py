@@ -10,7 +10,7 @@ bad loss is thus seen one step late; the update it belongs to was already left o
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +86,19 @@ def train(
     first = jax.process_index() == 0
     notes: list[str] = []
     run_dir = Path(config.model_dir)
-    distributed.together(lambda: run_folder.open_run(config, provenance, notes.append) if first else None)
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
+        # One process writes the folder; nothing is written before the folder is known to be ours alone.
+        distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(run_folder.locked(run_dir)) if first else None)
+        distributed.together(lambda: run_folder.open_run(config, provenance, notes.append) if first else None)
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.save, notes.append))
         done = checkpoints.latest()
+        if done is None and (run_dir / "damaged").is_dir():
+            raise UserError(
+                f"{config.model_dir!r} has no checkpoint, only damaged ones in {run_dir / 'damaged'}: it does not "
+                "start over by itself; restore one from a copy, or remove the folder to begin anew"
+            )
         if done is not None and done >= config.steps:
             return TrainResult("already finished", done, 0, config.model_dir)
         source = distributed.together(data_source.open_data, config)
@@ -101,7 +108,7 @@ def train(
         goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
         run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer)
         with goodput.spend("recovery" if done is not None else "start"):
-            state, step = run.restore(notes.append) if done is not None else run.start(notes.append)
+            state, step = run.restore() if done is not None else run.start(notes.append)
         with Monitor(
             run_dir,
             start=step,
@@ -166,7 +173,7 @@ class _Run:
         self.checkpoints, self.stop, self.goodput, self.infer = checkpoints, stop, goodput, infer
         self.skips = Skips(config.data.skip_batches)
         self.next = self.skips.batch(0)
-        self.streak = self.rollbacks = 0
+        self.streak = self.rollbacks = self.last_bad = 0
         self.stopping = False
         self.validated: dict[str, float] | None = None
 
@@ -180,12 +187,9 @@ class _Run:
         )
         return self.built.start(params), 0
 
-    def restore(self, say: Callable[[str], None], periodic: bool = False) -> tuple[TrainState, int]:
-        """The state of the newest good checkpoint (``periodic``: that an undisturbed run would have, too)."""
-        period = self.config.save.period
-        state, progress = self.checkpoints.restore(
-            self.built.like, only=(lambda step: step % period == 0) if periodic else None
-        )
+    def restore(self, only: Sequence[int] | None = None) -> tuple[TrainState, int]:
+        """The state of the newest good checkpoint, or of the newest good one of ``only``."""
+        state, progress = self.checkpoints.restore(self.built.like, only=only)
         step = int(state.step)
         self.skips = Skips(self.config.data.skip_batches).plus(*progress.get("skipped", ()))
         self.next = self.skips.batch(step)
@@ -221,14 +225,16 @@ class _Run:
                     step += self.report(sent, step)
                 sent, self.next = _Sent(self.next, batch, metrics), self.skips.after(self.next)
                 # What is saved or judged must be known to be good; and the first step compiles, so it is waited for.
-                if not compiled or self.stopping or step + 1 == total or self.pauses(step + 1):
+                # (Not once there are too many bad ones: what comes after the last of them does not count.)
+                waits = not compiled or self.stopping or step + 1 == total or self.pauses(step + 1)
+                if waits and self.streak < config.guard.skips_in_a_row:
                     arrived = self.report(sent, step)
                     step, sent = step + arrived, None
             if not compiled:
                 compiled = True
                 self.monitor.start_clock(step)
             if self.streak >= config.guard.skips_in_a_row:
-                state, step = self.roll_back()
+                state, step = self.roll_back(step)
                 sent = None
                 continue
             ends = step == total or (self.stopping and sent is None)
@@ -272,6 +278,7 @@ class _Run:
             self.skip(sent, host, step)
             return 0
         self.streak = 0
+        self.checkpoints.poll()
         step += 1
         self.monitor.add_tokens(float(host.tokens))
         self.goodput.reached(step)
@@ -306,24 +313,28 @@ class _Run:
 
     def skip(self, sent: _Sent, metrics: Metrics, step: int) -> None:
         """An update was not applied: leave its batch out from now on, and keep it for a look."""
-        self.skips = self.skips.plus((sent.number, sent.number + 1))
-        self.streak += 1
+        before = self.skips
+        self.skips = before.plus((sent.number, sent.number + 1))
+        self.streak, self.last_bad = self.streak + 1, sent.number
         path = bad_batches.path_of(self.run_dir, sent.number)
         if jax.process_index() == 0:
-            bad_batches.write(path, sent.batch, sent.number, step)
+            bad_batches.write(path, sent.batch, sent.number, step, before)
         self.monitor.skipped(step, sent.number, metrics, path)
 
-    def roll_back(self) -> tuple[TrainState, int]:
+    def roll_back(self, step: int) -> tuple[TrainState, int]:
         """Too many bad updates in a row: go back to the newest checkpoint and leave out every batch since then."""
-        stop = self.skips.ranges[-1][1]  # just behind the last bad batch
+        stop = self.last_bad + 1
         if self.rollbacks >= self.config.guard.rollbacks:
-            self.give_up(stop - 1)
+            self.give_up(self.last_bad)
         rollbacks = self.rollbacks + 1
         with self.goodput.spend("recovery"):
             self.checkpoints.wait()
-            period = self.config.save.period
-            if any(step % period == 0 for step in self.checkpoints.steps()):
-                state, step = self.restore(self.monitor.say, periodic=True)
+            # Not to one saved on a signal, which the undisturbed run has not; unless nothing else is left.
+            target = self.checkpoints.periodic_steps() or (
+                self.checkpoints.steps() if step >= self.config.save.period else []
+            )
+            if target:
+                state, step = self.restore(target)
             else:
                 state, step = self.start(self.monitor.say)
                 self.skips = Skips(self.config.data.skip_batches)

@@ -122,7 +122,7 @@ class Monitor:
 
         self._drop_lines_after(start, batch)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1)
 
     def _drop_lines_after(self, step: int, batch: int) -> None:
         def stays(line: Mapping[str, Any]) -> bool:

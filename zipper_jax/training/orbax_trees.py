@@ -4,6 +4,7 @@ Everything is restored from the shapes stored beside it, in the dtype it was sto
 (``flax.training.checkpoints`` would).
 """
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from zipper_jax.training.manifest import DamagedError
 from zipper_jax.training.partition_tree import Flat, flatten
 
 # What Orbax and TensorStore raise on files that are cut, changed or missing: nothing narrower is promised by either.
+PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 READ_ERRORS = (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError)
 
 
@@ -43,6 +45,8 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
     except UserError:
         raise
     except READ_ERRORS as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or getattr(error, "errno", None) in PASSING_ERRNOS:
+            raise  # the machine's fault, not the checkpoint's
         raise DamagedError(what, [f"{folder.name}: {_first_line(error)}"]) from error
     finally:
         handler.close()

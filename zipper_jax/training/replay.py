@@ -18,6 +18,7 @@ from zipper_jax.models import zipper
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.training import bad_batches, checkpoints, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.manifest import DamagedError
 from zipper_jax.training.partitioning import put_batch
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.state import TrainState
@@ -30,12 +31,12 @@ def replay(path: Path, rows: int = 8) -> Iterator[str]:
     Raises:
         UserError: The file is no kept batch, or the run's checkpoints or data are gone.
     """
-    batch, number, step = bad_batches.read(path)
+    batch, number, step, skips = bad_batches.read(path)
     run_dir = path.absolute().parent.parent
     config = run_folder.stored_config(run_dir)
     source = data_source.open_data(config)
     built = program.build(config, len(source.tasks))
-    state, skips = _state_before(config, built, run_dir, number, step)
+    state = _state_before(config, built, run_dir, skips, step)
     start = int(state.step)
     yield f"{path.name}: batch {number}, met after {step} updates; from the state of step {start}"
     following = skips.batch(start)
@@ -47,27 +48,22 @@ def replay(path: Path, rows: int = 8) -> Iterator[str]:
     yield from _anatomy(config, built, state, batch, source.tasks, rows)
 
 
-def _state_before(
-    config: TrainConfig, built: program.Program, run_dir: Path, number: int, step: int
-) -> tuple[TrainState, Skips]:
-    """The newest stored state that came before batch ``number``, and the batches that were left out on the way."""
-    always = Skips(config.data.skip_batches)
+def _state_before(config: TrainConfig, built: program.Program, run_dir: Path, skips: Skips, step: int) -> TrainState:
+    """The newest good stored state on the way to ``step`` updates with these batches left out."""
     for candidate in reversed(checkpoints.steps(run_dir)):
-        skips = always.plus(*checkpoints.read_manifest(run_dir, candidate)["progress"].get("skipped", ()))
-        if candidate <= step and skips.batch(candidate) <= number:
-            state, _ = checkpoints.restore_step(run_dir, built.like, candidate)
-            return state, skips.plus(*_bad_numbers(run_dir))
+        try:
+            stored = checkpoints.read_manifest(run_dir, candidate)["progress"].get("skipped", ())
+            then = Skips(config.data.skip_batches).plus(*stored)
+            on_the_way = candidate <= step and all(then.batch(n) == skips.batch(n) for n in range(candidate))
+            if on_the_way:
+                return checkpoints.restore_step(run_dir, built.like, candidate)[0]
+        except DamagedError:
+            continue
     try:
         params = initial.initial_params(config.model, config.seed, config.initialise_from, config.restore)
     except UserError as error:
-        raise UserError(f"no checkpoint of {run_dir} is older than batch {number}, and: {error}") from None
-    return built.start(params), always.plus(*_bad_numbers(run_dir))
-
-
-def _bad_numbers(run_dir: Path) -> list[tuple[int, int]]:
-    """The batches that were skipped one by one: their updates were not applied on the way here either."""
-    kept = (path.stem.removeprefix("batch_") for path in (run_dir / "bad_batches").glob("batch_*.npz"))
-    return [(int(number), int(number) + 1) for number in kept]
+        raise UserError(f"no good checkpoint of {run_dir} is older than the batch, and: {error}") from None
+    return built.start(params)
 
 
 def _anatomy(

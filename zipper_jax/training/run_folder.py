@@ -24,12 +24,11 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {"model": model, "lengths": dict(config.data.lengths), "train": data}
 
 
-def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], None] = lambda text: None) -> Path:
-    """Create or check the run folder and write its ``config.json`` and ``vocabularies``.
+def check_run(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> None:
+    """See whether a run can begin or go on in its folder; writes nothing.
 
     Args:
         config: The run.
-        provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
         say: Where changes that are allowed are told.
 
     Raises:
@@ -49,15 +48,28 @@ def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], Non
                     "change: --gin.TrainConfig.allow_changes=True"
                 )
             say(f"going on with another configuration (allow_changes):\n  {listed}")
-    elif run_dir.is_dir() and any(run_dir.iterdir()):
+    elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
-    source = Path(config.data.folder) / "vocabularies"
-    _check_vocabularies(config, source, run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)
+
+
+def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], None] = lambda text: None) -> Path:
+    """Check the run folder, then write its ``config.json`` and ``vocabularies``; hold the lock meanwhile.
+
+    Args:
+        config: The run.
+        provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
+        say: Where changes that are allowed are told.
+
+    Raises:
+        UserError: See :func:`check_run`.
+    """
+    check_run(config, say)
+    run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
+    write_config(run_dir, resolved(config))  # first: a kill behind it leaves a run folder that the next start completes
     for modality in config.model.modalities:
         if (source / modality).is_dir():
             copy_folder(source / modality, run_dir / "vocabularies" / modality)
-    write_config(run_dir, new)
     if provenance:
         write_atomically(run_dir / "config.gin", provenance)
     return run_dir
@@ -72,6 +84,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     """
     import fcntl
 
+    run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from zipper_jax.training.partition_tree import Flat, join
 
 
 class Guard(NamedTuple):
-    """Statistics of the losses of applied updates, for telling a spike; see ``step.judge``.
+    """Statistics of the losses of applied updates, for telling a spike; see ``step.spike_limit``.
 
     Attributes:
         updates: Losses seen.

@@ -21,6 +21,8 @@ from zipper_jax.training.signals import SIGNALS
 LAUNCHED = "ZIPPER_LAUNCHED"
 USER_ERROR = 2
 POLL_SECONDS = 0.05
+QUICK_SECONDS = 5.0
+"""A group that ends so soon did no work: from the second time on there is a pause before the next attempt."""
 LINGER_SECONDS = 5.0
 """After one process has ended with an error or on a signal, the others have so long to do the same."""
 
@@ -44,8 +46,9 @@ def supervise(
         stream: Where restarts, and what processes but the first say, are shown; None: standard error.
     """
     out = stream or sys.stderr
-    attempt = 0
+    attempt = quick = 0
     while True:
+        began = time.monotonic()
         status, asked = _attempt(arguments, processes, heartbeat_seconds, out)
         if status in (0, USER_ERROR) or asked:
             return status
@@ -53,6 +56,8 @@ def supervise(
             print(f"the group ended with status {status} and was restarted {restarts} times: giving up", file=out)
             return status
         attempt += 1
+        quick = quick + 1 if time.monotonic() - began < QUICK_SECONDS else 0
+        time.sleep(min(2.0**quick, 60.0) if quick > 1 else 0.0)
         print(
             f"the group ended with status {status}: starting it again ({attempt} of {restarts})", file=out, flush=True
         )
@@ -97,8 +102,9 @@ def _attempt(arguments: Sequence[str], processes: int, heartbeat: int, out: Text
                 stdout=quiet,
                 stderr=subprocess.STDOUT if index else None,
                 start_new_session=True,  # Ctrl-C comes to us alone, and is passed on once
-                env={**os.environ, LAUNCHED: "1"},
-                text=True,
+                env={**os.environ, LAUNCHED: str(os.getpid())},
+                encoding="utf-8",
+                errors="replace",
             )
             group.append(process)
             if index:
@@ -143,7 +149,8 @@ def _free_port() -> int:
 
 def die_with_launcher() -> None:
     """In a process that the launcher started: be killed when it is, or the group would go on unwatched (Linux only)."""
-    if os.environ.get(LAUNCHED) and sys.platform == "linux":
+    launcher = os.environ.get(LAUNCHED)
+    if launcher and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:
+        if os.getppid() != int(launcher):  # it died before this line
             os._exit(1)
