@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints.py [--width 512] [--out benchmarks/results/checkpoints.json]
 
-The frozen tower has about ten times the parameters of all the rest. Each figure is the median of five saves to local
+The frozen tower has about nine times the parameters of all the rest. Each figure is the median of five saves to local
 disk, synchronous, after one that warms up; the first save, which writes the frozen part too, is told apart.
 """
 
@@ -29,7 +29,7 @@ def model(width: int) -> ZipperConfig:
         return TowerConfig(1024, layers, width, num_heads=8, num_kv_heads=8, head_size=width // 8, mlp_width=4 * width)
 
     return ZipperConfig(
-        towers={"text": tower(12, width), "speech": tower(3, width // 4)},
+        towers={"text": tower(12, width), "speech": tower(3, width // 2)},
         modalities={"text": ModalityConfig("text", 1024), "speech": ModalityConfig("speech", 1024)},
         zips=(ZipConfig(("speech", "text"), {"speech": 1, "text": 5}, into=("speech",)),),
         input_projections={"speech": ProjectionConfig()},

@@ -3,7 +3,7 @@
 #
 #   make smoke              about 15 minutes on 2 cores, writes runs/smoke/report.html
 #   QUICK=1 make smoke      the same stages, smaller, 4 minutes, writes runs/smoke_quick/
-#   LONG=1 make smoke       the same stages, trained four times as long, writes runs/smoke_long/
+#   LONG=1 make smoke       the same stages, trained six times as long, about an hour, writes runs/smoke_long/
 #
 # Interrupt it at any time and run it again: finished stages are skipped, unfinished ones go on where they were.
 set -euo pipefail
@@ -19,7 +19,7 @@ elif [ -n "${LONG:-}" ]; then
   sentences=8000 shifts=4 test=200 units=1024 text_steps=600 speech_steps=1500 fuse_steps=6000 paper_steps=400 judged=100
 else
   out=runs/smoke
-  sentences=4000 shifts=4 test=100 units=1024 text_steps=200 speech_steps=400 fuse_steps=1000 paper_steps=60 judged=50
+  sentences=4000 shifts=4 test=100 units=1024 text_steps=200 speech_steps=400 fuse_steps=1000 paper_steps=100 judged=50
 fi
 # The rows are short: on a CPU, attention over long rows costs more than what packing saves.
 text_length=32 speech_length=128

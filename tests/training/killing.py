@@ -93,6 +93,16 @@ class Job:
         """Run to the end; the exit status."""
         return self.start(*extra).wait(timeout=600)
 
+    def finish_with(self, *launch: str, steps: int, devices: int = 4) -> int:
+        """Go on with another number of processes, up to more steps; the exit status."""
+        train = self.command[self.command.index("train") :]
+        command = [*self.command[:3], *launch, "--", *train, f"--gin.TRAIN_STEPS={steps}"]
+        environment = {**self.environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        with self.output.open("a") as out:
+            return subprocess.run(
+                command, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=600
+            ).returncode
+
     def said(self) -> str:
         return self.output.read_text()
 

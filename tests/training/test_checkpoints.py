@@ -217,6 +217,20 @@ def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_
     assert checkpoints.verify(copied.model_dir, 6) == []
 
 
+def test_restoring_in_another_dtype_casts_what_was_proven(copied):
+    from zipper_jax.training import program
+
+    like = program.build(copied, 2).like
+    half = {
+        k: jax.ShapeDtypeStruct(v.shape, jax.numpy.bfloat16, sharding=v.sharding) for k, v in like.trainable.items()
+    }
+    state, _ = checkpoints.restore_step(copied.model_dir, like._replace(trainable=half), 4)
+    whole, _ = checkpoints.restore_step(copied.model_dir, like, 4)
+    for key, leaf in state.trainable.items():
+        assert leaf.dtype == jax.numpy.bfloat16
+        np.testing.assert_array_equal(leaf, whole.trainable[key].astype(jax.numpy.bfloat16))
+
+
 def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path, capsys):
     out = tmp_path / "exported"
     assert main(["ckpt", "export", copied.model_dir, "--out", str(out), "--step", "3"]) == 0

@@ -30,6 +30,12 @@ def test_one_two_and_four_processes_compute_the_same_losses(prepared, tmp_path):
     assert again.finish() == 0
     assert losses(again) == losses(runs[2]), "the same program: bitwise"
 
+    # A run of four processes goes on in one, and one of one process in four.
+    assert runs[2].finish_with("launch", "--processes=1", "--restarts=0", steps=26) == 0, runs[2].said()
+    assert runs[0].finish_with("launch", "--processes=4", "--restarts=0", steps=26, devices=1) == 0, runs[0].said()
+    np.testing.assert_allclose(losses(runs[2]), losses(runs[0]), rtol=1e-5)
+    assert len(losses(runs[0])) == 26
+
 
 def port() -> int:
     return random.SystemRandom().randint(20_000, 50_000)
@@ -47,6 +53,12 @@ def test_processes_that_disagree_are_told_in_what(prepared, tmp_path):
     for job in jobs:
         assert "process 1 has another configuration than process 0: train.batch_size: 8, not 4" in job.said()
     assert not jobs[0].run_dir.exists()
+
+
+def test_a_mesh_that_leaves_a_process_idle_is_refused(prepared, tmp_path):
+    job = Job(tmp_path, "run", prepared, 5, ("--processes=2", "--restarts=0"), bindings=("--gin.MeshConfig.data=1",))
+    assert job.finish() == 2, job.said()
+    assert "the mesh takes 1 of 2 devices in 2 processes" in job.said()
 
 
 def test_a_process_that_does_not_come_is_missed(prepared, tmp_path):

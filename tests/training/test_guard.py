@@ -116,7 +116,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(guarded):
 
 @pytest.mark.parametrize(
     ("numbers", "stop_at"),
-    [((5, 6, 7), 4), ((5, 6, 7), 6), ((5, 6, 7), 7), ((5, 6, 7), 9), ((4, 5), 4), ((4, 5), 5), ((4, 5), 6)],
+    [((5, 6, 7), 6), ((5, 6, 7), 9), ((4, 5), 4), ((4, 5), 5)],
 )
 def test_a_run_stopped_among_bad_batches_goes_on_like_the_undisturbed_one(guarded, numbers, stop_at):
     """Also when the stop saved a step that the undisturbed run has not: a return does not go there."""

@@ -1,14 +1,13 @@
-"""Evaluation inside the loop, and what t5x's users look for: decoded metrics, TensorBoard names, microbatches."""
+"""Evaluation inside the loop, and what t5x's users look for: decoded metrics, TensorBoard names."""
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import zipper_jax
-from runs import log, params, run
+from runs import log, run
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation import in_loop
 from zipper_jax.evaluation.metrics import unit_error_rate
@@ -89,17 +88,6 @@ def test_tensorboard_has_the_names_that_t5x_users_know(evaluated):
     } <= set(events)  # fmt: skip
     logged = {line["step"]: line["loss"] for line in log(evaluated) if line["split"] == "train"}
     assert events["train/loss"] == pytest.approx(logged)
-
-
-def test_microbatches_change_rounding_only(zipper_run, tmp_path):
-    whole = zipper_run(model_dir=str(tmp_path / "whole"))
-    parts = replace(whole, model_dir=str(tmp_path / "parts"), microbatches=4)
-    run(whole)
-    run(parts)
-    np.testing.assert_allclose([x["loss"] for x in log(parts)], [x["loss"] for x in log(whole)], rtol=1e-5)
-    for key, leaf in params(whole).items():
-        # Adam turns a rounding of the gradient into one of the step: 4 steps of 1e-2 at most.
-        np.testing.assert_allclose(params(parts)[key], leaf, atol=2e-3)
 
 
 def test_in_loop_evaluation_that_cannot_be_is_refused_before_training(text_run, zipper_run):

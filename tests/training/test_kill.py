@@ -107,3 +107,15 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(prepared, tmp_path):
     assert process.wait(timeout=60) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     assert "saved step" not in slow.said()
     assert slow.finish("--gin.TRAIN_STEPS=12") == 0
+
+
+def test_a_stop_takes_no_longer_than_its_grace(prepared, tmp_path):
+    """A hundredth of a second is not enough to save: the process ends all the same, and what it had before is good."""
+    job = Job(tmp_path, "run", prepared, 100_000, bindings=("--gin.SaveCheckpointConfig.grace_seconds=0.01",))
+    process = job.start()
+    wait_for(lambda: len(checkpoints.steps(job.run_dir)) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert "not saved within 0.01 s" in job.said() or "saved step" in job.said()
+    assert job.finish("--gin.TRAIN_STEPS=30") == 0
+    assert job.logged() >= 30
