@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from running import log, params, run
 from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
-from runs import log, params, run
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig

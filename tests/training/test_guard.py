@@ -9,8 +9,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import Stopping, log, params, run
 
-from runs import Stopping, log, params, run
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
 from zipper_jax.training import checkpoints

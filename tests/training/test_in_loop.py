@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import log, run
 
 import zipper_jax
-from runs import log, run
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation import in_loop
 from zipper_jax.evaluation.metrics import unit_error_rate

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import Stopping, log, params, run
 from tiny_models import decoder_model, speech_model
 
-from runs import Stopping, log, params, run
 from zipper_jax.errors import UserError
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
