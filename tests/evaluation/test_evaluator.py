@@ -4,7 +4,7 @@ import pytest
 
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.evaluator import Sources, evaluate
-from zipper_jax.training.checkpoints import write_config
+from zipper_jax.training.run_format import write_config
 
 
 def test_a_tower_run_that_is_gone_is_said_before_anything_else(tmp_path):

@@ -1,8 +1,10 @@
 """The report: from small real files to one page that needs nothing else."""
 
 import base64
+import io
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +15,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.evaluation import report_tables
 from zipper_jax.evaluation.report import write_report
 from zipper_jax.evaluation.report_plots import curves
+from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.monitor import Monitor
 
 RESULTS = {
@@ -98,7 +101,8 @@ def sound(path, pitch: float) -> None:
 def train(folder, zips: int, steps: int = 120) -> None:
     """A run folder as the real monitor leaves it."""
     folder.mkdir()
-    monitor = Monitor(folder, start=0, total=steps, flops_per_step=1e9, peak=None, quiet=True)
+    monitor = Monitor(folder, start=0, total=steps, flops_per_step=1e9, peak=None, stream=io.StringIO())
+    goodput = Goodput(None, time.perf_counter())
     rng = np.random.default_rng(zips)
     for step in range(1, steps + 1):
         loss = 1.5 + 4 * np.exp(-step / 30)
@@ -109,9 +113,10 @@ def train(folder, zips: int, steps: int = 120) -> None:
             opened = [float(np.tanh(step / (90 + 60 * z))) * (-1) ** z for z in range(zips)]
             ways = (f"into_{side}/{gate}_gate" for side in ("text", "speech") for gate in ("attention", "mlp"))
             values["gates"] = {"speech-text": dict.fromkeys(ways, opened)}
-        monitor.train(step, loss + 0.2 * float(rng.standard_normal()), parts, values)
+        monitor.train(step, loss + 0.2 * float(rng.standard_normal()), parts, values, goodput)
         if step % 20 == 0:
-            monitor.validation(step, loss + 0.15, parts)
+            towers = {"text": {"loss": loss + 0.15, "accuracy": 0.5, "tokens": 9.0}}
+            monitor.validation(step, {**parts, "towers": towers}, {})
     monitor.close()
 
 

@@ -73,7 +73,7 @@ def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_pat
         "--gin.OptimizerConfig.warmup_steps=1",
         "--gin.text/TowerConfig.num_layers=1",
     ]
-    args = argparse.Namespace(print_config=False)
+    args = argparse.Namespace(print_config=False, coordinator=None)
     assert train_command.run(args, extra) == 0
     assert "TrainConfig" in (tmp_path / "run" / "config.gin").read_text()
     capsys.readouterr()

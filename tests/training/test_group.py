@@ -1,6 +1,7 @@
 """Several processes that train one model: the same batches and losses, and errors that all of them tell."""
 
 import random
+import shutil
 import subprocess
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_a_mesh_that_leaves_a_process_idle_is_refused(prepared, tmp_path):
     job = Job(tmp_path, "run", prepared, 5, ("--processes=2", "--restarts=0"), bindings=("--gin.MeshConfig.data=1",))
     assert job.finish() == 2, job.said()
     assert "the mesh takes 1 of 2 devices in 2 processes" in job.said()
+
+
+def test_a_process_that_fails_alone_ends_the_group(prepared, tmp_path):
+    """Only process 0 writes TensorBoard's files; it must not wait for the others, who wait for it."""
+    alone = Job(tmp_path, "run", prepared, 3)
+    assert alone.finish() == 0, alone.said()
+    shutil.rmtree(alone.run_dir / "tensorboard")
+    (alone.run_dir / "tensorboard").write_text("in the way")
+    group = Job(tmp_path, "run", prepared, 6, ("--processes=2", "--restarts=0"))
+    assert group.finish() == 1, group.said()
+    assert "tensorboard" in group.said()
 
 
 def test_a_process_that_does_not_come_is_missed(prepared, tmp_path):

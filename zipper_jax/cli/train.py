@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from zipper_jax.errors import UserError
@@ -64,7 +65,14 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
 
-    result = train(config, provenance=text, infer=in_loop.make(config), began=began)
+    try:
+        result = train(config, provenance=text, infer=in_loop.make(config), began=began)
+    except Exception as error:
+        if not args.coordinator or isinstance(error, UserError):
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end would wait for the rest of the group, which waits for this process
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code

@@ -88,8 +88,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # One process of a group that fails alone must end: waiting for the others, it would never be seen to be dead.
+        if kind is None or issubclass(kind, UserError) or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
         """Wait for pending writes and release the threads."""
@@ -99,10 +101,14 @@ class Checkpoints:
     def wait(self) -> None:
         """Return once everything saved so far is on disk."""
         self._manager.wait_until_finished()
+        self._join()  # of an earlier step, perhaps
         self.poll()
+        self._join()
+        distributed.barrier("checkpoints are on disk")
+
+    def _join(self) -> None:
         if self._tidying is not None:
             self._tidying.join()
-        distributed.barrier("checkpoints are on disk")
 
     def poll(self) -> None:
         """Once the step being written is on disk, tidy up in the background; cheap, call it often."""
