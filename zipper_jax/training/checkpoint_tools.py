@@ -49,13 +49,7 @@ def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[i
         UserError: Not a run folder, or no such checkpoint.
     """
     read_config(run_dir)
-    known = checkpoints.steps(run_dir)
-    if not known or (step is not None and step not in known):
-        there = ", ".join(map(str, known)) or "none"
-        raise UserError(
-            f"{run_dir!r} has no checkpoint{'' if step is None else f' of step {step}'}; there are: {there}"
-        )
-    for one in known if step is None else [step]:
+    for one in checkpoints.require_steps(run_dir) if step is None else [checkpoints.require_step(run_dir, step)]:
         old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
         unsealed = not old and not manifest.is_sealed(Path(run_dir) / "checkpoints" / str(one))
         note = "format 1 has no digests: only readable" if old else "its files are not sealed yet" if unsealed else ""
@@ -81,12 +75,7 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
         if not ranked:
             raise UserError(f"{run_dir!r} has no checkpoint with {_save_config(run_dir).best_metric!r}; give --step")
         step = ranked[0]
-    known = checkpoints.steps(run_dir)
-    if not known or (step is not None and step not in known):
-        raise UserError(
-            f"{run_dir!r} has no checkpoint {step or ''}; there are: {', '.join(map(str, known)) or 'none'}"
-        )
-    step = known[-1] if step is None else step
+    step = checkpoints.require_steps(run_dir)[-1] if step is None else checkpoints.require_step(run_dir, step)
     problems = checkpoints.verify(run_dir, step)
     if problems:
         raise DamagedError(f"checkpoint {step} of {run_dir}", problems)

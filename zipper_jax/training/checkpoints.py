@@ -175,30 +175,21 @@ class Checkpoints:
         )
         self._untidy = True
 
-    def restore(
-        self, like: TrainState, step: int | None = None, only: Sequence[int] | None = None
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """The state at a step and its progress, placed as ``like`` is.
+    def restore(self, like: TrainState, only: Sequence[int] | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state of the newest good step and its progress; damaged newer ones are reported and set aside.
 
         Args:
             like: Arrays or ``ShapeDtypeStruct`` with shardings: shapes are checked, shardings decide placement.
-            step: Which. None: the newest good one; damaged newer ones are reported and moved to ``damaged/``.
             only: Looks at these steps alone.
 
         Raises:
-            DamagedError: That step is not what was saved, or no step is.
-            UserError: There is no such checkpoint, or its leaves are not those of ``like``.
+            DamagedError: No step is what was saved; then nothing is moved.
+            UserError: There is no checkpoint, or its leaves are not those of ``like``.
         """
-        if step is not None:
-            return restore_step(self.run_dir, like, step)
-        problems = []
-        known = self.steps()
-        if not known:
-            _require_any(self.run_dir)
-        damaged = []
-        for candidate in reversed(known if only is None else only):
+        problems, damaged = [], []
+        for candidate in reversed(distributed.from_first(require_steps(self.run_dir)) if only is None else only):
             try:
-                found = restore_step(self.run_dir, like, candidate)
+                state, content = restore_step(self.run_dir, like, candidate)
             except FrozenDamagedError:
                 raise  # not this step's fault
             except DamagedError as damage:
@@ -209,10 +200,10 @@ class Checkpoints:
                 self._say(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
             if problems:
                 self._say(f"going on from step {candidate}, the newest good checkpoint")
-            name = read_manifest(self.run_dir, candidate)["frozen"]
-            self._frozen = name if has_digests(self.run_dir, name) else None  # None: the next save writes it anew
+            # None: the next save writes it anew.
+            self._frozen = content["frozen"] if has_digests(self.run_dir, content["frozen"]) else None
             self._last = candidate
-            return found
+            return state, content["progress"]
         raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
 
     def _set_aside(self, step: int) -> Path:
@@ -288,11 +279,6 @@ def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mappin
     return found
 
 
-def _as(array: Any, like: Any) -> Any:
-    """The array in the dtype wanted."""
-    return array if array.dtype == like.dtype else array.astype(like.dtype)
-
-
 def _unnamed(named: Flat, like: Any) -> Any:
     """Inverse of :func:`_named`."""
     leaves = [jax.device_put(named[key], getattr(leaf, "sharding", None)) for key, leaf in _named(like).items()]
@@ -359,9 +345,9 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
 
 
 def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-    """The state at a step and its progress, placed as ``like`` is; see :meth:`Checkpoints.restore`."""
+    """The state at a step, placed as ``like`` is, and the step's manifest; see :meth:`Checkpoints.restore`."""
     run_dir = Path(run_dir).absolute()
-    content = distributed.together(read_manifest, run_dir, _require(run_dir, step))
+    content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
     frozen = read_frozen(run_dir, content["frozen"], like.frozen)
     restored: dict[str, Flat] = {}
     for item, wanted in _items(like).items():
@@ -374,7 +360,7 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
             restored[item] = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in wanted.items()}
             continue
         found = _read_item(run_dir / "checkpoints" / str(step), item, content, wanted)
-        restored[item] = {key: _as(found[key], leaf) for key, leaf in wanted.items()}
+        restored[item] = {key: orbax_trees.cast(found[key], leaf) for key, leaf in wanted.items()}
     state = TrainState(
         jax.device_put(np.int32(step), getattr(like.step, "sharding", None)),
         restored["trainable"],
@@ -382,7 +368,7 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
         _unnamed(restored["optimizer"], like.opt_state),
         _unnamed(restored["guard"], like.guard),
     )
-    return state, content["progress"]
+    return state, content
 
 
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -398,7 +384,7 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
     """
     config = read_config(run_dir)
     problems: list[str] = []
-    for candidate in [_require(run_dir, step)] if step is not None else reversed(_require_any(run_dir)):
+    for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
         try:
             content = read_manifest(run_dir, candidate)
             folder = Path(run_dir).absolute() / "checkpoints" / str(candidate)
@@ -437,15 +423,17 @@ def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None =
     raise UserError(f"{str(run_dir)!r} has no tower {tower!r} (towers: {', '.join(sorted(towers))}); name one of these")
 
 
-def _require_any(run_dir: str | Path) -> list[int]:
+def require_steps(run_dir: str | Path) -> list[int]:
+    """Like :func:`steps`, but UserError when there is none."""
     known = steps(run_dir)
     if not known:
         raise UserError(f"{str(run_dir)!r} has no complete checkpoint yet; train it first, or give another run folder")
     return known
 
 
-def _require(run_dir: str | Path, step: int) -> int:
-    known = _require_any(run_dir)
+def require_step(run_dir: str | Path, step: int) -> int:
+    """That step; UserError, naming those there are, when it is not among them."""
+    known = require_steps(run_dir)
     if step not in known:
-        raise UserError(f"{str(run_dir)!r} has no checkpoint of step {step}; there are {', '.join(map(str, known))}")
+        raise UserError(f"{str(run_dir)!r} has no checkpoint of step {step}; there are: {', '.join(map(str, known))}")
     return step

@@ -65,11 +65,7 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
         ) from None
     except ValueError:
         raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
-    return {key: leaf if like is None else _as(leaf, like[key]) for key, leaf in frozen.items()}
-
-
-def _as(array: Any, like: Any) -> Any:
-    return array if array.dtype == like.dtype else array.astype(like.dtype)
+    return {key: leaf if like is None else orbax_trees.cast(leaf, like[key]) for key, leaf in frozen.items()}
 
 
 def check_frozen_files(run_dir: Path, name: str) -> list[str]:

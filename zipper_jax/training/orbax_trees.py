@@ -52,6 +52,11 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
         handler.close()
 
 
+def cast(array: Any, like: Any) -> Any:
+    """The array in the dtype of ``like``: after its digest was compared, which is of the dtype it was stored in."""
+    return array if array.dtype == like.dtype else array.astype(like.dtype)
+
+
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
     """UserError naming the first difference between two flat trees' paths and shapes."""
     missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))

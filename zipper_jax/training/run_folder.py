@@ -38,7 +38,7 @@ def check_run(config: TrainConfig, say: Callable[[str], None] = lambda text: Non
     run_dir = Path(config.model_dir)
     new = resolved(config)
     if (run_dir / "config.json").is_file():
-        found = differences(_completed(read_config(run_dir)), new)
+        found = differences(resolved(stored_config(run_dir)), new)
         if found and checkpoints.steps(run_dir):
             listed = "\n  ".join(found[:8]) + (f"\n  and {len(found) - 8} more" if len(found) > 8 else "")
             if not config.allow_changes:
@@ -102,7 +102,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def stored_config(run_dir: str | Path) -> TrainConfig:
-    """The TrainConfig of a run folder, its ``model_dir`` the folder given."""
+    """The TrainConfig of a run folder; fields it lacks have their defaults, ``model_dir`` is the folder given."""
     stored = read_config(run_dir)
     return replace(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}), model_dir=str(run_dir))
 
@@ -115,11 +115,6 @@ def copy_folder(source: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copytree(source, aside)
     aside.replace(target)
-
-
-def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with today's fields: those it lacks have their defaults."""
-    return resolved(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}))
 
 
 def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:
