@@ -167,6 +167,18 @@ def test_training_goes_on_from_the_last_good_step_and_says_so(trained, copied, t
     assert log(longer) == log(straight)
 
 
+def test_compressed_data_that_cannot_be_unpacked_is_damage_too(copied):
+    # Orbax tells it by a bare Exception.
+    data = largest(Path(copied.model_dir, "checkpoints", "4", "trainable"))
+    content = data.read_bytes()
+    frame = b"\x28\xb5\x2f\xfd"  # how a compressed array begins; the first in the file is broken
+    assert frame in content
+    data.write_bytes(content.replace(frame, b"\x28\xb5\x2f\xfc", 1))
+    shown = run(replace(copied, steps=5))[1]
+    assert "checkpoint 4 of" in shown
+    assert "going on from step 3, the newest good checkpoint" in shown
+
+
 def test_loading_falls_back_with_a_warning_but_not_from_a_step_asked_for(copied):
     data = largest(Path(copied.model_dir, "checkpoints", "4", "trainable"))
     flip(data, data.stat().st_size // 2)

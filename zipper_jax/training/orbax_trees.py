@@ -18,9 +18,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.training.manifest import DamagedError
 from zipper_jax.training.partition_tree import Flat, flatten
 
-# What Orbax and TensorStore raise on files that are cut, changed or missing: nothing narrower is promised by either.
 PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-READ_ERRORS = (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError)
 
 
 def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat:
@@ -44,10 +42,10 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
         return flatten(handler.restore(epath.Path(folder), args=_restore_args(stored, shapes, like)))
     except UserError:
         raise
-    except READ_ERRORS as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or getattr(error, "errno", None) in PASSING_ERRNOS:
+    except Exception as error:  # files that are cut or changed: Orbax raises many kinds, a bare Exception among them
+        if any(_passing(cause) for cause in _causes(error)):
             raise  # the machine's fault, not the checkpoint's
-        raise DamagedError(what, [f"{folder.name}: {_first_line(error)}"]) from error
+        raise DamagedError(what, [f"{folder.name}: {_first_line(_causes(error)[-1])}"]) from error
     finally:
         handler.close()
 
@@ -90,6 +88,20 @@ def _restore_args(stored: Any, shapes: Flat, like: Mapping[str, Any] | None) -> 
 
     tree = placed(stored, "")
     return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and those it was raised from, the first to happen last."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether reading again later may succeed: no memory, no file handles."""
+    exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return exhausted or getattr(error, "errno", None) in PASSING_ERRNOS
 
 
 def _first_line(error: BaseException) -> str:
