@@ -25,7 +25,7 @@ def test_tower_sizes_are_positive(field, value):
 def test_tower_heads():
     with pytest.raises(UserError, match=r"num_heads = 4 must be a multiple of num_kv_heads = 3"):
         dataclasses.replace(TEXT, num_kv_heads=3)
-    with pytest.raises(UserError, match=r"head_size = 7 must be even"):
+    with pytest.raises(UserError, match=r"head_size = 7 times rope_fraction = 1.0 must be even"):
         dataclasses.replace(TEXT, head_size=7)
     dataclasses.replace(TEXT, head_size=6, num_heads=6, num_kv_heads=6)  # free of width / heads
 

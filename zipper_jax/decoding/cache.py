@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.modules import Params, bind
 from zipper_jax.models.schedule import tower_fusions, zip_pairs
-from zipper_jax.models.zipper import Makers, cut, embed, loop, tower_logits
-from zipper_jax.ops.interval_attention import interval_attention
+from zipper_jax.models.zipper import Makers, distance_bias, embed, loop, numbered, tower_logits
 
 
 class KeyValue(NamedTuple):
@@ -93,19 +92,19 @@ def advance(
         x, own = carry
         block_params, layer = xs
         block = bind(makers.block(tower), block_params)
-        query, key, value = block.project(x, positions)
+        query, key, value = block.project(x, positions, layer)
         own = own.write(layer, rows, slots, key, value)
-        x = block.finish(x, interval_attention(query, own.key[layer], own.value[layer], start, end))
+        x = block.finish(x, block.attend(query, own.key[layer], own.value[layer], (start, end), layer, bias))
         return (x, own), None
 
-    x = embed(makers, tower, params, tokens)
+    x = embed(makers, tower, params, tokens, positions)
+    bias = distance_bias(makers, tower, params)
     zips = dict(cache.zips)
     blocks = params["towers"][tower]["blocks"]
     depth, done = config.towers[tower].num_layers, 0
     incoming, outgoing = tower_fusions(config)[tower], _outgoing(config, tower)
     for block in [*incoming, *([] if depth in incoming else [depth])]:
-        layers = jnp.arange(done, block)
-        (x, own), _ = loop(body, (x, own), (cut(blocks, done + 1, block), layers), config.scan)
+        (x, own), _ = loop(body, (x, own), numbered(blocks, done + 1, block), config.scan)
         done = block
         m = x
         for zip_name, index, into in outgoing.get(block, ()):
@@ -116,7 +115,7 @@ def advance(
             seen = zips[source.zip, tower]
             visible = _everything_so_far(cache.lengths[source.tower], fed, seen.key.shape[2])
             x = x + direction.effect(m, seen.key[source.member], seen.value[source.member], *visible, positions)
-    logits = tower_logits(makers, tower, params, x)
+    logits = tower_logits(makers, tower, params, x, fused=True)
     lengths = {**cache.lengths, tower: cache.lengths[tower] + counts}
     return logits, Cache({**cache.towers, tower: own}, zips, lengths)
 

@@ -63,6 +63,7 @@ def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: 
 
 
 def allowed_tokens(config: ZipperConfig, place: Place) -> Bool[Array, "V"]:
-    """[V] of the tower: the modality's own tokens but its begin token, which is never a target in training."""
-    ids = jnp.arange(config.towers[place.tower].vocab_size) - place.offset
+    """[V] of the tower, added tokens included: the modality's own tokens but its begin token, never a target in
+    training."""
+    ids = jnp.arange(config.rows(place.tower)) - place.offset
     return (ids >= 0) & (ids < place.size) & (ids != place.begin)

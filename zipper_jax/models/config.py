@@ -9,7 +9,8 @@ from typing import Literal
 
 from zipper_jax.errors import UserError
 
-Activation = Literal["relu", "gelu", "silu", "squared_relu"]
+Activation = Literal["relu", "gelu", "gelu_exact", "silu", "squared_relu"]
+"""``gelu`` is the tanh approximation, ``gelu_exact`` the one with erf."""
 
 
 def _check(condition: bool, message: str) -> None:
@@ -18,14 +19,67 @@ def _check(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for longer sequences than a tower was pretrained on; see `models.rotary`.
+
+    kind: "linear" divides all of them by ``factor``; "llama3" (Llama 3.1) divides those whose wavelength is above
+      original_length / low_frequency_factor, leaves those below original_length / high_frequency_factor, and
+      interpolates between; "yarn" (arXiv 2309.00071) goes from divided to unchanged between beta_slow and beta_fast
+      turns in original_length positions, and multiplies sine and cosine by ``amplitude``.
+    truncate: yarn rounds the ends of that ramp outwards to whole frequencies.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_length: int = 0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    amplitude: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self):
+        _check(self.factor > 0, f"RopeScaling.factor = {self.factor} must be positive")
+        _check(
+            self.kind == "linear" or self.original_length > 0,
+            f"RopeScaling.original_length = {self.original_length}: {self.kind} needs the length of pretraining",
+        )
+        _check(
+            self.high_frequency_factor > self.low_frequency_factor,
+            f"RopeScaling.high_frequency_factor = {self.high_frequency_factor} must be above low_frequency_factor = "
+            f"{self.low_frequency_factor}",
+        )
+
+
+@dataclass(frozen=True)
 class TowerConfig:
-    """One decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated MLP, tied head.
+    """One decoder-only transformer. The defaults are the paper's kind: RMSNorm, RoPE, gated MLP, tied head; the other
+    options are what pretrained families need (`zipper_jax.conversion`).
 
     vocab_size: rows of the embedding, begin and end tokens included.
     num_layers, width (D), num_heads (N), num_kv_heads (K), head_size (H, free of D / N), mlp_width (F).
-    rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the gated MLP.
+    rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the MLP.
     tied_head: the output softmax shares the embedding table (the paper, §2.5).
     embedding_scale: factor on the embedding as it enters the tower.
+    positions: "rotary" (RoPE on query and key), "learned" (a table, added to the embedding, on the fused path behind
+      the input projection), "relative" (T5: a bias on the scores per head and bucket of distances, for all layers).
+    max_positions: the longest example the tower is meant for: rows of the learned table, without position_offset; a
+      longer example is refused there. With other positions it is only recorded.
+    position_offset: row of the learned table that position 0 has (OPT: 2).
+    rope_fraction: share of the head that RoPE turns, its first elements (GPT-NeoX). rope_scaling: see `RopeScaling`.
+    windows: of each layer, how many of the newest tokens it sees, itself included; 0: all. (): all layers see all.
+    window_rope_base: layers with a window turn with this base, unscaled (Gemma 3); None: like the others.
+    norm: "rms" or "layer" (with a bias). norm_offset: what is added to the norms' scale (Gemma stores scale - 1).
+    norm_placement: "before" attention and MLP, or "both" before and after them (Gemma 2).
+    query_key_norm: RMSNorm of each query and key head before RoPE (Qwen 3).
+    attention_bias: none, on query, key and value ("qkv"), or on the output too ("all"). mlp_bias: on all its maps.
+    gated_mlp: down(activation(gate(x)) * up(x)), else down(activation(up(x))).
+    parallel: attention and MLP read the same state, x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX).
+    attention_scale: factor on the scores; None: head_size ** -0.5.
+    attention_softcap, logit_softcap: c * tanh(x / c) on scores and logits (Gemma 2); None: no cap.
+    logit_scale: factor on the logits (T5 with a tied head: width ** -0.5).
+    family: the architecture it was converted from, for the way back; it changes nothing here.
     """
 
     vocab_size: int
@@ -40,6 +94,26 @@ class TowerConfig:
     activation: Activation = "silu"
     tied_head: bool = True
     embedding_scale: float = 1.0
+    positions: Literal["rotary", "learned", "relative"] = "rotary"
+    max_positions: int | None = None
+    position_offset: int = 0
+    rope_fraction: float = 1.0
+    rope_scaling: RopeScaling | None = None
+    windows: tuple[int, ...] = ()
+    window_rope_base: float | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0
+    norm_placement: Literal["before", "both"] = "before"
+    query_key_norm: bool = False
+    attention_bias: Literal["none", "qkv", "all"] = "none"
+    mlp_bias: bool = False
+    gated_mlp: bool = True
+    parallel: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    logit_scale: float = 1.0
+    family: str = ""
 
     def __post_init__(self):
         for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"):
@@ -48,7 +122,40 @@ class TowerConfig:
             self.num_heads % self.num_kv_heads == 0,
             f"TowerConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}",
         )
-        _check(self.head_size % 2 == 0, f"TowerConfig.head_size = {self.head_size} must be even (RoPE turns pairs)")
+        _check(
+            self.positions != "rotary" or (self.rotary_size > 0 and self.rotary_size % 2 == 0),
+            f"TowerConfig.head_size = {self.head_size} times rope_fraction = {self.rope_fraction} must be even and "
+            "positive (RoPE turns pairs)",
+        )
+        for name in ("max_positions", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"TowerConfig.{name} = {value} must be positive, or None")
+        _check(
+            self.positions != "learned" or self.max_positions is not None,
+            "TowerConfig.max_positions is None: learned positions need the number of rows of their table",
+        )
+        _check(
+            len(self.windows) in (0, self.num_layers) and min(self.windows, default=0) >= 0,
+            f"TowerConfig.windows = {self.windows}: give one number of 0 or more per layer ({self.num_layers}), or ()",
+        )
+
+    @property
+    def rotary_size(self) -> int:
+        """Elements of a head that RoPE turns."""
+        return int(self.head_size * self.rope_fraction)
+
+    @property
+    def window_of(self) -> tuple[int, ...]:
+        """Each layer's window, resolved; 0: none."""
+        return self.windows or (0,) * self.num_layers
+
+    def check_length(self, length: int, what: str) -> None:
+        """UserError when ``length`` tokens of one example have no learned positions; ``what`` names it."""
+        _check(
+            self.positions != "learned" or length <= (self.max_positions or 0),
+            f"{what} = {length}, but the tower has learned positions for {self.max_positions} tokens (max_positions); "
+            "give less",
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +286,7 @@ class ZipConfig:
 class ZipperConfig:
     """Towers, where the modalities lie in them, their zips and input projections. One tower alone is one too.
 
+    added_tokens: tower -> tokens that the fused path knows beside the tower's own, with ids from its vocab_size on.
     dtype: of the arithmetic in matrix products; parameters, norms, softmax and losses are float32.
     scan: run equal blocks under lax.scan (constant compile time) or unroll them (faster on CPU for small models).
     remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "full" (keeps block inputs).
@@ -188,6 +296,7 @@ class ZipperConfig:
     modalities: Mapping[str, ModalityConfig]
     zips: tuple[ZipConfig, ...] = ()
     input_projections: Mapping[str, ProjectionConfig] = field(default_factory=dict)
+    added_tokens: Mapping[str, int] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = True
     remat: Literal["none", "dots", "full"] = "none"
@@ -201,12 +310,17 @@ class ZipperConfig:
             )
         for name, modality in self.modalities.items():
             _check(modality.tower in self.towers, f"modality {name!r} names tower {modality.tower!r}; known: {known}")
-            rows = self.towers[modality.tower].vocab_size
+            rows = self.rows(modality.tower)
+            added = self.added_tokens.get(modality.tower)
+            more = f" and {added} added tokens" if added else ""
             _check(
                 modality.offset >= 0 and modality.size > 0 and modality.offset + modality.size <= rows,
                 f"modality {name!r}: tokens {modality.offset} to {modality.offset + modality.size - 1} do not fit "
-                f"tower {modality.tower!r} with vocab_size = {rows}",
+                f"tower {modality.tower!r} with vocab_size = {self.towers[modality.tower].vocab_size}{more}",
             )
+        for name, count in self.added_tokens.items():
+            _check(name in self.towers, f"added tokens for unknown tower {name!r}; known: {known}")
+            _check(count > 0, f"ZipperConfig.added_tokens[{name!r}] = {count} must be positive; leave the tower out")
         self._check_overlaps()
         for name in self.input_projections:
             _check(name in self.towers, f"input projection for unknown tower {name!r}; known: {known}")
@@ -232,6 +346,10 @@ class ZipperConfig:
         from zipper_jax.models.schedule import make_schedule  # checks pairs and cycles; it needs this module
 
         make_schedule(self)
+
+    def rows(self, tower: str) -> int:
+        """Tokens of a tower on the fused path: its own and those added."""
+        return self.towers[tower].vocab_size + self.added_tokens.get(tower, 0)
 
     def _check_overlaps(self):
         """Modalities of one tower have rows of their own: a shared row would be two tokens at once."""

@@ -1,6 +1,6 @@
-"""The small parts: linear maps, norms, rotary positions, feed-forwards, projections.
+"""The small parts: linear maps, norms, feed-forwards, projections.
 
-Axis letters: B rows, T slots, D width, E output width, F hidden width, N heads, H head size.
+Axis letters: B rows, T slots, D width, E output width, F hidden width.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zipper_jax.models.config import ProjectionConfig
 from zipper_jax.models.modules import param
@@ -17,6 +17,7 @@ from zipper_jax.models.modules import param
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "silu": jax.nn.silu,
     "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
     "none": lambda x: x,
@@ -37,42 +38,45 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """RMSNorm, or LayerNorm with a bias; statistics in float32, output in the input's dtype."""
+    """RMSNorm, or LayerNorm with a bias, over the last axis; statistics in float32, output in the input's dtype.
 
-    def __init__(self, width: int, rngs: nnx.Rngs, *, kind: str = "rms", epsilon: float = 1e-6):
-        self.kind, self.epsilon = kind, epsilon
-        self.scale = param(rngs, (width,), ("embed",), fill=1.0)
-        self.bias = param(rngs, (width,), ("embed",)) if kind == "layer" else None
+    ``offset`` is added to the stored scale.
+    """
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __init__(
+        self,
+        width: int,
+        rngs: nnx.Rngs,
+        *,
+        kind: str = "rms",
+        epsilon: float = 1e-6,
+        offset: float = 0.0,
+        axis: str = "embed",
+    ):
+        self.kind, self.epsilon, self.offset = kind, epsilon, offset
+        self.scale = param(rngs, (width,), (axis,), fill=1.0 - offset)
+        self.bias = param(rngs, (width,), (axis,)) if kind == "layer" else None
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon) * self.scale[...]
+        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon) * scale
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x.dtype)
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
-    """RoPE (arXiv 2104.09864), half-split: element i turns with element i + H/2 by position * base^(-2i/H)."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
 class GatedMLP(nnx.Module):
-    """down(activation(gate(x)) * up(x)), without biases."""
+    """down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, hidden: int, activation: str, rngs: nnx.Rngs, dtype):
+    def __init__(self, width: int, hidden: int, activation: str, bias: bool, rngs: nnx.Rngs, dtype):
         self.activation = activation
-        self.gate = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, dtype=dtype)
-        self.up = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, dtype=dtype)
-        self.down = Linear("BTF,FD->BTD", (hidden, width), ("mlp", "embed"), rngs, fan_in=hidden, dtype=dtype)
+        kind = {"dtype": dtype, "bias": bias}
+        self.gate = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, **kind)
+        self.up = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, **kind)
+        self.down = Linear("BTF,FD->BTD", (hidden, width), ("mlp", "embed"), rngs, fan_in=hidden, **kind)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

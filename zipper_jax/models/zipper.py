@@ -4,8 +4,9 @@
     logits = forward(config, params, towers)             # the fused path, all towers at once
     logits = unimodal(config, params, "text", batch)     # the tower as it was: no input projection, no zips
 
-Parameter paths: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``input_projections/<name>``,
-``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their members [Z, ...].
+Parameter paths: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``added_embeddings/<name>``,
+``input_projections/<name>``, ``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their
+members [Z, ...].
 
 Axis letters: B rows, T slots, D width, V vocabulary, L layers, Z zips.
 """
@@ -15,17 +16,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from zipper_jax.models import modules
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
-from zipper_jax.models.layers import Norm, Projection
+from zipper_jax.models.layers import Projection
 from zipper_jax.models.modules import Params, bind
 from zipper_jax.models.schedule import Fusion, Stage, group_stages, make_schedule, zip_pairs
-from zipper_jax.models.tower import Block, Embedding, Head, logits_of
+from zipper_jax.models.tower import AddedEmbedding, Block, Embedding, Head, RelativeBias, logits_of, tower_norm
 from zipper_jax.models.visibility import Range, cross_visibility, self_visibility
 from zipper_jax.models.zip_block import ZipDirection
-from zipper_jax.ops.interval_attention import interval_attention
 from zipper_jax.sequences import TowerBatch
 
 State = Float[Array, "B T D"]
@@ -45,8 +46,13 @@ class Makers:
         return lambda rngs: Block(self.config.towers[tower], self.dtype, rngs)
 
     def final_norm(self, tower: str):
-        t = self.config.towers[tower]
-        return lambda rngs: Norm(t.width, rngs, epsilon=t.norm_epsilon)
+        return lambda rngs: tower_norm(self.config.towers[tower], rngs)
+
+    def relative_bias(self, tower: str):
+        return lambda rngs: RelativeBias(self.config.towers[tower], rngs)
+
+    def added_embedding(self, tower: str):
+        return lambda rngs: AddedEmbedding(self.config.towers[tower], self.config.added_tokens[tower], rngs)
 
     def head(self, tower: str):
         return lambda rngs: Head(self.config.towers[tower], self.dtype, rngs)
@@ -69,6 +75,10 @@ class Makers:
             parts["towers", name, "final_norm"] = (self.final_norm(name), None, None)
             if not tower.tied_head:
                 parts["towers", name, "head"] = (self.head(name), None, None)
+            if tower.positions == "relative":
+                parts["towers", name, "relative_bias"] = (self.relative_bias(name), None, None)
+        for name in self.config.added_tokens:
+            parts["added_embeddings", name] = (self.added_embedding(name), None, None)
         for name, projection in self.config.input_projections.items():
             if projection.form != "none":
                 parts["input_projections", name] = (self.input_projection(name), None, None)
@@ -116,37 +126,62 @@ def cross_attention_weights(
 
 
 def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch) -> Float[Array, "B T V"]:
-    """One tower alone: what it was before fusion if its weights are (spec §9.1). Float32 logits."""
+    """One tower alone: what it was before fusion if its weights are (spec §9.1). Float32 logits.
+
+    Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
+    """
     makers, own = Makers(config), params["towers"][tower]
-    x = bind(makers.embedding(tower), own["embedding"])(batch.tokens)
+    embedding = bind(makers.embedding(tower), own["embedding"])
+    x = embedding.add_positions(embedding(batch.tokens), batch.local_positions)
     visible = self_visibility(batch.segment_ids)
-    x = run_blocks(makers, tower, own["blocks"], x, batch.local_positions, visible)
+    layers = np.arange(config.towers[tower].num_layers, dtype=np.int32)
+    bias = distance_bias(makers, tower, params)
+    x = run_blocks(makers, tower, (own["blocks"], layers), x, batch.local_positions, visible, bias)
     return tower_logits(makers, tower, params, x)
 
 
-def embed(makers: Makers, tower: str, params: Params, tokens) -> State:
-    """h0 = input_projection(embedding(tokens)) (paper §2.1): the start of the fused path."""
-    x = bind(makers.embedding(tower), params["towers"][tower]["embedding"])(tokens)
-    if tower not in params.get("input_projections", {}):
-        return x
-    return bind(makers.input_projection(tower), params["input_projections"][tower])(x)
+def embed(makers: Makers, tower: str, params: Params, tokens, local_positions) -> State:
+    """h0 = input_projection(embedding(tokens)) (paper §2.1): the start of the fused path. Learned positions are added
+    behind the projection."""
+    embedding = bind(makers.embedding(tower), params["towers"][tower]["embedding"])
+    added = params.get("added_embeddings", {}).get(tower)
+    x = embedding(tokens, None if added is None else added["table"])
+    if tower in params.get("input_projections", {}):
+        x = bind(makers.input_projection(tower), params["input_projections"][tower])(x)
+    return embedding.add_positions(x, local_positions)
 
 
-def tower_logits(makers: Makers, tower: str, params: Params, x: State) -> Float[Array, "B T V"]:
-    """Final norm and output softmax's logits; the input projection is not on this path (paper §2.5)."""
-    own = params["towers"][tower]
+def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bool = False) -> Float[Array, "B T V"]:
+    """Final norm and output softmax's logits; the input projection is not on this path (paper §2.5). The fused path's
+    added tokens come behind the tower's own."""
+    config, own = makers.config.towers[tower], params["towers"][tower]
     x = bind(makers.final_norm(tower), own["final_norm"])(x)
-    tied = makers.config.towers[tower].tied_head
-    return logits_of(x, own["embedding"]["table"] if tied else own["head"]["table"])
+    logits = logits_of(config, x, own["embedding"]["table"] if config.tied_head else own["head"]["table"])
+    added = params.get("added_embeddings", {}).get(tower) if fused else None
+    if added is None:
+        return logits
+    more = logits_of(config, x, added["table"] if config.tied_head else added["head_table"])
+    return jnp.concatenate([logits, more], axis=-1)
 
 
-def run_blocks(makers: Makers, tower: str, blocks: Params, x: State, local_positions, visible: Range) -> State:
-    """Runs stacked blocks [n, ...] in order, each attending within ``visible``."""
+def distance_bias(makers: Makers, tower: str, params: Params) -> Float[Array, "N W"] | None:
+    """What self-attention's scores get by distance, in towers with T5's relative positions."""
+    if makers.config.towers[tower].positions != "relative":
+        return None
+    return bind(makers.relative_bias(tower), params["towers"][tower]["relative_bias"])()
 
-    def body(x, block_params):
+
+def run_blocks(makers: Makers, tower: str, blocks, x: State, local_positions, visible: Range, bias) -> State:
+    """Runs blocks in order, each attending within ``visible``.
+
+    ``blocks``: (parameters stacked [n, ...], the blocks' numbers from 0 [n]); ``bias``: see `distance_bias`.
+    """
+
+    def body(x, xs):
+        block_params, layer = xs
         block = bind(makers.block(tower), block_params)
-        query, key, value = block.project(x, local_positions)
-        return block.finish(x, interval_attention(query, key, value, *visible)), None
+        query, key, value = block.project(x, local_positions, layer)
+        return block.finish(x, block.attend(query, key, value, visible, layer, bias)), None
 
     body = _remat(body, makers.config.remat)
     return loop(body, x, blocks, makers.config.scan)[0]
@@ -164,6 +199,11 @@ def loop(body, carry, xs, scan: bool):
     return carry, None if outputs[0] is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
+def numbered(blocks: Params, first: int, last: int) -> tuple[Params, np.ndarray]:
+    """Blocks ``first`` to ``last`` (from 1, inclusive) of a tower, and their numbers from 0."""
+    return cut(blocks, first, last), np.arange(first - 1, last, dtype=np.int32)
+
+
 def cut(tree: Params, first: int, last: int) -> Params:
     """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
     whole = jax.tree.leaves(tree)[0].shape[0] == last - first + 1
@@ -173,8 +213,9 @@ def cut(tree: Params, first: int, last: int) -> Params:
 class _Pass:
     """One joint forward pass: what all its stages share."""
 
-    def __init__(self, config: ZipperConfig, towers: Mapping[str, TowerBatch], probe):
+    def __init__(self, config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], probe):
         self.makers, self.towers, self.probe = Makers(config), towers, probe
+        self.biases = {t: distance_bias(self.makers, t, params) for t in towers}
         self.visible = {t: self_visibility(batch.segment_ids) for t, batch in towers.items()}
         self.cross: dict[tuple[str, str], Range] = {}
         for z in config.zips:
@@ -182,11 +223,13 @@ class _Pass:
                 self.cross[into, z.other(into)] = cross_visibility(towers[into], towers[z.other(into)])
 
     def stage(self, stage: Stage, blocks, directions, states, pre):
-        """Runs one stage; ``blocks`` is {tower: parameters}, ``directions`` {(zip, receiver, member): parameters}."""
+        """Runs one stage; ``blocks`` is {tower: (parameters, numbers)}, ``directions`` {(zip, receiver, member):
+        parameters}."""
         states, pre = dict(states), dict(pre)
         for tower, _, last in stage.runs:
             positions = self.towers[tower].local_positions
-            states[tower] = run_blocks(self.makers, tower, blocks[tower], states[tower], positions, self.visible[tower])
+            x, visible, bias = states[tower], self.visible[tower], self.biases[tower]
+            states[tower] = run_blocks(self.makers, tower, blocks[tower], x, positions, visible, bias)
             pre[tower, last] = states[tower]
         for fusion in stage.fusions:
             states[fusion.tower] = self.fuse(fusion, directions, pre)
@@ -210,8 +253,8 @@ class _Pass:
 
 
 def _forward(config, params, towers, probe):
-    run = _Pass(config, towers, probe)
-    states = {tower: embed(run.makers, tower, params, towers[tower].tokens) for tower in config.towers}
+    run = _Pass(config, params, towers, probe)
+    states = {t: embed(run.makers, t, params, towers[t].tokens, towers[t].local_positions) for t in config.towers}
     pre: dict[tuple[str, int], State] = {}
     for group in group_stages(make_schedule(config)):
         if len(group) > 1 and config.scan and probe is None:
@@ -220,7 +263,7 @@ def _forward(config, params, towers, probe):
             for stage in group:
                 blocks, directions = _stage_params(params, stage)
                 states, pre = run.stage(stage, blocks, directions, states, pre)
-    return {tower: tower_logits(run.makers, tower, params, x) for tower, x in states.items()}
+    return {tower: tower_logits(run.makers, tower, params, x, fused=True) for tower, x in states.items()}
 
 
 def _scan_group(run: _Pass, group, params, states):
@@ -229,7 +272,7 @@ def _scan_group(run: _Pass, group, params, states):
     ends = {tower: last for tower, _, last in final.runs}
     blocks = {}
     for tower, start, last in first.runs:
-        stacked = cut(params["towers"][tower]["blocks"], start, ends[tower])
+        stacked = numbered(params["towers"][tower]["blocks"], start, ends[tower])
         per_stage = last - start + 1
         blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(len(group), n, *x.shape[1:]), stacked)
     directions = {
@@ -246,7 +289,7 @@ def _scan_group(run: _Pass, group, params, states):
 
 
 def _stage_params(params, stage: Stage):
-    blocks = {tower: cut(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
+    blocks = {tower: numbered(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
     directions = {
         (s.zip, f.tower, s.member): jax.tree.map(lambda x, i=s.member: x[i], params["zips"][s.zip][f"into_{f.tower}"])
         for f in stage.fusions

@@ -10,7 +10,8 @@ The contract, which fused kernels implement too:
     ``start == end``; padding at the end of a row is ``start == end == S``);
   * a query that sees nothing gets exactly 0, and no gradient is ever NaN or infinite because of it.
 
-Axis letters: B rows, T query slots, S key slots, N query heads, K key/value heads, G = N // K, H head size.
+Axis letters: B rows, T query slots, S key slots, N query heads, K key/value heads, G = N // K, H head size, W
+distances.
 """
 
 from typing import Literal
@@ -34,6 +35,8 @@ def interval_attention(
     end: Int[Array, "B T"],
     *,
     scale: float | None = None,
+    softcap: float | None = None,
+    distance_bias: Float[Array, "N W"] | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
@@ -42,6 +45,9 @@ def interval_attention(
       query, key, value: N must be a multiple of K (grouped-query attention).
       start, end: visible range of key slots of each query, int32, see the contract above.
       scale: factor on the scores; None means H ** -0.5.
+      softcap: scores become softcap * tanh(scores / softcap); None means they stay.
+      distance_bias: added to the scores by the distance from the key back to the last visible slot, which in
+        self-attention is the query itself; distances of W and more have the last one.
       implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
         backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
 
@@ -54,9 +60,9 @@ def interval_attention(
     if implementation == "auto":
         implementation = "dense" if query.shape[1] * key.shape[1] <= _DENSE_LIMIT else "blockwise"
     if implementation == "dense":
-        return _dense(query, key, value, start, end, scale)
+        return _dense(query, key, value, start, end, scale, softcap, distance_bias)
     if implementation == "blockwise":
-        return _blockwise(query, key, value, start, end, scale)
+        return _blockwise(query, key, value, start, end, scale, softcap, distance_bias)
     raise ValueError(f"unknown attention implementation {implementation!r}; known: auto, dense, blockwise")
 
 
@@ -67,6 +73,8 @@ def interval_weights(
     end: Int[Array, "B T"],
     *,
     scale: float | None = None,
+    softcap: float | None = None,
+    distance_bias: Float[Array, "N W"] | None = None,
 ) -> Float[Array, "B K G T S"]:
     """The attention weights themselves, float32 (dense: for pictures and tests). Rows that see nothing are all 0."""
     b, t, n, h = query.shape
@@ -76,7 +84,13 @@ def interval_weights(
     by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     scores = scale * jnp.einsum("BKXH,BKSH->BKXS", by_head, key.swapaxes(1, 2), preferred_element_type=jnp.float32)
     scores = scores.reshape(b, k, n // k, t, s)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     slots = jnp.arange(s)
+    if distance_bias is not None:
+        distance = jnp.clip(end[..., None] - 1 - slots, 0, distance_bias.shape[1] - 1)
+        by_slot = jnp.take(distance_bias.astype(jnp.float32), distance, axis=1)  # [N, B, T, S]
+        scores = scores + by_slot.reshape(k, n // k, b, t, s).transpose(2, 0, 1, 3, 4)
     visible = (slots >= start[..., None]) & (slots < end[..., None])
     visible = visible[:, None, None]
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
@@ -87,16 +101,16 @@ def interval_weights(
     return unnormalised / jnp.where(total == 0.0, 1.0, total)
 
 
-def _dense(query, key, value, start, end, scale):
+def _dense(query, key, value, start, end, scale, softcap, distance_bias):
     b, t, n, h = query.shape
-    weights = interval_weights(query, key, start, end, scale=scale)
+    weights = interval_weights(query, key, start, end, scale=scale, softcap=softcap, distance_bias=distance_bias)
     _, k, g, _, s = weights.shape
     by_head = weights.astype(value.dtype).reshape(b, k, g * t, s)
     mixed = jnp.einsum("BKXS,BKSH->BKXH", by_head, value.swapaxes(1, 2)).reshape(b, k, g, t, h)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
 
 
-def _blockwise(query, key, value, start, end, scale):
+def _blockwise(query, key, value, start, end, scale, softcap, distance_bias):
     b, t, n, h = query.shape
     blocks = -(-t // _QUERY_BLOCK)
     pad = blocks * _QUERY_BLOCK - t
@@ -108,7 +122,7 @@ def _blockwise(query, key, value, start, end, scale):
     # checkpoint: the backward pass keeps each block's inputs and recomputes its scores.
     @jax.checkpoint
     def attend(block):
-        return _dense(block[0], key, value, block[1], block[2], scale)
+        return _dense(block[0], key, value, block[1], block[2], scale, softcap, distance_bias)
 
     out = jax.lax.map(attend, (split(query, 0), split(start, key.shape[1]), split(end, key.shape[1])))
     return jnp.moveaxis(out, 0, 1).reshape(b, blocks * _QUERY_BLOCK, n, h)[:, :t]

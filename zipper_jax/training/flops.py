@@ -56,12 +56,14 @@ def flops_per_row(
     total = 0.0
     for key, leaf in shapes.items():
         names = axes[key]
-        if len([n for n in names if n not in ("layers", "zips")]) < 2:
-            continue  # norms, biases, gates
+        if len([n for n in names if n not in ("layers", "zips", None)]) < 2:
+            continue  # norms, biases, gates, tables of positions and of a few added tokens
         slots = _slots(config, base_path(key), lengths)
         total += (6 if key in trained else 4) * float(np.prod(leaf.shape)) * slots
     for name, tower in config.towers.items():
-        total += 12 * tower.num_layers * tower.num_heads * tower.head_size * lengths[name] * lengths[name] / 2
+        for window in tower.window_of:
+            seen = lengths[name] / 2 if not window else min(window, lengths[name] / 2)
+            total += 12 * tower.num_heads * tower.head_size * lengths[name] * seen
     for zip_config in config.zips:
         count = len(zip_pairs(zip_config, config.towers))
         for into in zip_config.receivers:
@@ -74,7 +76,7 @@ def flops_per_row(
 def _slots(config: ZipperConfig, path: str, lengths: Mapping[str, int]) -> int:
     """Slots that go through a matrix. The embedding counts once: as the tied head (looking up is no product)."""
     top, name, *rest = path.split("/")
-    if top in ("towers", "input_projections"):
+    if top in ("towers", "input_projections"):  # added_embeddings have no matrix that is counted
         if rest[0] == "embedding" and not config.towers[name].tied_head:
             return 0
         return lengths.get(name, 0)

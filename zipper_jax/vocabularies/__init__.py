@@ -12,11 +12,13 @@ from jaxtyping import Int32
 
 from zipper_jax.errors import UserError
 from zipper_jax.vocabularies.files import FILE_NAME
+from zipper_jax.vocabularies.hugging_face import HuggingFaceVocabulary
 from zipper_jax.vocabularies.text import ByteVocabulary, SentencePieceVocabulary, train_sentencepiece
 from zipper_jax.vocabularies.units import UnitVocabulary
 
 __all__ = [
     "ByteVocabulary",
+    "HuggingFaceVocabulary",
     "SentencePieceVocabulary",
     "UnitVocabulary",
     "Vocabulary",
@@ -52,7 +54,9 @@ class Vocabulary(Protocol):
         ...
 
 
-KINDS: dict[str, Any] = {cls.kind: cls for cls in (SentencePieceVocabulary, ByteVocabulary, UnitVocabulary)}
+KINDS: dict[str, Any] = {
+    cls.kind: cls for cls in (SentencePieceVocabulary, ByteVocabulary, HuggingFaceVocabulary, UnitVocabulary)
+}
 """kind -> class with ``load(folder, header)``."""
 
 

@@ -1,4 +1,7 @@
-"""Units of speech, or of any quantised signal: unit u is id u; begin and end follow (1,024 + 2 in the paper)."""
+"""Units of speech, or of any quantised signal: unit u is id u; begin and end follow (1,024 + 2 in the paper).
+
+A pretrained unit model may have them elsewhere: units from a row on, its own begin and end, rows for other things.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +18,22 @@ class UnitVocabulary:
     """``num_units`` units at ``rate_hz`` per second; ``begin = num_units``, ``end = num_units + 1``.
 
     ``codebook`` is the digest of the tokenizer that the units come from: unit 7 of another one is another sound.
+    ``first``: id of unit 0. ``rows``: ids of the tower they come from. ``begin_id``, ``end_id``: where these lie instead.
     """
 
     kind = "units"
 
-    def __init__(self, num_units: int, rate_hz: float, codebook: str = ""):
+    def __init__(
+        self,
+        num_units: int,
+        rate_hz: float,
+        codebook: str = "",
+        *,
+        first: int = 0,
+        rows: int | None = None,
+        begin_id: int | None = None,
+        end_id: int | None = None,
+    ):
         if num_units < 1:
             raise UserError(f"num_units is {num_units}: give at least 1")
         if not rate_hz > 0:
@@ -27,10 +41,14 @@ class UnitVocabulary:
         self.num_units = int(num_units)
         self.rate_hz = float(rate_hz)
         self.codebook = codebook
-        self.begin_id = self.num_units
-        self.end_id = self.num_units + 1
-        self.size = self.num_units + 2
+        self.first = first
+        self.begin_id = first + self.num_units if begin_id is None else begin_id
+        self.end_id = first + self.num_units + 1 if end_id is None else end_id
+        self.size = max(rows or 0, first + self.num_units, self.begin_id + 1, self.end_id + 1)
         decisive = [str(self.num_units), repr(self.rate_hz), *([codebook] if codebook else [])]
+        places = (self.first, self.begin_id, self.end_id, self.size)
+        if places != (0, self.num_units, self.num_units + 1, self.num_units + 2):
+            decisive.append(f"places {places}")
         self.digest = files.digest(b"units", *(part.encode() for part in decisive))
 
     def encode(self, content: Any) -> Int32[np.ndarray, "n"]:
@@ -39,15 +57,35 @@ class UnitVocabulary:
         wrong = units[(units < 0) | (units >= self.num_units)]
         if len(wrong):
             raise UserError(f"unit {wrong[0]} lies outside 0 to {self.num_units - 1}: was another tokenizer used?")
-        return units.astype(np.int32)
+        return (units + self.first).astype(np.int32)
 
     def decode(self, ids: Any) -> Int32[np.ndarray, "n"]:
+        """Unit numbers; begin and end, and a unit model's rows that are no units, are left out."""
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
-        return self.encode(ids[(ids != self.begin_id) & (ids != self.end_id)])
+        wrong = ids[(ids < 0) | (ids >= self.size)]
+        if len(wrong):
+            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+        units = ids - self.first
+        return units[(units >= 0) & (units < self.num_units)].astype(np.int32)
 
     def save(self, folder: Any) -> None:
-        files.write_header(folder, self, num_units=self.num_units, rate_hz=self.rate_hz, codebook=self.codebook)
+        files.write_header(
+            folder,
+            self,
+            num_units=self.num_units,
+            rate_hz=self.rate_hz,
+            codebook=self.codebook,
+            first=self.first,
+        )
 
     @classmethod
     def load(cls, folder: Path, header: Mapping[str, Any]) -> "UnitVocabulary":
-        return cls(header["num_units"], header["rate_hz"], header.get("codebook", ""))
+        return cls(
+            header["num_units"],
+            header["rate_hz"],
+            header.get("codebook", ""),
+            first=header.get("first", 0),
+            rows=header["size"],
+            begin_id=header["begin_id"],
+            end_id=header["end_id"],
+        )

@@ -1,0 +1,188 @@
+"""A Hugging Face decoder becomes a model folder with one tower, tensor by tensor.
+
+`plan` reads only ``config.json`` and the headers of the weights, and says everything that can be wrong; `write` then
+streams one tensor at a time into the stacked layout, so that memory stays at the size of the largest tensor.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.conversion.hugging_face import read_tower
+from zipper_jax.conversion.hugging_face.family import Family
+from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
+from zipper_jax.conversion.tokenizer import added_tokens
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
+from zipper_jax.safetensors_files import Reader
+from zipper_jax.training.partition_tree import flatten
+from zipper_jax.vocabularies import Vocabulary
+
+Write = Callable[[str, np.ndarray, int | None], None]
+"""``write(leaf, array, layer)``: a leaf of the tower, or one layer of it."""
+
+DEFAULT_LENGTH = 1024
+"""Slots of generation and caches where no one has said more: pretrained models allow up to 131,072."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One tensor, the rule it goes by, and its layer."""
+
+    tensor: str
+    rule: Rule
+    layer: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do.
+
+    config: the ``config.json``. leaves: leaf -> (dtype, shape). left_out: tensor -> why.
+    """
+
+    source: Path
+    config: Mapping[str, Any]
+    family: Family
+    tower: TowerConfig
+    reader: Reader
+    moves: tuple[Move, ...]
+    leaves: Mapping[str, tuple[Any, Shape]]
+    left_out: Mapping[str, str]
+
+    @property
+    def count(self) -> int:
+        """Parameters of the tower."""
+        return sum(math.prod(shape) for _, shape in self.leaves.values())
+
+    def lines(self) -> Iterator[str]:
+        """What `zipper convert from-hf` prints before it begins."""
+        t = self.tower
+        yield (
+            f"{self.source}: {self.family.architecture}, {t.num_layers} blocks of width {t.width}, {t.num_heads} heads "
+            f"({t.num_kv_heads} key/value) of {t.head_size}, mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+        )
+        for move in self.moves:
+            if move.layer in (None, 0):
+                layers = "" if move.layer is None else f"  ({t.num_layers} layers)"
+                yield f"  {move.rule.name} -> {', '.join(move.rule.leaves)}{layers}"
+        for name, why in self.left_out.items():
+            yield f"  {name}: left out, {why}"
+        read = sum(math.prod(self.reader.shape(move.tensor)) for move in self.moves)
+        yield f"parameters: {self.reader.count:,} in the file, {read:,} of them used, {self.count:,} in the tower"
+
+
+def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
+    """Everything about a conversion but the numbers.
+
+    Raises:
+      UserError: not such a folder; an architecture, field or tensor that is not known, by its name; a tensor that is
+        missing or has another shape or a quantised dtype.
+    """
+    source = Path(folder)
+    config = read_json(source / "config.json")
+    family, tower = read_tower(config, str(source / "config.json"), ignored)
+    reader, shapes = Reader(source), tower_shapes(tower)
+    names = _full_names(reader, family, {rule.name for rule in family.rules})
+    moves = []
+    for rule in rules_for(family.rules, shapes):
+        for layer in range(tower.num_layers) if rule.per_layer else (None,):
+            wanted = rule.name.format(layer=layer)
+            if wanted not in names:
+                raise UserError(
+                    f"{str(source)!r} has no tensor {wanted!r}: it is incomplete, or its config.json is wrong"
+                )
+            moves.append(Move(names.pop(wanted), rule, layer))
+            _check(reader, moves[-1], shapes)
+    left_out = {}
+    for wanted, name in names.items():
+        why = family.reason(wanted)
+        if why is None:
+            raise UserError(
+                f"{str(source)!r}: no rule says what the tensor {name!r} {list(reader.shape(name))} is, so this is not "
+                f"the {family.architecture} that config.json describes: not converted"
+            )
+        left_out[name] = why
+    leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
+    return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out)
+
+
+def write(plan: Plan, put: Write, progress: Callable[[int], None] = lambda count: None) -> None:
+    """Hands every leaf, or one layer of it, to ``put``, reading one tensor at a time. ``progress`` gets the numbers of
+    each tensor."""
+    for move in plan.moves:
+        tensor = plan.reader.read(move.tensor)
+        shapes = [_one(plan.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
+        for leaf, array in zip(move.rule.leaves, move.rule.split(tensor, shapes), strict=True):
+            put(leaf, array.astype(plan.leaves[leaf][0], copy=False), move.layer)
+        progress(tensor.size)
+
+
+def one_tower_model(name: str, tower: TowerConfig, vocabulary: Vocabulary) -> ZipperConfig:
+    """The tower alone, with its only modality of the same name, and the tokens that it lacks."""
+    added = added_tokens(vocabulary, tower.vocab_size)
+    return ZipperConfig(
+        towers={name: tower},
+        modalities={name: ModalityConfig(name, vocabulary.size)},
+        added_tokens={name: added} if added else {},
+    )
+
+
+def default_lengths(model: ZipperConfig) -> dict[str, int]:
+    """Slots per tower before anyone has trained it."""
+    return {name: min(tower.max_positions or DEFAULT_LENGTH, DEFAULT_LENGTH) for name, tower in model.towers.items()}
+
+
+def tower_shapes(tower: TowerConfig) -> dict[str, Shape]:
+    """leaf -> shape, stacked ones with their layers in front."""
+    alone = ZipperConfig(towers={"tower": tower}, modalities={"tower": ModalityConfig("tower", 1)})
+    flat = flatten(zipper.abstract_params(alone))
+    return {name.removeprefix("towers/tower/"): tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{str(path.parent)!r} has no {path.name}: give a Hugging Face model folder, or the id of one")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); get it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object; get it again")
+    return found
+
+
+def _full_names(reader: Reader, family: Family, patterns: set[str]) -> dict[str, str]:
+    """Name in full -> name in the file: files saved from the bare model lack the family's prefix."""
+    tops = {pattern.split(".")[0] for pattern in patterns}
+    return {name if name.split(".")[0] in tops else family.prefix + name: name for name in reader.names}
+
+
+def _one(shape: Shape, rule: Rule) -> Shape:
+    return shape[1:] if rule.per_layer else shape
+
+
+def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
+    wanted = move.rule.shape([_one(shapes[leaf], move.rule) for leaf in move.rule.leaves])
+    if reader.shape(move.tensor) != wanted:
+        raise UserError(
+            f"{str(reader.folder)!r}: {move.tensor} has shape {list(reader.shape(move.tensor))}, config.json means "
+            f"{list(wanted)}"
+        )
+    if reader.dtype(move.tensor) is None:
+        raise UserError(
+            f"{str(reader.folder)!r}: {move.tensor} is quantised, or no floating-point tensor: save it unquantised"
+        )
+
+
+def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
+    """The file's dtype; float32 where a leaf's tensors differ, or are float64."""
+    found = {reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves}
+    return found.pop() if len(found) == 1 and np.dtype(np.float64) not in found else np.dtype(np.float32)

@@ -1,0 +1,46 @@
+"""Hugging Face decoders: one file per group of families; `FAMILIES` names them all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zipper_jax.configs import closest
+from zipper_jax.conversion.hugging_face.family import Family
+from zipper_jax.conversion.hugging_face.fields import Fields
+from zipper_jax.conversion.hugging_face.gemma import GEMMA, GEMMA2, GEMMA3
+from zipper_jax.conversion.hugging_face.gpt2 import GPT2
+from zipper_jax.conversion.hugging_face.gpt_neox import GPT_NEOX
+from zipper_jax.conversion.hugging_face.llama import LLAMA, MISTRAL
+from zipper_jax.conversion.hugging_face.opt import OPT
+from zipper_jax.conversion.hugging_face.phi3 import PHI3
+from zipper_jax.conversion.hugging_face.qwen import QWEN2, QWEN3
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import TowerConfig
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OPT, GPT2, GPT_NEOX, GEMMA, PHI3)
+}
+"""``model_type`` -> family, in the order in which `family_of` looks for one that can say what a tower is."""
+
+
+def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] = ()) -> tuple[Family, TowerConfig]:
+    """The family and the tower of a ``config.json``.
+
+    Args:
+      config: the JSON object. where: names it in errors. ignored: unknown fields that the user takes for harmless.
+
+    Raises:
+      UserError: an unknown architecture, or a field that is unknown or has a value that is not converted.
+    """
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        inner = config.get("text_config") or {}
+        known = closest(str(kind), FAMILIES)
+        if inner.get("model_type") in FAMILIES:
+            known = f"; it holds a {inner['model_type']} text model: save that alone and convert it"
+        raise UserError(f"{where}: model_type {kind!r} is not converted{known}")
+    family = FAMILIES[kind]
+    fields = Fields(config, where, ignored)
+    tower = family.tower(fields)
+    fields.finish()
+    return family, tower

@@ -1,0 +1,173 @@
+"""A Hugging Face ``config.json``, read field by field: what no one has read is refused, for it may change the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import Activation, RopeScaling
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "squared_relu",
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+}
+
+# Of training, of decoding, of bookkeeping: none of these changes the logits of one forward pass.
+_HARMLESS = """
+    architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path _commit_hash use_cache
+    initializer_range init_std bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    attention_dropout hidden_dropout dropout resid_pdrop embd_pdrop attn_pdrop activation_dropout layerdrop
+    classifier_dropout hidden_dropout_prob attention_probs_dropout_prob summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj return_dict output_attentions output_hidden_states torchscript
+    use_bfloat16 chunk_size_feed_forward id2label label2id num_labels problem_type task_specific_params prefix
+    tokenizer_class finetuning_task gradient_checkpointing _attn_implementation attn_implementation
+    _attn_implementation_autoset pretraining_tp cache_implementation do_sample max_length min_length num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens early_stopping tf_legacy_loss n_ctx
+    reorder_and_upcast_attn is_decoder
+    """
+
+# Fields that some models set and that mean another computation, or code from the checkpoint: value that is allowed.
+ONLY: dict[str, tuple[Any, str]] = {
+    "auto_map": (None, "the model brings code of its own, which is never run"),
+    "quantization_config": (None, "quantised weights are not read: save the model unquantised"),
+    "is_encoder_decoder": (False, "only decoders become towers"),
+    "add_cross_attention": (False, "cross-attention of its own is not converted"),
+    "cross_attention_hidden_size": (None, "cross-attention of its own is not converted"),
+    "tie_encoder_decoder": (False, "only decoders become towers"),
+    "pruned_heads": ({}, "pruned heads are not converted"),
+    "use_bidirectional_attention": (False, "towers are causal"),
+}
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+class Fields:
+    """``config.json`` with a record of what was read.
+
+    Args:
+      config: the JSON object. where: names it in errors. ignored: fields that the user takes for harmless.
+    """
+
+    def __init__(self, config: Mapping[str, Any], where: str, ignored: tuple[str, ...] = ()):
+        self._config, self._where = config, where
+        self._read = {*_HARMLESS.split(), *ignored}
+        for name, (allowed, why) in ONLY.items():
+            self.only(name, allowed, why)
+
+    def take(self, name: str, default: Any = ...) -> Any:
+        """The field, or its default where the file has none or null; without a default it must be there."""
+        self._read.add(name)
+        value = self._config.get(name)
+        if value is None:
+            if default is ...:
+                raise UserError(f"{self._where} lacks {name!r}; is it a config.json of transformers?")
+            return default
+        return value
+
+    def nullable(self, name: str, default: Any) -> Any:
+        """The field as the file has it, null too; its default only where the file has none."""
+        self._read.add(name)
+        return self._config.get(name, default)
+
+    def only(self, name: str, allowed: Any, why: str) -> None:
+        """Refuses any other value than ``allowed`` (and null, and a missing field)."""
+        value = self.take(name, None)
+        if value is not None and value != allowed:
+            raise UserError(f"{self._where}: {name} = {value!r} is not converted: {why}")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """The MLP's activation."""
+        value = self.take(name, default)
+        if value not in ACTIVATIONS:
+            raise UserError(f"{self._where}: {name} = {value!r} is no activation we have: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def rope(
+        self, base: float = 10_000.0, kind: str | None = None, share: float = 1.0
+    ) -> tuple[float, RopeScaling | None, float]:
+        """(base, scaling, share of the head that turns), from ``rope_parameters`` or the older ``rope_theta`` and
+        ``rope_scaling``; ``kind`` picks one kind of layer where they differ. ``base``, ``share``: defaults."""
+        base = self.take("rope_theta", base)
+        share = self.take("partial_rotary_factor", share)
+        old, new = self.take("rope_scaling", {}), self.take("rope_parameters", {})
+        if kind is not None and kind in new:
+            new = new[kind]
+        parameters = {**old, **new}
+        rope_type = parameters.pop("rope_type", parameters.pop("type", "default"))
+        parameters.pop("type", None)
+        if rope_type not in _ROPE_TYPES:
+            grows = " (it changes with the sequence's length, so caches would not equal the full pass)"
+            raise UserError(
+                f"{self._where}: rope type {rope_type!r}{grows if rope_type in ('dynamic', 'longrope') else ''} is not "
+                f"converted; known: {', '.join(_ROPE_TYPES)}"
+            )
+        base, share = parameters.pop("rope_theta", base), parameters.pop("partial_rotary_factor", share)
+        scaling = None if rope_type == "default" else self._scaling(rope_type, parameters)
+        unknown = sorted(name for name, value in parameters.items() if value is not None)
+        if unknown and rope_type != "default":
+            raise UserError(f"{self._where}: rope {rope_type!r} has the unknown field {unknown[0]!r}: not converted")
+        return float(base), scaling, float(share)
+
+    def _scaling(self, kind: str, parameters: dict[str, Any]) -> RopeScaling:
+        longest, factor = self.take("max_position_embeddings", 0), parameters.pop("factor", None)
+        original = parameters.pop("original_max_position_embeddings", None)
+        original = original or self.take("original_max_position_embeddings", longest)
+        if factor is None:
+            factor = longest / original
+        taken: dict[str, Any] = {}
+        if kind == "llama3":
+            taken["low_frequency_factor"] = parameters.pop("low_freq_factor")
+            taken["high_frequency_factor"] = parameters.pop("high_freq_factor")
+        if kind == "yarn":
+            taken["beta_fast"] = parameters.pop("beta_fast", None) or 32.0
+            taken["beta_slow"] = parameters.pop("beta_slow", None) or 1.0
+            taken["amplitude"] = _yarn_amplitude(factor, parameters)
+            taken["truncate"] = parameters.pop("truncate", True)
+        return RopeScaling(kind, float(factor), 0 if kind == "linear" else int(original), **taken)  # type: ignore[arg-type]
+
+    def windows(self, layers: int, size: int | None, default_kinds: list[str]) -> tuple[int, ...]:
+        """Each layer's window: ``size`` where ``layer_types``, or the family's default, says that it slides."""
+        kinds = self.take("layer_types", default_kinds)
+        for kind in kinds:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise UserError(f"{self._where}: layer_types has {kind!r}, which is not converted")
+        if len(kinds) != layers:
+            raise UserError(f"{self._where}: layer_types names {len(kinds)} layers, num_hidden_layers says {layers}")
+        if "sliding_attention" not in kinds:
+            return ()
+        if size is None:
+            raise UserError(f"{self._where}: layer_types has sliding layers, but sliding_window is null")
+        return tuple(int(size) if kind == "sliding_attention" else 0 for kind in kinds)
+
+    def finish(self) -> None:
+        """UserError naming fields that no one has read and that are not null."""
+        unknown = sorted(name for name, value in self._config.items() if name not in self._read and value is not None)
+        if unknown:
+            shown = ", ".join(f"{name} = {self._config[name]!r}" for name in unknown[:5])
+            raise UserError(
+                f"{self._where} has fields that this version does not know, and which may change the model: {shown}; "
+                f"where you know that they do not, give --ignore_field {unknown[0]}"
+            )
+
+
+def _yarn_amplitude(factor: float, parameters: dict[str, Any]) -> float:
+    """transformers' ``attention_factor``: as given, else 0.1 ln(factor) + 1 (arXiv 2309.00071, §3.4), DeepSeek's
+    ``mscale`` pair included."""
+    import math
+
+    given = parameters.pop("attention_factor", None)
+    mscale, mscale_all = parameters.pop("mscale", None), parameters.pop("mscale_all_dim", None)
+    if given is not None:
+        return float(given)
+
+    def amplitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    return amplitude(mscale) / amplitude(mscale_all) if mscale and mscale_all else amplitude(1.0)

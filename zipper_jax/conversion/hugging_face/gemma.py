@@ -1,0 +1,123 @@
+"""Gemma 1, 2 and 3 (text): scaled embeddings, norms stored as scale - 1; soft caps and windows; two RoPE bases."""
+
+from typing import Any
+
+from zipper_jax.conversion.hugging_face.family import (
+    LLAMA_RULES,
+    MLP_NORM,
+    SANDWICH_NORMS,
+    Family,
+    activation_name,
+    layer_types,
+    one_window,
+    read_sizes,
+    rope_fields,
+    sizes,
+)
+from zipper_jax.conversion.hugging_face.fields import Fields
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import TowerConfig
+
+
+def _common(fields: Fields, kind: str | None = None, **defaults: Any) -> dict[str, Any]:
+    base, scaling, share = fields.rope(defaults.pop("base", 10_000.0), kind)
+    common = read_sizes(fields, tied=True, head_size=256, **defaults)
+    return {
+        **common,
+        "rope_base": base,
+        "rope_scaling": scaling,
+        "rope_fraction": share,
+        "embedding_scale": common["width"] ** 0.5,
+        "norm_offset": 1.0,
+        "attention_bias": "all" if fields.take("attention_bias", False) else "none",
+    }
+
+
+def _common_fields(tower: TowerConfig) -> dict[str, Any]:
+    return {
+        **sizes(tower),
+        **rope_fields(tower),
+        "hidden_activation": activation_name(tower),
+        "attention_bias": tower.attention_bias == "all",
+    }
+
+
+def _gemma(fields: Fields) -> TowerConfig:
+    # Early files say "gelu" where the model was trained with, and transformers computes, the tanh approximation.
+    old = fields.take("hidden_act", "gelu")
+    activation = fields.activation("hidden_activation", "gelu_pytorch_tanh" if old == "gelu" else old)
+    return TowerConfig(**_common(fields, max_positions=8192), activation=activation, family="gemma")
+
+
+def _gemma_fields(tower: TowerConfig) -> dict[str, Any]:
+    return {**_common_fields(tower), "hidden_act": activation_name(tower)}
+
+
+def _with_windows(fields: Fields, kind: str | None, every: int, **more: Any) -> dict[str, Any]:
+    """What Gemma 2 and 3 share; every ``every``-th layer sees all."""
+    fields.take("hidden_act", None)  # an older name beside hidden_activation, which is the one that is used
+    common = _common(fields, kind, **more)
+    layers, size = common["num_layers"], fields.nullable("sliding_window", 4096)
+    kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
+    return {
+        **common,
+        "activation": fields.activation("hidden_activation", "gelu_pytorch_tanh"),
+        "norm_placement": "both",
+        "attention_scale": fields.take("query_pre_attn_scalar", 256) ** -0.5,
+        "windows": fields.windows(layers, size, kinds),
+    }
+
+
+def _with_windows_fields(tower: TowerConfig) -> dict[str, Any]:
+    scale = tower.attention_scale or tower.head_size**-0.5
+    scalar = round(scale**-2) if round(scale**-2) ** -0.5 == scale else scale**-2
+    return {
+        **_common_fields(tower),
+        "query_pre_attn_scalar": scalar,
+        "final_logit_softcapping": tower.logit_softcap,
+        "sliding_window": one_window(tower),
+        "layer_types": layer_types(tower),
+    }
+
+
+def _gemma2(fields: Fields) -> TowerConfig:
+    return TowerConfig(
+        **_with_windows(fields, None, every=2, max_positions=8192),
+        attention_softcap=fields.nullable("attn_logit_softcapping", 50.0),
+        logit_softcap=fields.nullable("final_logit_softcapping", 30.0),
+        family="gemma2",
+    )
+
+
+def _gemma2_fields(tower: TowerConfig) -> dict[str, Any]:
+    return {**_with_windows_fields(tower), "attn_logit_softcapping": tower.attention_softcap}
+
+
+def _gemma3(fields: Fields) -> TowerConfig:
+    near, scaling, _ = fields.rope(10_000.0, "sliding_attention") if _by_kind(fields) else (None, None, None)
+    if scaling is not None:
+        raise UserError("rope_parameters['sliding_attention'] scales: only the full-attention layers' RoPE may")
+    near = near if near is not None else fields.take("rope_local_base_freq", 10_000.0)
+    fields.take("rope_local_base_freq", None)
+    every = fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern", 6))
+    fields.only("attn_logit_softcapping", None, "transformers ignores it in Gemma 3")
+    return TowerConfig(
+        **_with_windows(fields, "full_attention", every, base=1_000_000.0, max_positions=131_072),
+        logit_softcap=fields.nullable("final_logit_softcapping", None),
+        query_key_norm=True,
+        window_rope_base=float(near),
+        family="gemma3_text",
+    )
+
+
+def _by_kind(fields: Fields) -> bool:
+    return "sliding_attention" in fields.take("rope_parameters", {})
+
+
+def _gemma3_fields(tower: TowerConfig) -> dict[str, Any]:
+    return {**_with_windows_fields(tower), "rope_local_base_freq": tower.window_rope_base}
+
+
+GEMMA = Family("gemma", "GemmaForCausalLM", _gemma, _gemma_fields, (*LLAMA_RULES, MLP_NORM))
+GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", _gemma2, _gemma2_fields, (*LLAMA_RULES, *SANDWICH_NORMS))
+GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", _gemma3, _gemma3_fields, (*LLAMA_RULES, *SANDWICH_NORMS))

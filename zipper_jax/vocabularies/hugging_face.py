@@ -1,0 +1,148 @@
+"""Tokenizers of Hugging Face folders: ``tokenizer.json``, ``vocab.json`` with ``merges.txt``, or ``tokenizer.model``.
+
+Their ids are used as they are. Begin and end are tokens of the tokenizer where it has two different ones; else they are
+ids from ``rows`` on, which the fused model keeps beside the tower (``added_embeddings``).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes
+from zipper_jax.vocabularies import files
+
+DECISIVE = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+FILES = (
+    *DECISIVE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""What is kept of a tokenizer's folder, so that it can be handed on whole."""
+
+
+class HuggingFaceVocabulary:
+    """A Hugging Face tokenizer for a tower of ``rows`` tokens.
+
+    Args:
+      contents: file name -> bytes, of `FILES`.
+      rows: tokens of the tower; at least those of the tokenizer (towers are often padded).
+      begin_id, end_id: inside the tower, or ``rows`` and above for tokens that fusion adds.
+
+    Raises:
+      UserError: no tokenizer among the files, a damaged one, or one with more tokens than the tower has rows.
+    """
+
+    kind = "hugging_face"
+
+    def __init__(self, contents: Mapping[str, bytes], rows: int, begin_id: int, end_id: int):
+        self.contents, self.rows = dict(contents), rows
+        self.begin_id, self.end_id = begin_id, end_id
+        self.size = max(rows, begin_id + 1, end_id + 1)
+        self._backend = backend(self.contents)
+        if self._backend.size > rows:
+            raise UserError(
+                f"the tokenizer has {self._backend.size} tokens, the tower {rows}: it is the tokenizer of another model"
+            )
+        if begin_id == end_id:
+            raise UserError(f"begin and end are the same token ({begin_id}): give another, or add one")
+        parts = [self.contents[name] for name in DECISIVE if name in self.contents]
+        self.digest = files.digest(b"hugging_face", *parts, f"{rows} {begin_id} {end_id}".encode())
+
+    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+        return np.asarray(self._backend.encode(content), dtype=np.int32)
+
+    def decode(self, ids: Any) -> str:
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        wrong = ids[(ids < 0) | (ids >= self.size)]
+        if len(wrong):
+            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+        known = (ids != self.begin_id) & (ids != self.end_id) & (ids < self._backend.size)
+        return self._backend.decode(ids[known].tolist())
+
+    def save(self, folder: Any) -> None:
+        for name, content in self.contents.items():
+            write_bytes(Path(folder) / "tokenizer" / name, content)
+        files.write_header(folder, self, rows=self.rows)
+
+    @classmethod
+    def load(cls, folder: Path, header: Mapping[str, Any]) -> "HuggingFaceVocabulary":
+        contents = read_files(folder / "tokenizer")
+        return cls(contents, header["rows"], header["begin_id"], header["end_id"])
+
+
+def read_files(folder: str | Path) -> dict[str, bytes]:
+    """The tokenizer's files of a folder."""
+    return {name: (Path(folder) / name).read_bytes() for name in FILES if (Path(folder) / name).is_file()}
+
+
+def backend(contents: Mapping[str, bytes]) -> Any:
+    """What encodes and decodes, with ``size`` (highest id + 1) and ``id_of(token)``. Raises UserError without one."""
+    try:
+        if "tokenizer.json" in contents or {"vocab.json", "merges.txt"} <= contents.keys():
+            return _Tokenizers(contents)
+        if "tokenizer.model" in contents:
+            return _SentencePiece(contents["tokenizer.model"])
+    except Exception as error:  # tokenizers raises bare Exceptions on files that are damaged
+        raise UserError(f"the tokenizer's files are damaged ({' '.join(str(error).split())[:200]})") from error
+    raise UserError(f"no tokenizer there: none of {', '.join(DECISIVE)}")
+
+
+class _Tokenizers:
+    def __init__(self, contents: Mapping[str, bytes]):
+        import tokenizers
+
+        if "tokenizer.json" in contents:
+            self._tokenizer = tokenizers.Tokenizer.from_str(contents["tokenizer.json"].decode())
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer = _byte_level(contents["vocab.json"], contents["merges.txt"])
+        # A sentence that spells a special token's name must not become that token.
+        self._tokenizer.encode_special_tokens = True
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.id_of = self._tokenizer.token_to_id
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+class _SentencePiece:
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self._processor.get_piece_size()
+
+    def id_of(self, token: str) -> int | None:
+        found = self._processor.piece_to_id(token)
+        return None if found == self._processor.unk_id() else found
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+def _byte_level(vocabulary: bytes, merges: bytes):
+    """GPT-2's byte-level BPE from its two files."""
+    import tokenizers
+
+    lines = merges.decode().splitlines()
+    split = (line.split() for line in lines if line and not line.startswith("#version"))
+    pairs = [(first, second) for first, second in split]
+    model = tokenizers.models.BPE(vocab=json.loads(vocabulary), merges=pairs)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
