@@ -27,7 +27,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.evaluation import perplexity
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.sequences import make_layout
+from zipper_jax.sequences import make_layout, own_tokens
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
 SAMPLE_RATE = 16_000
@@ -186,11 +186,17 @@ class Unimodal:
         self._logits = jax.jit(partial(zipper.unimodal, model.config), static_argnames=("tower",))
 
     def logits(self, content: Any, modality: str | None = None) -> Float[np.ndarray, "T V"]:
-        """Float32 logits at ``begin, content..., end``; row t predicts token t + 1."""
+        """Float32 logits at ``begin, content..., end``; row t predicts token t + 1.
+
+        Tokens that fusion added are none of this tower's: where begin or end is one, it has no row.
+        """
         modality = modality or self._only_modality()
-        batch = perplexity.pack_contents(self._model.layout, modality, [self._encode(modality, content)], {})
-        logits = self._logits(self._model.params, self._tower, batch[self._tower])
-        length = int((batch[self._tower].segment_ids[0] > 0).sum())
+        tokens, own = self._encode(modality, content), self._model.config.towers[self._tower]
+        own.check_length(len(tokens) + 2, f"tokens of this {modality}")
+        batch = perplexity.pack_contents(self._model.layout, modality, [tokens], {})[self._tower]
+        batch = own_tokens(batch, own.vocab_size)
+        logits = self._logits(self._model.params, self._tower, batch)
+        length = int((batch.segment_ids[0] > 0).sum())
         return np.asarray(logits[0, :length])
 
     def perplexity(self, contents: Sequence[Any], modality: str | None = None) -> float:
@@ -211,7 +217,7 @@ class Unimodal:
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
-    """Loads a run folder's model: newest checkpoint, or that of ``step``. Neither gin nor TensorFlow is touched.
+    """Loads a model folder, or a run folder's newest checkpoint or that of ``step``, without gin or TensorFlow.
 
     Raises:
       UserError: no run folder, no complete checkpoint, or vocabularies that do not fit the model.
@@ -223,6 +229,25 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
     return Model(config, params, vocabularies, header["lengths"], Path(path))
+
+
+def from_hf(path_or_id: str | os.PathLike, name: str = "text", **tokens: str) -> Model:
+    """A Hugging Face decoder as a model of one tower, in memory; `zipper convert from-hf` writes it to a folder.
+
+    Args:
+      path_or_id: a folder with config.json, safetensors and a tokenizer, or a hub id.
+      name: of the tower and its modality.
+      tokens: ``begin``, ``end``: other tokens that begin and end a span, see `conversion.tokenizer.text_vocabulary`.
+
+    Raises:
+      UserError: an unknown architecture, field or tensor, by its name; or no such model.
+    """
+    from zipper_jax.conversion import from_hf, hub, to_tower, tokenizer
+
+    folder = hub.model_folder(os.fspath(path_or_id))
+    plan = from_hf.plan(folder)
+    vocabulary = tokenizer.text_vocabulary(folder, plan.config, plan.tower.vocab_size, **tokens)
+    return to_tower.load_tower(plan, name, vocabulary)
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

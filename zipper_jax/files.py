@@ -2,9 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from zipper_jax.errors import UserError
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -27,3 +31,29 @@ def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def require_new(out: str | Path) -> None:
+    """UserError when ``out`` exists: ask before the work begins."""
+    if Path(out).exists():
+        raise UserError(f"--out {str(out)!r} exists; give a folder that does not")
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder beside ``out`` to write into; it becomes ``out`` when the block ends well, else nothing is left.
+
+    Raises:
+      UserError: ``out`` exists.
+    """
+    require_new(out)
+    target = Path(out).absolute()
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    aside.replace(target)

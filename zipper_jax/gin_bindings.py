@@ -5,9 +5,12 @@ Import this module before reading gin files. Building and calling stay with Pyth
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gin
+from zipper_jax.configs import from_dict
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.training.config import (
@@ -66,6 +69,21 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
             raise UserError(f"DATA={folder!r}: there is no {path}; give the folder that `zipper data prepare` wrote")
         total += load_vocabulary(path).size
     return total
+
+
+@gin.configurable(module="zipper_jax")
+def stored_model(
+    folder: str = gin.REQUIRED, dtype: str | None = None, scan: bool | None = None, remat: str | None = None
+) -> ZipperConfig:
+    """The model that a run or model folder holds (`zipper fuse` writes one), so that no gin file repeats it.
+
+    ``dtype``, ``scan``, ``remat``: how it is run here; None: as stored.
+    """
+    from zipper_jax.training.run_format import read_config
+
+    model = from_dict(ZipperConfig, read_config(folder)["model"])
+    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
+    return replace(model, **{name: value for name, value in changes.items() if value is not None})
 
 
 def train_config() -> TrainConfig:

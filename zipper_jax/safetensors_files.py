@@ -8,10 +8,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from zipper_jax.errors import UserError
 
@@ -25,7 +26,14 @@ DTYPES: dict[str, Any] = {
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_HEADER_LIMIT = 100_000_000
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies and what it is; dtype None: not one of `DTYPES` (masks, quantised weights)."""
+
+    path: Path
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
 
 
 class Reader:
@@ -38,35 +46,36 @@ class Reader:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self._places: dict[str, tuple[Path, int, Any, tuple[int, ...]]] = {}
+        self._tensors: dict[str, Tensor] = {}
         for path, wanted in self._files().items():
-            found = _header(path)
+            found = _tensors(path)
             missing = wanted - found.keys() if wanted is not None else set()
             if missing:
                 one = sorted(missing)[0]
                 raise UserError(f"{self.folder / INDEX}: {path.name} does not hold {one!r}; get it again")
-            self._places |= found if wanted is None else {name: found[name] for name in wanted}
+            self._tensors |= found if wanted is None else {name: found[name] for name in wanted}
 
     @property
     def names(self) -> list[str]:
         """Every tensor, in order of its name."""
-        return sorted(self._places)
+        return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._places[name][3]
+        return self._tensors[name].shape
 
-    def dtype(self, name: str) -> np.dtype:
-        return self._places[name][2]
+    def dtype(self, name: str) -> np.dtype | None:
+        """None: not one of `DTYPES`."""
+        return self._tensors[name].dtype
 
     @property
     def count(self) -> int:
         """Numbers in all tensors."""
-        return sum(math.prod(shape) for *_, shape in self._places.values())
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor. It is read, not mapped: mapped pages would count as this process's memory until the end."""
-        path, offset, dtype, shape = self._places[name]
-        return np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
+        """One tensor. The file is opened anew each time: pages of an open one would stay in this process's memory."""
+        with safetensors.safe_open(self._tensors[name].path, framework="numpy") as file:
+            return file.get_tensor(name)
 
     def _files(self) -> dict[Path, set[str] | None]:
         """File -> tensors that it is to hold; None: all it has."""
@@ -160,28 +169,14 @@ def _slices(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _header(path: Path) -> dict[str, tuple[Path, int, Any, tuple[int, ...]]]:
-    """name -> (file, offset of the first byte, dtype, shape), every claim checked against the file's size."""
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What a file holds; the library checks every claim of its header against the file's size."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= _HEADER_LIMIT:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        first, size = 8 + length, path.stat().st_size
-        found = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            shape = tuple(int(n) for n in entry["shape"])
-            dtype = DTYPES.get(entry["dtype"])
-            if not 0 <= start <= end <= size - first or min(shape, default=0) < 0:
-                raise ValueError(f"{name} lies outside the file: it was cut")
-            if dtype is not None and math.prod(shape) * dtype.itemsize != end - start:
-                raise ValueError(f"{name} has {end - start} bytes, its shape wants {math.prod(shape) * dtype.itemsize}")
-            # Buffers of other dtypes (masks, for example) are listed, never read.
-            found[name] = (path, first + start, dtype, shape)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {
+                name: Tensor(path, DTYPES.get(part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from error
-    return found

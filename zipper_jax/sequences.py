@@ -134,6 +134,27 @@ def rows_to_towers(
     return towers
 
 
+def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
+    """``batch`` without the tokens that fusion added (ids from ``vocab_size`` on), as the unimodal path wants it.
+
+    The rows close up; local positions restart from each example's first own token; an added token is no target.
+    """
+    if int(np.max(batch.tokens, initial=0)) < vocab_size and int(np.max(batch.targets, initial=0)) < vocab_size:
+        return batch
+    kept = TowerBatch(*(np.zeros_like(field) for field in batch))
+    for b, (tokens, segments) in enumerate(zip(batch.tokens, batch.segment_ids, strict=True)):
+        slots = np.flatnonzero((tokens < vocab_size) & (segments > 0))
+        for field, source in zip(kept, batch, strict=True):
+            field[b, : len(slots)] = source[b, slots]
+        of_example = segments[slots]
+        first = np.searchsorted(of_example, of_example, side="left")
+        kept.local_positions[b, : len(slots)] = np.arange(len(slots)) - first
+    target_added = kept.targets >= vocab_size
+    kept.weights[target_added] = 0
+    kept.targets[target_added] = 0
+    return kept
+
+
 def _place_example(
     towers: Mapping[str, TowerBatch], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int]
 ) -> None:

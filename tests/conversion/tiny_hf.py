@@ -98,7 +98,7 @@ CASES: dict[str, Tiny] = {
             "rope_parameters": YARN,
         },
         fast=False,
-    ),  # fmt: skip
+    ),
     "gemma2": Tiny(
         "Gemma2Config",
         "Gemma2ForCausalLM",
@@ -110,7 +110,7 @@ CASES: dict[str, Tiny] = {
             "attn_logit_softcapping": 2.0,
             "final_logit_softcapping": 3.0,
         },
-    ),  # fmt: skip
+    ),
     "gemma2 without caps": Tiny(
         "Gemma2Config",
         "Gemma2ForCausalLM",
@@ -124,7 +124,7 @@ CASES: dict[str, Tiny] = {
             "tie_word_embeddings": False,
         },
         fast=False,
-    ),  # fmt: skip
+    ),
     "gemma3": Tiny(
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
@@ -136,7 +136,7 @@ CASES: dict[str, Tiny] = {
             "query_pre_attn_scalar": 24,
             "rope_parameters": _gemma3_rope(rope_type="linear", factor=8.0),
         },
-    ),  # fmt: skip
+    ),
     "gemma3 caps, other layers": Tiny(
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
@@ -145,11 +145,10 @@ CASES: dict[str, Tiny] = {
             "head_dim": 16,
             "sliding_window": 4,
             "final_logit_softcapping": 2.0,
-            "attn_logit_softcapping": 1.5,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         },
         fast=False,
-    ),  # fmt: skip
+    ),
     "opt": Tiny("OPTConfig", "OPTForCausalLM", OPT),
     "opt without biases": Tiny(
         "OPTConfig", "OPTForCausalLM", {**OPT, "enable_bias": False, "activation_function": "gelu"}, fast=False
@@ -174,7 +173,7 @@ CASES: dict[str, Tiny] = {
             "rotary_emb_base": 500,
         },
         fast=False,
-    ),  # fmt: skip
+    ),
     "gemma": Tiny("GemmaConfig", "GemmaForCausalLM", {**SMALL, "head_dim": 16}, fast=False),
     "phi3": Tiny("Phi3Config", "Phi3ForCausalLM", {**SMALL, "pad_token_id": 0, "sliding_window": 6}, fast=False),
 }

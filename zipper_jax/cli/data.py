@@ -26,7 +26,7 @@ _HELP = {
     "seed": "same seed, same result",
     "text_length": "slots of a packed row for text, begin and end tokens included",
     "speech_length": "slots of a packed row for units, begin and end tokens included",
-    "text_vocabulary": "how text becomes tokens",
+    "text_vocabulary": "sentencepiece, bytes, or a run or tower folder whose text vocabulary is taken",
     "text_vocabulary_size": "tokens in all (sentencepiece)",
     "num_units": "codes of the unit tokenizer",
     "shifts": "encode training audio from this many starting points within one unit: as many examples",

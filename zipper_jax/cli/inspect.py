@@ -24,6 +24,7 @@ def summary(run_dir: str) -> Iterator[str]:
     Raises:
         UserError: Not a run folder.
     """
+    from zipper_jax import model_folder
     from zipper_jax.configs import from_dict
     from zipper_jax.models.config import ZipperConfig
     from zipper_jax.training import checkpoints
@@ -35,6 +36,13 @@ def summary(run_dir: str) -> Iterator[str]:
     done = checkpoints.steps(run_dir)
     train = stored.get("train", {})
     yield f"run          {run_dir} (format {stored['format_version']})"
+    if model_folder.is_model_folder(run_dir):
+        yield f"weights      {_weights(run_dir)}; no run: a model folder"
+        for tower, source in stored.get("source", {}).items():
+            yield f"source       {tower}: {source}"
+        yield from _model_lines(model, stored.get("lengths", {}))
+        yield from _parameter_lines(model, train)
+        return
     where = f"{done[-1]} of {train.get('steps', '?')}" if done else "no checkpoint yet"
     yield f"step         {where}; checkpoints: {', '.join(map(str, done)) or 'none'}"
     data = train.get("data", {})
@@ -53,14 +61,22 @@ def summary(run_dir: str) -> Iterator[str]:
             yield f"gate         {name}/{gate}: {' '.join(f'{v:+.4f}' for v in members)}"
 
 
+def _weights(folder: str) -> str:
+    from zipper_jax.safetensors_files import FILE, Reader
+
+    reader = Reader(folder)
+    return f"{FILE}, {', '.join(sorted({str(reader.dtype(name)) for name in reader.names}))}"
+
+
 def _model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
     from zipper_jax.models.schedule import zip_pairs
 
     for name, t in sorted(model.towers.items()):
         yield (
             f"tower        {name}: {t.num_layers} layers x {t.width} wide, {t.num_heads} heads of {t.head_size} "
-            f"({t.num_kv_heads} key/value), mlp {t.mlp_width}, vocabulary {t.vocab_size}, "
-            f"{lengths.get(name, '?')} slots per row"
+            f"({t.num_kv_heads} key/value), mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+            f"{f' + {model.added_tokens[name]} added' if name in model.added_tokens else ''}, "
+            f"{lengths.get(name, '?')} slots per row{f' ({t.family})' if t.family else ''}"
         )
     for name, m in sorted(model.modalities.items()):
         yield f"modality     {name}: tokens {m.offset} to {m.offset + m.size - 1} of tower {m.tower}"

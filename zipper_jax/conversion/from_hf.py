@@ -1,12 +1,12 @@
 """A Hugging Face decoder becomes a model folder with one tower, tensor by tensor.
 
-`plan` reads only ``config.json`` and the headers of the weights, and says everything that can be wrong; `write` then
-streams one tensor at a time into the stacked layout, so that memory stays at the size of the largest tensor.
+`plan` reads only ``config.json`` and the headers of the weights, and says everything that can be wrong; ``Plan.write``
+then streams one tensor at a time into the stacked layout, so that memory stays at the size of the largest tensor.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,12 @@ import numpy as np
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.hugging_face.family import Family
 from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
-from zipper_jax.conversion.tokenizer import added_tokens
+from zipper_jax.conversion.to_tower import Progress, Put
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
 from zipper_jax.safetensors_files import Reader
 from zipper_jax.training.partition_tree import flatten
-from zipper_jax.vocabularies import Vocabulary
-
-Write = Callable[[str, np.ndarray, int | None], None]
-"""``write(leaf, array, layer)``: a leaf of the tower, or one layer of it."""
-
-DEFAULT_LENGTH = 1024
-"""Slots of generation and caches where no one has said more: pretrained models allow up to 131,072."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +70,15 @@ class Plan:
         read = sum(math.prod(self.reader.shape(move.tensor)) for move in self.moves)
         yield f"parameters: {self.reader.count:,} in the file, {read:,} of them used, {self.count:,} in the tower"
 
+    def write(self, put: Put, progress: Progress = lambda count: None) -> None:
+        """Hands every leaf, or one layer of it, to ``put``, reading one tensor at a time."""
+        for move in self.moves:
+            tensor = self.reader.read(move.tensor)
+            shapes = [_one(self.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
+            for leaf, array in zip(move.rule.leaves, move.rule.split(tensor, shapes), strict=True):
+                put(leaf, array.astype(self.leaves[leaf][0], copy=False), move.layer)
+            progress(tensor.size)
+
 
 def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
     """Everything about a conversion but the numbers.
@@ -111,32 +113,6 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
         left_out[name] = why
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
     return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out)
-
-
-def write(plan: Plan, put: Write, progress: Callable[[int], None] = lambda count: None) -> None:
-    """Hands every leaf, or one layer of it, to ``put``, reading one tensor at a time. ``progress`` gets the numbers of
-    each tensor."""
-    for move in plan.moves:
-        tensor = plan.reader.read(move.tensor)
-        shapes = [_one(plan.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
-        for leaf, array in zip(move.rule.leaves, move.rule.split(tensor, shapes), strict=True):
-            put(leaf, array.astype(plan.leaves[leaf][0], copy=False), move.layer)
-        progress(tensor.size)
-
-
-def one_tower_model(name: str, tower: TowerConfig, vocabulary: Vocabulary) -> ZipperConfig:
-    """The tower alone, with its only modality of the same name, and the tokens that it lacks."""
-    added = added_tokens(vocabulary, tower.vocab_size)
-    return ZipperConfig(
-        towers={name: tower},
-        modalities={name: ModalityConfig(name, vocabulary.size)},
-        added_tokens={name: added} if added else {},
-    )
-
-
-def default_lengths(model: ZipperConfig) -> dict[str, int]:
-    """Slots per tower before anyone has trained it."""
-    return {name: min(tower.max_positions or DEFAULT_LENGTH, DEFAULT_LENGTH) for name, tower in model.towers.items()}
 
 
 def tower_shapes(tower: TowerConfig) -> dict[str, Shape]:
@@ -184,5 +160,5 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
     """The file's dtype; float32 where a leaf's tensors differ, or are float64."""
-    found = {reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves}
+    found = {reader.dtype(move.tensor) or np.dtype(np.float32) for move in moves if leaf in move.rule.leaves}
     return found.pop() if len(found) == 1 and np.dtype(np.float64) not in found else np.dtype(np.float32)

@@ -54,6 +54,31 @@ def text_vocabulary(
     return HuggingFaceVocabulary(contents, rows, begin_id, end_id)
 
 
+def sentencepiece_vocabulary(
+    path: str | Path, rows: int, begin: str | None = None, end: str | None = None
+) -> HuggingFaceVocabulary:
+    """A sentencepiece model for a tower of T5X, which begins every sequence with token 0 and ends it with 1.
+
+    Raises:
+      UserError: no such file, not a sentencepiece model, or a token outside the tower.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--vocabulary {str(path)!r} does not exist; give a sentencepiece .model file")
+    contents = {"tokenizer.model": Path(path).read_bytes()}
+    tokenizer = backend(contents)
+
+    def find(given: str | None, default: int, option: str) -> int | None:
+        if given == ADDED:
+            return None
+        found = default if given is None else int(given) if given.isdecimal() else tokenizer.id_of(given)
+        if found is None or not 0 <= found < rows:
+            raise UserError(f"--{option} {given!r} is no token of this model")
+        return found
+
+    begin_id, end_id = _two(find(begin, 0, "begin_token"), find(end, 1, "end_token"), rows)
+    return HuggingFaceVocabulary(contents, rows, begin_id, end_id)
+
+
 def unit_vocabulary(
     rows: int, units: int, first: int, rate_hz: float, begin: str | None = None, end: str | None = None
 ) -> UnitVocabulary:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -43,7 +43,8 @@ class PrepareSettings:
     """How a corpus becomes rows.
 
     text_length, speech_length: slots of a packed row, begin and end tokens included.
-    text_vocabulary: "sentencepiece" (trained on the training sentences) or "bytes".
+    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", or a folder that holds a text
+      vocabulary: a run, a model folder (`zipper convert from-hf`), a prepared folder.
     text_vocabulary_size: ids in all; sentencepiece only.
     num_units: codes of the unit tokenizer. seed: of its fit.
     shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
@@ -53,7 +54,7 @@ class PrepareSettings:
 
     text_length: int = 64
     speech_length: int = 512
-    text_vocabulary: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    text_vocabulary: str = "sentencepiece"
     text_vocabulary_size: int = 256
     num_units: int = 1024
     seed: int = 0
@@ -131,6 +132,8 @@ def write_examples(
     """
     corpus, folder = Path(corpus), Path(folder)
     rows = read_manifest(corpus)
+    if settings.text_vocabulary not in ("sentencepiece", "bytes"):
+        _given_vocabulary(settings)  # before the audio is encoded
     named = sorted({row["split"] for row in rows})
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
@@ -221,11 +224,24 @@ def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettin
     vocabulary: Vocabulary
     if settings.text_vocabulary == "bytes":
         vocabulary = ByteVocabulary()
+    elif settings.text_vocabulary != "sentencepiece":
+        vocabulary = _given_vocabulary(settings)
     else:
         vocabulary = train_sentencepiece(sentences, settings.text_vocabulary_size)
     vocabulary.save(home)
-    say(f"text vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {len(sentences)} training sentences")
+    source = f"{len(sentences)} training sentences" if settings.text_vocabulary == "sentencepiece" else "given"
+    say(f"text vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
     return vocabulary
+
+
+def _given_vocabulary(settings: PrepareSettings) -> Vocabulary:
+    folder = Path(settings.text_vocabulary) / "vocabularies" / "text"
+    if not folder.is_dir():
+        raise UserError(
+            f"text_vocabulary = {settings.text_vocabulary!r}: give 'sentencepiece', 'bytes', or a folder that has "
+            "vocabularies/text (a run, a prepared folder, or what `zipper convert from-hf` wrote)"
+        )
+    return load_vocabulary(folder)
 
 
 def _encode_split(

@@ -131,6 +131,8 @@ class Generator:
             longest = {tower: max(longest[tower], used[tower]) for tower in longest}
         for modality in outputs:
             longest[self.layout[modality].tower] += int(limits[modality]) + 2
+        for tower, length in longest.items():
+            self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, what is given and the limits")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
     def _check(self, given, outputs, limits, sampling):

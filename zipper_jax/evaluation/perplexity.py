@@ -17,7 +17,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.packing import pack
-from zipper_jax.sequences import Layout, Span, TowerBatch, rows_to_towers
+from zipper_jax.sequences import Layout, Span, TowerBatch, own_tokens, rows_to_towers
 
 _BATCH_ROWS = 8
 _EMPTY_SLOTS = 8  # slots of a tower that has no token here: padding alone
@@ -36,19 +36,25 @@ def perplexities(
 
     Args:
       contents: content token ids of each example, each an example of its own.
-      fused: through input projection and zips (nothing is visible there), or the tower alone.
+      fused: through input projection and zips (nothing is visible there), or the tower alone, which does not know
+        tokens that fusion added: without a begin token of its own, each example's first token is not predicted.
     """
     if not contents:
         raise UserError(f"perplexity of {modality}: no examples given")
+    place = layout[modality]
+    own = config.towers[place.tower]
     length = max(len(c) for c in contents) + 2
+    own.check_length(length, f"tokens of the longest {modality} example")
     slots = np.array([[len(c) + 2] for c in contents])
     capacity = max(128, length)
     rows = [[contents[i] for i in row] for row in pack(slots, np.array([capacity])).rows]
     rows += [[] for _ in range(-len(rows) % _BATCH_ROWS)]
-    step = jax.jit(partial(_sums, config, layout[modality].tower, fused))
+    step = jax.jit(partial(_sums, config, place.tower, fused))
     sums = np.zeros((len(many_params), 2))
     for first in range(0, len(rows), _BATCH_ROWS):
-        towers = _towers(layout, modality, rows[first : first + _BATCH_ROWS], {layout[modality].tower: capacity})
+        towers = _towers(layout, modality, rows[first : first + _BATCH_ROWS], {place.tower: capacity})
+        if not fused:
+            towers = {place.tower: own_tokens(towers[place.tower], own.vocab_size)}
         sums += [[float(x) for x in step(params, towers)] for params in many_params]
     return [math.exp(nats / tokens) for nats, tokens in sums]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import new_folder, require_new
 from zipper_jax.training import checkpoints, manifest
 from zipper_jax.training.config import SaveCheckpointConfig
 from zipper_jax.training.frozen import TABLE
@@ -65,9 +66,7 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
         UserError: No such step, it is damaged, or ``out`` exists.
     """
     config = read_config(run_dir)
-    target = Path(out)
-    if target.exists():
-        raise UserError(f"--out {out!r} exists; give a folder that does not")
+    require_new(out)
     if best and step is not None:
         raise UserError("give --step or --best, not both")
     if best:
@@ -79,24 +78,22 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
     problems = checkpoints.verify(run_dir, step)
     if problems:
         raise DamagedError(f"checkpoint {step} of {run_dir}", problems)
-    root, partial = Path(run_dir), target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    content = checkpoints.read_manifest(run_dir, step)
+    root, content = Path(run_dir), checkpoints.read_manifest(run_dir, step)
     left_out = shutil.ignore_patterns("optimizer", "guard", manifest.FILES)
-    shutil.copytree(root / "checkpoints" / str(step), partial / "checkpoints" / str(step), ignore=left_out)
-    copied = partial / "checkpoints" / str(step)
-    if (copied / "manifest").is_dir():
-        lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
-        (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
-        manifest.seal_files(copied)
-    if content["frozen"]:
-        shutil.copytree(root / "frozen" / content["frozen"], partial / "frozen" / content["frozen"])
-        table = root / "frozen" / TABLE.format(content["frozen"])
-        if table.is_file():
-            shutil.copy(table, partial / "frozen" / table.name)
-    copy_folder(root / "vocabularies", partial / "vocabularies")
-    write_config(partial, config)
-    partial.replace(target)
+    with new_folder(out) as folder:
+        copied = folder / "checkpoints" / str(step)
+        shutil.copytree(root / "checkpoints" / str(step), copied, ignore=left_out)
+        if (copied / "manifest").is_dir():
+            lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
+            (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
+            manifest.seal_files(copied)
+        if content["frozen"]:
+            shutil.copytree(root / "frozen" / content["frozen"], folder / "frozen" / content["frozen"])
+            table = root / "frozen" / TABLE.format(content["frozen"])
+            if table.is_file():
+                shutil.copy(table, folder / "frozen" / table.name)
+        copy_folder(root / "vocabularies", folder / "vocabularies")
+        write_config(folder, config)
     return step
 
 

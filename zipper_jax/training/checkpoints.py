@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zipper_jax.errors import UserError
+from zipper_jax.model_folder import is_model_folder, read_model_folder
 from zipper_jax.training import distributed, manifest, orbax_trees
 from zipper_jax.training.config import SaveCheckpointConfig
 from zipper_jax.training.frozen import FrozenDamagedError, check_frozen_files, has_digests, read_frozen, write_frozen
@@ -372,16 +373,20 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
 
 
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``(config, params)`` of a run for inference: nested dict of numpy arrays; the optimizer is not read.
+    """``(config, params)`` of a run or a model folder for inference: nested dict of numpy arrays, no optimizer.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The folder.
         step: Which checkpoint; None: the newest good one, with a warning when that is not the newest.
 
     Raises:
         DamagedError: The checkpoint asked for is not what was saved, or none is.
         UserError: Not a run folder, or no such checkpoint.
     """
+    if is_model_folder(run_dir):
+        if step is not None:
+            raise UserError(f"{str(run_dir)!r} is a model folder: it has one state, no step {step}")
+        return read_model_folder(run_dir)
     config = read_config(run_dir)
     problems: list[str] = []
     for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
@@ -403,8 +408,11 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
     raise DamagedError(f"every checkpoint of {run_dir}", problems)
 
 
-def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None = None) -> dict[str, Any]:
-    """One tower's nested parameters, for fusing: what lies under ``towers/NAME`` of that run.
+def load_tower(
+    run_dir: str | Path, tower: str | None = None, step: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One tower's nested parameters, for fusing: what lies under ``towers/NAME``, and under ``added_embeddings/NAME``
+    (empty where nothing was added).
 
     Args:
         run_dir: The run folder.
@@ -416,11 +424,11 @@ def load_tower(run_dir: str | Path, tower: str | None = None, step: int | None =
     """
     _, params = load_params(run_dir, step)
     towers = params["towers"]
-    if tower in towers:
-        return towers[tower]
-    if len(towers) == 1:
-        return next(iter(towers.values()))
-    raise UserError(f"{str(run_dir)!r} has no tower {tower!r} (towers: {', '.join(sorted(towers))}); name one of these")
+    name = tower if tower in towers else next(iter(towers)) if len(towers) == 1 else None
+    if name is None:
+        known = ", ".join(sorted(towers))
+        raise UserError(f"{str(run_dir)!r} has no tower {tower!r} (towers: {known}); name one of these")
+    return towers[name], params.get("added_embeddings", {}).get(name, {})
 
 
 def require_steps(run_dir: str | Path) -> list[int]:

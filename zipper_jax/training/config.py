@@ -238,6 +238,8 @@ class TrainConfig:
                 f"DataConfig.lengths (TASK_FEATURE_LENGTHS) names {sorted(self.data.lengths)}, the model's towers are "
                 f"{towers}; give each tower its slots per row"
             )
+        for name, tower in self.model.towers.items():
+            tower.check_length(self.data.lengths[name], f"DataConfig.lengths[{name!r}] (TASK_FEATURE_LENGTHS)")
 
 
 RESUME_MAY_CHANGE = frozenset(

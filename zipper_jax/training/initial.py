@@ -42,11 +42,12 @@ def initial_params(
     params = flatten(zipper.init_params(model, seed))
     for tower, run_dir in sorted(initialise_from.items()):
         _check_offsets(model, run_dir)
-        source = flatten(checkpoints.load_tower(run_dir, tower))
-        prefix = f"towers/{tower}/"
-        wanted = {key.removeprefix(prefix): leaf for key, leaf in params.items() if key.startswith(prefix)}
-        for name, leaf in fit_tower(source, wanted, f"initialise_from {tower!r} = {run_dir!r}").items():
-            params[prefix + name] = leaf
+        own, added = checkpoints.load_tower(run_dir, tower)
+        what = f"initialise_from {tower!r} = {run_dir!r}"
+        for prefix, source in ((f"towers/{tower}/", own), (f"added_embeddings/{tower}/", added)):
+            wanted = {key.removeprefix(prefix): leaf for key, leaf in params.items() if key.startswith(prefix)}
+            for name, leaf in fit_tower(flatten(source), wanted, what).items() if source else ():
+                params[prefix + name] = leaf
     if restore is not None:
         _check_offsets(model, restore.path)
         _, stored = checkpoints.load_params(restore.path, restore.step)

@@ -18,7 +18,7 @@ class UnitVocabulary:
     """``num_units`` units at ``rate_hz`` per second; ``begin = num_units``, ``end = num_units + 1``.
 
     ``codebook`` is the digest of the tokenizer that the units come from: unit 7 of another one is another sound.
-    ``first``: id of unit 0. ``rows``: ids of the tower they come from. ``begin_id``, ``end_id``: where these lie instead.
+    ``first``: id of unit 0. ``rows``: ids of the tower they come from. ``begin_id``, ``end_id``: where they are.
     """
 
     kind = "units"

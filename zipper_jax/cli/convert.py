@@ -1,0 +1,253 @@
+"""``zipper convert``: models of other systems in and out."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+  zipper convert from-hf PATH_OR_ID --out towers/text       a Hugging Face decoder becomes a tower
+  zipper convert to-hf RUN --tower text --out hf_folder     and back, for transformers
+  zipper convert from-t5x DIR --gin_file=M.gin --vocabulary spm.model --out towers/text
+                                                            a T5X decoder-only checkpoint becomes a tower
+  zipper convert export RUN --out folder [--bf16]           a run's model as one safetensors file
+  zipper convert verify RUN --against PATH --text FILE      are they the same model? exit status 1 if not
+
+Each prints its plan first; --dry_run stops there. Neither torch nor transformers is needed (verify asks transformers).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    parser.description = DESCRIPTION
+    commands = parser.add_subparsers(dest="what", required=True, metavar="from-hf|to-hf|from-t5x|export|verify")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    def out_and_dry_run(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--out", required=True, help="the folder to write; must not exist")
+        one.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+
+    def vocabulary(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--name", help="of the tower and its modality (default: text; with --units: speech)")
+        one.add_argument("--begin_token", help="token or id that begins a span; 'added': one beside the tower")
+        one.add_argument("--end_token", help="token or id that ends a span; 'added': one beside the tower")
+        one.add_argument("--units", type=int, help="a model of units of speech, without a tokenizer: how many units")
+        one.add_argument("--first_unit", type=int, default=0, help="row of unit 0 (default 0)")
+        one.add_argument("--rate_hz", type=float, default=25.0, help="units per second (default 25)")
+
+    one = command("from-hf", "a Hugging Face decoder becomes a tower")
+    one.add_argument("source", help="a folder with config.json and *.safetensors, or a hub id")
+    one.add_argument("--revision", help="branch, tag or commit of a hub id")
+    vocabulary(one)
+    one.add_argument("--ignore_field", action="append", default=[], help="a config.json field known to be harmless")
+    out_and_dry_run(one)
+
+    one = command("to-hf", "a tower becomes a folder for transformers")
+    one.add_argument("run", help="a run or model folder")
+    one.add_argument("--tower", help="which (default: the only one)")
+    one.add_argument("--step", type=int, help="of a run: which checkpoint (default: the newest good one)")
+    one.add_argument("--family", help="model_type to write (default: the one it came from, else one that fits)")
+    one.add_argument("--bf16", action="store_true", help="store bfloat16")
+    out_and_dry_run(one)
+
+    one = command("from-t5x", "a T5X decoder-only checkpoint becomes a tower")
+    one.add_argument("source", help="a checkpoint folder (checkpoint_10000)")
+    one.add_argument("--gin_file", action="append", default=[], help="the model's gin file; may be repeated")
+    one.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a gin binding; may be repeated")
+    one.add_argument("--vocabulary", help="a sentencepiece model (.model); or give --units")
+    vocabulary(one)
+    out_and_dry_run(one)
+
+    one = command("export", "a run's model as one safetensors file, vocabularies beside it")
+    one.add_argument("run", help="a run or model folder")
+    one.add_argument("--step", type=int, help="which checkpoint (default: the newest good one)")
+    one.add_argument("--bf16", action="store_true", help="store bfloat16")
+    out_and_dry_run(one)
+
+    one = command("verify", "compare a tower's logits with another model's")
+    one.add_argument("run", help="a run or model folder")
+    one.add_argument("--against", required=True, help="a Hugging Face folder, or a run or model folder")
+    one.add_argument("--tower", help="which (default: the only one)")
+    one.add_argument("--text", help="a text file (default: random tokens)")
+    one.add_argument("--length", type=int, default=256, help="tokens per row (default 256)")
+    one.add_argument("--rows", type=int, default=32, help="at most so many rows (default 32)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit (default 1e-4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0; verify: 1 past the tolerance."""
+    from zipper_jax.files import require_new
+
+    if args.what != "verify" and not args.dry_run:
+        require_new(args.out)
+    return {
+        "from-hf": _from_hf,
+        "to-hf": _to_hf,
+        "from-t5x": _from_t5x,
+        "export": _export,
+        "verify": _verify,
+    }[args.what](args)
+
+
+def _from_hf(args: argparse.Namespace) -> int:
+    from zipper_jax.conversion import from_hf, hub, tokenizer
+
+    folder = hub.model_folder(args.source, args.revision, say=print)
+    plan = from_hf.plan(folder, tuple(args.ignore_field))
+    rows = plan.tower.vocab_size
+    if args.units is None:
+        vocabulary = tokenizer.text_vocabulary(folder, plan.config, rows, args.begin_token, args.end_token)
+        return _write_tower(args, plan, vocabulary)
+    return _write_tower(args, plan, _units(args, rows))
+
+
+def _from_t5x(args: argparse.Namespace) -> int:
+    from zipper_jax.conversion import t5x, tokenizer
+
+    if (args.units is None) == (args.vocabulary is None):
+        raise UserError("a T5X checkpoint holds no vocabulary: give --vocabulary spm.model, or --units NUMBER")
+    plan = t5x.plan(args.source, tuple(args.gin_file), tuple(args.gin))
+    rows = plan.tower.vocab_size
+    if args.units is None:
+        vocabulary = tokenizer.sentencepiece_vocabulary(args.vocabulary, rows, args.begin_token, args.end_token)
+        return _write_tower(args, plan, vocabulary)
+    return _write_tower(args, plan, _units(args, rows))
+
+
+def _units(args: argparse.Namespace, rows: int) -> Any:
+    from zipper_jax.conversion.tokenizer import unit_vocabulary
+
+    return unit_vocabulary(rows, args.units, args.first_unit, args.rate_hz, args.begin_token, args.end_token)
+
+
+def _write_tower(args: argparse.Namespace, plan: Any, vocabulary: Any) -> int:
+    from zipper_jax.cli.progress import Progress
+    from zipper_jax.conversion.to_tower import write_tower
+
+    for line in plan.lines():
+        print(line)
+    print(_vocabulary_line(vocabulary, plan.tower.vocab_size))
+    name = args.name or ("text" if args.units is None else "speech")
+    if not args.dry_run:
+        write_tower(plan, args.out, name, vocabulary, str(args.source), Progress(plan.count, "parameters"))
+        print(f"{args.out}: tower {name!r}, {plan.count:,} parameters")
+    return 0
+
+
+def _vocabulary_line(vocabulary: Any, rows: int) -> str:
+    def where(token: int) -> str:
+        return f"{token}" + (" (added beside the tower)" if token >= rows else "")
+
+    return f"vocabulary: {vocabulary.kind}, begin {where(vocabulary.begin_id)}, end {where(vocabulary.end_id)}"
+
+
+def _to_hf(args: argparse.Namespace) -> int:
+    import ml_dtypes
+
+    from zipper_jax.cli.progress import Progress
+    from zipper_jax.conversion import to_hf
+
+    model, weights, _ = _open(args.run, args.step)
+    tower = _tower(model, args.tower)
+    modality = next((m for m, place in model.modalities.items() if place.tower == tower), None)
+    vocabulary = _vocabularies(args.run, model).get(modality or "")
+    dtype = ml_dtypes.bfloat16 if args.bf16 else None
+    plan = to_hf.plan(weights, tower, model.towers[tower], vocabulary, args.family, dtype)
+    for line in plan.lines():
+        print(line)
+    if model.added_tokens.get(tower):
+        print(f"  added_embeddings/{tower}: left out, {model.added_tokens[tower]} tokens that are not the tower's own")
+    if not args.dry_run:
+        count = sum(_count(shape) for shape in plan.tensors.values())
+        to_hf.write(plan, args.out, Progress(count, "parameters"))
+        print(f"{args.out}: {plan.family.architecture}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    import ml_dtypes
+    import numpy as np
+
+    from zipper_jax.cli.progress import Progress
+    from zipper_jax.model_folder import write_model_folder
+
+    model, weights, header = _open(args.run, args.step)
+    chosen = np.dtype(ml_dtypes.bfloat16) if args.bf16 else None
+    leaves = {name: (chosen or np.dtype(weights.dtype(name)), weights.shape(name)) for name in weights.names}
+    count = sum(_count(shape) for _, shape in leaves.values())
+    for dtype in sorted({str(dtype) for dtype, _ in leaves.values()}):
+        print(
+            f"{args.run}: {len(leaves)} arrays, {count:,} parameters, {dtype}; optimizer and loss statistics left out"
+        )
+    if args.dry_run:
+        return 0
+    progress = Progress(count, "parameters")
+
+    def fill(writer: Any) -> None:
+        for name, (dtype, _) in leaves.items():
+            leaf = weights.read(name)
+            writer.write(name, leaf.astype(dtype, copy=False))
+            progress(leaf.size)
+
+    source = {"run": str(Path(args.run).name)} | ({"step": str(args.step)} if args.step is not None else {})
+    write_model_folder(
+        args.out, model, leaves, fill, _vocabularies(args.run, model), header.get("lengths"), source=source
+    )
+    print(f"{args.out}: a model folder, for zipper_jax.load, initialise_from and RestoreCheckpointConfig.path")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from zipper_jax.api import load
+    from zipper_jax.conversion import verify
+
+    model = load(args.run)
+    tower = _tower(model.config, args.tower)
+    theirs = verify.reference(args.against, tower)
+    rows = verify.rows_of_text(model, tower, args.text, args.length, args.rows)
+    found = verify.compare(verify.our_logits(model, tower), theirs, rows)
+    print(f"{args.run} (tower {tower!r}) against {args.against}, on {args.text or 'random tokens'}")
+    for line in found.lines():
+        print(f"  {line}")
+    good = found.relative <= args.tolerance
+    print(f"  {'the same' if good else 'DIFFERENT'}: the tolerance is {args.tolerance:g} of the largest logit")
+    return 0 if good else 1
+
+
+def _open(folder: str, step: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """(model configuration, weights, config.json) of a run or model folder."""
+    from zipper_jax.configs import from_dict
+    from zipper_jax.model_folder import Loaded, is_model_folder
+    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.safetensors_files import Reader
+    from zipper_jax.training.checkpoints import load_params
+    from zipper_jax.training.run_format import read_config
+
+    header = read_config(folder)
+    model = from_dict(ZipperConfig, header["model"])
+    if is_model_folder(folder) and step is None:
+        return model, Reader(folder), header
+    return model, Loaded(load_params(folder, step)[1]), header
+
+
+def _vocabularies(folder: str, model: Any) -> dict[str, Any]:
+    from zipper_jax.vocabularies import load_vocabulary
+
+    return {m: load_vocabulary(Path(folder) / "vocabularies" / m) for m in model.modalities}
+
+
+def _tower(model: Any, name: str | None) -> str:
+    if name is None and len(model.towers) == 1:
+        return next(iter(model.towers))
+    if name is None or name not in model.towers:
+        raise UserError(f"--tower {name}: this model has {', '.join(sorted(model.towers))}; name one")
+    return name
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)

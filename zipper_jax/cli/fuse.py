@@ -1,0 +1,99 @@
+"""``zipper fuse``: towers become an untrained zipper."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+TAKES_GIN_FLAGS = True
+DESCRIPTION = """\
+Zip towers into an untrained model, ready for `zipper train --gin_file=runs/fuse_from.gin --gin.FUSED=...`.
+
+  zipper fuse --tower text=towers/text --tower speech=towers/speech --zips text=2,speech=3 --out fused0
+
+--zips text=2,speech=3 joins blocks 2 and 3, 4 and 6, 6 and 9, ... for as long as both towers have one; --zips
+text-speech=2-3,4-9 names the pairs. Give it once for each two towers that are zipped. Weights of the towers are copied
+as they are; zips and input projections are fresh, and all gates are closed. Other choices of the zips are gin
+bindings: --gin.ZipConfig.num_heads=8, --gin.zip/ProjectionConfig.depth=1, --gin.input/ProjectionConfig.form=residual.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments (gin flags are read from the rest)."""
+    parser.description = DESCRIPTION
+    parser.add_argument("--tower", action="append", required=True, metavar="NAME=FOLDER", help="a run or model folder")
+    parser.add_argument("--zips", action="append", required=True, help="which blocks are joined, see above")
+    parser.add_argument("--seed", type=int, default=0, help="of what is fresh (default 0)")
+    parser.add_argument("--out", required=True, help="the folder to write; must not exist")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Returns 0."""
+    from zipper_jax.conversion import fuse
+    from zipper_jax.files import require_new
+    from zipper_jax.models.schedule import zip_pairs
+
+    if not args.dry_run:
+        require_new(args.out)
+    sources = [fuse.TowerSource(*_tower(given)) for given in args.tower]
+    names = [source.name for source in sources]
+    if len(set(names)) != len(names):
+        raise UserError(f"--tower names {', '.join(names)}: each tower needs a name of its own")
+    zips, input_projection = _configured([_zip(given) for given in args.zips], extra)
+    model = fuse.plan(sources, zips, input_projection)
+    for source in sources:
+        t = source.tower
+        added = f", {source.added} added tokens" if source.added else ""
+        print(f"tower {source.name}: {source.folder}, {t.num_layers} blocks of width {t.width}{added}")
+    for z in model.zips:
+        pairs = ", ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
+        print(f"zip {'-'.join(z.towers)}: blocks {pairs}; into {', '.join(z.receivers)}")
+    for part, count in fuse.describe(model).items():
+        print(f"  {part}: {count:,} parameters{'' if part.startswith('towers/') else ', fresh'}")
+    if not args.dry_run:
+        fuse.write(sources, model, args.out, args.seed)
+        print(f"{args.out}: untrained; its gates are closed")
+    return 0
+
+
+def _tower(given: str) -> tuple[str, str]:
+    name, equals, folder = given.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--tower {given!r}: write NAME=FOLDER, e.g. text=towers/text")
+    return name, folder
+
+
+def _zip(given: str) -> dict[str, Any]:
+    """The fields of ZipConfig that ``text=2,speech=3`` or ``text-speech=2-3,4-9`` stand for."""
+    try:
+        first, *rest = given.split(",")
+        names, _, numbers = first.partition("=")
+        if "-" in names:
+            a, b = names.split("-")
+            pairs = [tuple(int(n) for n in pair.split("-")) for pair in (numbers, *rest)]
+            if any(len(pair) != 2 for pair in pairs):
+                raise ValueError
+            return {"towers": (a, b), "pairs": tuple(pairs)}
+        intervals = {name: int(number) for name, _, number in (part.partition("=") for part in (first, *rest))}
+        a, b = intervals
+        return {"towers": (a, b), "intervals": intervals}
+    except ValueError:
+        raise UserError(f"--zips {given!r}: write text=2,speech=3 (intervals) or text-speech=2-3,4-9 (pairs)") from None
+
+
+def _configured(zips: list[dict[str, Any]], extra: Sequence[str]) -> tuple[list[Any], Any]:
+    """The ZipConfigs and the input projection, with what the gin flags bind."""
+    import gin
+    from zipper_jax import gin_bindings  # noqa: F401  (registers what the flags may name)
+    from zipper_jax.cli import gin_flags
+    from zipper_jax.models.config import ProjectionConfig, ZipConfig
+
+    gin_flags.apply(gin_flags.parse(extra))
+    make_zip, make_projection = gin.get_configurable(ZipConfig), gin.get_configurable(ProjectionConfig)
+    with gin.config_scope("zip"):
+        projection = make_projection()
+    made = [make_zip(**fields, projection=projection) for fields in zips]
+    with gin.config_scope("input"):
+        return made, make_projection()

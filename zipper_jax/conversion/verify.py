@@ -1,0 +1,133 @@
+"""Is a tower the model it claims to be? Logits of both on the same tokens.
+
+A Hugging Face folder is computed by transformers itself, so that the comparison proves the arithmetic too, and not only
+that our weights are the file's.
+
+Axis letters: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int32
+
+from zipper_jax.api import Model, load
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.sequences import TowerBatch
+
+Logits = Callable[[Int32[np.ndarray, "B T"]], Float[np.ndarray, "B T V"]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    difference: largest |Δ logit|. scale: largest |logit| of the reference. agreement: share of tokens whose most likely
+    next token is the same. perplexities: of the tower and of the reference. tokens: predicted ones.
+    """
+
+    difference: float
+    scale: float
+    agreement: float
+    perplexities: tuple[float, float]
+    tokens: int
+
+    def lines(self) -> list[str]:
+        ours, theirs = self.perplexities
+        return [
+            f"tokens           {self.tokens:,}",
+            f"max |Δ logit|    {self.difference:.3g}, {self.relative:.2g} of the largest logit {self.scale:.3g}",
+            f"top-1 agreement  {self.agreement:.2%}",
+            f"perplexity       {ours:.5g} against {theirs:.5g} ({ours / theirs - 1:+.2%})",
+        ]
+
+    @property
+    def relative(self) -> float:
+        return self.difference / self.scale
+
+
+def compare(ours: Logits, theirs: Logits, rows: Int32[np.ndarray, "B T"]) -> Comparison:
+    """Compares row by row; both see the same tokens, from position 0 on."""
+    largest = scale = 0.0
+    same = tokens = 0
+    nats = np.zeros(2)
+    for row in rows:
+        a, b = (np.asarray(f(row[None])[0], np.float64) for f in (ours, theirs))
+        largest, scale = max(largest, float(np.abs(a - b).max())), max(scale, float(np.abs(b).max()))
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        tokens += len(row)
+        for i, logits in enumerate((a, b)):
+            shifted = logits[:-1] - logits[:-1].max(-1, keepdims=True)
+            chosen = np.take_along_axis(shifted, row[1:, None].astype(np.int64), -1)[:, 0]
+            nats[i] += float((np.log(np.exp(shifted).sum(-1)) - chosen).sum())
+    ours_nats, theirs_nats = np.exp(nats / (tokens - len(rows)))
+    return Comparison(largest, scale, same / tokens, (float(ours_nats), float(theirs_nats)), tokens - len(rows))
+
+
+def our_logits(model: Model, tower: str) -> Logits:
+    """The unimodal path of one tower."""
+    run = jax.jit(lambda params, batch: zipper.unimodal(model.config, params, tower, batch))
+
+    def logits(tokens: Int32[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        ones = np.ones(tokens.shape, np.int32)
+        batch = TowerBatch(tokens, tokens, ones.astype(np.float32), positions, positions, ones)
+        return np.asarray(run(model.params, batch))
+
+    return logits
+
+
+def reference(path: str | Path, tower: str) -> Logits:
+    """transformers' logits of a Hugging Face folder, or ours of a run or model folder.
+
+    Raises:
+      UserError: a Hugging Face folder where transformers or torch is not installed.
+    """
+    if (Path(path) / "vocabularies").is_dir():
+        other = load(path)
+        name = tower if tower in other.config.towers else next(iter(other.config.towers))
+        return our_logits(other, name)
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"--against {str(path)!r} is a Hugging Face folder, which transformers is asked about, and {error.name} is "
+            "not installed: pip install 'zipper-jax[verify]'; or compare with a run or model folder"
+        ) from error
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
+    model.eval()
+
+    def logits(tokens: Int32[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:
+        with torch.no_grad():
+            return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
+
+    return logits
+
+
+def rows_of_text(model: Model, tower: str, text: str | None, length: int, most: int) -> Int32[np.ndarray, "B T"]:
+    """Up to ``most`` rows of ``length`` tokens: of a text file, one after the other; without one, random tokens.
+
+    Raises:
+      UserError: no text vocabulary, or a text shorter than one row.
+    """
+    config = model.config.towers[tower]
+    config.check_length(length, "--length")
+    if text is None:
+        return np.random.default_rng(0).integers(0, config.vocab_size, (min(most, 4), length)).astype(np.int32)
+    modality = next(m for m, place in model.layout.items() if place.tower == tower)
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--text {text!r} cannot be read as UTF-8 text: {error}") from error
+    tokens = np.asarray(model.vocabularies[modality].encode(content), np.int32)
+    rows = min(most, len(tokens) // length)
+    if rows == 0:
+        length, rows = len(tokens), 1
+    if length < 2:
+        raise UserError(f"--text {text!r} has {len(tokens)} tokens: give a text of some sentences")
+    return tokens[: rows * length].reshape(rows, length)
