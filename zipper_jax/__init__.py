@@ -4,6 +4,7 @@
     model = zipper_jax.load("runs/smoke/fusion")
     model.transcribe(audio, sample_rate)      # -> text
     model.speak("set the lamp to nine")       # -> audio
+    tower = zipper_jax.from_hf("folder or hub id")
 
 Importing the package imports neither jax nor TensorFlow.
 """
@@ -14,14 +15,14 @@ from zipper_jax.errors import UserError
 from zipper_jax.version import __version__
 
 if TYPE_CHECKING:
-    from zipper_jax.api import load
+    from zipper_jax.api import from_hf, load
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "from_hf", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # on first use: it imports jax
-        from zipper_jax.api import load
+    if name in ("load", "from_hf"):  # on first use: it imports jax
+        from zipper_jax import api
 
-        return load
+        return getattr(api, name)
     raise AttributeError(f"module 'zipper_jax' has no attribute {name!r}")

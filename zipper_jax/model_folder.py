@@ -12,7 +12,7 @@ float32, exactly.
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ DEFAULT_LENGTH = 1024
 """Slots of generation and caches where no training has said more: pretrained models allow up to 131,072."""
 
 
+@runtime_checkable
 class Weights(Protocol):
     """Leaves by path, one at a time: a `Reader`, or `Loaded`."""
 

@@ -138,7 +138,7 @@ class Writer:
     def write(self, name: str, array: np.ndarray, index: int | None = None) -> None:
         """The whole tensor, or ``tensor[index]``."""
         dtype, shape = self._tensors[name]
-        data = np.ascontiguousarray(array)
+        data = np.asarray(array, order="C")
         assert data.dtype == dtype, (name, data.dtype, dtype)
         assert data.shape == (shape if index is None else shape[1:]), (name, data.shape, shape)
         self._file.seek(self._starts[name] + (0 if index is None else index * data.nbytes))

@@ -206,3 +206,36 @@ def random_tokens(rows: int, length: int, seed: int = 0):
     import numpy as np
 
     return np.random.default_rng(seed).integers(3, VOCABULARY - 1, (rows, length)).astype(np.int32)
+
+
+SENTENCES = (
+    "turn the kitchen light off", "set a timer for nine minutes", "what is the weather in the north",
+    "play the song again", "call my sister at seven", "is the door of the garage open",
+)  # fmt: skip
+
+
+def add_tokenizer(folder, begin: str | None = "<s>", end: str | None = "</s>", kind: str = "bpe") -> None:
+    """A small tokenizer beside a model: a trained BPE with an end and perhaps a begin token.
+
+    kind: "bpe" writes tokenizer.json; "files" vocab.json and merges.txt, GPT-2's way.
+    """
+    import json
+    from pathlib import Path
+
+    import tokenizers
+
+    special = [token for token in ("<pad>", begin, end) if token]
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 7, special_tokens=special, show_progress=False, initial_alphabet=[]
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if kind == "bpe":
+        tokenizer.save(str(Path(folder) / "tokenizer.json"))
+    else:
+        tokenizer.model.save(str(folder))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end, "pad_token": "<pad>"}
+    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         pairs = ", ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
         print(f"zip {'-'.join(z.towers)}: blocks {pairs}; into {', '.join(z.receivers)}")
     for part, count in fuse.describe(model).items():
-        print(f"  {part}: {count:,} parameters{'' if part.startswith('towers/') else ', fresh'}")
+        print(f"  {part}: {count:,} parameters{', fresh' if part.startswith(('zips', 'input')) else ''}")
     if not args.dry_run:
         fuse.write(sources, model, args.out, args.seed)
         print(f"{args.out}: untrained; its gates are closed")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,9 @@ def _differences(family: Family, tower: TowerConfig) -> list[str]:
         back = family.tower(Fields(family.fields(tower), family.model_type))
     except (UserError, TypeError, ZeroDivisionError) as error:
         return [str(error)]
-    back = replace(back, family=tower.family, max_positions=back.max_positions and tower.max_positions)
-    names = [name for name in TowerConfig.__dataclass_fields__ if getattr(back, name) != getattr(tower, name)]
-    return [f"{name} = {getattr(tower, name)!r}" for name in names]
+    told = {"family"} if tower.positions == "learned" else {"family", "max_positions"}  # these change nothing
+    names = [f.name for f in fields(TowerConfig) if f.name not in told]
+    return [f"{name} = {getattr(tower, name)!r}" for name in names if getattr(back, name) != getattr(tower, name)]
 
 
 def _special_tokens(tower: TowerConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,11 +19,17 @@ Progress = Callable[[int], None]
 """Is told of every tensor how many numbers it had."""
 
 
+@runtime_checkable
 class Plan(Protocol):
     """What `from_hf.plan` and `t5x.plan` return: everything about a conversion but the numbers."""
 
-    tower: TowerConfig
-    leaves: Mapping[str, tuple[Any, tuple[int, ...]]]
+    @property
+    def tower(self) -> TowerConfig: ...
+
+    @property
+    def leaves(self) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
+        """leaf -> (dtype, shape), stacked over layers."""
+        ...
 
     @property
     def count(self) -> int:

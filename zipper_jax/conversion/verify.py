@@ -112,11 +112,14 @@ def reference(path: str | Path, tower: str) -> Logits:
 def rows_of_text(model: Model, tower: str, text: str | None, length: int, most: int) -> Int32[np.ndarray, "B T"]:
     """Up to ``most`` rows of ``length`` tokens: of a text file, one after the other; without one, random tokens.
 
+    Rows are as short as the tower's learned positions.
+
     Raises:
       UserError: no text vocabulary, or a text shorter than one row.
     """
     config = model.config.towers[tower]
-    config.check_length(length, "--length")
+    if config.positions == "learned":
+        length = min(length, config.max_positions or length)
     if text is None:
         return np.random.default_rng(0).integers(0, config.vocab_size, (min(most, 4), length)).astype(np.int32)
     modality = next(m for m, place in model.layout.items() if place.tower == tower)

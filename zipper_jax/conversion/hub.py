@@ -1,0 +1,234 @@
+"""A Hugging Face model, by its folder or by its id on the hub.
+
+Of a model on the hub only what a conversion reads is fetched: from the top folder alone, the safetensors that
+``model.safetensors.index.json`` names (or ``model.safetensors``), JSON, and the tokenizer's files. Never pickles, which
+can run code when they are read, never code, never a second copy of the weights. They lie in the cache that all of
+Hugging Face's libraries share (HF_HOME), where the next call finds them.
+"""
+
+import errno
+import fnmatch
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.errors import UserError
+from zipper_jax.safetensors_files import FILE, INDEX
+from zipper_jax.vocabularies.hugging_face import FILES
+
+CONFIG = "config.json"
+SMALL = ("*.json", "*.jinja", *FILES)
+"""What is fetched beside the weights."""
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", *PICKLES, ".gguf", ".h5", ".msgpack")
+"""How files of weights end: no id of a model does."""
+
+TIMEOUT = 30.0
+"""Seconds to wait for the hub's list of files; the library itself would wait for ever."""
+
+_SECRET = re.compile(r"https?://\S+|\bhf_\w+|Bearer\s+\S+", re.IGNORECASE)
+_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def model_folder(path_or_id: str, revision: str | None = None, say: Callable[[str], None] = print) -> Path:
+    """The folder of a model; one that is on the hub is downloaded first, or found in the cache.
+
+    Files that have arrived whole are kept when a download is cut, and are not fetched again.
+
+    Args:
+      path_or_id: an existing folder, or an id of the hub: ``ORG/NAME`` or ``NAME``.
+      revision: branch, tag or commit of a model on the hub; its main branch unless given.
+      say: where it is told what will be downloaded, before it begins.
+
+    Raises:
+      UserError: no such folder or model, no right to read it, no safetensors, no network, offline and not in the cache.
+    """
+    path = os.path.expanduser(path_or_id)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise UserError(f"revision {revision!r}: {path_or_id!r} is a folder, and only models of the hub have them")
+        return Path(path)
+    if os.path.exists(path):
+        raise UserError(f"{path_or_id!r} is a file: give the folder of the model")
+    if not path or path_or_id.startswith((".", "/")) or path.count("/") > 1 or path.endswith((*WEIGHTS, "/")):
+        raise UserError(f"the folder {path_or_id!r} does not exist (the id of a model on the hub is ORG/NAME)")
+    return _from_hub(path_or_id, revision, say)
+
+
+def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name!r} is neither a folder nor an id of the hub, which is ORG/NAME") from error
+    if constants.HF_HUB_OFFLINE:
+        return _offline(name, revision)
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    except Exception as error:  # of four libraries, and they change: see `_what_happened`
+        what = _what_happened(error, name, revision)
+        found = None if isinstance(error, RevisionNotFoundError) else _cached(name, revision)
+        if found is None:
+            raise UserError(what) from error
+        say(f"{what}. For now the copy in the cache is used: {found}")
+        return found
+    commit = str(info.sha)
+    sizes = {file.rfilename: file.size for file in info.siblings or () if "/" not in file.rfilename}
+    try:
+        wanted = _wanted(name, commit, sizes)
+        missing = [file for file in wanted if not isinstance(try_to_load_from_cache(name, file, revision=commit), str)]
+        if missing:
+            say(f"{name} ({commit[:12]}): downloading {_amount(missing, sizes)} to {constants.HF_HUB_CACHE}")
+        # By its name, not by the commit: so the cache learns which commit the name stands for, and knows it offline.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[glob.escape(file) for file in wanted]))
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise UserError(_what_happened(error, name, revision)) from error
+    if folder.name != commit:
+        raise UserError(f"{name!r} was changed on the hub, or the hub was lost, in the meantime: run this again")
+    return folder
+
+
+def _wanted(name: str, commit: str, sizes: Mapping[str, int | None]) -> list[str]:
+    """The files to fetch, of those at the top. Raises UserError where they are no model that we can read."""
+    from huggingface_hub import hf_hub_download
+
+    if CONFIG not in sizes:
+        raise UserError(f"{name!r} has no {CONFIG}: it is no model, or one of another library")
+    if FILE in sizes:
+        weights = [FILE]
+    elif INDEX in sizes:
+        weights = _indexed(Path(hf_hub_download(name, INDEX, revision=commit)))
+    else:
+        pickles = sorted(file for file in sizes if file.endswith(PICKLES))
+        found = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "nor other weights"
+        raise UserError(
+            f"{name!r} has no safetensors, {found}; nothing was downloaded: give a revision that has them (some wait "
+            "in a pull request: refs/pr/NUMBER), or save it by transformers' save_pretrained(FOLDER, "
+            "safe_serialization=True) and give that folder"
+        )
+    lost = [file for file in weights if file not in sizes]
+    if lost:
+        raise UserError(f"{name!r}: {INDEX} names {lost[0]!r}, which is not there: the model on the hub is incomplete")
+    small = [file for file in sizes if any(fnmatch.fnmatchcase(file, pattern) for pattern in SMALL)]
+    indices = [file for file in small if file.endswith(".index.json")]
+    return [file for file in small if file not in indices or (file == INDEX and FILE not in sizes)] + weights
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({error!r}); delete it and run this again") from error
+    wrong = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if wrong:
+        raise UserError(f"{index} names {wrong[0]!r}, which is no safetensors file beside it: not fetched")
+    return names
+
+
+def _offline(name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants
+
+    found = _cached(name, revision)
+    if found is None:
+        variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+        which = "" if revision is None else f" (revision {revision!r})"
+        raise UserError(
+            f"{name!r}{which} is not in the cache {constants.HF_HUB_CACHE}, or not all of it, and {variable} is set: "
+            f"unset {variable} once to download it, or give a local folder"
+        )
+    return found
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The copy in the cache, if all that we read of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # Newer versions of the library keep the list of the model's files, and check these against it.
+        files = [CONFIG, *FILES]
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=files))
+    except LocalEntryNotFoundError:
+        return None
+    needed = [CONFIG, FILE]
+    if not (folder / FILE).is_file() and (folder / INDEX).is_file():
+        needed = [CONFIG, *_indexed(folder / INDEX)]
+    return folder if all((folder / file).is_file() for file in needed) else None
+
+
+def _what_happened(error: BaseException, name: str, revision: str | None) -> str:
+    """One line for what the library and those below it raise: what is wrong, and how to mend it."""
+    from huggingface_hub import constants, errors
+
+    for cause in _causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        match cause:
+            case errors.RevisionNotFoundError():
+                return f"{name!r} has no revision {revision!r}: give a branch, tag or commit of it"
+            case errors.GatedRepoError():
+                return f"{name!r} is gated ({status}): accept its licence on the model's page, then {_LOGIN}"
+            case errors.DisabledRepoError():
+                return f"{name!r} has been disabled on the hub ({status}): give another model"
+            case errors.EntryNotFoundError() if status == 404:
+                return f"{name!r} lacks a file that it lists ({status}): run this again"
+            case errors.RepositoryNotFoundError():
+                return f"the hub shows no model {name!r} ({status}): check the spelling; if it is private, {_LOGIN}"
+        if status == 401:
+            return f"{name!r}: the hub asks for a valid token (401): {_LOGIN}"
+        if status == 403:
+            return f"{name!r}: you may not read it (403): accept its licence on the model's page, then {_LOGIN}"
+        if status == 404:
+            return f"the hub shows no model {name!r} (404): check the spelling; if it is private, {_LOGIN}"
+        if status == 429:
+            return f"{name!r}: the hub has had too many requests (429): wait some minutes, or {_LOGIN}"
+        if status is not None:
+            return f"{name!r}: the hub answers with error {status}: run this again later"
+        if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.split(".")[0] in _CLIENTS:
+            return (
+                f"{name!r}: no connection to the hub, or it was lost ({_line(cause)}): check the network, the proxy "
+                "and HF_ENDPOINT, and run this again, or give a local folder"
+            )
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return (
+                f"{name!r}: cannot write to the cache {constants.HF_HUB_CACHE} ({_line(cause)}): set HF_HOME elsewhere"
+            )
+    return f"{name!r} cannot be downloaded ({_line(error)}): run this again, or give a local folder"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what led to it, from the outside in."""
+    seen: list[Any] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def _line(error: BaseException) -> str:
+    """What an exception says, in one line, without addresses (they may be signed) and tokens."""
+    return f"{type(error).__name__}: {_SECRET.sub('...', ' '.join(str(error).split()))[:200]}"
+
+
+def _amount(files: list[str], sizes: Mapping[str, int | None]) -> str:
+    known = [size for file in files if (size := sizes[file]) is not None]
+    count = f"{len(files)} files" if len(files) > 1 else "1 file"
+    if len(known) < len(files):
+        return count
+    total = float(sum(known))
+    for unit in ("B", "kB", "MB", "GB"):
+        if total < 1000 or unit == "GB":
+            break
+        total /= 1000
+    return f"{count}, {total:.1f} {unit},"
