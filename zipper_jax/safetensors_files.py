@@ -110,7 +110,8 @@ class Reader:
 
 
 class Writer:
-    """Writes ``path`` slice by slice, aside first; closing it without having written every slice is an error.
+    """Writes ``path`` slice by slice, aside first. A context manager: when its block ends well, the file is whole, on
+    disk and in place, and a slice that was not written is an error; else nothing of it stays.
 
     Args:
       tensors: name -> (dtype, shape), in the order they will lie in the file.
@@ -145,22 +146,18 @@ class Writer:
         self._file.write(data.tobytes())
         self._missing[name] -= _slices(shape) if index is None else 1
 
-    def close(self) -> None:
-        """The file is whole and on disk when this returns."""
-        unwritten = [name for name, left in self._missing.items() if left]
-        assert not unwritten, unwritten
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._aside.replace(self._path)
-
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                unwritten = [name for name, left in self._missing.items() if left]
+                assert not unwritten, unwritten
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._aside.replace(self._path)
+        finally:
             self._file.close()
             self._aside.unlink(missing_ok=True)
 

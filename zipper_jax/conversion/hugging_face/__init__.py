@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zipper_jax.configs import closest
 from zipper_jax.conversion.hugging_face.family import Family
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.hugging_face.gemma import GEMMA, GEMMA2, GEMMA3
@@ -35,7 +34,7 @@ def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] =
     kind = config.get("model_type")
     if kind not in FAMILIES:
         inner = config.get("text_config") or {}
-        known = closest(str(kind), FAMILIES)
+        known = f"; known: {', '.join(FAMILIES)}"
         if inner.get("model_type") in FAMILIES:
             known = f"; it holds a {inner['model_type']} text model: save that alone and convert it"
         raise UserError(f"{where}: model_type {kind!r} is not converted{known}")

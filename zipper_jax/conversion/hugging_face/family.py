@@ -81,18 +81,18 @@ def sizes(tower: TowerConfig) -> dict[str, Any]:
 
 def read_sizes(fields: Fields, tied: bool, head_size: int | None = None, max_positions: int = 2048) -> dict[str, Any]:
     """The inverse of `sizes`; arguments are the family's defaults."""
-    width, heads = fields.take("hidden_size"), fields.take("num_attention_heads")
+    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return {
-        "vocab_size": fields.take("vocab_size"),
+        "vocab_size": fields.integer("vocab_size"),
         "width": width,
-        "mlp_width": fields.take("intermediate_size"),
-        "num_layers": fields.take("num_hidden_layers"),
+        "mlp_width": fields.integer("intermediate_size"),
+        "num_layers": fields.integer("num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": fields.take("num_key_value_heads", heads),
-        "head_size": fields.take("head_dim", head_size or width // heads),
+        "num_kv_heads": fields.integer("num_key_value_heads", heads),
+        "head_size": fields.integer("head_dim", head_size or width // heads),
         "norm_epsilon": fields.take("rms_norm_eps", 1e-6),
         "tied_head": fields.take("tie_word_embeddings", tied),
-        "max_positions": fields.take("max_position_embeddings", max_positions),
+        "max_positions": fields.integer("max_position_embeddings", max_positions),
     }
 
 

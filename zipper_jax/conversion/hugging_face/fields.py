@@ -71,6 +71,13 @@ class Fields:
             return default
         return value
 
+    def integer(self, name: str, default: Any = ...) -> int:
+        """A field that is a positive whole number."""
+        value = self.take(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{self._where}: {name} = {value!r} must be a positive whole number")
+        return value
+
     def nullable(self, name: str, default: Any) -> Any:
         """The field as the file has it, null too; its default only where the file has none."""
         self._read.add(name)
@@ -119,12 +126,19 @@ class Fields:
         longest, factor = self.take("max_position_embeddings", 0), parameters.pop("factor", None)
         original = parameters.pop("original_max_position_embeddings", None)
         original = original or self.take("original_max_position_embeddings", longest)
-        if factor is None:
+        if factor is None and kind == "yarn":
             factor = longest / original
+        if factor is None:
+            raise UserError(f"{self._where}: rope {kind!r} lacks 'factor'")
         taken: dict[str, Any] = {}
         if kind == "llama3":
-            taken["low_frequency_factor"] = parameters.pop("low_freq_factor")
-            taken["high_frequency_factor"] = parameters.pop("high_freq_factor")
+            for ours, theirs in (
+                ("low_frequency_factor", "low_freq_factor"),
+                ("high_frequency_factor", "high_freq_factor"),
+            ):
+                if theirs not in parameters:
+                    raise UserError(f"{self._where}: rope 'llama3' lacks {theirs!r}")
+                taken[ours] = parameters.pop(theirs)
         if kind == "yarn":
             taken["beta_fast"] = parameters.pop("beta_fast", None) or 32.0
             taken["beta_slow"] = parameters.pop("beta_slow", None) or 1.0

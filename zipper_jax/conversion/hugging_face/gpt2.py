@@ -12,22 +12,22 @@ _QKV = tuple(f"blocks/attention/{name}" for name in ("query", "key", "value"))
 
 
 def _tower(fields: Fields) -> TowerConfig:
-    width, heads = fields.take("n_embd"), fields.take("n_head")
+    width, heads = fields.integer("n_embd"), fields.integer("n_head")
     fields.only("scale_attn_weights", True, "scores without scaling are not converted")
     fields.only("scale_attn_by_inverse_layer_idx", False, "scores scaled by the layer's number are not converted")
     return TowerConfig(
-        vocab_size=fields.take("vocab_size"),
-        num_layers=fields.take("n_layer"),
+        vocab_size=fields.integer("vocab_size"),
+        num_layers=fields.integer("n_layer"),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_size=width // heads,
-        mlp_width=fields.take("n_inner", 4 * width),
+        mlp_width=fields.integer("n_inner", 4 * width),
         norm_epsilon=fields.take("layer_norm_epsilon", 1e-5),
         activation=fields.activation("activation_function", "gelu_new"),
         tied_head=fields.take("tie_word_embeddings", True),
         positions="learned",
-        max_positions=fields.take("n_positions", 1024),
+        max_positions=fields.integer("n_positions", 1024),
         norm="layer",
         attention_bias="all",
         mlp_bias=True,

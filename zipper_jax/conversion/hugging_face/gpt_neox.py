@@ -12,23 +12,23 @@ _QKV = tuple(f"blocks/attention/{name}" for name in ("query", "key", "value"))
 
 
 def _tower(fields: Fields) -> TowerConfig:
-    width, heads = fields.take("hidden_size"), fields.take("num_attention_heads")
+    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     base, scaling, share = fields.rope(fields.take("rotary_emb_base", 10_000), share=fields.take("rotary_pct", 0.25))
     return TowerConfig(
-        vocab_size=fields.take("vocab_size"),
-        num_layers=fields.take("num_hidden_layers"),
+        vocab_size=fields.integer("vocab_size"),
+        num_layers=fields.integer("num_hidden_layers"),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_size=width // heads,
-        mlp_width=fields.take("intermediate_size"),
+        mlp_width=fields.integer("intermediate_size"),
         rope_base=base,
         rope_scaling=scaling,
         rope_fraction=share,
         norm_epsilon=fields.take("layer_norm_eps", 1e-5),
         activation=fields.activation("hidden_act", "gelu"),
         tied_head=fields.take("tie_word_embeddings", False),
-        max_positions=fields.take("max_position_embeddings", 2048),
+        max_positions=fields.integer("max_position_embeddings", 2048),
         norm="layer",
         attention_bias="all" if fields.take("attention_bias", True) else "none",
         mlp_bias=True,

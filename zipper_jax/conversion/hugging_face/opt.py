@@ -11,25 +11,25 @@ _LAYER = "model.decoder.layers.{layer}."
 
 
 def _tower(fields: Fields) -> TowerConfig:
-    width, heads = fields.take("hidden_size"), fields.take("num_attention_heads")
+    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     fields.only("do_layer_norm_before", True, "norms behind the residual sum (OPT-350M) are not an option of towers")
     fields.only("_remove_final_layer_norm", False, "a tower ends in a norm")
     fields.only("word_embed_proj_dim", width, "embeddings of another width (OPT-350M) are not an option of towers")
     fields.only("layer_norm_elementwise_affine", True, "norms without parameters are not an option of towers")
     bias = fields.take("enable_bias", True)
     return TowerConfig(
-        vocab_size=fields.take("vocab_size"),
-        num_layers=fields.take("num_hidden_layers"),
+        vocab_size=fields.integer("vocab_size"),
+        num_layers=fields.integer("num_hidden_layers"),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_size=width // heads,
-        mlp_width=fields.take("ffn_dim"),
+        mlp_width=fields.integer("ffn_dim"),
         norm_epsilon=1e-5,
         activation=fields.activation("activation_function", "relu"),
         tied_head=fields.take("tie_word_embeddings", True),
         positions="learned",
-        max_positions=fields.take("max_position_embeddings", 2048),
+        max_positions=fields.integer("max_position_embeddings", 2048),
         position_offset=2,
         norm="layer",
         attention_bias="all" if bias else "none",

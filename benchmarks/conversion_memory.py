@@ -1,0 +1,104 @@
+"""Peak memory and time of `zipper convert from-hf` on a made checkpoint of about 2 GB (bfloat16, Llama's shape).
+
+    python benchmarks/conversion_memory.py --out benchmarks/results/conversion_memory.json
+
+The conversion runs in a process of its own, whose peak resident memory the kernel reports. Axis letters: none.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from zipper_jax.conversion.hugging_face import read_tower
+from zipper_jax.conversion.to_hf import HuggingFacePlan
+from zipper_jax.conversion.to_hf import plan as plan_to_hf
+from zipper_jax.safetensors_files import FILE, Writer
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Shapes:
+    """Weights that say what they would be; nothing is read."""
+
+    def __init__(self, shapes):
+        self._shapes = shapes
+        self.names = sorted(shapes)
+
+    def shape(self, name):
+        return self._shapes[name]
+
+    def dtype(self, name):
+        return BFLOAT16
+
+    def read(self, name):
+        raise NotImplementedError
+
+
+def made_checkpoint(folder: Path) -> int:
+    """Writes config.json and random bfloat16 weights; returns their bytes."""
+    from zipper_jax.conversion.from_hf import tower_shapes
+
+    tower = read_tower(CONFIG, "config.json")[1]
+    shapes = {f"towers/text/{leaf}": shape for leaf, shape in tower_shapes(tower).items()}
+    plan: HuggingFacePlan = plan_to_hf(Shapes(shapes), "text", tower)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    rng = np.random.default_rng(0)
+    with Writer(folder / FILE, {name: (BFLOAT16, shape) for name, shape in plan.tensors.items()}, {}) as writer:
+        for name, shape in plan.tensors.items():
+            bits = rng.integers(0x3C00, 0x3D00, shape, dtype=np.uint16)  # bfloat16 near 0.01
+            writer.write(name, bits.view(BFLOAT16))
+    return (folder / FILE).stat().st_size
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Bytes of the checkpoint, peak resident bytes and seconds of the conversion."""
+    source = folder / "hf"
+    source.mkdir()
+    size = made_checkpoint(source)
+    command = [sys.executable, "-m", "zipper_jax.cli.main", "convert", "from-hf", str(source), "--units", "31998"]
+    begun = time.monotonic()
+    subprocess.run(
+        [*command, "--out", str(folder / "tower")], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ)
+    )
+    seconds = time.monotonic() - begun
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"checkpoint_bytes": size, "peak_bytes": peak, "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", help="JSON file to write")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        found = measure(folder)
+    finally:
+        shutil.rmtree(folder)
+    text = json.dumps(found, indent=2)
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""What is not converted is refused by name, before anything is written."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import tiny_hf
+from safetensors.numpy import load_file, save_file
+
+from zipper_jax.cli.main import main
+from zipper_jax.conversion import from_hf, tokenizer
+from zipper_jax.conversion.hugging_face import read_tower
+from zipper_jax.errors import UserError
+from zipper_jax.safetensors_files import FILE, INDEX, Reader, Writer
+
+LLAMA = {"model_type": "llama", **tiny_hf.SMALL}
+
+
+def read(**fields):
+    return read_tower({**LLAMA, **fields}, "config.json")[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not converted; known: llama, mistral"),
+        ({"model_type": "llama4_text"}, "model_type 'llama4_text' is not converted; known: llama"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "it holds a gemma3_text text model"),
+        ({"attn_sinks": 4}, r"fields that this version does not know.*attn_sinks = 4; .*--ignore_field attn_sinks"),
+        ({"layer_scale": False}, "layer_scale = False"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish' is no activation we have"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope type 'dynamic' \(it changes with the sequence"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, r"rope type 'longrope' \(it changes"),
+        ({"rope_scaling": {"rope_type": "su"}}, "rope type 'su' is not converted; known: default, linear"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "wave": 1}}, "the unknown field 'wave'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' lacks 'low_freq_factor'"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map = .* code of its own, which is never run"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder = True is not converted: only decoders"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_size": "48"}, "hidden_size = '48' must be a positive whole number"),
+        ({"model_type": "opt", **tiny_hf.OPT, "do_layer_norm_before": False}, "norms behind the residual sum"),
+        ({"model_type": "opt", **tiny_hf.OPT, "word_embed_proj_dim": 24}, "word_embed_proj_dim = 24 is not converted"),
+        ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_by_inverse_layer_idx": True}, "by the layer's number"),
+        ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_weights": False}, "scores without scaling"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 5.0}, "transformers ignores it in Gemma 3"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "towers are causal"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types names 1 layers"),
+        ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 3}, "layer_types has 'linear_attention'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_configurations_that_mean_something_else(fields, message):
+    drop = set() if fields.get("model_type") not in ("opt", "gpt2") else set(tiny_hf.SMALL) - set(fields)
+    config = {name: value for name, value in {**LLAMA, **fields}.items() if name not in drop}
+    with pytest.raises(UserError, match=message):
+        read_tower(config, "config.json")
+
+
+def test_fields_that_change_nothing_are_taken():
+    plain = read()
+    assert read(torch_dtype="bfloat16", attention_dropout=0.1, transformers_version="5.0", unknown=None) == plain
+    assert read_tower({**LLAMA, "attn_sinks": 4}, "config.json", ("attn_sinks",))[1] == plain
+
+
+def test_old_and_new_names_of_rope_mean_the_same():
+    new = read(rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0})
+    assert new == read(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})
+    assert (new.rope_base, new.rope_scaling.factor) == (500.0, 2.0)
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    copy = tmp_path / "hf"
+    shutil.copytree(tiny("llama")[0], copy)
+    tiny_hf.add_tokenizer(copy)
+    return copy
+
+
+def _tensors(folder, change):
+    tensors = load_file(folder / FILE)
+    change(tensors)
+    save_file(tensors, folder / FILE, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"has no tensor 'model.layers.1.mlp.up_proj.weight'"),
+        (lambda t: t.pop("lm_head.weight"), "has no tensor 'lm_head.weight'"),
+        (
+            lambda t: t.update({"model.layers.0.router.weight": np.zeros((2, 2), np.float32)}),
+            r"no rule says what the tensor 'model.layers.0.router.weight' \[2, 2\] is",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(40, np.float32)}),
+            r"model.norm.weight has shape \[40\], config.json means \[48\]",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(48, np.int8)}),
+            "model.norm.weight is quantised, or no floating-point tensor",
+        ),
+    ],
+    ids=["missing", "no head", "unknown", "shape", "int8"],
+)
+def test_tensors_that_do_not_fit(folder, tmp_path, change, message, capsys):
+    _tensors(folder, change)
+    assert main(["convert", "from-hf", str(folder), "--out", str(tmp_path / "out")]) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_was_cut_is_named(folder):
+    data = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged .*; get it again"):
+        from_hf.plan(folder)
+
+
+def test_pickles_are_refused_with_the_way_out_and_never_opened(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was executed",))
+
+    (folder / FILE).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=r"pytorch_model.bin, a torch pickle.*save_pretrained\(NEW_FOLDER"):
+        from_hf.plan(folder)
+
+
+def _shard(folder):
+    """The folder's file as two, with an index."""
+    tensors = load_file(folder / FILE)
+    (folder / FILE).unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[:9], names[9:]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return tensors, weight_map
+
+
+def test_shards_are_one_model(folder):
+    tensors, _ = _shard(folder)
+    reader = from_hf.plan(folder).reader
+    assert reader.names == sorted(tensors)
+    for name in reader.names:
+        np.testing.assert_array_equal(reader.read(name), tensors[name])
+
+
+@pytest.mark.parametrize("escape", ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", 3])
+def test_an_index_cannot_leave_its_folder(folder, escape):
+    _, weight_map = _shard(folder)
+    save_file({"model.norm.weight": np.zeros(48, np.float32)}, folder.parent / "secret.safetensors")
+    weight_map["model.norm.weight"] = escape
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"not in this folder|is damaged"):
+        from_hf.plan(folder)
+
+
+def test_an_incomplete_set_of_shards_is_named(folder):
+    _shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model-00002-of-00002.safetensors, which .* names"):
+        from_hf.plan(folder)
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.0.mlp.up_proj.weight"])
+def test_files_of_the_bare_model_lack_its_prefix(folder, name):
+    tensors = load_file(folder / FILE)
+    save_file({key.removeprefix("model."): tensor for key, tensor in tensors.items()}, folder / FILE)
+    plan = from_hf.plan(folder)
+    assert name in {move.tensor for move in plan.moves}
+
+
+def test_nothing_is_left_of_a_conversion_that_fails_or_is_stopped(folder, tmp_path, monkeypatch):
+    real, calls = Reader.read, []
+
+    def stop(self, name):
+        calls.append(name)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return real(self, name)
+
+    monkeypatch.setattr(Reader, "read", stop)
+    out = tmp_path / "towers" / "text"
+    assert main(["convert", "from-hf", str(folder), "--out", str(out)]) == 130
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_output_that_exists_is_refused_first(folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    assert main(["convert", "from-hf", "/nowhere", "--out", str(tmp_path / "out")]) == 2
+    assert "exists; give a folder that does not" in capsys.readouterr().err
+
+
+def test_a_writer_is_whole_or_nothing(tmp_path):
+    tensors = {"a": (np.float32, (2, 3))}
+    with pytest.raises(AssertionError), Writer(tmp_path / "x", tensors, {}) as writer:
+        writer.write("a", np.zeros(3, np.float32), 0)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no tokenizer there: none of tokenizer.json"),
+        ({"tokenizer.json": "{"}, "the tokenizer's files are damaged"),
+    ],
+)
+def test_tokenizers_that_cannot_be_read(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizer.text_vocabulary(tmp_path, {}, 97)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    tiny_hf.add_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="has 90 tokens, the tower 60: it is the tokenizer of another model"):
+        tokenizer.text_vocabulary(tmp_path, {}, 60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--zips", "text=1,speech=1"], r"--tower 'text': write NAME=FOLDER"),
+        (["--zips", "text"], "write text=2,speech=3"),
+        (["--zips", "text-speech=1-1,2"], "write text=2,speech=3"),
+        (["--zips", "text=9,speech=1"], "give no zip"),
+        (["--zips", "text=1,image=1"], "names tower 'image'"),
+        (["--zips", "text=1,speech=1", "--gin.ZipConfig.num_head=2"], "did you mean 'num_heads'"),
+    ],
+)
+def test_fuse_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    import re
+
+    from zipper_jax.conversion.to_tower import one_tower_model
+    from zipper_jax.model_folder import write_model_folder
+    from zipper_jax.models.config import TowerConfig
+    from zipper_jax.models.zipper import init_params
+    from zipper_jax.training.partition_tree import flatten
+    from zipper_jax.vocabularies import UnitVocabulary
+
+    for name in ("text", "speech"):
+        model = one_tower_model(name, TowerConfig(12, 3, 8, 2, 2, 4, 8), UnitVocabulary(10, 25.0))
+        flat = flatten(init_params(model, 0))
+        write_model_folder(
+            tmp_path / name,
+            model,
+            {path: (leaf.dtype, leaf.shape) for path, leaf in flat.items()},
+            lambda writer, flat=flat: [writer.write(*item) for item in flat.items()],
+            {name: UnitVocabulary(10, 25.0)},
+        )
+    towers = ["text"] if "NAME=FOLDER" in message else [f"text={tmp_path / 'text'}", f"speech={tmp_path / 'speech'}"]
+    given = [part for tower in towers for part in ("--tower", tower)]
+    assert main(["fuse", *given, *arguments, "--out", str(tmp_path / "fused")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "fused").exists()
