@@ -18,7 +18,7 @@ from tiny import (
     trio,
 )  # fmt: skip
 
-from zipper_jax.models.config import ProjectionConfig, ZipConfig
+from zipper_jax.models.config import ProjectionConfig, RopeScaling, ZipConfig
 from zipper_jax.models.zipper import forward
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Span, rows_to_towers
@@ -64,6 +64,22 @@ OPTIONS = {
             ),
         ),
         projections={},
+    ),
+    "borrowed": pair(  # what pretrained families need: GPT-NeoX's and OPT's ways, and Gemma's; tokens added to both
+        text=dataclasses.replace(
+            TEXT, positions="learned", max_positions=30, position_offset=2, norm="layer", attention_bias="all",
+            mlp_bias=True, gated_mlp=False, activation="gelu_exact", parallel=True, vocab_size=21, **UNTIED,
+        ),
+        speech=dataclasses.replace(
+            SPEECH, windows=(3, 0, 2, 3, 0), window_rope_base=50.0, rope_scaling=RopeScaling("linear", 2.0),
+            rope_fraction=0.75, norm_offset=1.0, norm_placement="both", query_key_norm=True, attention_bias="qkv",
+            attention_scale=0.4, attention_softcap=2.0, logit_softcap=3.0, vocab_size=17,
+        ),
+        added_tokens={"text": 2, "speech": 2},
+    ),
+    "relative": pair(
+        text=dataclasses.replace(TEXT, positions="relative", attention_scale=1.0, logit_scale=0.5, gated_mlp=False),
+        speech=dataclasses.replace(SPEECH, positions="relative", rope_fraction=0.0), scan=False,
     ),
     "trio": trio(),
     "trio unrolled": trio(scan=False),

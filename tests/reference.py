@@ -6,6 +6,8 @@ masks are dense comparisons of global positions, and post-fusion states call eac
 Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head size, D width.
 """
 
+import math
+
 import numpy as np
 
 
@@ -36,9 +38,12 @@ class _Model:
 
     def logits(self, tower):
         own, t = self.params["towers"][tower], self.config.towers[tower]
-        x = rms_norm(self.post(tower, t.num_layers), own["final_norm"], t.norm_epsilon)
+        x = tower_norm(t, self.post(tower, t.num_layers), own["final_norm"])
         table = own["embedding"]["table"] if t.tied_head else own["head"]["table"]
-        return x @ table.T
+        added = self.params.get("added_embeddings", {}).get(tower) if self.fused else None
+        if added is not None:
+            table = np.concatenate([table, added["table"] if t.tied_head else added["head_table"]])
+        return softcap(x @ table.T * t.logit_scale, t.logit_softcap)
 
     def post(self, tower, block):
         """m-tilde: the input of block + 1."""
@@ -64,24 +69,51 @@ class _Model:
             p = _member(p, block - 1)
             t, x = self.config.towers[tower], self.post(tower, block - 1)
             local = np.arange(len(x))
-            y = rms_norm(x, p["attention_norm"], t.norm_epsilon)
-            q = rope(np.einsum("td,dnh->tnh", y, p["attention"]["query"]["kernel"]), local, t.rope_base)
-            k = rope(np.einsum("td,dnh->tnh", y, p["attention"]["key"]["kernel"]), local, t.rope_base)
-            v = np.einsum("td,dnh->tnh", y, p["attention"]["value"]["kernel"])
-            mixed = attend(q, k, v, local[None, :] <= local[:, None])
-            x = x + np.einsum("tnh,nhd->td", mixed, p["attention"]["output"]["kernel"])
-            y = rms_norm(x, p["mlp_norm"], t.norm_epsilon)
-            hidden = ACTIVATIONS[t.activation](y @ p["mlp"]["gate"]["kernel"]) * (y @ p["mlp"]["up"]["kernel"])
-            self.memo["pre", tower, block] = x + hidden @ p["mlp"]["down"]["kernel"]
+            a = p["attention"]
+            y = tower_norm(t, x, p["attention_norm"])
+            q, k, v = heads(y, a["query"]), heads(y, a["key"]), heads(y, a["value"])
+            if t.query_key_norm:
+                q, k = (
+                    rms_norm(z, a[n], t.norm_epsilon, t.norm_offset) for z, n in ((q, "query_norm"), (k, "key_norm"))
+                )
+            window = t.windows[block - 1] if t.windows else 0
+            if t.positions == "rotary":
+                near = bool(window) and t.window_rope_base is not None
+                base, scaling = (t.window_rope_base, None) if near else (t.rope_base, t.rope_scaling)
+                q, k = (partial_rope(z, local, base, scaling, t.rope_fraction) for z in (q, k))
+            distance = local[:, None] - local[None, :]
+            bias = None
+            if t.positions == "relative":
+                table = self.params["towers"][tower]["relative_bias"]["table"]
+                bias = np.array([[table[bucket(d)] for d in row] for row in np.maximum(distance, 0)])
+                bias = bias.reshape(*distance.shape, t.num_heads)
+            mask = (distance >= 0) & (distance < (window or len(x) + 1))
+            mixed = attend(q, k, v, mask, t.attention_scale, t.attention_softcap, bias)
+            out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"]) + a["output"].get("bias", 0.0)
+            if t.norm_placement == "both":
+                out = tower_norm(t, out, p["attention_output_norm"])
+            y = tower_norm(t, x if t.parallel else x + out, p["mlp_norm"])
+            hidden = dense(y, p["mlp"]["up"])
+            gate = dense(y, p["mlp"]["gate"]) if t.gated_mlp else hidden
+            hidden = ACTIVATIONS[t.activation](gate) * (hidden if t.gated_mlp else 1.0)
+            fed = dense(hidden, p["mlp"]["down"])
+            if t.norm_placement == "both":
+                fed = tower_norm(t, fed, p["mlp_output_norm"])
+            self.memo["pre", tower, block] = x + out + fed
         return self.memo["pre", tower, block]
 
     def start(self, tower):
-        t = self.config.towers[tower]
-        x = self.params["towers"][tower]["embedding"]["table"][np.array(self.tokens[tower], int)] * t.embedding_scale
+        t, own = self.config.towers[tower], self.params["towers"][tower]["embedding"]
+        table = own["table"]
+        if tower in self.params.get("added_embeddings", {}):
+            table = np.concatenate([table, self.params["added_embeddings"][tower]["table"]])
+        x = table[np.array(self.tokens[tower], int)] * t.embedding_scale
         projection = self.config.input_projections.get(tower)
-        if projection is None or projection.form == "none" or not self.fused:
-            return x
-        return project(projection, self.params["input_projections"][tower], x)
+        if projection is not None and projection.form != "none" and self.fused:
+            x = project(projection, self.params["input_projections"][tower], x)
+        if t.positions == "learned":
+            x = x + own["position_table"][np.arange(len(x)) + t.position_offset]
+        return x
 
     def effect(self, z, member, receiver, source, m, m_source):
         """f_cross(m, h) - m."""
@@ -127,15 +159,17 @@ def _member(tree, index):
     return {k: _member(v, index) if isinstance(v, dict) else v[index] for k, v in tree.items()}
 
 
-def attend(q, k, v, mask):
+def attend(q, k, v, mask, scale=None, cap=None, bias=None):
     """Softmax attention, row by row; a row that sees nothing is 0. Query head n reads key head n // (N / K)."""
+    scale = 1 / np.sqrt(q.shape[2]) if scale is None else scale
     out = np.zeros_like(q)
     group = q.shape[1] // k.shape[1]
     for t in range(q.shape[0]):
         seen = np.flatnonzero(mask[t])
         for n in range(q.shape[1]):
             if len(seen):
-                scores = k[seen, n // group] @ q[t, n] / np.sqrt(q.shape[2])
+                scores = softcap(k[seen, n // group] @ q[t, n] * scale, cap)
+                scores = scores if bias is None else scores + bias[t, seen, n]
                 weights = np.exp(scores - scores.max())
                 out[t, n] = weights / weights.sum() @ v[seen, n // group]
     return out
@@ -160,8 +194,25 @@ def project(config, p, x):
     return y if config.form == "mlp" else x + np.tanh(p["gate"]) * y
 
 
-def rms_norm(x, p, epsilon=1e-6):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"]
+def rms_norm(x, p, epsilon=1e-6, offset=0.0):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * (p["scale"] + offset)
+
+
+def tower_norm(t, x, p):
+    if t.norm == "layer":
+        return layer_norm(x, {**p, "scale": p["scale"] + t.norm_offset}, t.norm_epsilon)
+    return rms_norm(x, p, t.norm_epsilon, t.norm_offset)
+
+
+def softcap(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def bucket(distance):
+    """T5's bucket of a distance back: itself below 16, then 16 logarithmic ones up to 128 (arXiv 1910.10683)."""
+    if distance < 16:
+        return int(distance)
+    return min(31, 16 + int(16 * np.log(distance / 16) / np.log(128 / 16)))
 
 
 def layer_norm(x, p, epsilon=1e-6):
@@ -169,17 +220,27 @@ def layer_norm(x, p, epsilon=1e-6):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
 
 
-def rope(x, positions, base):
-    """Complex rotation of the pairs (i, i + H/2) by position * base ** (-2i / H)."""
+def partial_rope(x, positions, base, scaling, fraction):
+    size = int(x.shape[-1] * fraction)
+    return np.concatenate([rope(x[..., :size], positions, base, scaling), x[..., size:]], axis=-1)
+
+
+def rope(x, positions, base, scaling=None):
+    """Complex rotation of the pairs (i, i + H/2) by position * base ** (-2i / H), linear scaling slowing all alike.
+
+    The other scalings are compared with transformers (tests/conversion)."""
     half = x.shape[-1] // 2
+    assert scaling is None or scaling.kind == "linear"
     z = x[..., :half] + 1j * x[..., half:]
-    z = z * np.exp(1j * positions[:, None, None] * base ** (-2 * np.arange(half) / (2 * half)))
+    slower = 1.0 if scaling is None else scaling.factor
+    z = z * np.exp(1j * positions[:, None, None] / slower * base ** (-2 * np.arange(half) / (2 * half)))
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / np.sqrt(2))),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "squared_relu": lambda x: np.maximum(x, 0) ** 2,
 }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from options import OPTIONS
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
 from zipper_jax.decoding.beam import beam_span
@@ -34,6 +35,8 @@ MODELS = {
         ),
         PAIR_LAYOUT,
     ),
+    "borrowed": (dataclasses.replace(OPTIONS["borrowed"], scan=False), PAIR_LAYOUT),
+    "relative": (OPTIONS["relative"], PAIR_LAYOUT),
 }  # fmt: skip
 LIMITS = {"text": 6, "speech": 7, "image": 5, "sign": 5}
 CHUNK = 8
@@ -173,7 +176,7 @@ def check_chunks(name, seed):
     return worst
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "relative" else n for n in MODELS])
 def test_any_chunks_through_the_caches_equal_the_full_pass(name):
     print("largest difference of logits:", max(check_chunks(name, seed) for seed in range(6)))
 

@@ -76,7 +76,7 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "trio"])
+@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio"])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
     params = random_params(config)
@@ -177,7 +177,9 @@ def test_fused_path_with_residual_or_no_input_projection_starts_as_the_unimodal_
         print(f"largest difference in {tower}: {np.abs(np.asarray(fused[tower]) - np.asarray(alone)).max():.1e}")
 
 
-@pytest.mark.parametrize("name", ["paper", pytest.param("positions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["paper", *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative"))]
+)
 def test_gradients_are_finite_where_nothing_is_visible(name):
     """Rows of one modality only, an empty row: finite everywhere, and exactly 0 for what was never used."""
     config = OPTIONS[name]
@@ -219,7 +221,9 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
 # ---- rule 5: packed equals unpacked ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "trio"))])
+@pytest.mark.parametrize(
+    "name", ["paper", *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", "trio"))]
+)
 def test_packed_equals_unpacked_in_loss_and_gradients_of_each_example(name):
     config = OPTIONS[name]
     params, layout, lengths = random_params(config), layout_of(config), lengths_of(config)
