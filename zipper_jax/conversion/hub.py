@@ -6,7 +6,6 @@ can run code when they are read, never code, never a second copy of the weights.
 Hugging Face's libraries share (HF_HOME), where the next call finds them.
 """
 
-import errno
 import fnmatch
 import glob
 import json
@@ -31,7 +30,7 @@ WEIGHTS = (".safetensors", *PICKLES, ".gguf", ".h5", ".msgpack")
 TIMEOUT = 30.0
 """Seconds to wait for the hub's list of files; the library itself would wait for ever."""
 
-_SECRET = re.compile(r"https?://\S+|\bhf_\w+|Bearer\s+\S+", re.IGNORECASE)
+_SECRET = re.compile(r"https?://[^\s'\"]+|\bhf_\w+|Bearer\s+\S+", re.IGNORECASE)
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -56,7 +55,7 @@ def model_folder(path_or_id: str, revision: str | None = None, say: Callable[[st
         return Path(path)
     if os.path.exists(path):
         raise UserError(f"{path_or_id!r} is a file: give the folder of the model")
-    if not path or path_or_id.startswith((".", "/")) or path.count("/") > 1 or path.endswith((*WEIGHTS, "/")):
+    if not path or path_or_id.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith((*WEIGHTS, "/")):
         raise UserError(f"the folder {path_or_id!r} does not exist (the id of a model on the hub is ORG/NAME)")
     return _from_hub(path_or_id, revision, say)
 
@@ -199,11 +198,13 @@ def _what_happened(error: BaseException, name: str, revision: str | None) -> str
                 f"{name!r}: no connection to the hub, or it was lost ({_line(cause)}): check the network, the proxy "
                 "and HF_ENDPOINT, and run this again, or give a local folder"
             )
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            return (
-                f"{name!r}: cannot write to the cache {constants.HF_HUB_CACHE} ({_line(cause)}): set HF_HOME elsewhere"
-            )
-    return f"{name!r} cannot be downloaded ({_line(error)}): run this again, or give a local folder"
+        if isinstance(cause, OSError) and cause.errno is not None:  # a full disk, a folder of somebody else
+            cache = constants.HF_HUB_CACHE
+            return f"{name!r}: cannot write to the cache {cache} ({_line(cause)}): set HF_HOME to another folder"
+    return (
+        f"{name!r} cannot be downloaded ({_line(error)}): check the proxy and HF_ENDPOINT, and run this again, or give "
+        "a local folder"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
