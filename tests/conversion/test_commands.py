@@ -18,6 +18,7 @@ from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.model_folder import read_model_folder
 from zipper_jax.safetensors_files import FILE
 from zipper_jax.sequences import fill_template
+from zipper_jax.training.initial import initial_params
 from zipper_jax.training.partition_tree import flatten
 from zipper_jax.vocabularies import load_vocabulary
 
@@ -140,7 +141,8 @@ def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
             write_rows(data / "rows" / task / split, rows, {"task": task})
     run = tmp_path / "run"
     flags = {"FUSED": folders / "fused", "DATA": data, "MODEL_DIR": run, "TRAIN_STEPS": 2}
-    given = [f"--gin.{name}={value}" for name, value in flags.items()] + ["--gin.OptimizerConfig.warmup_steps=0"]
+    given = [f"--gin.{name}={value}" for name, value in flags.items()]
+    given += ["--gin.OptimizerConfig.warmup_steps=0", "--gin.MeshConfig.data=1"]
     assert main(["train", "--gin_file=runs/fuse_from.gin", *given]) == 0
 
     start, trained = read_model_folder(folders / "fused")[1], zipper_jax.load(run)
@@ -161,6 +163,12 @@ def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
     ):
         np.testing.assert_array_equal(stored, leaf, err_msg=path)
     assert again.limits == trained.limits
+
+    towers = ["--tower", f"text={run}", "--tower", f"speech={run}"]  # a run's towers can be fused anew
+    assert main(["fuse", *towers, "--zips", "text-speech=1-2", "--out", str(tmp_path / "anew")]) == 0
+    anew = zipper_jax.load(tmp_path / "anew").params
+    for path, leaf in flatten(trained.params["towers"]).items():
+        np.testing.assert_array_equal(flatten(anew["towers"])[path], leaf, err_msg=path)
 
 
 def test_verify_tells_another_model_by_its_exit_status(folders, tiny, tmp_path, capsys):
@@ -191,6 +199,17 @@ def test_bfloat16_export_halves_the_file_and_stays_near(folders, tmp_path):
         np.testing.assert_allclose(near[path], leaf, rtol=2**-8, err_msg=path)
 
 
+def test_a_new_run_takes_a_tower_and_its_added_rows_from_a_model_folder(folders):
+    model = zipper_jax.load(folders / "fused")
+    start = initial_params(model.config, 7, {"speech": str(folders / "speech")})
+    alone = zipper_jax.load(folders / "speech").params
+    for top in ("towers", "added_embeddings"):
+        wanted, found = flatten(alone[top]["speech"]), flatten(start[top]["speech"])
+        assert wanted.keys() == found.keys()
+        for path, leaf in wanted.items():
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
 def test_inspect_shows_a_model_folder(folders, capsys):
     assert main(["inspect", str(folders / "fused")]) == 0
     shown = capsys.readouterr().out
@@ -211,7 +230,7 @@ def test_our_own_tower_goes_to_hugging_face_and_back(tmp_path):
     to_hf.write(to_hf.plan(Loaded(params), "text", tower), tmp_path / "hf")
     again = from_hf.plan(tmp_path / "hf")
     assert dataclasses.replace(again.tower, family="", max_positions=None) == tower
-    with pytest.raises(zipper_jax.UserError, match=r"the nearest cannot have its .*embedding_scale = 9.8"):
+    with pytest.raises(zipper_jax.UserError, match=r"the nearest, llama, cannot have its embedding_scale = 9.8"):
         to_hf.family_of(dataclasses.replace(tower, embedding_scale=9.8))
     with pytest.raises(
         zipper_jax.UserError, match="--family qwen2: it cannot have this tower's attention_bias = 'none'"

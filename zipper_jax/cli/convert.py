@@ -1,11 +1,14 @@
 """``zipper convert``: models of other systems in and out."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 
+TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
   zipper convert from-hf PATH_OR_ID --out towers/text       a Hugging Face decoder becomes a tower
   zipper convert to-hf RUN --tower text --out hf_folder     and back, for transformers
@@ -55,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     one = command("from-t5x", "a T5X decoder-only checkpoint becomes a tower")
     one.add_argument("source", help="a checkpoint folder (checkpoint_10000)")
-    one.add_argument("--gin_file", action="append", default=[], help="the model's gin file; may be repeated")
-    one.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a gin binding; may be repeated")
+    one.epilog = "--gin_file=FILE, --gin.NAME=VALUE: the model's gin (default: config.gin beside the checkpoint)"
+    one.add_argument("--ignore_field", action="append", default=[], help="a TransformerConfig field that is harmless")
     one.add_argument("--vocabulary", help="a sentencepiece model (.model); or give --units")
     vocabulary(one)
     out_and_dry_run(one)
@@ -77,10 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit (default 1e-4)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns 0; verify: 1 past the tolerance."""
+    from zipper_jax.cli import gin_flags
     from zipper_jax.files import require_new
 
+    if args.what == "from-t5x":
+        args.gin = gin_flags.parse(extra)
+    elif extra:
+        known = [f"--{argument}" for argument in vars(args)]
+        raise UserError(
+            f"zipper convert {args.what} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}"
+        )
     if args.what != "verify" and not args.dry_run:
         require_new(args.out)
     return {
@@ -109,7 +120,7 @@ def _from_t5x(args: argparse.Namespace) -> int:
 
     if (args.units is None) == (args.vocabulary is None):
         raise UserError("a T5X checkpoint holds no vocabulary: give --vocabulary spm.model, or --units NUMBER")
-    plan = t5x.plan(args.source, tuple(args.gin_file), tuple(args.gin))
+    plan = t5x.plan(args.source, args.gin.files, args.gin.bindings, tuple(args.ignore_field))
     rows = plan.tower.vocab_size
     if args.units is None:
         vocabulary = tokenizer.sentencepiece_vocabulary(args.vocabulary, rows, args.begin_token, args.end_token)

@@ -121,18 +121,15 @@ def family_of(tower: TowerConfig, wanted: str | None = None) -> Family:
         candidates = [FAMILIES[wanted]]
     else:
         candidates = sorted(FAMILIES.values(), key=lambda family: family.model_type != tower.family)
-    nearest: list[str] | None = None
-    for family in candidates:
-        different = _differences(family, tower)
-        if not different:
-            return family
-        if nearest is None or len(different) < len(nearest):
-            nearest = [f"{family.model_type}: {name}" for name in different]
-    assert nearest
+    lost = {family.model_type: _differences(family, tower) for family in candidates}
+    nearest = min(lost, key=lambda name: len(lost[name]))
+    if not lost[nearest]:
+        return FAMILIES[nearest]
+    missing = ", ".join(lost[nearest])
+    if wanted is not None:
+        raise UserError(f"--family {wanted}: it cannot have this tower's {missing}")
     raise UserError(
-        f"no Hugging Face family says what this tower is; the nearest cannot have its {', '.join(nearest)}"
-        if wanted is None
-        else f"--family {wanted}: it cannot have this tower's {', '.join(n.split(': ', 1)[1] for n in nearest)}"
+        f"no Hugging Face family says what this tower is: the nearest, {nearest}, cannot have its {missing}"
     )
 
 

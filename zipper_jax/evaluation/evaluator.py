@@ -190,9 +190,9 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
         form = form_of(after.config)
         header = read_config(sources.runs[name])
         train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
-        before = initial_params(train.model, train.seed, train.initialise_from)
+        before = initial_params(train.model, train.seed, train.initialise_from, train.restore)
         texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
-        units = [np.asarray(e["units"], np.int32) for e in test]
+        units = [after.vocabularies["speech"].encode(e["units"]) for e in test]
         wanted = [(f"text_ppl_fused_{{}}_{form}", "text", texts, True)]
         if name == "zipper":
             wanted.append(("text_ppl_unimodal_{}", "text", texts, False))
@@ -204,15 +204,23 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
 
 
 def _check_origins(sources: Sources) -> None:
-    """UserError when the tower runs that a run started from are gone: its step 0 cannot be made again without them."""
+    """UserError when what a run started from is gone: its step 0 cannot be made again without it."""
     from zipper_jax.training.run_format import read_config
 
     for run in (sources.runs[name] for name in ("zipper", "other_form") if name in sources.runs):
-        for tower, origin in read_config(run)["train"]["initialise_from"].items():
+        header = read_config(run)
+        if "train" not in header:
+            raise UserError(
+                f"{str(run)!r} is a model folder: evaluation compares a run with its start, so give the run"
+            )
+        origins = {f"its tower {tower!r}": path for tower, path in header["train"]["initialise_from"].items()}
+        if header["train"].get("restore"):
+            origins["its start"] = header["train"]["restore"]["path"]
+        for what, origin in origins.items():
             if not Path(origin).is_dir():
                 raise UserError(
-                    f"{str(run)!r} took its tower {tower!r} from {origin!r}, which is not there, and perplexity before "
-                    "fusion needs it: put that run back, or run from the folder where the training command was given"
+                    f"{str(run)!r} took {what} from {origin!r}, which is not there, and perplexity before fusion needs "
+                    "it: put that folder back, or run from the folder where the training command was given"
                 )
 
 

@@ -1,0 +1,324 @@
+"""A decoder-only checkpoint of google-research/t5x becomes a tower, leaf by leaf. t5x itself is not needed.
+
+The network is that of ``t5x/examples/decoder_only``: RMSNorm, T5's relative positions in one table for all layers, no
+scaling of the scores, a gated or plain MLP. Layers lie in leaves of their own (``decoder/layers_0/...``) or, where a
+network was trained under ``scan``, stacked in one leaf on the axis ``param_scan_axis`` (T5X has such layers in its
+encoder-decoders only; decoder-only networks with them are other people's).
+
+`plan` reads the gin file and the shapes, and says everything that can be wrong; ``Plan.write`` then reads one leaf at a
+time (of a stacked one, as many layers as make a gigabyte).
+
+Axis letters: L layers, D width, V vocabulary, F mlp width, N heads, H head size.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.configs import closest
+from zipper_jax.conversion.from_hf import Move, tower_shapes
+from zipper_jax.conversion.t5x_checkpoint import Reader
+from zipper_jax.conversion.t5x_gin import GinFiles, Setting
+from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
+from zipper_jax.conversion.to_tower import Progress, Put
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import Activation, TowerConfig
+from zipper_jax.safetensors_files import DTYPES
+
+FAMILY = "t5x_decoder_only"
+
+ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+"""Flax's name of each activation that we have; its gelu is the tanh approximation."""
+
+_SIZES = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim", "param_scan_axis")
+_NETWORK = "TransformerConfig"
+_DEFAULTS = {
+    "emb_dim": 512,
+    "num_heads": 8,
+    "num_layers": 6,
+    "head_dim": 64,
+    "mlp_dim": 2048,
+    "mlp_activations": ("relu",),
+    "logits_via_embedding": False,
+    "param_scan_axis": 1,
+}
+# Of training and of precision; scan_layers is seen in the leaves' names.
+_HARMLESS = ("dtype", "dropout_rate", "remat_policy", "scan_layers", "float32_attention_logits")
+
+_LAYER = "decoder/layers_{layer}/"
+_STACKED = ("decoder/decoder/layers/", "decoder/layers/", "decoder/decoder/")
+
+_RULES = (
+    Rule("decoder/token_embedder/embedding", ("embedding/table",)),  # [V, D]
+    Rule("decoder/relpos_bias/rel_embedding", ("relative_bias/table",), "linear"),  # [N, 32]
+    Rule("decoder/decoder_norm/scale", ("final_norm/scale",)),
+    Rule("decoder/logits_dense/kernel", ("head/table",), "linear"),  # [D, V]
+    Rule(_LAYER + "pre_self_attention_layer_norm/scale", ("blocks/attention_norm/scale",)),
+    Rule(_LAYER + "self_attention/query/kernel", ("blocks/attention/query/kernel",), "conv1d"),  # [D, N H]
+    Rule(_LAYER + "self_attention/key/kernel", ("blocks/attention/key/kernel",), "conv1d"),
+    Rule(_LAYER + "self_attention/value/kernel", ("blocks/attention/value/kernel",), "conv1d"),
+    Rule(_LAYER + "self_attention/out/kernel", ("blocks/attention/output/kernel",), "conv1d", inputs=2),  # [N H, D]
+    Rule(_LAYER + "pre_mlp_layer_norm/scale", ("blocks/mlp_norm/scale",)),
+    Rule(_LAYER + "mlp/wo/kernel", ("blocks/mlp/down/kernel",)),  # [F, D]
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a gin file says of the network.
+
+    rules: the table of leaves, those of its kind of MLP included. where: the gin files. notes: what a user should know.
+    scan_axis: of the layers, where they are stacked.
+    """
+
+    tower: TowerConfig
+    rules: tuple[Rule, ...]
+    where: str
+    scan_axis: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do.
+
+    stacked: prefix of the leaves whose layers are stacked; None: each layer has leaves of its own.
+    leaves: leaf -> (dtype, shape). left_out: what of the checkpoint -> why.
+    """
+
+    source: Path
+    network: Network
+    tower: TowerConfig
+    reader: Reader
+    stacked: str | None
+    moves: tuple[Move, ...]
+    leaves: Mapping[str, tuple[Any, Shape]]
+    left_out: Mapping[str, str]
+
+    @property
+    def count(self) -> int:
+        """Parameters of the tower."""
+        return sum(math.prod(shape) for _, shape in self.leaves.values())
+
+    def lines(self) -> Iterator[str]:
+        """What it maps, what it leaves out and why, parameter counts on both sides."""
+        t = self.tower
+        layers = "each in leaves of its own" if self.stacked is None else f"stacked on axis {self.network.scan_axis}"
+        yield (
+            f"{self.source}: T5X decoder-only by {self.network.where}, {t.num_layers} blocks ({layers}) of width "
+            f"{t.width}, {t.num_heads} heads of {t.head_size}, mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+        )
+        for move in self.moves:
+            if move.layer in (None, 0):
+                many = "" if move.layer is None else f"  ({t.num_layers} layers)"
+                yield f"  {move.tensor if self.stacked else move.rule.name} -> {move.rule.leaves[0]}{many}"
+        for name, why in self.left_out.items():
+            yield f"  {name}: left out, {why}"
+        for note in self.network.notes:
+            yield f"  note: {note}"
+        yield f"parameters: {self.reader.count:,} in the checkpoint, all of them used, {self.count:,} in the tower"
+
+    def write(self, put: Put, progress: Progress = lambda count: None) -> None:
+        """Hands every leaf, or one layer of it, to ``put``, reading one at a time.
+
+        Raises:
+          UserError: a file of the checkpoint is damaged.
+        """
+        for move in self.moves:
+            if move.layer is None or self.stacked is None:
+                array = self.reader.read(move.tensor)
+            else:
+                array = self.reader.read_layer(move.tensor, self.network.scan_axis, move.layer)
+            dtype, shape = self.leaves[move.rule.leaves[0]]
+            shape = _one(shape, move.rule)
+            (leaf,) = move.rule.split(array.reshape(move.rule.shape([shape])), [shape])
+            put(move.rule.leaves[0], leaf.astype(dtype, copy=False), move.layer)
+            progress(array.size)
+
+
+def plan(
+    folder: str | Path,
+    gin_files: Sequence[str | Path] = (),
+    gin_bindings: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Plan:
+    """Everything about a conversion but the numbers.
+
+    Args:
+      folder: ``checkpoint_NNN``, native or Orbax.
+      gin_files: what the network was built from; without any, the ``config.gin`` that T5X wrote beside the checkpoint.
+      gin_bindings: lines ``NAME = VALUE``, which win over the files.
+      ignored: fields of the network's configuration that the user takes for harmless.
+
+    Raises:
+      UserError: no such checkpoint or gin file; a field, value or leaf that is not known, by its name; a leaf that is
+        missing or has another shape or dtype; damage that shows before the numbers are read.
+    """
+    source = Path(folder)
+    reader = Reader(source)
+    if not gin_files:
+        beside = [path for path in (source / "config.gin", source.resolve().parent / "config.gin") if path.is_file()]
+        gin_files = beside[:1]
+    network = read_network(gin_files, gin_bindings, ignored)
+    tower, shapes = network.tower, tower_shapes(network.tower)
+    there, unknown = frozenset(reader.names), set(reader.names)
+    stacked = next((p for p in _STACKED if any(name.startswith(f"{p}self_attention/") for name in there)), None)
+    moves = []
+    for rule in rules_for(network.rules, shapes):
+        for layer in range(tower.num_layers) if rule.per_layer else (None,):
+            name = rule.name.format(layer=layer) if stacked is None else rule.name.replace(_LAYER, stacked)
+            if name not in there:
+                raise UserError(
+                    f"{str(source)!r} has no leaf {name!r}, which {network.where} means it to have: the checkpoint is "
+                    "incomplete, or of another network"
+                )
+            moves.append(Move(name, rule, layer))
+            if name in unknown:
+                _check(reader, moves[-1], shapes, network, stacked is not None)
+            unknown.discard(name)
+    for name in sorted(unknown):
+        raise UserError(
+            f"{str(source)!r}: no rule says what the leaf {name!r} {list(reader.shape(name))} is{_hint(name, tower)}: "
+            "not converted"
+        )
+    leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
+    return Plan(source, network, tower, reader, stacked, tuple(moves), leaves, reader.left_out)
+
+
+def read_network(
+    gin_files: Sequence[str | Path], gin_bindings: Sequence[str] = (), ignored: Sequence[str] = ()
+) -> Network:
+    """The tower that the ``TransformerConfig`` of gin files describes; what they leave open has T5X's defaults.
+
+    Raises:
+      UserError: no such file or configuration, or a field or value that is not known, with its place.
+    """
+    gin = GinFiles(gin_files, gin_bindings)
+    where = ", ".join(map(str, gin_files)) or "the gin bindings given"
+    given = gin.parameters(_NETWORK)
+    if not given:
+        other = "; T5Config is that of encoder-decoders, which become no tower" if gin.parameters("T5Config") else ""
+        raise UserError(
+            f"{where}: no network.{_NETWORK} in it{other}; give the gin file that the network was built from, or the "
+            "config.gin that T5X wrote into its MODEL_DIR"
+        )
+    for name, setting in given.items():
+        if name not in ("vocab_size", *_DEFAULTS, *_HARMLESS, *ignored):
+            known = ("vocab_size", *_DEFAULTS)
+            raise UserError(
+                f"{setting.where}: {_NETWORK}.{name} = {setting.value!r} is no field of T5X's decoder-only network and "
+                f"may change what it computes{closest(name, known)}; where you know that it does not, give "
+                f"--ignore_field {name}"
+            )
+    if "vocab_size" not in given:
+        raise UserError(f"{where}: {_NETWORK}.vocab_size is missing; give --gin.network.{_NETWORK}.vocab_size=NUMBER")
+    settings = {name: Setting(value, "T5X's default") for name, value in _DEFAULTS.items()} | given
+    sizes = {name: _whole(name, settings[name]) for name in _SIZES}
+    if sizes["param_scan_axis"] not in (0, 1):
+        raise _refused("param_scan_axis", settings["param_scan_axis"], "0 or 1")
+    tied = settings["logits_via_embedding"].value
+    if not isinstance(tied, bool):
+        raise _refused("logits_via_embedding", settings["logits_via_embedding"], "True or False")
+    activation, into = _activations(settings["mlp_activations"])
+    tower = TowerConfig(
+        vocab_size=sizes["vocab_size"],
+        num_layers=sizes["num_layers"],
+        width=sizes["emb_dim"],
+        num_heads=sizes["num_heads"],
+        num_kv_heads=sizes["num_heads"],
+        head_size=sizes["head_dim"],
+        mlp_width=sizes["mlp_dim"],
+        norm_epsilon=1e-6,
+        activation=activation,
+        tied_head=tied,
+        positions="relative",
+        gated_mlp="gate" in into,
+        attention_scale=1.0,
+        logit_scale=sizes["emb_dim"] ** -0.5 if tied else 1.0,
+        family=FAMILY,
+    )
+    mlp = tuple(Rule(f"{_LAYER}mlp/{name}/kernel", (f"blocks/mlp/{leaf}/kernel",)) for leaf, name in into.items())
+    notes = tuple(
+        f"{setting.where}: trained with inputs_bidirectional_attention, so tokens of an input saw later ones of it; a "
+        "tower sees only earlier ones"
+        for setting in gin.bound("inputs_bidirectional_attention")
+        if setting.value is not False
+    )
+    return Network(tower, (*_RULES, *mlp), where, sizes["param_scan_axis"], notes)
+
+
+def _activations(setting: Setting) -> tuple[Activation, dict[str, str]]:
+    """The activation, and which of T5X's maps into the MLP each of ours is."""
+    names = list(setting.value) if isinstance(setting.value, tuple | list) else [setting.value]
+    known = [name for name in names if isinstance(name, str) and name in ACTIVATIONS]
+    if isinstance(setting.value, tuple | list) and len(known) == 1:
+        if len(names) == 1:
+            return ACTIVATIONS[known[0]], {"up": "wi"}
+        if len(names) == 2 and "linear" in names:
+            gate, up = names.index(known[0]), names.index("linear")
+            return ACTIVATIONS[known[0]], {"gate": f"wi_{gate}", "up": f"wi_{up}"}
+    one = " or ".join(repr(name) for name in ACTIVATIONS)
+    raise _refused("mlp_activations", setting, f"({one},), or one of these with 'linear' (gated)")
+
+
+def _whole(name: str, setting: Setting) -> int:
+    if not isinstance(setting.value, int) or isinstance(setting.value, bool):
+        raise _refused(name, setting, "a whole number")
+    return setting.value
+
+
+def _refused(name: str, setting: Setting, wanted: str) -> UserError:
+    return UserError(
+        f"{setting.where}: {_NETWORK}.{name} = {setting.value!r} must be {wanted}; "
+        f"give --gin.network.{_NETWORK}.{name}=VALUE, as T5X had it in training"
+    )
+
+
+def _one(shape: Shape, rule: Rule) -> Shape:
+    return shape[1:] if rule.per_layer else shape
+
+
+def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape], network: Network, stacked: bool) -> None:
+    """Shape and dtype of a leaf. Kernels of attention may have heads and their elements on axes of their own."""
+    leaf = _one(shapes[move.rule.leaves[0]], move.rule)
+    wanted = [list(move.rule.shape([leaf]))]
+    if move.rule.layout == "conv1d":
+        wanted.append(list(leaf))
+    if stacked and move.rule.per_layer:
+        for shape in wanted:
+            shape.insert(network.scan_axis, network.tower.num_layers)
+    found = list(reader.shape(move.tensor))
+    if found not in wanted:
+        axis = f" with param_scan_axis = {network.scan_axis}" if stacked and move.rule.per_layer else ""
+        raise UserError(
+            f"{str(reader.folder)!r}: {move.tensor} has shape {found}, {_NETWORK} of {network.where} means "
+            f"{' or '.join(map(str, wanted))}{axis}; give the gin file that it was trained with"
+        )
+    if reader.dtype(move.tensor) not in DTYPES.values():
+        raise UserError(
+            f"{str(reader.folder)!r}: {move.tensor} is of {reader.dtype(move.tensor)}, no floating-point type: not "
+            "converted"
+        )
+
+
+def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
+    """The checkpoint's dtype; float32 where a leaf's layers differ, or are float64."""
+    found = {reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves}
+    return found.pop() if len(found) == 1 and np.dtype(np.float64) not in found else np.dtype(np.float32)
+
+
+def _hint(name: str, tower: TowerConfig) -> str:
+    """Why a leaf that no rule knows may be there."""
+    if name.startswith("encoder/") or "encoder_decoder_attention" in name:
+        return " (an encoder-decoder's; only decoders become towers)"
+    if "relpos_bias" in name:
+        return " (a table of positions per layer; a tower has one for all layers)"
+    if name == "decoder/logits_dense/kernel":
+        return f" ({_NETWORK}.logits_via_embedding says that there is none)"
+    if name.startswith("decoder/layers_"):
+        return f" ({_NETWORK}.num_layers says {tower.num_layers})"
+    return ""

@@ -1,0 +1,239 @@
+"""T5X checkpoints, leaf by leaf, without t5x: its native format (msgpack and zarr) and Orbax's.
+
+Native: ``checkpoint_NNN/checkpoint`` is a msgpack tree whose leaves are arrays or references to zarr folders beside it.
+Orbax: ``checkpoint_NNN/state`` is one store (OCDBT, in older ones plain folders) of zarr arrays.
+
+Nothing in a checkpoint is executed, and of a reference only the folder's name is taken: a leaf is read from within the
+checkpoint or not at all. zarr takes a chunk that is not there for an empty one, so missing chunks are looked for;
+changed ones are found by gzip's checksum.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.conversion.tensor_map import Shape
+from zipper_jax.errors import UserError
+
+TARGET = "target/"
+"""Where T5X keeps the parameters."""
+
+LEFT_OUT = {
+    "state": "the optimizer's, not the model's",
+    "version": "of the file format",
+}
+"""First part of a leaf's name outside of `TARGET` -> why it is not read."""
+
+_READ_BYTES = 2**30
+_REFERENCE = {"driver", "kvstore"}
+_UNFINISHED = re.compile(r"\.(orbax-checkpoint-)?tmp-")
+
+
+@dataclass(frozen=True)
+class _Zarr:
+    """Where an array lies, and the shape that the reference to it gave."""
+
+    kvstore: dict[str, Any]
+    shape: Sequence[int] | None = None
+
+
+class Reader:
+    """The parameters of one checkpoint folder. Making it reads their shapes, and arrays that lie in the msgpack file.
+
+    Args:
+      folder: ``checkpoint_NNN``.
+
+    Raises:
+      UserError: no such checkpoint, a damaged or incomplete one, a leaf that lies outside of it or is kept in a way
+        that T5X does not use, or one outside of ``target`` that is not known.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.left_out: dict[str, str] = {}
+        self._leaves: dict[str, Any] = {}  # numpy arrays and TensorStores: both have shape, dtype and slices
+        self._layers: tuple[str, int, int, np.ndarray] | None = None  # (name, axis, first layer, layers) read last
+        for name, leaf in self._tree().items():
+            self._take(name, leaf)
+        if not self._leaves:
+            raise UserError(
+                f"{str(self.folder)!r} has no parameters ({TARGET}...): is it a T5X checkpoint of training?"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Every leaf below ``target``, in order of its name."""
+        return sorted(self._leaves)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._leaves[name].shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        found = self._leaves[name].dtype
+        return found if isinstance(found, np.dtype) else np.dtype(found.numpy_dtype)
+
+    @property
+    def count(self) -> int:
+        """Numbers in all leaves."""
+        return sum(math.prod(self.shape(name)) for name in self._leaves)
+
+    def read(self, name: str) -> np.ndarray:
+        """One leaf. Raises UserError: it is damaged."""
+        return self._read(name, ())
+
+    def read_layer(self, name: str, axis: int, layer: int) -> np.ndarray:
+        """One layer of a leaf whose layers are stacked on ``axis``.
+
+        Chunks usually hold several layers, so as many layers as make a gigabyte are read at once and kept for the next
+        call. Raises UserError: it is damaged.
+        """
+        shape = self.shape(name)
+        if self._layers is None or self._layers[:2] != (name, axis) or not self._layer_is_kept(layer):
+            self._layers = None  # its memory goes before the next is read
+            one = math.prod(shape) // shape[axis] * self.dtype(name).itemsize
+            last = min(layer + max(1, _READ_BYTES // max(one, 1)), shape[axis])
+            part = self._read(name, (slice(None),) * axis + (slice(layer, last),))
+            self._layers = (name, axis, layer, part)
+        return self._layers[3].take(layer - self._layers[2], axis=axis)
+
+    def _layer_is_kept(self, layer: int) -> bool:
+        assert self._layers is not None
+        _, axis, first, part = self._layers
+        return first <= layer < first + part.shape[axis]
+
+    def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        leaf = self._leaves[name]
+        if isinstance(leaf, np.ndarray):
+            return leaf[index]
+        try:
+            return leaf[index].read().result() if index else leaf.read().result()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise self._damaged(name, error) from error
+
+    def _tree(self) -> dict[str, Any]:
+        """Leaf -> array, or where it lies, or T5X's reference to that, or whatever else there is."""
+        if not self.folder.is_dir():
+            raise UserError(f"folder {str(self.folder)!r} does not exist; copy checkpoints of gs:// to a disk first")
+        if _UNFINISHED.search(self.folder.name):
+            raise UserError(f"{str(self.folder)!r} was not finished when T5X was stopped: give an earlier checkpoint")
+        if (self.folder / "checkpoint").is_file():
+            return self._native(self.folder / "checkpoint")
+        for state in (self.folder / "state", self.folder):
+            if (state / "manifest.ocdbt").is_file():
+                return self._orbax({"driver": "ocdbt", "base": _file(state)})
+            if (state / "_METADATA").is_file():
+                return self._orbax(_file(state))
+        steps = [path.name for path in self.folder.glob("checkpoint_*") if path.is_dir()]
+        steps.sort(key=lambda name: (len(name), name))
+        raise UserError(
+            f"{str(self.folder)!r} is no T5X checkpoint: it has neither the file checkpoint nor the folder state"
+            + (f"; give one of the checkpoints in it, e.g. {str(self.folder / steps[-1])!r}" if steps else "")
+        )
+
+    def _native(self, path: Path) -> dict[str, Any]:
+        from flax.serialization import msgpack_restore  # plain types and arrays only; no object is ever built
+
+        raw = path.read_bytes()
+        if raw.startswith(b"model_checkpoint_path"):
+            raise UserError(
+                f"{str(self.folder)!r} is a TensorFlow checkpoint; let T5X restore it and save it as its own"
+            )
+        try:
+            tree = msgpack_restore(raw)
+        except Exception as error:  # msgpack's own, and whatever numpy says of bytes that are no array
+            raise UserError(f"{str(path)!r} is damaged ({_line(error)}); get it again") from error
+        if not isinstance(tree, dict) or not isinstance(tree.get("optimizer", tree), dict):
+            raise UserError(f"{str(path)!r} is no T5X checkpoint: it holds no tree of leaves")
+        flat: dict[str, Any] = {}
+        _flatten(tree, "", flat)
+        return {name.removeprefix("optimizer/"): leaf for name, leaf in flat.items()}
+
+    def _reference(self, name: str, spec: Mapping[str, Any]) -> _Zarr:
+        """What a leaf's TensorStore spec refers to. Only the folder's name and the shape are taken from it."""
+        kvstore, metadata = spec["kvstore"], spec.get("metadata")
+        kvstore = kvstore if isinstance(kvstore, dict) else {"driver": str(kvstore).split(":")[0]}
+        kinds = (spec["driver"], kvstore.get("driver"))
+        if kinds[0] != "zarr" or kinds[1] not in ("file", "gfile", "gcs"):
+            raise UserError(f"{str(self.folder)!r}: {name} is kept as {kinds}, not as zarr files: not read")
+        path = kvstore.get("path", spec.get("path"))
+        folder = path.removesuffix("/") if isinstance(path, str) else ""
+        if folder in ("", ".", "..") or Path(folder).name != folder or "\\" in folder or "\0" in folder:
+            raise UserError(f"{str(self.folder)!r}: {name} refers to {path!r}, which is not in this folder: not read")
+        shape = metadata.get("shape") if isinstance(metadata, dict) else None
+        return _Zarr(_file(self.folder / folder), shape if isinstance(shape, list | tuple) else None)
+
+    def _orbax(self, store: dict[str, Any]) -> dict[str, Any]:
+        import tensorstore
+
+        try:
+            keys = tensorstore.KvStore.open(store).result().list().result()
+            arrays = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
+        except (ValueError, OSError, RuntimeError) as error:
+            raise self._damaged("its store", error) from error
+        return {name.replace(".", "/"): _Zarr(_within(store, name)) for name in arrays}
+
+    def _take(self, name: str, leaf: Any) -> None:
+        if not name.startswith(TARGET):
+            first = name.split("/")[0]
+            if first not in LEFT_OUT:
+                raise UserError(f"{str(self.folder)!r}: no rule says what the leaf {name!r} is: not converted")
+            self.left_out[first] = LEFT_OUT[first]
+            return
+        if isinstance(leaf, dict):
+            leaf = self._reference(name, leaf)
+        if isinstance(leaf, _Zarr):
+            leaf = self._open(name, leaf)
+        elif not isinstance(leaf, np.ndarray):
+            raise UserError(f"{str(self.folder)!r}: {name} is {type(leaf).__name__}, not an array; get it again")
+        self._leaves[name.removeprefix(TARGET)] = leaf
+
+    def _open(self, name: str, zarr: _Zarr) -> Any:
+        import tensorstore
+
+        try:
+            store = tensorstore.open({"driver": "zarr", "kvstore": zarr.kvstore}, open=True, read=True).result()
+            layout, there = store.spec().to_json()["metadata"], set(store.kvstore.list().result())
+        except (ValueError, OSError, RuntimeError) as error:
+            raise self._damaged(name, error) from error
+        if zarr.shape is not None and list(zarr.shape) != layout["shape"]:
+            raise UserError(
+                f"{str(self.folder)!r}: {name} has shape {layout['shape']}, the file checkpoint says "
+                f"{list(zarr.shape)}: files of two checkpoints are mixed; get it again"
+            )
+        grid = [range(-(-size // chunk)) for size, chunk in zip(layout["shape"], layout["chunks"], strict=True)]
+        for place in itertools.product(*grid):
+            chunk = layout.get("dimension_separator", ".").join(map(str, place)) or "0"
+            if chunk.encode() not in there:
+                raise UserError(f"{str(self.folder)!r}: {name} lacks its part {chunk}: get the rest of the checkpoint")
+        return store
+
+    def _damaged(self, name: str, error: Exception) -> UserError:
+        return UserError(f"{str(self.folder)!r}: {name} is damaged ({_line(error)}); get it again")
+
+
+def _file(folder: Path) -> dict[str, Any]:
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
+
+
+def _within(store: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**store, "path": f"{store.get('path', '')}{name}/"}
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str, flat: dict[str, Any]) -> None:
+    for key, child in tree.items():
+        if isinstance(child, dict) and not child.keys() >= _REFERENCE:
+            _flatten(child, f"{prefix}{key}/", flat)
+        else:
+            flat[f"{prefix}{key}"] = child
+
+
+def _line(error: Exception) -> str:
+    """The first line, without the source code positions and the spec that TensorStore adds."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text.split(" [")[0][:200]
