@@ -22,10 +22,12 @@ TOLERANCE = 1e-5
 LENGTH = 64  # beyond every window and every original length of a scaled RoPE
 PROMPT, NEW = 9, 64
 
-CASES = [
-    pytest.param(name, marks=[] if case.fast else pytest.mark.slow, id=name.replace(" ", "-").replace(",", ""))
-    for name, case in tiny_hf.CASES.items()
-]
+
+def _cases(slow: bool):
+    """Every configuration; ``slow``: those that are not ``fast`` in the slow tier."""
+    for name, case in tiny_hf.CASES.items():
+        marks = [pytest.mark.slow] if slow and not case.fast else []
+        yield pytest.param(name, marks=marks, id=name.replace(" ", "-").replace(",", ""))
 
 
 def vocabulary(rows):
@@ -44,8 +46,8 @@ def converted(tiny):
     return convert
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_decoding_are_those_of_transformers(converted, name):
+@pytest.mark.parametrize("name", _cases(slow=False))
+def test_logits_are_those_of_transformers(converted, name):
     import torch
 
     theirs, ours, _ = converted(name)
@@ -55,7 +57,13 @@ def test_logits_and_greedy_decoding_are_those_of_transformers(converted, name):
     found = verify.our_logits(ours, "text")(tokens)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
-    prompt = tokens[:, :PROMPT]
+
+@pytest.mark.parametrize("name", _cases(slow=True))
+def test_greedy_decoding_with_our_caches_is_that_of_transformers(converted, name):
+    import torch
+
+    theirs, ours, _ = converted(name)
+    prompt = tiny_hf.random_tokens(3, PROMPT)
     generated = theirs.generate(
         torch.from_numpy(prompt.astype(np.int64)),
         attention_mask=torch.ones(prompt.shape, dtype=torch.int64),
@@ -88,7 +96,7 @@ def greedy(model, prompt):
     return np.asarray(run(model.params, prompt))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", _cases(slow=False))
 def test_the_way_back_gives_the_same_tensors_and_configuration(tiny, tmp_path, name):
     folder, _ = tiny(name)
     plan = from_hf.plan(folder)

@@ -38,7 +38,7 @@ NEOX = {name: value for name, value in SMALL.items() if name != "num_key_value_h
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """One configuration. ``fast``: in the fast tier."""
+    """One configuration. ``fast``: greedy decoding, too, is compared in the fast tier."""
 
     config: str
     model: str

@@ -21,8 +21,9 @@ def _common(fields: Fields, head_size: int | None) -> dict[str, Any]:
     base, scaling, share = fields.rope()
     common = read_sizes(fields, tied=False, head_size=head_size, max_positions=32_768)
     layers = common["num_layers"]
-    slides, first = fields.take("use_sliding_window", False), fields.take("max_window_layers", 28)
-    size = fields.nullable("sliding_window", 4096) if slides else fields.take("sliding_window", None) and None
+    first, size = fields.take("max_window_layers", 28), fields.nullable("sliding_window", 4096)
+    if not fields.take("use_sliding_window", False):
+        size = None
     kinds = ["sliding_attention" if size is not None and i >= first else "full_attention" for i in range(layers)]
     return {
         **common,
