@@ -99,7 +99,7 @@ class Model:
 
         self._require("speech")
         if self.folder is None:
-            raise UserError("this model was not loaded from a run folder, so it has no audio tokenizer")
+            raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
         return UnitTokenizer.load(self.folder / "vocabularies" / "speech")
 
     def generate(
@@ -124,11 +124,23 @@ class Model:
             for modality, _ in prompt:
                 self._require(modality)
             given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
-        results = self._generator(given, tuple(outputs), {**self.limits, **(limits or {})}, sampling)
+        limits = {**self._room(given, outputs), **(limits or {})}
+        results = self._generator(given, tuple(outputs), limits, sampling)
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
             for row in results
         ]
+
+    def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
+        """The model's own limits, less where a tower's learned positions end before."""
+        room = dict(self.limits)
+        for name, tower in self.config.towers.items():
+            own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
+            if tower.positions == "learned" and own:
+                places = [[len(t) + 2 for m, t in spans if self.layout[m].tower == name] for spans in given]
+                left = (tower.max_positions or 0) - max(map(sum, places), default=0) - 2 * len(own)
+                room |= {m: max(1, min(room[m], left // len(own))) for m in own}
+        return room
 
     def transcribe(self, audio: Any, sample_rate: int | None = None, *, beams: int = 1) -> Any:
         """Speech to text.

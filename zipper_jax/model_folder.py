@@ -10,6 +10,7 @@ float32, exactly.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,7 +81,7 @@ def write_model_folder(
     model: ZipperConfig,
     leaves: Mapping[str, tuple[Any, tuple[int, ...]]],
     fill: Callable[[Writer], None],
-    vocabularies: Mapping[str, Vocabulary],
+    vocabularies: Mapping[str, Vocabulary | Path],
     lengths: Mapping[str, int] | None = None,
     **more: Any,
 ) -> None:
@@ -88,7 +89,8 @@ def write_model_folder(
 
     Args:
       leaves: path -> (dtype, shape) of every parameter. fill: writes them all, in any order, whole or by layers.
-      vocabularies: of each modality. lengths: slots per tower; None: `default_lengths`.
+      vocabularies: of each modality, or the folder it lies in, which is copied whole (that of speech has the audio
+        tokenizer in it). lengths: slots per tower; None: `default_lengths`.
       more: further fields of config.json.
 
     Raises:
@@ -99,7 +101,11 @@ def write_model_folder(
         with Writer(folder / FILE, leaves, {"format": "zipper_jax"}) as writer:
             fill(writer)
         for modality, vocabulary in vocabularies.items():
-            vocabulary.save(folder / "vocabularies" / modality)
+            home = folder / "vocabularies" / modality
+            if isinstance(vocabulary, Path):
+                shutil.copytree(vocabulary, home)
+            else:
+                vocabulary.save(home)
         written = dict(default_lengths(model) if lengths is None else lengths)
         write_config(folder, {"model": to_dict(model), "lengths": written, **more})
 

@@ -16,8 +16,10 @@ import zipper_jax
 from zipper_jax.cli.main import main
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.model_folder import read_model_folder
+from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.safetensors_files import FILE
 from zipper_jax.sequences import fill_template
+from zipper_jax.training.config import RestoreCheckpointConfig
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.partition_tree import flatten
 from zipper_jax.vocabularies import load_vocabulary
@@ -208,6 +210,47 @@ def test_a_new_run_takes_a_tower_and_its_added_rows_from_a_model_folder(folders)
         assert wanted.keys() == found.keys()
         for path, leaf in wanted.items():
             np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def test_weights_of_a_tower_that_computes_something_else_are_refused(folders):
+    """No shape shows a window: the fields do."""
+    model = zipper_jax.load(folders / "fused").config
+    other = dataclasses.replace(model.towers["text"], windows=(4, 0, 4))
+    changed = dataclasses.replace(model, towers={**model.towers, "text": other})
+    source = {"text": str(folders / "text")}
+    message = r"its tower has windows = \(\), here tower 'text' has \(4, 0, 4\): the same weights would compute"
+    with pytest.raises(zipper_jax.UserError, match=message):
+        initial_params(changed, 0, source)
+    with pytest.raises(zipper_jax.UserError, match=message):
+        initial_params(changed, 0, {}, RestoreCheckpointConfig(path=str(folders / "fused")))
+    initial_params(changed, 0, source, allow_changes=True)
+
+
+def test_a_single_decoder_takes_added_rows_behind_the_towers_own(folders):
+    speech = zipper_jax.load(folders / "speech")
+    grown = dataclasses.replace(speech.config.towers["speech"], vocab_size=110)
+    places = {"speech": ModalityConfig("decoder", 98), "more": ModalityConfig("decoder", 12, 98)}
+    model = ZipperConfig({"decoder": grown}, places)
+    table = initial_params(model, 0, {"decoder": str(folders / "speech")})["towers"]["decoder"]["embedding"]["table"]
+    np.testing.assert_array_equal(table[:97], speech.params["towers"]["speech"]["embedding"]["table"])
+    np.testing.assert_array_equal(table[97:98], speech.params["added_embeddings"]["speech"]["table"])
+
+
+def test_default_limits_end_where_learned_positions_do(folders):
+    model = zipper_jax.load(folders / "speech")
+    (row,) = model.generate([[("speech", [1] * 100)]], ("speech",))
+    assert len(row[0].content) <= 128 - 102 - 2
+
+
+def test_vocabulary_folders_are_copied_whole(folders, tmp_path):
+    """A speech vocabulary's folder holds the audio tokenizer, without which nothing can be transcribed."""
+    source = tmp_path / "speech"
+    shutil.copytree(folders / "speech", source)
+    (source / "vocabularies" / "speech" / "tokenizer.npz").write_bytes(b"the audio tokenizer")
+    towers = ["--tower", f"text={folders / 'text'}", "--tower", f"speech={source}"]
+    assert main(["fuse", *towers, "--zips", "text=1,speech=1", "--out", str(tmp_path / "fused")]) == 0
+    assert main(["convert", "export", str(tmp_path / "fused"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/vocabularies/speech/tokenizer.npz").read_bytes() == b"the audio tokenizer"
 
 
 def test_inspect_shows_a_model_folder(folders, capsys):

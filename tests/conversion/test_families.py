@@ -25,9 +25,10 @@ PROMPT, NEW = 9, 64
 
 def _cases(slow: bool):
     """Every configuration; ``slow``: those that are not ``fast`` in the slow tier."""
-    for name, case in tiny_hf.CASES.items():
-        marks = [pytest.mark.slow] if slow and not case.fast else []
-        yield pytest.param(name, marks=marks, id=name.replace(" ", "-").replace(",", ""))
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (slow and not case.fast), id=name.replace(" ", "-"))
+        for name, case in tiny_hf.CASES.items()
+    ]
 
 
 def vocabulary(rows):

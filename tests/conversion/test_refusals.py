@@ -13,6 +13,7 @@ from zipper_jax.cli.main import main
 from zipper_jax.conversion import from_hf, tokenizer
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.errors import UserError
+from zipper_jax.models.config import RopeScaling
 from zipper_jax.safetensors_files import FILE, INDEX, Reader, Writer
 
 LLAMA = {"model_type": "llama", **tiny_hf.SMALL}
@@ -41,6 +42,40 @@ def read(**fields):
         ({"is_encoder_decoder": True}, "is_encoder_decoder = True is not converted: only decoders"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
         ({"hidden_size": "48"}, "hidden_size = '48' must be a positive whole number"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "leave one of",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "the unknown field 'factor'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "divided by kinds of layers, which only"),
+        ({"rope_scaling": False}, "rope_scaling = False must be an object"),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}, "max_position_embeddings": None},
+            "lacks 'original_max|lacks 'factor'",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not converted: this family turns the whole"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "this family turns the whole head",
+        ),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
+        ({"attention_bias": 0}, "attention_bias = 0 must be true or false"),
+        ({"rms_norm_eps": None}, "rms_norm_eps = None must be a positive number"),
+        ({"rope_interleaved": True}, "turned in another order"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0 must be a positive number"),
+        ({"model_type": "qwen2", "use_mrope": True}, "positions of several axes"),
+        (
+            {"model_type": "gemma", "hidden_act": "relu", "hidden_activation": "gelu"},
+            "hidden_act and hidden_activation",
+        ),
+        ({"model_type": "gemma2", "sliding_window": 8, "sliding_window_size": 9}, "sliding_window_size = 9"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": None}, "query_pre_attn_scalar = None must be"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default"}},
+            "is not divided by kinds of layers",
+        ),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope 'linear' is none of Phi-3's"),
+        ({"model_type": "phi3", "attention_bias": True}, "Phi-3 has no biases"),
         ({"model_type": "opt", **tiny_hf.OPT, "do_layer_norm_before": False}, "norms behind the residual sum"),
         ({"model_type": "opt", **tiny_hf.OPT, "word_embed_proj_dim": 24}, "word_embed_proj_dim = 24 is not converted"),
         ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_by_inverse_layer_idx": True}, "by the layer's number"),
@@ -51,7 +86,7 @@ def read(**fields):
         ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 3}, "layer_types has 'linear_attention'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
-)  # fmt: skip
+)
 def test_configurations_that_mean_something_else(fields, message):
     drop = set() if fields.get("model_type") not in ("opt", "gpt2") else set(tiny_hf.SMALL) - set(fields)
     config = {name: value for name, value in {**LLAMA, **fields}.items() if name not in drop}
@@ -69,6 +104,153 @@ def test_old_and_new_names_of_rope_mean_the_same():
     new = read(rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0})
     assert new == read(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})
     assert (new.rope_base, new.rope_scaling.factor) == (500.0, 2.0)
+
+
+# What files on the hub look like, from memory: (fields, what must come of them).
+ON_THE_HUB = {
+    "Llama 2": (
+        {
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "pretraining_tp": 1,
+            "rope_scaling": None,
+            "tie_word_embeddings": False,
+        },
+        {"norm_epsilon": 1e-5, "rope_scaling": None, "tied_head": False},
+    ),
+    "Llama 3.2": (
+        {
+            "model_type": "llama",
+            "head_dim": 12,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "rope_type": "llama3",
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        {"rope_base": 5e5, "rope_scaling": RopeScaling("llama3", 32.0, 8192), "tied_head": True},
+    ),
+    "SmolLM2": (
+        {
+            "model_type": "llama",
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "rope_theta": 130000,
+            "transformers.js_config": {"dtype": "q4"},
+        },
+        {"rope_base": 130000.0},
+    ),
+    "Mistral 0.1": ({"model_type": "mistral", "sliding_window": 4096}, {"windows": (4096,) * 3}),
+    "Mistral 0.3": ({"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6}, {"windows": ()}),
+    "Qwen2.5": (
+        {
+            "model_type": "qwen2",
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "sliding_window": 32768,
+            "max_window_layers": 1,
+            "rope_theta": 1000000.0,
+            "rms_norm_eps": 1e-06,
+        },
+        {"windows": (), "attention_bias": "qkv", "head_size": 12},
+    ),
+    "Qwen3": (
+        {
+            "model_type": "qwen3",
+            "head_dim": 128,
+            "max_window_layers": 28,
+            "sliding_window": None,
+            "attention_bias": False,
+        },
+        {"head_size": 128, "query_key_norm": True, "attention_bias": "none"},
+    ),
+    "gemma-2b": (
+        {"model_type": "gemma", "head_dim": 256, "hidden_act": "gelu"},
+        {"activation": "gelu", "norm_offset": 1.0},
+    ),
+    "gemma-2-9b": (
+        {
+            "model_type": "gemma2",
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "sliding_window": 4096,
+            "sliding_window_size": 4096,
+            "query_pre_attn_scalar": 224,
+            "cache_implementation": "hybrid",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        {"windows": (4096, 0, 4096), "attention_softcap": 50.0, "logit_softcap": 30.0, "attention_scale": 224**-0.5},
+    ),
+    "gemma-3-1b": (
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 256,
+            "num_hidden_layers": 7,
+            "sliding_window_pattern": 3,
+            "sliding_window": 512,
+            "rope_local_base_freq": 10000,
+            "rope_theta": 1000000,
+            "rope_scaling": None,
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        {"windows": (512, 512, 0, 512, 512, 0, 512), "rope_base": 1e6, "window_rope_base": 1e4, "logit_softcap": None},
+    ),
+    "Phi-3 mini 4k": (
+        {
+            "model_type": "phi3",
+            "architectures": ["Phi3ForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_phi3.X"},
+            "attention_bias": False,
+            "original_max_position_embeddings": 4096,
+            "rope_scaling": None,
+            "sliding_window": 2047,
+            "rms_norm_eps": 1e-05,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+        },
+        {"windows": (2047,) * 3, "rope_fraction": 1.0},
+    ),
+    "pythia-70m": (
+        {
+            "model_type": "gpt_neox",
+            "rotary_pct": 0.25,
+            "rotary_emb_base": 10000,
+            "use_parallel_residual": True,
+            "layer_norm_eps": 1e-05,
+            "num_attention_heads": 6,
+            "num_key_value_heads": None,
+            "rms_norm_eps": None,
+        },
+        {"rope_fraction": 0.25, "parallel": True},
+    ),
+    "gpt-neox-20b": (
+        {
+            "model_type": "gpt_neox",
+            "hidden_act": "gelu_fast",
+            "layer_norm_eps": 1e-5,
+            "rotary_pct": 0.5,
+            "num_key_value_heads": None,
+            "rms_norm_eps": None,
+        },
+        {"activation": "gelu", "rope_fraction": 0.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_files_as_they_are_on_the_hub_are_read(name):
+    fields, wanted = ON_THE_HUB[name]
+    tower = read(**fields, torch_dtype="bfloat16", transformers_version="4.40.0", use_cache=True)
+    assert {field: getattr(tower, field) for field in wanted} == wanted
 
 
 @pytest.fixture
@@ -118,6 +300,13 @@ def test_a_file_that_was_cut_is_named(folder):
     data = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model.safetensors is damaged .*; get it again"):
+        from_hf.plan(folder)
+
+
+def test_a_head_that_is_not_the_embedding_is_not_tied(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(UserError, match=r"lm_head.weight is not the embedding: set tie_word_embeddings to false"):
         from_hf.plan(folder)
 
 
@@ -212,6 +401,11 @@ def test_a_writer_is_whole_or_nothing(tmp_path):
     [
         ({}, "no tokenizer there: none of tokenizer.json"),
         ({"tokenizer.json": "{"}, "the tokenizer's files are damaged"),
+        ({"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": "["}, "tokenizer_config.json is damaged"),
+        (
+            {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'},
+            "read as plain GPT-2's, but this is Qwen2Tokenizer",
+        ),
     ],
 )
 def test_tokenizers_that_cannot_be_read(tmp_path, files, message):
@@ -219,6 +413,38 @@ def test_tokenizers_that_cannot_be_read(tmp_path, files, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         tokenizer.text_vocabulary(tmp_path, {}, 97)
+
+
+def test_two_files_are_gpt2s_tokenizer_and_special_names_in_text_stay_text(tmp_path):
+    whole, files = tmp_path / "whole", tmp_path / "files"
+    whole.mkdir(), files.mkdir()
+    tiny_hf.add_tokenizer(whole)
+    tiny_hf.add_tokenizer(files, kind="files")
+    (files / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>"}')
+    one, other = tokenizer.text_vocabulary(whole, {}, 97), tokenizer.text_vocabulary(files, {}, 97)
+    for sentence in tiny_hf.SENTENCES:
+        assert one.encode(sentence).tolist() == other.encode(sentence).tolist()
+        assert one.decode(one.encode(sentence)) == sentence
+    assert (other.begin_id, other.end_id) == (97, 2), "no begin token is named, so one is added"
+    for vocabulary in (one, other):
+        assert not {1, 2} & set(vocabulary.encode("the </s> light").tolist())
+
+
+def test_a_special_token_beyond_the_tower_is_none_of_texts(tmp_path):
+    """Gemma 3's text models: one special token more than rows."""
+    tiny_hf.add_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": 97, "content": "<image>", **flags})
+    content["model"]["vocab"]["<image>"] = 97
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert tokenizer.text_vocabulary(tmp_path, {}, 97).size == 97
+
+
+def test_a_token_number_that_is_none(tmp_path):
+    tiny_hf.add_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="bos_token_id = '1', which is no token's number"):
+        tokenizer.text_vocabulary(tmp_path, {"bos_token_id": "1"}, 97)
 
 
 def test_a_tokenizer_of_another_model(tmp_path):

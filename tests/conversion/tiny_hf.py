@@ -16,6 +16,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-2,  # nobody's default
 }
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -27,10 +28,17 @@ OPT = {
     "max_position_embeddings": 128, "word_embed_proj_dim": 48, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
 GPT2 = {
-    "vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": 96,
+    "vocab_size": VOCABULARY,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 128,
+    "layer_norm_epsilon": 1e-2,
+    "bos_token_id": 96,
     "eos_token_id": 96,
-}  # fmt: skip
-NEOX = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"} | {
+}
+NEOX = {name: value for name, value in SMALL.items() if name not in ("num_key_value_heads", "rms_norm_eps")} | {
+    "layer_norm_eps": 1e-2,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }

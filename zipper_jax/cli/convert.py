@@ -160,11 +160,12 @@ def _to_hf(args: argparse.Namespace) -> int:
 
     from zipper_jax.cli.progress import Progress
     from zipper_jax.conversion import to_hf
+    from zipper_jax.vocabularies import load_vocabulary
 
     model, weights, _ = _open(args.run, args.step)
     tower = _tower(model, args.tower)
     modality = next((m for m, place in model.modalities.items() if place.tower == tower), None)
-    vocabulary = _vocabularies(args.run, model).get(modality or "")
+    vocabulary = None if modality is None else load_vocabulary(Path(args.run) / "vocabularies" / modality)
     dtype = ml_dtypes.bfloat16 if args.bf16 else None
     plan = to_hf.plan(weights, tower, model.towers[tower], vocabulary, args.family, dtype)
     for line in plan.lines():
@@ -205,7 +206,13 @@ def _export(args: argparse.Namespace) -> int:
 
     source = {"run": str(Path(args.run).name)} | ({"step": str(args.step)} if args.step is not None else {})
     write_model_folder(
-        args.out, model, leaves, fill, _vocabularies(args.run, model), header.get("lengths"), source=source
+        args.out,
+        model,
+        leaves,
+        fill,
+        {m: Path(args.run) / "vocabularies" / m for m in model.modalities},
+        header.get("lengths"),
+        source=source,
     )
     print(f"{args.out}: a model folder, for zipper_jax.load, initialise_from and RestoreCheckpointConfig.path")
     return 0
@@ -242,12 +249,6 @@ def _open(folder: str, step: int | None) -> tuple[Any, Any, dict[str, Any]]:
     if is_model_folder(folder) and step is None:
         return model, Reader(folder), header
     return model, Loaded(load_params(folder, step)[1]), header
-
-
-def _vocabularies(folder: str, model: Any) -> dict[str, Any]:
-    from zipper_jax.vocabularies import load_vocabulary
-
-    return {m: load_vocabulary(Path(folder) / "vocabularies" / m) for m in model.modalities}
 
 
 def _tower(model: Any, name: str | None) -> str:

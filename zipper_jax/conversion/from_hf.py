@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.conversion.hugging_face import read_tower
-from zipper_jax.conversion.hugging_face.family import Family
+from zipper_jax.conversion.hugging_face.family import TIED, Family
 from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
 from zipper_jax.conversion.to_tower import Progress, Put
 from zipper_jax.errors import UserError
@@ -110,6 +110,11 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
                 f"{str(source)!r}: no rule says what the tensor {name!r} {list(reader.shape(name))} is, so this is not "
                 f"the {family.architecture} that config.json describes: not converted"
             )
+        if why == TIED and not _same(reader, name, next(m.tensor for m in moves if "embedding/table" in m.rule.leaves)):
+            raise UserError(
+                f"{str(source)!r}: config.json says that the head is tied to the embedding, but {name} is not the "
+                "embedding: set tie_word_embeddings to false there, if it is meant"
+            )
         left_out[name] = why
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
     return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out)
@@ -156,6 +161,10 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
         raise UserError(
             f"{str(reader.folder)!r}: {move.tensor} is quantised, or no floating-point tensor: save it unquantised"
         )
+
+
+def _same(reader: Reader, one: str, other: str) -> bool:
+    return reader.shape(one) == reader.shape(other) and bool(np.array_equal(reader.read(one), reader.read(other)))
 
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:

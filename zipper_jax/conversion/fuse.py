@@ -15,7 +15,6 @@ from zipper_jax.safetensors_files import Reader, Writer
 from zipper_jax.training.checkpoints import load_params
 from zipper_jax.training.partition_tree import flatten
 from zipper_jax.training.run_format import read_config
-from zipper_jax.vocabularies import load_vocabulary
 
 
 class TowerSource:
@@ -97,7 +96,7 @@ def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | Path, 
                     writer.write("/".join((*part, leaf)), array)
 
     vocabularies = {
-        name: load_vocabulary(source.folder / "vocabularies" / there)
+        name: source.folder / "vocabularies" / there
         for source in sources
         for name, (there, _) in source.modalities.items()
     }

@@ -31,7 +31,10 @@ def text_vocabulary(
         raise UserError(
             f"{str(folder)!r}: {error}; for a model of units give --units NUMBER, or put the tokenizer's files there"
         ) from error
-    named = json.loads(contents.get("tokenizer_config.json", b"{}"))
+    try:
+        named = dict(json.loads(contents.get("tokenizer_config.json", b"{}")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{str(folder)!r}: tokenizer_config.json is damaged ({error}); get it again") from error
 
     def find(given: str | None, kind: str) -> int | None:
         if given == ADDED:
@@ -48,6 +51,8 @@ def text_vocabulary(
             token = named.get(f"{kind}_token")
             token = token.get("content") if isinstance(token, dict) else token
             value = None if token is None else tokenizer.id_of(token)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{str(folder)!r}: config.json has {kind}_token_id = {value!r}, which is no token's number")
         return value if value is not None and 0 <= value < rows else None
 
     begin_id, end_id = _two(find(begin, "bos"), find(end, "eos"), rows)

@@ -190,7 +190,7 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
         form = form_of(after.config)
         header = read_config(sources.runs[name])
         train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
-        before = initial_params(train.model, train.seed, train.initialise_from, train.restore)
+        before = initial_params(train.model, train.seed, train.initialise_from, train.restore, allow_changes=True)
         texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
         units = [after.vocabularies["speech"].encode(e["units"]) for e in test]
         wanted = [(f"text_ppl_fused_{{}}_{form}", "text", texts, True)]

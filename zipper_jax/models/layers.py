@@ -83,7 +83,7 @@ class GatedMLP(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """down(activation(up(x))): the feed-forward of Flamingo's gated cross-attention."""
+    """down(activation(up(x))): of towers without a gate, and of Flamingo's gated cross-attention."""
 
     def __init__(self, width: int, hidden: int, activation: str, bias: bool, rngs: nnx.Rngs, dtype):
         self.activation = activation

@@ -434,6 +434,8 @@ def load_tower(
 def require_steps(run_dir: str | Path) -> list[int]:
     """Like :func:`steps`, but UserError when there is none."""
     known = steps(run_dir)
+    if is_model_folder(run_dir):
+        raise UserError(f"{str(run_dir)!r} is a model folder: it has no checkpoints, only one file of weights")
     if not known:
         raise UserError(f"{str(run_dir)!r} has no complete checkpoint yet; train it first, or give another run folder")
     return known

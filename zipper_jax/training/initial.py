@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from zipper_jax.configs import from_dict
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
-from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.config import TowerConfig, ZipperConfig
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RestoreCheckpointConfig
 from zipper_jax.training.partition_tree import Flat, flatten, require_match, unflatten
@@ -24,6 +26,7 @@ def initial_params(
     initialise_from: Mapping[str, str],
     restore: RestoreCheckpointConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
     """Nested parameters for step 0.
 
@@ -35,21 +38,28 @@ def initial_params(
             rows behind them stay random.
         restore: Or another run's parameters, path by path.
         say: Where it is told what stays random.
+        allow_changes: A tower may compute differently from its weights' source (another RoPE, other windows).
 
     Raises:
-        UserError: A run folder has no such tower, or its shapes do not fit; the message names the leaf.
+        UserError: A run folder has no such tower, its shapes do not fit (the message names the leaf), or it computes
+            something else from the same shapes (it names the field).
     """
     params = flatten(zipper.init_params(model, seed))
     for tower, run_dir in sorted(initialise_from.items()):
         _check_offsets(model, run_dir)
+        _check_options(model, run_dir, [tower], allow_changes)
         own, added = checkpoints.load_tower(run_dir, tower)
         what = f"initialise_from {tower!r} = {run_dir!r}"
+        if added and tower not in model.added_tokens:  # ids behind the tower's own: so are their rows
+            own = _joined(own, added)
+            added = {}
         for prefix, source in ((f"towers/{tower}/", own), (f"added_embeddings/{tower}/", added)):
             wanted = {key.removeprefix(prefix): leaf for key, leaf in params.items() if key.startswith(prefix)}
             for name, leaf in fit_tower(flatten(source), wanted, what).items() if source else ():
                 params[prefix + name] = leaf
     if restore is not None:
         _check_offsets(model, restore.path)
+        _check_options(model, restore.path, sorted(model.towers), allow_changes)
         _, stored = checkpoints.load_params(restore.path, restore.step)
         params = assign(params, flatten(stored), restore, say)
     return unflatten(params)
@@ -118,6 +128,36 @@ def _fit(name: str, leaf: Any, want: Any, what: str) -> Any:
         f"{what}: {name} has shape {leaf.shape} there, this model wants {want.shape}; "
         "give the tower the same sizes in both configurations"
     )
+
+
+_SEEN_IN_SHAPES = (
+    *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"),
+    *("tied_head", "query_key_norm", "attention_bias", "mlp_bias", "gated_mlp", "norm_placement"),
+)
+_SEEN_IN_NOTHING = ("family", "max_positions")
+
+
+def _check_options(model: ZipperConfig, run_dir: str, towers: list[str], allow_changes: bool) -> None:
+    """UserError when a tower of the source has an option that no shape shows (its windows, say) and this model not."""
+    there = from_dict(ZipperConfig, read_config(run_dir)["model"]).towers
+    for name in [] if allow_changes else towers:
+        source = there.get(name) or (next(iter(there.values())) if len(there) == 1 and len(towers) == 1 else None)
+        for field in fields(TowerConfig) if source is not None else ():
+            old, new = getattr(source, field.name), getattr(model.towers[name], field.name)
+            if field.name not in (*_SEEN_IN_SHAPES, *_SEEN_IN_NOTHING) and old != new:
+                raise UserError(
+                    f"{run_dir!r}: its tower has {field.name} = {old!r}, here tower {name!r} has {new!r}: the same "
+                    "weights would compute something else; make them equal, or set TrainConfig.allow_changes = True"
+                )
+
+
+def _joined(own: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+    """A tower whose tables end in the rows that were added to it."""
+    tables = {"embedding": "table", "head": "head_table"}
+    return {
+        part: {**leaves, "table": np.concatenate([leaves["table"], added[tables[part]]])} if part in tables else leaves
+        for part, leaves in own.items()
+    }
 
 
 def _check_offsets(model: ZipperConfig, run_dir: str) -> None:

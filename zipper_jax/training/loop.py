@@ -183,7 +183,13 @@ class _Run:
         """The state of step 0."""
         config = self.config
         params = distributed.together(
-            initial.initial_params, config.model, config.seed, config.initialise_from, config.restore, say
+            initial.initial_params,
+            config.model,
+            config.seed,
+            config.initialise_from,
+            config.restore,
+            say,
+            config.allow_changes,
         )
         return self.built.start(params), 0
 

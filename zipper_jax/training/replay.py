@@ -60,7 +60,9 @@ def _state_before(config: TrainConfig, built: program.Program, run_dir: Path, sk
         except DamagedError:
             continue
     try:
-        params = initial.initial_params(config.model, config.seed, config.initialise_from, config.restore)
+        params = initial.initial_params(
+            config.model, config.seed, config.initialise_from, config.restore, allow_changes=True
+        )
     except UserError as error:
         raise UserError(f"no good checkpoint of {run_dir} is older than the batch, and: {error}") from None
     return built.start(params)

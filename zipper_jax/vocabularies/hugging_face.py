@@ -63,7 +63,7 @@ class HuggingFaceVocabulary:
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if len(wrong):
             raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
-        known = (ids != self.begin_id) & (ids != self.end_id) & (ids < self._backend.size)
+        known = (ids != self.begin_id) & (ids != self.end_id) & (ids < self.rows)
         return self._backend.decode(ids[known].tolist())
 
     def save(self, folder: Any) -> None:
@@ -83,7 +83,13 @@ def read_files(folder: str | Path) -> dict[str, bytes]:
 
 
 def backend(contents: Mapping[str, bytes]) -> Any:
-    """What encodes and decodes, with ``size`` (highest id + 1) and ``id_of(token)``. Raises UserError without one."""
+    """What encodes and decodes, with ``size`` (highest id of text + 1) and ``id_of(token)``.
+
+    Raises:
+      UserError: there is none, a damaged one, or two files whose way of splitting words is not GPT-2's.
+    """
+    if "tokenizer.json" not in contents and "vocab.json" in contents:
+        _require_gpt2(contents)
     try:
         if "tokenizer.json" in contents or {"vocab.json", "merges.txt"} <= contents.keys():
             return _Tokenizers(contents)
@@ -106,7 +112,9 @@ class _Tokenizers:
             self._tokenizer = _byte_level(contents["vocab.json"], contents["merges.txt"])
         # A sentence that spells a special token's name must not become that token.
         self._tokenizer.encode_special_tokens = True
-        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        # Special tokens never come from text: some models have one more of them than their tower has rows (Gemma 3).
+        special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.size = 1 + max(set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - special, default=0)
         self.id_of = self._tokenizer.token_to_id
 
     def encode(self, text: str) -> list[int]:
@@ -132,6 +140,21 @@ class _SentencePiece:
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
+
+
+def _require_gpt2(contents: Mapping[str, bytes]) -> None:
+    """vocab.json and merges.txt do not say how words are split; their class does."""
+    try:
+        named = json.loads(contents.get("tokenizer_config.json", b"{}"))
+        kind, spaced = named.get("tokenizer_class"), named.get("add_prefix_space", False)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"tokenizer_config.json is damaged ({error}); get it again") from error
+    if kind not in (None, "GPT2Tokenizer", "GPT2TokenizerFast") or spaced or "added_tokens.json" in contents:
+        raise UserError(
+            f"without tokenizer.json, vocab.json and merges.txt are read as plain GPT-2's, but this is {kind} with "
+            f"add_prefix_space = {spaced}: let transformers write tokenizer.json, "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
 
 
 def _byte_level(vocabulary: bytes, merges: bytes):

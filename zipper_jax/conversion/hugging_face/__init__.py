@@ -39,7 +39,12 @@ def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] =
             known = f"; it holds a {inner['model_type']} text model: save that alone and convert it"
         raise UserError(f"{where}: model_type {kind!r} is not converted{known}")
     family = FAMILIES[kind]
-    fields = Fields(config, where, ignored)
-    tower = family.tower(fields)
+    own = config.get("architectures") or [None]
+    code = ("auto_map",) if own[0] == family.architecture else ()  # code beside it, for versions that lack the family
+    fields = Fields(config, where, (*ignored, *code))
+    try:
+        tower = family.tower(fields)
+    except UserError as error:
+        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
     fields.finish()
     return family, tower

@@ -9,6 +9,9 @@ from zipper_jax.conversion.hugging_face.fields import ACTIVATIONS, Fields
 from zipper_jax.conversion.tensor_map import Rule
 from zipper_jax.models.config import RopeScaling, TowerConfig
 
+TIED = "the head is tied to the embedding"
+"""Why a head in the file is left out; it must then be the embedding."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -29,7 +32,7 @@ class Family:
     prefix: str = "model."
     left_out: tuple[tuple[str, str], ...] = (
         (r".*rotary_emb\.inv_freq", "computed from the configuration"),
-        (r"lm_head\.weight", "the head is tied to the embedding"),
+        (r"lm_head\.weight", TIED),
     )
 
     def reason(self, name: str) -> str | None:
@@ -79,7 +82,9 @@ def sizes(tower: TowerConfig) -> dict[str, Any]:
     }
 
 
-def read_sizes(fields: Fields, tied: bool, head_size: int | None = None, max_positions: int = 2048) -> dict[str, Any]:
+def read_sizes(
+    fields: Fields, tied: bool, head_size: int | None = None, max_positions: int = 2048, epsilon: float = 1e-6
+) -> dict[str, Any]:
     """The inverse of `sizes`; arguments are the family's defaults."""
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return {
@@ -90,8 +95,8 @@ def read_sizes(fields: Fields, tied: bool, head_size: int | None = None, max_pos
         "num_heads": heads,
         "num_kv_heads": fields.integer("num_key_value_heads", heads),
         "head_size": fields.integer("head_dim", head_size or width // heads),
-        "norm_epsilon": fields.take("rms_norm_eps", 1e-6),
-        "tied_head": fields.take("tie_word_embeddings", tied),
+        "norm_epsilon": fields.number("rms_norm_eps", epsilon),
+        "tied_head": fields.boolean("tie_word_embeddings", tied),
         "max_positions": fields.integer("max_position_embeddings", max_positions),
     }
 

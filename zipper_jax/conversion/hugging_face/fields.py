@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "squared_relu",
     "gelu": "gelu_exact",
     "gelu_new": "gelu",
+    "gelu_fast": "gelu",
     "gelu_pytorch_tanh": "gelu",
 }
 
@@ -30,7 +31,7 @@ _HARMLESS = """
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens early_stopping tf_legacy_loss n_ctx
-    reorder_and_upcast_attn is_decoder
+    reorder_and_upcast_attn is_decoder _num_labels is_llama_config max_sequence_length transformers.js_config
     """
 
 # Fields that some models set and that mean another computation, or code from the checkpoint: value that is allowed.
@@ -43,6 +44,8 @@ ONLY: dict[str, tuple[Any, str]] = {
     "tie_encoder_decoder": (False, "only decoders become towers"),
     "pruned_heads": ({}, "pruned heads are not converted"),
     "use_bidirectional_attention": (False, "towers are causal"),
+    "use_mrope": (False, "positions of several axes are not converted"),
+    "rope_interleaved": (False, "pairs of neighbours are turned in another order"),
 }
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -59,7 +62,8 @@ class Fields:
         self._config, self._where = config, where
         self._read = {*_HARMLESS.split(), *ignored}
         for name, (allowed, why) in ONLY.items():
-            self.only(name, allowed, why)
+            if name not in ignored:
+                self.only(name, allowed, why)
 
     def take(self, name: str, default: Any = ...) -> Any:
         """The field, or its default where the file has none or null; without a default it must be there."""
@@ -78,10 +82,26 @@ class Fields:
             raise UserError(f"{self._where}: {name} = {value!r} must be a positive whole number")
         return value
 
-    def nullable(self, name: str, default: Any) -> Any:
-        """The field as the file has it, null too; its default only where the file has none."""
+    def boolean(self, name: str, default: bool) -> bool:
+        """A field that is true or false."""
         self._read.add(name)
-        return self._config.get(name, default)
+        value = self._config.get(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self._where}: {name} = {value!r} must be true or false")
+        return value
+
+    def number(self, name: str, default: float | None) -> Any:
+        """A field that is a positive number, or null where its default in the family is null or may be."""
+        self._read.add(name)
+        value = self._config.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"{self._where}: {name} = {value!r} must be a positive number")
+        return value
+
+    def number_or_null(self, name: str, default: float | None) -> Any:
+        """Like `number`, but the file, or the default, may say null: None."""
+        self._read.add(name)
+        return None if self._config.get(name, default) is None else self.number(name, default)
 
     def only(self, name: str, allowed: Any, why: str) -> None:
         """Refuses any other value than ``allowed`` (and null, and a missing field)."""
@@ -97,35 +117,75 @@ class Fields:
         return ACTIVATIONS[value]
 
     def rope(
-        self, base: float = 10_000.0, kind: str | None = None, share: float = 1.0
+        self,
+        base: float = 10_000.0,
+        kind: str | None = None,
+        *,
+        base_name: str = "rope_theta",
+        share_name: str | None = None,
+        share: float = 1.0,
     ) -> tuple[float, RopeScaling | None, float]:
-        """(base, scaling, share of the head that turns), from ``rope_parameters`` or the older ``rope_theta`` and
-        ``rope_scaling``; ``kind`` picks one kind of layer where they differ. ``base``, ``share``: defaults."""
-        base = self.take("rope_theta", base)
-        share = self.take("partial_rotary_factor", share)
-        old, new = self.take("rope_scaling", {}), self.take("rope_parameters", {})
-        if kind is not None and kind in new:
-            new = new[kind]
-        parameters = {**old, **new}
-        rope_type = parameters.pop("rope_type", parameters.pop("type", "default"))
-        parameters.pop("type", None)
-        if rope_type not in _ROPE_TYPES:
+        """(base, scaling, share of the head that turns), from ``rope_parameters`` or the older fields.
+
+        Args:
+          base, share: the family's defaults. kind: of the layers, in families whose ``rope_parameters`` differ by kind.
+          base_name: the older field with the base. share_name: that with the share; None: the family turns all.
+        """
+        parameters = self._rope_parameters(kind)
+        kinds = {parameters.pop(name) for name in ("rope_type", "type") if name in parameters} or {"default"}
+        rope_type = kinds.pop()
+        if kinds or rope_type not in _ROPE_TYPES:
             grows = " (it changes with the sequence's length, so caches would not equal the full pass)"
             raise UserError(
                 f"{self._where}: rope type {rope_type!r}{grows if rope_type in ('dynamic', 'longrope') else ''} is not "
                 f"converted; known: {', '.join(_ROPE_TYPES)}"
             )
-        base, share = parameters.pop("rope_theta", base), parameters.pop("partial_rotary_factor", share)
-        scaling = None if rope_type == "default" else self._scaling(rope_type, parameters)
+        base = self.number(base_name, base)
+        base = parameters.pop("rope_theta", base)
+        if share_name is None:
+            self.only("partial_rotary_factor", 1.0, "this family turns the whole head")
+        else:
+            share = self.number(share_name, share)
+        found = parameters.pop("partial_rotary_factor", None)
+        if found is not None and share_name is None and found != 1.0:
+            raise UserError(f"{self._where}: partial_rotary_factor = {found}: this family turns the whole head")
+        share = share if found is None else found
+        scaling = None if rope_type == "default" else self._scaling(rope_type, parameters, kind)
         unknown = sorted(name for name, value in parameters.items() if value is not None)
-        if unknown and rope_type != "default":
+        if unknown:
             raise UserError(f"{self._where}: rope {rope_type!r} has the unknown field {unknown[0]!r}: not converted")
         return float(base), scaling, float(share)
 
-    def _scaling(self, kind: str, parameters: dict[str, Any]) -> RopeScaling:
+    def _rope_parameters(self, kind: str | None) -> dict[str, Any]:
+        """The one dictionary that says how the layers of ``kind`` turn; two that differ are refused."""
+        found = {name: self.take(name, None) for name in ("rope_scaling", "rope_parameters")}
+        for name, value in found.items():
+            if value is not None and not isinstance(value, dict):
+                raise UserError(f"{self._where}: {name} = {value!r} must be an object, or null")
+        old, new = found["rope_scaling"] or {}, found["rope_parameters"] or {}
+        if old and new and old != new:
+            raise UserError(f"{self._where}: rope_scaling and rope_parameters say different things: leave one of them")
+        nested = any(isinstance(value, dict) for value in new.values())
+        if nested != (kind is not None) and new:
+            raise UserError(
+                f"{self._where}: rope_parameters {'is' if nested else 'is not'} divided by kinds of layers, which "
+                f"{'only' if nested else 'this'} family does: not converted"
+            )
+        if kind is None:
+            return dict(new or old)
+        if new:
+            unknown = sorted(set(new) - {"full_attention", "sliding_attention"})
+            if unknown:
+                raise UserError(f"{self._where}: rope_parameters has the unknown kind of layers {unknown[0]!r}")
+            return dict(new.get(kind) or {})
+        return dict(old) if kind == "full_attention" else {}
+
+    def _scaling(self, kind: str, parameters: dict[str, Any], layers: str | None) -> RopeScaling:
         longest, factor = self.take("max_position_embeddings", 0), parameters.pop("factor", None)
         original = parameters.pop("original_max_position_embeddings", None)
         original = original or self.take("original_max_position_embeddings", longest)
+        if kind != "linear" and not original:
+            raise UserError(f"{self._where}: rope {kind!r} lacks 'original_max_position_embeddings'")
         if factor is None and kind == "yarn":
             factor = longest / original
         if factor is None:
@@ -144,6 +204,10 @@ class Fields:
             taken["beta_slow"] = parameters.pop("beta_slow", None) or 1.0
             taken["amplitude"] = _yarn_amplitude(factor, parameters)
             taken["truncate"] = parameters.pop("truncate", True)
+            if layers is not None and taken["truncate"] is not True:
+                raise UserError(
+                    f"{self._where}: yarn's truncate by kind of layers is ignored by transformers: leave it"
+                )
         return RopeScaling(kind, float(factor), 0 if kind == "linear" else int(original), **taken)  # type: ignore[arg-type]
 
     def windows(self, layers: int, size: int | None, default_kinds: list[str]) -> tuple[int, ...]:
@@ -167,7 +231,7 @@ class Fields:
             shown = ", ".join(f"{name} = {self._config[name]!r}" for name in unknown[:5])
             raise UserError(
                 f"{self._where} has fields that this version does not know, and which may change the model: {shown}; "
-                f"where you know that they do not, give --ignore_field {unknown[0]}"
+                f"where you know that they do not, give {' '.join(f'--ignore_field {name}' for name in unknown[:5])}"
             )
 
 

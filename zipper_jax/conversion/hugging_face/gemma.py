@@ -29,7 +29,7 @@ def _common(fields: Fields, kind: str | None = None, **defaults: Any) -> dict[st
         "rope_fraction": share,
         "embedding_scale": common["width"] ** 0.5,
         "norm_offset": 1.0,
-        "attention_bias": "all" if fields.take("attention_bias", False) else "none",
+        "attention_bias": "all" if fields.boolean("attention_bias", False) else "none",
     }
 
 
@@ -44,38 +44,41 @@ def _common_fields(tower: TowerConfig) -> dict[str, Any]:
 
 def _gemma(fields: Fields) -> TowerConfig:
     # Early files say "gelu" where the model was trained with, and transformers computes, the tanh approximation.
-    old = fields.take("hidden_act", "gelu")
-    activation = fields.activation("hidden_activation", "gelu_pytorch_tanh" if old == "gelu" else old)
+    tanh = "gelu_pytorch_tanh"
+    activation = "gelu" if fields.take("hidden_act", tanh) == "gelu" else fields.activation("hidden_act", tanh)
+    if fields.take("hidden_activation", None) and fields.activation("hidden_activation", tanh) != activation:
+        raise UserError("hidden_act and hidden_activation differ, and transformers' versions disagree on which counts")
     return TowerConfig(**_common(fields, max_positions=8192), activation=activation, family="gemma")
 
 
 def _gemma_fields(tower: TowerConfig) -> dict[str, Any]:
-    return {**_common_fields(tower), "hidden_act": activation_name(tower)}
+    return {**_common_fields(tower), "hidden_act": activation_name(tower), "hidden_activation": None}
 
 
 def _with_windows(fields: Fields, kind: str | None, every: int, **more: Any) -> dict[str, Any]:
     """What Gemma 2 and 3 share; every ``every``-th layer sees all."""
     fields.take("hidden_act", None)  # an older name beside hidden_activation, which is the one that is used
     common = _common(fields, kind, **more)
-    layers, size = common["num_layers"], fields.nullable("sliding_window", 4096)
+    fields.only("sliding_window_size", fields.take("sliding_window", 4096), "it is not sliding_window")
+    layers, size = common["num_layers"], fields.number_or_null("sliding_window", 4096)
     kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     return {
         **common,
         "activation": fields.activation("hidden_activation", "gelu_pytorch_tanh"),
         "norm_placement": "both",
-        "attention_scale": fields.take("query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": fields.number("query_pre_attn_scalar", 256) ** -0.5,
         "windows": fields.windows(layers, size, kinds),
     }
 
 
 def _with_windows_fields(tower: TowerConfig) -> dict[str, Any]:
     scale = tower.attention_scale or tower.head_size**-0.5
-    scalar = round(scale**-2) if round(scale**-2) ** -0.5 == scale else scale**-2
+    scalar, whole = scale**-2, round(scale**-2)
     return {
         **_common_fields(tower),
-        "query_pre_attn_scalar": scalar,
+        "query_pre_attn_scalar": whole if whole and whole**-0.5 == scale else scalar,
         "final_logit_softcapping": tower.logit_softcap,
-        "sliding_window": one_window(tower),
+        "sliding_window": one_window(tower) or 4096,  # no layer slides then, but null is refused
         "layer_types": layer_types(tower),
     }
 
@@ -83,8 +86,8 @@ def _with_windows_fields(tower: TowerConfig) -> dict[str, Any]:
 def _gemma2(fields: Fields) -> TowerConfig:
     return TowerConfig(
         **_with_windows(fields, None, every=2, max_positions=8192),
-        attention_softcap=fields.nullable("attn_logit_softcapping", 50.0),
-        logit_softcap=fields.nullable("final_logit_softcapping", 30.0),
+        attention_softcap=fields.number_or_null("attn_logit_softcapping", 50.0),
+        logit_softcap=fields.number_or_null("final_logit_softcapping", 30.0),
         family="gemma2",
     )
 
@@ -94,24 +97,18 @@ def _gemma2_fields(tower: TowerConfig) -> dict[str, Any]:
 
 
 def _gemma3(fields: Fields) -> TowerConfig:
-    near, scaling, _ = fields.rope(10_000.0, "sliding_attention") if _by_kind(fields) else (None, None, None)
+    near, scaling, _ = fields.rope(10_000.0, "sliding_attention", base_name="rope_local_base_freq")
     if scaling is not None:
         raise UserError("rope_parameters['sliding_attention'] scales: only the full-attention layers' RoPE may")
-    near = near if near is not None else fields.take("rope_local_base_freq", 10_000.0)
-    fields.take("rope_local_base_freq", None)
     every = fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern", 6))
     fields.only("attn_logit_softcapping", None, "transformers ignores it in Gemma 3")
     return TowerConfig(
         **_with_windows(fields, "full_attention", every, base=1_000_000.0, max_positions=131_072),
-        logit_softcap=fields.nullable("final_logit_softcapping", None),
+        logit_softcap=fields.number_or_null("final_logit_softcapping", None),
         query_key_norm=True,
-        window_rope_base=float(near),
+        window_rope_base=near,
         family="gemma3_text",
     )
-
-
-def _by_kind(fields: Fields) -> bool:
-    return "sliding_attention" in fields.take("rope_parameters", {})
 
 
 def _gemma3_fields(tower: TowerConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zipper_jax.conversion.hugging_face.family import Family, activation_name, norm
+from zipper_jax.conversion.hugging_face.family import TIED, Family, activation_name, norm
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule
 from zipper_jax.models.config import TowerConfig
@@ -23,9 +23,9 @@ def _tower(fields: Fields) -> TowerConfig:
         num_kv_heads=heads,
         head_size=width // heads,
         mlp_width=fields.integer("n_inner", 4 * width),
-        norm_epsilon=fields.take("layer_norm_epsilon", 1e-5),
+        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         activation=fields.activation("activation_function", "gelu_new"),
-        tied_head=fields.take("tie_word_embeddings", True),
+        tied_head=fields.boolean("tie_word_embeddings", True),
         positions="learned",
         max_positions=fields.integer("n_positions", 1024),
         norm="layer",
@@ -77,6 +77,6 @@ GPT2 = Family(
     prefix="transformer.",
     left_out=(
         (r".*\.attn\.(bias|masked_bias)", "the causal mask, a constant"),
-        (r"lm_head\.weight", "the head is tied to the embedding"),
+        (r"lm_head\.weight", TIED),
     ),
 )

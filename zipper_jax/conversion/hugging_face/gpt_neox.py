@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zipper_jax.conversion.hugging_face.family import Family, activation_name, linear, norm, rope_fields
+from zipper_jax.conversion.hugging_face.family import TIED, Family, activation_name, linear, norm, rope_fields
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule
 from zipper_jax.models.config import TowerConfig
@@ -13,7 +13,7 @@ _QKV = tuple(f"blocks/attention/{name}" for name in ("query", "key", "value"))
 
 def _tower(fields: Fields) -> TowerConfig:
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    base, scaling, share = fields.rope(fields.take("rotary_emb_base", 10_000), share=fields.take("rotary_pct", 0.25))
+    base, scaling, share = fields.rope(base_name="rotary_emb_base", share_name="rotary_pct", share=0.25)
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),
         num_layers=fields.integer("num_hidden_layers"),
@@ -25,15 +25,15 @@ def _tower(fields: Fields) -> TowerConfig:
         rope_base=base,
         rope_scaling=scaling,
         rope_fraction=share,
-        norm_epsilon=fields.take("layer_norm_eps", 1e-5),
+        norm_epsilon=fields.number("layer_norm_eps", 1e-5),
         activation=fields.activation("hidden_act", "gelu"),
-        tied_head=fields.take("tie_word_embeddings", False),
+        tied_head=fields.boolean("tie_word_embeddings", False),
         max_positions=fields.integer("max_position_embeddings", 2048),
         norm="layer",
-        attention_bias="all" if fields.take("attention_bias", True) else "none",
+        attention_bias="all" if fields.boolean("attention_bias", True) else "none",
         mlp_bias=True,
         gated_mlp=False,
-        parallel=fields.take("use_parallel_residual", True),
+        parallel=fields.boolean("use_parallel_residual", True),
         family="gpt_neox",
     )
 
@@ -81,6 +81,6 @@ GPT_NEOX = Family(
     left_out=(
         (r".*\.attention\.(bias|masked_bias)", "the causal mask, a constant"),
         (r".*rotary_emb\.inv_freq", "computed from the configuration"),
-        (r"embed_out\.weight", "the head is tied to the embedding"),
+        (r"embed_out\.weight", TIED),
     ),
 )

@@ -24,8 +24,8 @@ def _llama(fields: Fields) -> TowerConfig:
         rope_base=base,
         rope_scaling=scaling,
         rope_fraction=share,
-        attention_bias="all" if fields.take("attention_bias", False) else "none",
-        mlp_bias=fields.take("mlp_bias", False),
+        attention_bias="all" if fields.boolean("attention_bias", False) else "none",
+        mlp_bias=fields.boolean("mlp_bias", False),
         family="llama",
     )
 
@@ -43,7 +43,7 @@ def _llama_fields(tower: TowerConfig) -> dict[str, Any]:
 def _mistral(fields: Fields) -> TowerConfig:
     base, scaling, share = fields.rope()
     common = read_sizes(fields, tied=False, max_positions=4096 * 32)
-    layers, size = common["num_layers"], fields.nullable("sliding_window", 4096)
+    layers, size = common["num_layers"], fields.number_or_null("sliding_window", 4096)
     return TowerConfig(
         **common,
         activation=fields.activation("hidden_act", "silu"),

@@ -16,7 +16,7 @@ def _tower(fields: Fields) -> TowerConfig:
     fields.only("_remove_final_layer_norm", False, "a tower ends in a norm")
     fields.only("word_embed_proj_dim", width, "embeddings of another width (OPT-350M) are not an option of towers")
     fields.only("layer_norm_elementwise_affine", True, "norms without parameters are not an option of towers")
-    bias = fields.take("enable_bias", True)
+    bias = fields.boolean("enable_bias", True)
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),
         num_layers=fields.integer("num_hidden_layers"),
@@ -27,7 +27,7 @@ def _tower(fields: Fields) -> TowerConfig:
         mlp_width=fields.integer("ffn_dim"),
         norm_epsilon=1e-5,
         activation=fields.activation("activation_function", "relu"),
-        tied_head=fields.take("tie_word_embeddings", True),
+        tied_head=fields.boolean("tie_word_embeddings", True),
         positions="learned",
         max_positions=fields.integer("max_position_embeddings", 2048),
         position_offset=2,

@@ -14,6 +14,7 @@ from zipper_jax.conversion.hugging_face.family import (
 )
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule
+from zipper_jax.errors import UserError
 from zipper_jax.models.config import TowerConfig
 
 _LAYER = "model.layers.{layer}."
@@ -21,15 +22,17 @@ _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
 
 def _tower(fields: Fields) -> TowerConfig:
-    base, scaling, share = fields.rope()
+    base, scaling, share = fields.rope(share_name="partial_rotary_factor")
+    if scaling is not None:
+        raise UserError(f"rope {scaling.kind!r} is none of Phi-3's in transformers: not converted")
     fields.take("original_max_position_embeddings", None)
-    common = read_sizes(fields, tied=False, max_positions=4096)
-    size = fields.nullable("sliding_window", None)
+    fields.only("attention_bias", False, "Phi-3 has no biases")
+    common = read_sizes(fields, tied=False, max_positions=4096, epsilon=1e-5)
+    size = fields.number_or_null("sliding_window", None)
     return TowerConfig(
-        **{**common, "norm_epsilon": fields.take("rms_norm_eps", 1e-5)},
+        **common,
         activation=fields.activation("hidden_act", "silu"),
         rope_base=base,
-        rope_scaling=scaling,
         rope_fraction=share,
         windows=(int(size),) * common["num_layers"] if size else (),
         family="phi3",
@@ -44,6 +47,7 @@ def _fields(tower: TowerConfig) -> dict[str, Any]:
         "hidden_act": activation_name(tower),
         "sliding_window": one_window(tower),
         "original_max_position_embeddings": tower.max_positions or 4096,
+        "pad_token_id": None,  # its default lies outside small vocabularies
     }
 
 

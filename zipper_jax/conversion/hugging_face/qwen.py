@@ -21,8 +21,8 @@ def _common(fields: Fields, head_size: int | None) -> dict[str, Any]:
     base, scaling, share = fields.rope()
     common = read_sizes(fields, tied=False, head_size=head_size, max_positions=32_768)
     layers = common["num_layers"]
-    first, size = fields.take("max_window_layers", 28), fields.nullable("sliding_window", 4096)
-    if not fields.take("use_sliding_window", False):
+    first, size = fields.take("max_window_layers", 28), fields.number_or_null("sliding_window", 4096)
+    if not fields.boolean("use_sliding_window", False):
         size = None
     kinds = ["sliding_attention" if size is not None and i >= first else "full_attention" for i in range(layers)]
     return {
@@ -52,7 +52,7 @@ def _qwen2(fields: Fields) -> TowerConfig:
 
 
 def _qwen3(fields: Fields) -> TowerConfig:
-    bias = "all" if fields.take("attention_bias", False) else "none"
+    bias = "all" if fields.boolean("attention_bias", False) else "none"
     return TowerConfig(**_common(fields, 128), attention_bias=bias, query_key_norm=True, family="qwen3")  # type: ignore[arg-type]
 
 
