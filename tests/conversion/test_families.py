@@ -17,7 +17,8 @@ from zipper_jax.model_folder import Loaded
 from zipper_jax.safetensors_files import FILE, Reader
 from zipper_jax.vocabularies import UnitVocabulary
 
-# Float32 on both sides and the same order of layers: what differs is the order of sums. The largest seen is 1.6e-6 (benchmarks/conversion_parity.py).
+# Float32 on both sides and the same order of layers: what differs is the order of sums. The largest seen is 1.6e-6
+# (benchmarks/conversion_parity.py).
 TOLERANCE = 1e-5
 LENGTH = 64  # beyond every window and every original length of a scaled RoPE
 PROMPT, NEW = 9, 64
