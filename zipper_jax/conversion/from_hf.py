@@ -15,7 +15,7 @@ import numpy as np
 
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.hugging_face.family import TIED, Family
-from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
+from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
 from zipper_jax.conversion.to_tower import Progress, Put
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
@@ -74,7 +74,7 @@ class Plan:
         """Hands every leaf, or one layer of it, to ``put``, reading one tensor at a time."""
         for move in self.moves:
             tensor = self.reader.read(move.tensor)
-            shapes = [_one(self.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
+            shapes = [of_one_layer(self.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
             for leaf, array in zip(move.rule.leaves, move.rule.split(tensor, shapes), strict=True):
                 put(leaf, array.astype(self.leaves[leaf][0], copy=False), move.layer)
             progress(tensor.size)
@@ -146,12 +146,8 @@ def _full_names(reader: Reader, family: Family, patterns: set[str]) -> dict[str,
     return {name if name.split(".")[0] in tops else family.prefix + name: name for name in reader.names}
 
 
-def _one(shape: Shape, rule: Rule) -> Shape:
-    return shape[1:] if rule.per_layer else shape
-
-
 def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
-    wanted = move.rule.shape([_one(shapes[leaf], move.rule) for leaf in move.rule.leaves])
+    wanted = move.rule.shape([of_one_layer(shapes[leaf], move.rule) for leaf in move.rule.leaves])
     if reader.shape(move.tensor) != wanted:
         raise UserError(
             f"{str(reader.folder)!r}: {move.tensor} has shape {list(reader.shape(move.tensor))}, config.json means "
@@ -169,5 +165,4 @@ def _same(reader: Reader, one: str, other: str) -> bool:
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
     """The file's dtype; float32 where a leaf's tensors differ, or are float64."""
-    found = {reader.dtype(move.tensor) or np.dtype(np.float32) for move in moves if leaf in move.rule.leaves}
-    return found.pop() if len(found) == 1 and np.dtype(np.float64) not in found else np.dtype(np.float32)
+    return leaf_dtype(reader.dtype(move.tensor) or np.dtype(np.float32) for move in moves if leaf in move.rule.leaves)

@@ -23,7 +23,7 @@ from zipper_jax.configs import closest
 from zipper_jax.conversion.from_hf import Move, tower_shapes
 from zipper_jax.conversion.t5x_checkpoint import Reader
 from zipper_jax.conversion.t5x_gin import GinFiles, Setting
-from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
+from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
 from zipper_jax.conversion.to_tower import Progress, Put
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import Activation, TowerConfig
@@ -134,7 +134,7 @@ class Plan:
             else:
                 array = self.reader.read_layer(move.tensor, self.network.scan_axis, move.layer)
             dtype, shape = self.leaves[move.rule.leaves[0]]
-            shape = _one(shape, move.rule)
+            shape = of_one_layer(shape, move.rule)
             (leaf,) = move.rule.split(array.reshape(move.rule.shape([shape])), [shape])
             put(move.rule.leaves[0], leaf.astype(dtype, copy=False), move.layer)
             progress(array.size)
@@ -278,13 +278,9 @@ def _refused(name: str, setting: Setting, wanted: str) -> UserError:
     )
 
 
-def _one(shape: Shape, rule: Rule) -> Shape:
-    return shape[1:] if rule.per_layer else shape
-
-
 def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape], network: Network, stacked: bool) -> None:
     """Shape and dtype of a leaf. Kernels of attention may have heads and their elements on axes of their own."""
-    leaf = _one(shapes[move.rule.leaves[0]], move.rule)
+    leaf = of_one_layer(shapes[move.rule.leaves[0]], move.rule)
     wanted = [list(move.rule.shape([leaf]))]
     if move.rule.layout == "conv1d":
         wanted.append(list(leaf))
@@ -307,8 +303,7 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape], network: Net
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
     """The checkpoint's dtype; float32 where a leaf's layers differ, or are float64."""
-    found = {reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves}
-    return found.pop() if len(found) == 1 and np.dtype(np.float64) not in found else np.dtype(np.float32)
+    return leaf_dtype(reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves)
 
 
 def _hint(name: str, tower: TowerConfig) -> str:

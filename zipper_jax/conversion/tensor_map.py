@@ -75,6 +75,17 @@ class Rule:
         return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
 
 
+def of_one_layer(shape: Shape, rule: Rule) -> Shape:
+    """A leaf's shape as its rule speaks of it: without the layers."""
+    return shape[1:] if rule.per_layer else shape
+
+
+def leaf_dtype(found: Iterable[np.dtype]) -> np.dtype:
+    """The dtype of a leaf's tensors; float32 where they differ, or are float64."""
+    kinds = set(found)
+    return kinds.pop() if len(kinds) == 1 and np.dtype(np.float64) not in kinds else np.dtype(np.float32)
+
+
 def rules_for(rules: Iterable[Rule], leaves: Mapping[str, object]) -> list[Rule]:
     """The rules whose leaves this tower has: a table may list biases, norms and heads that only some towers have."""
     chosen = [rule for rule in rules if all(leaf in leaves for leaf in rule.leaves)]
