@@ -254,3 +254,32 @@ with batches(RowMixture({{"asr": store}}, {{"asr": 1.0}}, 0), layout, {{"text": 
 assert not {{"tensorflow", "seqio", "jax"}} & set(sys.modules), sorted(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_units_get_the_ids_that_a_unit_model_has_for_them(corpus, made, tmp_path):
+    from zipper_jax.vocabularies import UnitVocabulary
+
+    def tower(name, vocabulary):
+        vocabulary.save(tmp_path / name / "vocabularies" / "speech")
+        return str(tmp_path / name)
+
+    theirs = UnitVocabulary(8, 25.0, first=3, rows=20, begin_id=0, end_id=2)
+    settings = dataclasses.replace(SETTINGS, speech_vocabulary=tower("theirs", theirs))
+    folder = tmp_path / "rows"
+    prepare_rows.prepare(corpus, folder, settings, processes=1)
+    assert load_vocabulary(folder / "vocabularies" / "speech").digest == theirs.digest
+    ours = RowStore(made[0] / "rows" / "speech_lm" / "train")
+    shifted = RowStore(folder / "rows" / "speech_lm" / "train")
+    spans = [[span.tokens for i in range(len(s)) for e in s.row(i) for span in e] for s in (ours, shifted)]
+    assert len(spans[0]) == len(spans[1]) > 0
+    for a, b in zip(*spans, strict=True):
+        np.testing.assert_array_equal(a + 3, b)
+
+    for wrong, words in (
+        (UnitVocabulary(9, 25.0), "give --num_units 9"),
+        (UnitVocabulary(8, 50.0), "50 units per second, not 25"),
+        (UnitVocabulary(8, 25.0, "another"), "names another unit tokenizer"),
+    ):
+        other = dataclasses.replace(SETTINGS, speech_vocabulary=tower(words, wrong))
+        with pytest.raises(UserError, match=words):
+            prepare_rows.prepare(corpus, tmp_path / "no", other, processes=1)

@@ -47,6 +47,8 @@ class PrepareSettings:
       vocabulary: a run, a model folder (`zipper convert from-hf`), a prepared folder.
     text_vocabulary_size: ids in all; sentencepiece only.
     num_units: codes of the unit tokenizer. seed: of its fit.
+    speech_vocabulary: "" (units from id 0 on, then begin and end), or a folder that holds a vocabulary of as many
+      units, whose ids are taken: that of a unit model from elsewhere.
     shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
       many examples, which differ in where the frames happened to fall. Test splits are encoded as they are.
     tasks: of which rows are written. open_rows: see `zipper_jax.packing.pack`.
@@ -57,6 +59,7 @@ class PrepareSettings:
     text_vocabulary: str = "sentencepiece"
     text_vocabulary_size: int = 256
     num_units: int = 1024
+    speech_vocabulary: str = ""
     seed: int = 0
     shifts: int = 1
     tasks: tuple[str, ...] = ("text_lm", "speech_lm", "asr", "tts")
@@ -80,7 +83,8 @@ class PrepareSettings:
 
     def of_examples(self) -> dict[str, Any]:
         """The settings that decide vocabularies and examples (the others decide rows only)."""
-        names = ("text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts")
+        names = ["text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts"]
+        names += ["speech_vocabulary"] * bool(self.speech_vocabulary)  # folders from before it was a setting go on
         return {name: getattr(self, name) for name in names}
 
 
@@ -133,7 +137,9 @@ def write_examples(
     corpus, folder = Path(corpus), Path(folder)
     rows = read_manifest(corpus)
     if settings.text_vocabulary not in ("sentencepiece", "bytes"):
-        _given_vocabulary(settings)  # before the audio is encoded
+        _given_vocabulary("text", settings.text_vocabulary)  # before the audio is encoded
+    if settings.speech_vocabulary:
+        _given_units(settings)
     named = sorted({row["split"] for row in rows})
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
@@ -212,7 +218,11 @@ def _tokenizer(
     say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
     tokenizer = UnitTokenizer.fit([load_audio(path) for path in chosen], settings.num_units, settings.seed, say)
     tokenizer.save(home)
-    UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest).save(home)
+    vocabulary = UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest)
+    if settings.speech_vocabulary:
+        vocabulary = _given_units(settings, tokenizer)
+        say(f"units have the ids of {settings.speech_vocabulary!r}: it must be a model of these very units")
+    vocabulary.save(home)
     say(f"fitted {tokenizer.num_units} units in {time.monotonic() - begun:.1f} s")
     return tokenizer
 
@@ -225,7 +235,7 @@ def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettin
     if settings.text_vocabulary == "bytes":
         vocabulary = ByteVocabulary()
     elif settings.text_vocabulary != "sentencepiece":
-        vocabulary = _given_vocabulary(settings)
+        vocabulary = _given_vocabulary("text", settings.text_vocabulary)
     else:
         vocabulary = train_sentencepiece(sentences, settings.text_vocabulary_size)
     vocabulary.save(home)
@@ -234,14 +244,34 @@ def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettin
     return vocabulary
 
 
-def _given_vocabulary(settings: PrepareSettings) -> Vocabulary:
-    folder = Path(settings.text_vocabulary) / "vocabularies" / "text"
+def _given_vocabulary(modality: str, given: str) -> Vocabulary:
+    folder = Path(given) / "vocabularies" / modality
     if not folder.is_dir():
+        names = "'sentencepiece', 'bytes', or " if modality == "text" else ""
         raise UserError(
-            f"text_vocabulary = {settings.text_vocabulary!r}: give 'sentencepiece', 'bytes', or a folder that has "
-            "vocabularies/text (a run, a prepared folder, or what `zipper convert from-hf` wrote)"
+            f"{modality}_vocabulary = {given!r}: give {names}a folder that has vocabularies/{modality} (a run, a "
+            "prepared folder, or what `zipper convert from-hf` wrote)"
         )
     return load_vocabulary(folder)
+
+
+def _given_units(settings: PrepareSettings, tokenizer: UnitTokenizer | None = None) -> UnitVocabulary:
+    """The vocabulary of ``speech_vocabulary``. Raises UserError when it is not of units like those asked for."""
+    given, place = _given_vocabulary("speech", settings.speech_vocabulary), settings.speech_vocabulary
+    if not isinstance(given, UnitVocabulary):
+        raise UserError(f"speech_vocabulary = {place!r}: its speech vocabulary holds {given.kind}, not units")
+    if given.num_units != settings.num_units:
+        raise UserError(
+            f"speech_vocabulary = {place!r} has {given.num_units} units, but num_units = {settings.num_units}; give "
+            f"--num_units {given.num_units}"
+        )
+    if tokenizer is not None and given.rate_hz != tokenizer.rate_hz:
+        raise UserError(
+            f"speech_vocabulary = {place!r} has {given.rate_hz:g} units per second, not {tokenizer.rate_hz:g}"
+        )
+    if tokenizer is not None and given.codebook not in ("", tokenizer.digest):
+        raise UserError(f"speech_vocabulary = {place!r} names another unit tokenizer: its unit 7 is another sound")
+    return given
 
 
 def _encode_split(

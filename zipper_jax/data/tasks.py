@@ -29,7 +29,7 @@ from zipper_jax.data.mixtures import PAPER_RATES
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.metrics import METRICS
 from zipper_jax.sequences import TEMPLATES
-from zipper_jax.vocabularies import Vocabulary
+from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
 
 MIXTURES: dict[str, dict[str, float]] = {"asr_tts": PAPER_RATES}
 """mixture -> {task: rate}."""
@@ -72,11 +72,12 @@ class SeqioVocabulary(seqio.Vocabulary):
         return self.vocabulary.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        if not self._is_text:  # units are ids already; a call of Python for each example takes its time
-            outside = tf.logical_or(s < 0, s >= self.vocabulary.begin_id)
-            message = f"a unit lies outside 0 to {self.vocabulary.begin_id - 1}: was another tokenizer used?"
+        if isinstance(self.vocabulary, UnitVocabulary):  # a call of Python for each example takes its time
+            units = self.vocabulary.num_units
+            outside = tf.logical_or(s < 0, s >= units)
+            message = f"a unit lies outside 0 to {units - 1}: was another tokenizer used?"
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(outside), [message, s])]):
-                return tf.cast(tf.identity(s), tf.int32)
+                return tf.cast(s, tf.int32) + self.vocabulary.first
 
         def encode(content: Any) -> np.ndarray:
             # Text comes as bytes, or wrapped in an array when called eagerly.
