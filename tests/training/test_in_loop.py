@@ -55,6 +55,7 @@ def evaluated(zipper_run):
     )
 
 
+@pytest.mark.slow
 def test_validation_examples_are_decoded_and_scored_in_the_loop(evaluated, prepared):
     result, shown = run(evaluated, infer=in_loop.make(evaluated))
     assert result.status == "finished"

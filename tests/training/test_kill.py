@@ -77,6 +77,7 @@ def test_twenty_kills_leave_no_trace(prepared, tmp_path):
     assert any("in a write" in how for how in done)
 
 
+@pytest.mark.slow
 def test_a_group_of_four_that_loses_a_process_goes_on(prepared, tmp_path):
     disturb_a_group(prepared, tmp_path, kills=1, steps=24, seed=0)
 
