@@ -20,7 +20,7 @@ from zipper_jax.sequences import fill_template
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.loop import train
-from zipper_jax.training.partitioning import MeshConfig
+from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, load_vocabulary
 
 UNITS = 12

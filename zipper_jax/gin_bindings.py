@@ -21,9 +21,9 @@ from zipper_jax.training.config import (
     SaveCheckpointConfig,
     TrainConfig,
 )
+from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
-from zipper_jax.training.partitioning import MeshConfig
 
 CONFIGURABLES = (
     TowerConfig,

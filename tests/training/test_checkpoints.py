@@ -22,10 +22,10 @@ from zipper_jax.sequences import TowerBatch
 from zipper_jax.training import checkpoints, manifest
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
 from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
-from zipper_jax.training.partitioning import MeshConfig
 
 # A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python says so whenever it collects
 # them. Collected here, it is not said in another file's tests.
@@ -96,7 +96,7 @@ def test_a_digest_tells_every_element_and_every_place(dtype):
 def test_a_digest_is_the_same_on_any_mesh():
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from zipper_jax.training.partitioning import make_mesh
+    from zipper_jax.training.mesh import make_mesh
 
     values = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -231,6 +231,7 @@ def test_a_half_written_step_is_cleared_away(copied):
     assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "5"]
 
 
+@pytest.mark.slow
 def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_losses(trained, copied):
     elsewhere = replace(copied, mesh=MeshConfig(data=2, fsdp=2, tensor=2), steps=6)
     run(elsewhere)

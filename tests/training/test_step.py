@@ -11,9 +11,9 @@ from tiny_models import zipper_model
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training import data_source, program
+from zipper_jax.training.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, flatten, unflatten
-from zipper_jax.training.partitioning import MeshConfig, make_mesh, put_batch
 from zipper_jax.training.step import loss_and_gradients
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)

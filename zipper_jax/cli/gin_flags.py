@@ -60,8 +60,10 @@ def parse(arguments: Sequence[str]) -> GinFlags:
     return GinFlags(tuple(files), tuple(bindings))
 
 
-def apply(flags: GinFlags) -> str:
+def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
     """Clears gin's state, reads the files, then the bindings, and returns the resolved gin text (for ``config.gin``).
+
+    ``defaults``: bindings that hold where neither says otherwise.
 
     Configurables must be registered (imported) before.
 
@@ -76,6 +78,7 @@ def apply(flags: GinFlags) -> str:
         if folder not in _searched:
             gin.add_config_file_search_path(folder)
             _searched.add(folder)
+    gin.parse_config(list(defaults))
     macros: set[str] = set()
     for name in flags.files:
         path = find(name)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("zipper_jax.cli.train", "pretrain a tower, fuse towers, or train the Single Decoder"),
     "launch": ("zipper_jax.cli.launch", "a command as a group of processes, restarted as a whole"),
     "ckpt": ("zipper_jax.cli.ckpt", "list, verify, export and prune checkpoints"),
+    "compile": ("zipper_jax.cli.compile", "the training step compiled for a TPU slice, without one"),
     "replay": ("zipper_jax.cli.replay", "look again at a batch whose update was not applied"),
     "convert": ("zipper_jax.cli.convert", "Hugging Face and T5X models in and out; export; verify"),
     "fuse": ("zipper_jax.cli.fuse", "zip converted or trained towers into an untrained model"),

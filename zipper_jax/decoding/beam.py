@@ -9,13 +9,22 @@ import jax.numpy as jnp
 from zipper_jax.decoding.cache import Cache, advance
 from zipper_jax.decoding.sampling import allowed_tokens
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.zipper import Placer, anywhere
 from zipper_jax.sequences import Place
 
 _NEVER = -1e30
 
 
 def beam_span(
-    config: ZipperConfig, params, cache: Cache, *, place: Place, limit: int, beams: int, length_penalty: float
+    config: ZipperConfig,
+    params,
+    cache: Cache,
+    *,
+    place: Place,
+    limit: int,
+    beams: int,
+    length_penalty: float,
+    placer: Placer = anywhere,
 ):
     """Like greedy decoding of one span, keeping the ``beams`` best prefixes of each row.
 
@@ -31,7 +40,8 @@ def beam_span(
 
     def body(state):
         step, cache, token, active, total, out, scores, cut_off = state
-        flat = advance(config, params, cache, place.tower, token.reshape(-1, 1), active.reshape(-1).astype(jnp.int32))
+        counts = active.reshape(-1).astype(jnp.int32)
+        flat = advance(config, params, cache, place.tower, token.reshape(-1, 1), counts, placer)
         logits, cache = flat[0].reshape(rows, width, -1), flat[1]
         predicting = active & (token != end)
         log_probs = jnp.where(allowed, jax.nn.log_softmax(logits, axis=-1), _NEVER)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.models.modules import Params, bind
+from zipper_jax.models.modules import Params
 from zipper_jax.models.schedule import tower_fusions, zip_pairs
-from zipper_jax.models.zipper import Makers, distance_bias, embed, loop, numbered, tower_logits
+from zipper_jax.models.zipper import Makers, Placer, anywhere, distance_bias, embed, loop, numbered, tower_logits
 
 
 class KeyValue(NamedTuple):
@@ -45,23 +45,30 @@ class Cache(NamedTuple):
     lengths: dict[str, Int[Array, "B"]]
 
 
-def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int]) -> Cache:
+def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = anywhere) -> Cache:
     """An empty cache for ``rows`` sequences of up to ``capacity[tower]`` tokens in each tower."""
     dtype = jnp.dtype(config.dtype)
 
-    def empty(members, slots, heads, head_size):
-        return KeyValue(*(jnp.zeros((members, rows, slots, heads, head_size), dtype) for _ in range(2)))
+    def empty(tower, members, slots, heads, head_size):
+        zeros = (jnp.zeros((members, rows, slots, heads, head_size), dtype) for _ in range(2))
+        return _placed(KeyValue(*zeros), tower, placer)
 
     towers = {
-        name: empty(t.num_layers, capacity[name], t.num_kv_heads, t.head_size) for name, t in config.towers.items()
+        name: empty(name, t.num_layers, capacity[name], t.num_kv_heads, t.head_size)
+        for name, t in config.towers.items()
     }
     zips = {}
     for z in config.zips:
         members = len(zip_pairs(z, config.towers))
         for into in z.receivers:
             heads, head_size = z.kv_shape(config.towers[into])
-            zips[z.name, into] = empty(members, capacity[z.other(into)], heads, head_size)
+            zips[z.name, into] = empty(into, members, capacity[z.other(into)], heads, head_size)
     return Cache(towers, zips, {name: jnp.zeros((rows,), jnp.int32) for name in config.towers})
+
+
+def _placed(cache: KeyValue, tower: str, placer: Placer) -> KeyValue:
+    """Rows and heads cut like those of the tower that attends to them."""
+    return KeyValue(*(placer(x, tower, None, "batch", None, "kv_heads", None) for x in cache))
 
 
 def advance(
@@ -71,13 +78,14 @@ def advance(
     tower: str,
     tokens: Int[Array, "B T"],
     counts: Int[Array, "B"],
+    placer: Placer = anywhere,
 ) -> tuple[Float[Array, "B T V"], Cache]:
     """Feeds ``counts[b]`` tokens of row b through ``tower`` on the fused path.
 
     Rows with a count of 0 are left as they are; slots past a row's count hold meaningless logits. The caller makes
     caches large enough: a token that does not fit is not remembered.
     """
-    makers = Makers(config)
+    makers = Makers(config, placer)
     own = cache.towers[tower]
     rows = jnp.arange(tokens.shape[0])[:, None]
     offsets = jnp.arange(tokens.shape[1])
@@ -91,9 +99,9 @@ def advance(
     def body(carry, xs):
         x, own = carry
         block_params, layer = xs
-        block = bind(makers.block(tower), block_params)
+        block = makers.bind(makers.block(tower), tower, block_params)
         query, key, value = block.project(x, positions, layer)
-        own = own.write(layer, rows, slots, key, value)
+        own = _placed(own.write(layer, rows, slots, key, value), tower, placer)
         x = block.finish(x, block.attend(query, own.key[layer], own.value[layer], (start, end), layer, bias))
         return (x, own), None
 
@@ -109,7 +117,8 @@ def advance(
         m = x
         for zip_name, index, into in outgoing.get(block, ()):
             direction = _direction(makers, params, zip_name, into, index)
-            zips[zip_name, into] = zips[zip_name, into].write(index, rows, slots, *direction.read(m, positions))
+            read = zips[zip_name, into].write(index, rows, slots, *direction.read(m, positions))
+            zips[zip_name, into] = _placed(read, into, placer)
         for source in incoming.get(block, ()):
             direction = _direction(makers, params, source.zip, tower, source.member)
             seen = zips[source.zip, tower]
@@ -139,4 +148,4 @@ def _everything_so_far(length: Int[Array, "B"], fed: Array, capacity: int):
 
 def _direction(makers: Makers, params: Params, zip_name: str, into: str, index: int):
     member = jax.tree.map(lambda x: x[index], params["zips"][zip_name][f"into_{into}"])
-    return bind(makers.direction(zip_name, into), member)
+    return makers.bind(makers.direction(zip_name, into), into, member)

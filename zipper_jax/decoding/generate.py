@@ -21,6 +21,7 @@ from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.modules import Params
+from zipper_jax.models.zipper import Placer, anywhere
 from zipper_jax.sequences import Layout, Place
 
 Given = tuple[str, np.ndarray]
@@ -44,16 +45,25 @@ class Generator:
     """Compiled generation for one model; compiled once per shape (rows, padded lengths) and sampling setting.
 
     config, params: the model. layout: where its modalities lie. lengths: tower -> slots that a cache has at the least;
-      with the row lengths of training most calls share one program.
+      with the row lengths of training most calls share one program. placer: where activations and caches lie
+      (`training.partitioning.Placement`); the parameters lie where they are given.
     """
 
-    def __init__(self, config: ZipperConfig, params: Params, layout: Layout, lengths: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        config: ZipperConfig,
+        params: Params,
+        layout: Layout,
+        lengths: Mapping[str, int] | None = None,
+        placer: Placer = anywhere,
+    ):
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
-        self._feed = jax.jit(partial(_feed, config), static_argnames=("tower",), donate_argnums=(1,))
-        self._decode = jax.jit(
-            partial(decode_span, config), static_argnames=("place", "limit", "sampling"), donate_argnums=(1,)
-        )
-        self._beam = jax.jit(partial(beam_span, config), static_argnames=("place", "limit", "beams", "length_penalty"))
+        self.placer = placer
+        self._feed = jax.jit(partial(_feed, config, placer), static_argnames=("tower",), donate_argnums=(1,))
+        decode = partial(decode_span, config, placer=placer)
+        self._decode = jax.jit(decode, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
+        beam = partial(beam_span, config, placer=placer)
+        self._beam = jax.jit(beam, static_argnames=("place", "limit", "beams", "length_penalty"))
 
     def with_params(self, params: Params) -> "Generator":
         """The same compiled programs with other parameters of the same shapes."""
@@ -83,7 +93,7 @@ class Generator:
         if not given:
             return []
         rows = len(given)
-        cache = init_cache(self.config, rows, self._capacity(given, outputs, limits))
+        cache = init_cache(self.config, rows, self._capacity(given, outputs, limits), self.placer)
         for index in range(max(len(spans) for spans in given)):
             cache = self._feed_spans(cache, [spans[index] if index < len(spans) else None for spans in given])
         results: list[list[Generated]] = [[] for _ in range(rows)]
@@ -160,12 +170,14 @@ def _bucket(n: int, step: int = 32) -> int:
     return max(step, -(-int(n) // step) * step)
 
 
-def _feed(config, params, cache, tokens, counts, *, tower):
+def _feed(config, placer, params, cache, tokens, counts, *, tower):
     # Logits are not returned, so XLA drops the head.
-    return advance(config, params, cache, tower, tokens, counts)[1]
+    return advance(config, params, cache, tower, tokens, counts, placer)[1]
 
 
-def decode_span(config, params, cache, keys, *, place: Place, limit: int, sampling: SamplingConfig):
+def decode_span(
+    config, params, cache, keys, *, place: Place, limit: int, sampling: SamplingConfig, placer: Placer = anywhere
+):
     """Begin token, then tokens until each row's end token has itself been fed. All rows step together."""
     rows = keys.shape[0]
     allowed = allowed_tokens(config, place)
@@ -173,7 +185,8 @@ def decode_span(config, params, cache, keys, *, place: Place, limit: int, sampli
 
     def body(state):
         step, cache, token, active, out, scores, cut_off = state
-        logits, cache = advance(config, params, cache, place.tower, token[:, None], active.astype(jnp.int32))
+        counts = active.astype(jnp.int32)
+        logits, cache = advance(config, params, cache, place.tower, token[:, None], counts, placer)
         logits = logits[:, 0]
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         masked = jnp.where(allowed, logits, -jnp.inf)

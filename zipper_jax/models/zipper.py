@@ -11,7 +11,7 @@ members [Z, ...].
 Axis letters: B rows, T slots, D width, V vocabulary, L layers, Z zips.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from zipper_jax.models import modules
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
 from zipper_jax.models.layers import Projection
-from zipper_jax.models.modules import Params, bind
+from zipper_jax.models.modules import Maker, Module, Params
 from zipper_jax.models.schedule import Fusion, Stage, group_stages, make_schedule, zip_pairs
 from zipper_jax.models.tower import AddedEmbedding, Block, Embedding, Head, RelativeBias, logits_of, tower_norm
 from zipper_jax.models.visibility import Range, cross_visibility, self_visibility
@@ -30,14 +30,36 @@ from zipper_jax.models.zip_block import ZipDirection
 from zipper_jax.sequences import TowerBatch
 
 State = Float[Array, "B T D"]
+Placer = Callable[..., Array]
+"""(array, tower, one logical axis name or None per axis) -> the array, cut over devices; ``batch`` names the rows."""
+
+
+def anywhere(x: Array, tower: str, *names: str | None) -> Array:
+    """The placer of one device: nothing is cut."""
+    return x
 
 
 class Makers:
-    """How each part of a model is made: the one place where configuration becomes modules."""
+    """How each part of a model is made, and where its activations lie: the one place where configuration becomes
+    modules."""
 
-    def __init__(self, config: ZipperConfig):
-        self.config, self.dtype = config, jnp.dtype(config.dtype)
+    def __init__(self, config: ZipperConfig, placer: Placer = anywhere):
+        self.config, self.dtype, self.place = config, jnp.dtype(config.dtype), placer
         self.zips = {z.name: z for z in config.zips}
+
+    def bind(self, make: Maker[Module], tower: str, params: Params) -> Module:
+        """The module with these parameters in it, which lie where the tower's do.
+
+        Said at the place of use, and of kernels in the dtype they are used in, this also says where gradients lie: each
+        device adds up only its own share of them, and what is gathered or added up travels in that dtype.
+        """
+        if self.place is not anywhere:
+
+            def lay(path, x, names):
+                return self.place(x.astype(self.dtype) if path[-1].key == "kernel" else x, tower, *names)
+
+            params = jax.tree_util.tree_map_with_path(lay, params, modules.axes(make))
+        return modules.bind(make, params)
 
     def embedding(self, tower: str):
         return lambda rngs: Embedding(self.config.towers[tower], self.dtype, rngs)
@@ -111,9 +133,11 @@ def _build(config: ZipperConfig, function) -> Params:
     return tree
 
 
-def forward(config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]) -> dict[str, Float[Array, "B T V"]]:
+def forward(
+    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], placer: Placer = anywhere
+) -> dict[str, Float[Array, "B T V"]]:
     """The fused path: float32 logits of every tower. ``towers`` must hold a batch for each tower of the model."""
-    return _forward(config, params, towers, probe=None)
+    return _forward(config, params, towers, placer, probe=None)
 
 
 def cross_attention_weights(
@@ -121,7 +145,7 @@ def cross_attention_weights(
 ) -> dict[tuple[str, str, int], Float[Array, "B K G T S"]]:
     """(zip, receiving tower, member) -> attention weights of the fused path (dense: for short pictures)."""
     probe: dict[tuple[str, str, int], Array] = {}
-    _forward(config, params, towers, probe)
+    _forward(config, params, towers, anywhere, probe)
     return probe
 
 
@@ -131,7 +155,7 @@ def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch
     Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
     """
     makers, own = Makers(config), params["towers"][tower]
-    embedding = bind(makers.embedding(tower), own["embedding"])
+    embedding = makers.bind(makers.embedding(tower), tower, own["embedding"])
     x = embedding.add_positions(embedding(batch.tokens), batch.local_positions)
     visible = self_visibility(batch.segment_ids)
     layers = np.arange(config.towers[tower].num_layers, dtype=np.int32)
@@ -143,23 +167,24 @@ def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch
 def embed(makers: Makers, tower: str, params: Params, tokens, local_positions) -> State:
     """h0 = input_projection(embedding(tokens)) (paper §2.1): the start of the fused path. Learned positions are added
     behind the projection."""
-    embedding = bind(makers.embedding(tower), params["towers"][tower]["embedding"])
+    embedding = makers.bind(makers.embedding(tower), tower, params["towers"][tower]["embedding"])
     added = params.get("added_embeddings", {}).get(tower)
     x = embedding(tokens, None if added is None else added["table"])
     if tower in params.get("input_projections", {}):
-        x = bind(makers.input_projection(tower), params["input_projections"][tower])(x)
-    return embedding.add_positions(x, local_positions)
+        x = makers.bind(makers.input_projection(tower), tower, params["input_projections"][tower])(x)
+    return makers.place(embedding.add_positions(x, local_positions), tower, "batch", None, None)
 
 
 def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bool = False) -> Float[Array, "B T V"]:
     """Final norm and output softmax's logits; the input projection is not on this path (paper §2.5). The fused path's
     added tokens come behind the tower's own."""
     config, own = makers.config.towers[tower], params["towers"][tower]
-    x = bind(makers.final_norm(tower), own["final_norm"])(x)
-    logits = logits_of(config, x, own["embedding"]["table"] if config.tied_head else own["head"]["table"])
+    x = makers.bind(makers.final_norm(tower), tower, own["final_norm"])(x)
+    table = own["embedding"]["table"] if config.tied_head else own["head"]["table"]
+    logits = logits_of(config, x, makers.place(table.astype(x.dtype), tower, "vocab", "embed"))
     added = params.get("added_embeddings", {}).get(tower) if fused else None
     if added is None:
-        return logits
+        return makers.place(logits, tower, "batch", None, "vocab")
     more = logits_of(config, x, added["table"] if config.tied_head else added["head_table"])
     return jnp.concatenate([logits, more], axis=-1)
 
@@ -168,7 +193,7 @@ def distance_bias(makers: Makers, tower: str, params: Params) -> Float[Array, "N
     """What self-attention's scores get by distance, in towers with T5's relative positions."""
     if makers.config.towers[tower].positions != "relative":
         return None
-    return bind(makers.relative_bias(tower), params["towers"][tower]["relative_bias"])()
+    return makers.bind(makers.relative_bias(tower), tower, params["towers"][tower]["relative_bias"])()
 
 
 def run_blocks(makers: Makers, tower: str, blocks, x: State, local_positions, visible: Range, bias) -> State:
@@ -179,9 +204,10 @@ def run_blocks(makers: Makers, tower: str, blocks, x: State, local_positions, vi
 
     def body(x, xs):
         block_params, layer = xs
-        block = bind(makers.block(tower), block_params)
+        block = makers.bind(makers.block(tower), tower, block_params)
         query, key, value = block.project(x, local_positions, layer)
-        return block.finish(x, block.attend(query, key, value, visible, layer, bias)), None
+        x = block.finish(x, block.attend(query, key, value, visible, layer, bias))
+        return makers.place(x, tower, "batch", None, None), None
 
     body = _remat(body, makers.config.remat)
     return loop(body, x, blocks, makers.config.scan)[0]
@@ -213,8 +239,8 @@ def cut(tree: Params, first: int, last: int) -> Params:
 class _Pass:
     """One joint forward pass: what all its stages share."""
 
-    def __init__(self, config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], probe):
-        self.makers, self.towers, self.probe = Makers(config), towers, probe
+    def __init__(self, config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], placer: Placer, probe):
+        self.makers, self.towers, self.probe = Makers(config, placer), towers, probe
         self.biases = {t: distance_bias(self.makers, t, params) for t in towers}
         self.visible = {t: self_visibility(batch.segment_ids) for t, batch in towers.items()}
         self.cross: dict[tuple[str, str], Range] = {}
@@ -241,19 +267,26 @@ class _Pass:
         fused = m
         for source in fusion.sources:
             own = directions[source.zip, fusion.tower, source.member]
-            direction = bind(self.makers.direction(source.zip, fusion.tower), own)
-            batch = self.towers[source.tower]
-            key, value = direction.read(pre[source.tower, source.block], batch.local_positions)
+            make = self.makers.direction(source.zip, fusion.tower)
+            read_at = self.towers[source.tower].local_positions
             visible = self.cross[fusion.tower, source.tower]
             positions = self.towers[fusion.tower].local_positions
-            fused = fused + direction.effect(m, key, value, *visible, positions)
+
+            def effect(own, m, m_source, make=make, read_at=read_at, visible=visible, positions=positions):
+                direction = self.makers.bind(make, fusion.tower, own)
+                return direction.effect(m, *direction.read(m_source, read_at), *visible, positions)
+
+            m_source = pre[source.tower, source.block]
+            fused = fused + _remat(effect, self.makers.config.remat)(own, m, m_source)
             if self.probe is not None:
-                self.probe[source.zip, fusion.tower, source.member] = direction.weights(m, key, *visible, positions)
-        return fused
+                direction = self.makers.bind(make, fusion.tower, own)
+                weights = direction.weights(m, direction.read(m_source, read_at)[0], *visible, positions)
+                self.probe[source.zip, fusion.tower, source.member] = weights
+        return self.makers.place(fused, fusion.tower, "batch", None, None)
 
 
-def _forward(config, params, towers, probe):
-    run = _Pass(config, params, towers, probe)
+def _forward(config, params, towers, placer, probe):
+    run = _Pass(config, params, towers, placer, probe)
     states = {t: embed(run.makers, t, params, towers[t].tokens, towers[t].local_positions) for t in config.towers}
     pre: dict[tuple[str, int], State] = {}
     for group in group_stages(make_schedule(config)):

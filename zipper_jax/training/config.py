@@ -6,9 +6,9 @@ from typing import Literal
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, compile_pattern
-from zipper_jax.training.partitioning import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ class TrainConfig:
         eval_period: Steps between validation losses; 0: never.
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
         infer_eval: Decoding of validation examples, by which metrics.
+        xla_options: Options of the compiler for the training step, by name (``gin/xla/``).
         allow_changes: Go on in a run folder although model, data or objective differ from what it holds.
     """
 
@@ -205,6 +206,7 @@ class TrainConfig:
     eval_period: int = 0
     eval_batches: int = 8
     infer_eval: InferEvalConfig = field(default_factory=InferEvalConfig)
+    xla_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     allow_changes: bool = False
 
     def __post_init__(self) -> None:
@@ -244,7 +246,7 @@ class TrainConfig:
 
 RESUME_MAY_CHANGE = frozenset(
     {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches", "infer_eval",
-     "initialise_from", "restore", "allow_changes"}
+     "initialise_from", "restore", "xla_options", "allow_changes"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 

@@ -3,7 +3,7 @@
 A matrix product of n weights costs 2n per token forward, 2n backward for the activations, and 2n more for the weights
 when they are trained. Attention scores and values cost 4·S·N·H forward per query slot and twice that backward, halved
 because of causality. Counted over all slots, padding too, since the device works on them. Recomputation under remat is
-not counted: it is no progress.
+no progress: it is counted only where asked for.
 
 Axes: T query slots, S key slots, N heads, H head size.
 """
@@ -17,24 +17,6 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.schedule import zip_pairs
 from zipper_jax.training.partition_tree import base_path
 
-PEAK_FLOPS: dict[str, float] = {
-    "TPU v3": 61.5e12,  # per jax device (half a chip)
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 peak per jax device by the start of ``device_kind``; the longest that fits counts."""
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak of one device, FLOP/s; None when it is not in the table (CPUs: the line then shows GFLOP/s alone)."""
-    fitting = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
-
 
 def flops_per_row(
     config: ZipperConfig,
@@ -42,6 +24,7 @@ def flops_per_row(
     axes: Mapping[str, tuple[str | None, ...]],
     trainable: Iterable[str],
     lengths: Mapping[str, int],
+    recomputed: bool = False,
 ) -> float:
     """FLOP of forward and backward for one row of ``lengths`` slots.
 
@@ -51,25 +34,29 @@ def flops_per_row(
         axes: Logical axis names of the same keys.
         trainable: Keys of the leaves that are trained (slices count for their share).
         lengths: Slots per tower.
+        recomputed: Count what ``config.remat`` computes a second time, too: what the device works, not what it is for.
     """
     trained = set(trainable)
+    again = config.remat if recomputed else "none"
+    matrix, attention = (2 if again == "full" else 0), (12 if again == "none" else 16)
     total = 0.0
     for key, leaf in shapes.items():
         names = axes[key]
         if len([n for n in names if n not in ("layers", "zips", None)]) < 2:
             continue  # norms, biases, gates, tables of positions and of a few added tokens
         slots = _slots(config, base_path(key), lengths)
-        total += (6 if key in trained else 4) * float(np.prod(leaf.shape)) * slots
+        inside = "layers" in names or "zips" in names
+        total += ((6 if key in trained else 4) + matrix * inside) * float(np.prod(leaf.shape)) * slots
     for name, tower in config.towers.items():
         for window in tower.window_of:
             seen = lengths[name] / 2 if not window else min(window, lengths[name] / 2)
-            total += 12 * tower.num_heads * tower.head_size * lengths[name] * seen
+            total += attention * tower.num_heads * tower.head_size * lengths[name] * seen
     for zip_config in config.zips:
         count = len(zip_pairs(zip_config, config.towers))
         for into in zip_config.receivers:
             heads = zip_config.num_heads or config.towers[into].num_heads
             size = zip_config.head_size or config.towers[into].head_size
-            total += 12 * count * heads * size * lengths[into] * lengths[zip_config.other(into)] / 2
+            total += attention * count * heads * size * lengths[into] * lengths[zip_config.other(into)] / 2
     return total
 
 

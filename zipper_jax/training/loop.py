@@ -24,8 +24,8 @@ from zipper_jax.training import bad_batches, data_source, distributed, initial, 
 from zipper_jax.training.checkpoints import Checkpoints
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
+from zipper_jax.training.mesh import put_batch, put_flag
 from zipper_jax.training.monitor import Monitor, losses, nest_gates, read_metrics
-from zipper_jax.training.partitioning import put_batch, put_flag
 from zipper_jax.training.signals import GracefulStop
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.state import TrainState

@@ -1,103 +1,38 @@
-"""Where arrays live: a mesh, one table of rules (logical axis to mesh axis), and the shardings that follow from it.
+"""Where arrays live: the shardings that follow from a mesh, its rules and the logical axes of each parameter.
 
-Everything is ``jax.jit`` with ``NamedSharding`` over Auto axes: the model says nothing about devices, the compiler
-propagates. One device is the mesh (1, 1, 1), with no special case anywhere.
-
-Mesh axes: ``data`` (batch rows only), ``fsdp`` (batch rows, and parameters cut along their width), ``tensor``
-(parameters cut along heads, hidden features and vocabulary).
+Everything is ``jax.jit`` with ``NamedSharding`` over Auto axes. The model knows logical names only; parameters are
+placed here, activations where the model calls :class:`Placement`, and the compiler propagates the rest. One device is
+the mesh (1, 1, 1, 1), with no special case anywhere.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zipper_jax.configs import closest
-from zipper_jax.errors import UserError
-
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
-
-RULES: dict[str, str | None] = {
-    "layers": None,
-    "zips": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_size": None,
-    "mlp": "tensor",
-    "projection": "fsdp",
-    "projection_out": "tensor",
-}
-"""Logical axis of a parameter to mesh axis; None: not cut."""
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How many ways each mesh axis is cut.
-
-    Attributes:
-        data: Copies of the model, each with its own rows; -1: as many as the remaining devices allow.
-        fsdp: Ways both rows and parameters are cut.
-        tensor: Ways heads, hidden features and vocabulary are cut.
-        rules: Replacements for entries of ``RULES``.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    rules: dict[str, str | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("fsdp", "tensor"):
-            if getattr(self, name) < 1:
-                raise UserError(f"MeshConfig.{name}={getattr(self, name)}: give 1 or more")
-        if self.data < 1 and self.data != -1:
-            raise UserError(f"MeshConfig.data={self.data}: give 1 or more, or -1 for all remaining devices")
-        for logical, mesh_axis in self.rules.items():
-            if logical not in RULES:
-                raise UserError(f"MeshConfig.rules[{logical!r}]: no such logical axis{closest(logical, RULES)}")
-            if mesh_axis is not None and mesh_axis not in MESH_AXES:
-                raise UserError(
-                    f"MeshConfig.rules[{logical!r}]={mesh_axis!r}: choose one of {', '.join(MESH_AXES)}, or None"
-                )
-
-
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over the devices (all, unless given), axes ``data``, ``fsdp``, ``tensor``.
-
-    With ``data`` = -1 every device is used; sizes that are all given may leave some idle.
-
-    Raises:
-        UserError: More devices are needed than there are, or -1 cannot use them all.
-    """
-    devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
-    data = config.data if config.data != -1 else max(len(devices) // rest, 1)
-    used = data * rest
-    if used > len(devices) or (config.data == -1 and used != len(devices)):
-        raise UserError(
-            f"MeshConfig data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a multiple of "
-            f"{used} devices, there are {len(devices)}; make the product of the three {len(devices)}"
-        )
-    shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices[:used])
+from zipper_jax.training.mesh import BATCH_AXES, MeshConfig, Rules, batch_ways
 
 
 def spec_of(
-    key: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules: Mapping[str, str | None]
+    key: str, shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: Mapping[str, int], rules: Rules
 ) -> tuple[PartitionSpec, list[str]]:
-    """Spec of one leaf, and a note for each axis that is replicated because its size does not divide."""
+    """Spec of one leaf, and a note for each axis that is replicated because its size does not divide.
+
+    Args:
+        key: The leaf's path.
+        shape: Its shape.
+        axes: Its logical axis names.
+        sizes: Mesh axis to its number of devices.
+        rules: Logical axis to mesh axis.
+    """
     used: set[str] = set()
     entries: list[str | None] = []
     notes: list[str] = []
     for size, name in zip(shape, axes, strict=True):
         mesh_axis = rules[name] if name is not None else None
-        ways = mesh.shape[mesh_axis] if mesh_axis is not None else 1
+        ways = sizes[mesh_axis] if mesh_axis is not None else 1
         if mesh_axis is None or ways == 1 or mesh_axis in used:
             entries.append(None)
         elif size % ways:
@@ -109,30 +44,42 @@ def spec_of(
     return PartitionSpec(*entries), notes
 
 
-def param_shardings(
-    shapes: Mapping[str, Any],
-    axes: Mapping[str, tuple[str | None, ...]],
-    mesh: Mesh,
-    rules: Mapping[str, str | None] | None = None,
-) -> tuple[dict[str, NamedSharding], list[str]]:
-    """Sharding of every leaf of a flat tree, and the notes of :func:`spec_of`.
+def owner(path: str) -> str | None:
+    """The tower whose rules a parameter follows: the one it is part of, or writes to."""
+    top, *rest = path.split("/")
+    if top in ("towers", "input_projections", "added_embeddings"):
+        return rest[0]
+    return rest[1].removeprefix("into_") if top == "zips" else None
+
+
+def param_specs(
+    shapes: Mapping[str, Any], axes: Mapping[str, tuple[str | None, ...]], sizes: Mapping[str, int], config: MeshConfig
+) -> tuple[dict[str, PartitionSpec], list[str]]:
+    """Spec of every leaf of a flat tree, and the notes of :func:`spec_of`.
 
     Args:
         shapes: Leaves with a ``shape``.
         axes: Logical names, one per axis, for the same keys.
-        mesh: From :func:`make_mesh`.
-        rules: Replacements for entries of ``RULES``.
+        sizes: Mesh axis to its number of devices (``mesh.shape``).
+        config: Whose rules count.
     """
-    table = {**RULES, **(rules or {})}
-    shardings: dict[str, NamedSharding] = {}
+    specs: dict[str, PartitionSpec] = {}
     notes: list[str] = []
     for key, leaf in shapes.items():
-        if len(leaf.shape) != len(axes[key]) or any(a is not None and a not in table for a in axes[key]):
+        rules = config.rules_of(owner(key))
+        if len(leaf.shape) != len(axes[key]) or any(a is not None and a not in rules for a in axes[key]):
             raise ValueError(f"{key}: axes {axes[key]} do not fit shape {leaf.shape} or name no rule")
-        spec, new = spec_of(key, leaf.shape, axes[key], mesh, table)
-        shardings[key] = NamedSharding(mesh, spec)
+        specs[key], new = spec_of(key, leaf.shape, axes[key], sizes, rules)
         notes += new
-    return shardings, notes
+    return specs, notes
+
+
+def param_shardings(
+    shapes: Mapping[str, Any], axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh, config: MeshConfig
+) -> tuple[dict[str, NamedSharding], list[str]]:
+    """The same on the devices of a mesh."""
+    specs, notes = param_specs(shapes, axes, mesh.shape, config)
+    return {key: NamedSharding(mesh, spec) for key, spec in specs.items()}, notes
 
 
 def optimizer_shardings(
@@ -160,30 +107,27 @@ def optimizer_shardings(
     return jax.tree_util.tree_map_with_path(of, opt_state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over ``data`` and ``fsdp``; every other axis whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+@dataclass(frozen=True)
+class Placement:
+    """Says where activations lie: called by the model with an array, its tower and its logical axes.
 
+    Without it the compiler may answer weights cut along their width by adding up whole activations over the devices,
+    instead of gathering the weights.
+    """
 
-def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """UserError unless the rows divide over devices and microbatches."""
-    ways = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
-    if batch_size % (ways * microbatches):
-        raise UserError(
-            f"batch_size={batch_size} rows must be a multiple of {ways * microbatches} "
-            f"(data x fsdp = {ways} devices, {microbatches} microbatches); change batch_size, microbatches or the mesh"
-        )
+    mesh: Mesh
+    config: MeshConfig
 
+    def __call__(self, x: jax.Array, tower: str, *names: str | None) -> jax.Array:
+        """``x`` with its axes cut; ``batch`` is the rows, other names are parameters' logical axes."""
+        if self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(x.shape, tower, *names)))
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A host batch (numpy, the same global rows in every process) onto the mesh, without waiting."""
-    sharding = batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda at: a[at]), batch)
-
-
-def put_flag(raised: bool, mesh: Mesh) -> Any:
-    """This process's flag onto each of its devices: int32, one element per device of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
-    return jax.make_array_from_callback((mesh.size,), sharding, lambda at: np.full(1, raised, np.int32))
+    def spec(self, shape: tuple[int, ...], tower: str, *names: str | None) -> PartitionSpec:
+        """What :meth:`__call__` asks for; an axis that does not divide is whole."""
+        inner = [None if name == "batch" else name for name in names]
+        spec, _ = spec_of(tower, shape, tuple(inner), self.mesh.shape, self.config.rules_of(tower))
+        ways = batch_ways(self.mesh)
+        rows = [name == "batch" and size % ways == 0 for name, size in zip(names, shape, strict=True)]
+        return PartitionSpec(*(BATCH_AXES if cut else entry for cut, entry in zip(rows, spec, strict=True)))

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training import partition_tree as tree
+from zipper_jax.training.chips import chip
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.flops import flops_per_row, peak_flops
+from zipper_jax.training.flops import flops_per_row
+from zipper_jax.training.mesh import check_batch_size, make_mesh
 from zipper_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from zipper_jax.training.partitioning import check_batch_size, make_mesh, optimizer_shardings, param_shardings
+from zipper_jax.training.partitioning import Placement, optimizer_shardings, param_shardings
 from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import make_eval_step, make_train_step, new_guard
 
@@ -28,10 +31,12 @@ class Program:
         like: The state's shapes with their shardings (nothing allocated); what a checkpoint is restored as.
         optimizer: optax transformation over the flat trainable leaves.
         schedule: Learning rate of the update after ``step`` updates.
+        forward: ``(params, towers) -> logits``, its activations placed on the mesh.
         train_step: ``(state, batch, stop) -> (state, metrics)``, donating the state.
         eval_step: ``(params, batch) -> sums``.
         notes: Axes that are replicated because they do not divide.
         flops_per_step: Estimate, see ``flops``.
+        work_per_step: The same with what is recomputed.
         peak_flops: Of all devices together, or None.
     """
 
@@ -39,10 +44,12 @@ class Program:
     like: TrainState
     optimizer: Any
     schedule: Any
+    forward: Any
     train_step: Any
     eval_step: Any
     notes: list[str]
     flops_per_step: float
+    work_per_step: float
     peak_flops: float | None
     freeze: tree.FreezeConfig
 
@@ -58,27 +65,32 @@ class Program:
         return TrainState(number, trainable, frozen, opt_state, guard)
 
 
-def build(config: TrainConfig, num_tasks: int) -> Program:
+def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None) -> Program:
     """Build the program of a run; nothing is allocated or compiled yet.
 
     Args:
         config: The run.
         num_tasks: Tasks in the mixture.
+        devices: What to run on, also devices that are only described (``zipper compile``); None: what is there.
 
     Raises:
         UserError: Freeze rules, multipliers, mesh or batch size do not fit the model or the devices.
     """
-    mesh = make_mesh(config.mesh)
+    devices = jax.devices() if devices is None else devices
+    mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, config.microbatches, mesh)
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
-    idle = jax.device_count() - mesh.size
+    idle = len(devices) - mesh.size
     if idle and jax.process_count() > 1:
         raise UserError(
-            f"the mesh takes {mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes: every "
+            f"the mesh takes {mesh.size} of {len(devices)} devices in {jax.process_count()} processes: every "
             "process must have its share; give MeshConfig sizes whose product is the number of devices"
         )
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
-    placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh.rules)
+    for tower in config.mesh.towers:
+        if tower not in config.model.towers:
+            raise UserError(f"MeshConfig.towers: the model has no tower {tower!r}{closest(tower, config.model.towers)}")
+    placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_placed = optimizer_shardings(opt_shapes, trainable, placed, mesh)
@@ -94,7 +106,7 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
         jax.tree.map(with_sharding, opt_shapes, opt_placed),
         jax.tree.map(lambda leaf: with_sharding(leaf, replicated), new_guard()),
     )
-    forward = partial(zipper.forward, config.model)
+    forward = partial(zipper.forward, config.model, placer=Placement(mesh, config.mesh))
     train_step = make_train_step(
         forward,
         optimizer,
@@ -103,18 +115,21 @@ def build(config: TrainConfig, num_tasks: int) -> Program:
         microbatches=config.microbatches,
         guard=config.guard,
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
+        compiler_options=config.xla_options,
     )
-    kinds = [peak_flops(d.device_kind) for d in mesh.devices.flat]
-    per_row = flops_per_row(config.model, {**trainable, **frozen}, axes, trainable, config.data.lengths)
+    chips = [chip(d.device_kind) for d in mesh.devices.flat]
+    counted = (config.model, {**trainable, **frozen}, axes, trainable, config.data.lengths)
     return Program(
         mesh=mesh,
         like=like,
         optimizer=optimizer,
         schedule=learning_rate_schedule(config.optimizer, config.steps),
+        forward=forward,
         train_step=train_step,
         eval_step=make_eval_step(forward, num_tasks=num_tasks),
-        notes=[f"{idle} of {jax.device_count()} devices are idle (MeshConfig)"] * bool(idle) + notes,
-        flops_per_step=per_row * config.batch_size,
-        peak_flops=None if None in kinds else float(sum(k for k in kinds if k is not None)),
+        notes=[f"{idle} of {len(devices)} devices are idle (MeshConfig)"] * bool(idle) + notes,
+        flops_per_step=flops_per_row(*counted) * config.batch_size,
+        work_per_step=flops_per_row(*counted, recomputed=True) * config.batch_size,
+        peak_flops=None if None in chips else float(sum(c.flops for c in chips if c is not None)),
         freeze=config.freeze,
     )

@@ -19,7 +19,7 @@ from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.training import bad_batches, checkpoints, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.manifest import DamagedError
-from zipper_jax.training.partitioning import put_batch
+from zipper_jax.training.mesh import put_batch
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import loss_and_gradients, spike_limit

@@ -173,6 +173,7 @@ def make_train_step(
     microbatches: int = 1,
     guard: GuardConfig = GuardConfig(),
     state_shardings: TrainState | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The compiled update ``(state, batch, stop) -> (state, metrics)``; the state given is donated.
 
@@ -187,6 +188,7 @@ def make_train_step(
         microbatches: Gradient accumulation: the rows are worked off in this many parts.
         guard: Which updates are not applied.
         state_shardings: Where the new state lies; None lets the compiler choose.
+        compiler_options: Of XLA, by name.
     """
 
     def step(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
@@ -219,7 +221,8 @@ def make_train_step(
         return new, Metrics(loss, sums, _tokens(batch), grad_norm, gates(new), good, limit, jnp.sum(stop))
 
     out = None if state_shardings is None else (state_shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    options = dict(compiler_options) if compiler_options else None
+    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def make_eval_step(forward: Forward, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:

@@ -1,0 +1,108 @@
+"""The shipped fusion runs compiled for TPU slices: memory, communication, estimated step, compile time; needs libtpu.
+
+    python benchmarks/pods.py --out benchmarks/results/pods.json              all cases, a process each; takes hours
+    python benchmarks/pods.py --out benchmarks/results/pods.json --only gecko
+    python benchmarks/pods.py --out benchmarks/results/pods.json --table      what is there, as Markdown
+
+Cases that the file holds already are left alone (--again compiles them anew).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from zipper_jax.aot.bounds import Bounds, seconds
+from zipper_jax.training.chips import GIB, chip
+
+
+class Case(NamedTuple):
+    """A run on a slice: how parameters are cut, and in how many parts the batch of 512 rows is worked off."""
+
+    run: str
+    topology: str
+    fsdp: int
+    microbatches: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.run} {self.topology}"
+
+    @property
+    def arguments(self) -> list[str]:
+        return [
+            "compile", "--topology", self.topology, f"--gin_file=runs/paper/{self.run}.gin", "--gin_file=xla/tpu.gin",
+            f"--gin.FSDP={self.fsdp}", f"--gin.MICROBATCHES={self.microbatches}",
+        ]  # fmt: skip
+
+
+CASES = (
+    Case("gemma2_9b_1b", "v5e:16x16", 256, 1),
+    Case("gecko_1b", "v5e:16x16", 256, 1),
+    Case("tiny_128m", "v5e:4x4", 16, 8),
+    Case("gecko_128m", "v5e:8x8", 64, 2),
+    Case("gemma2_9b_1b", "v5p:4x4x4", 64, 2),
+    Case("gecko_1b", "v6e:8x8", 64, 2),
+    Case("tiny_128m", "v6e:4x4", 16, 8),
+    Case("gecko_1b", "v5p:4x4x4", 64, 2),
+    Case("tiny_128m", "v5p:2x2x1", 4, 16),
+    Case("gecko_128m", "v6e:8x8", 64, 2),
+)
+
+
+def main() -> int:
+    """Compile what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    found = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    if args.table:
+        print(table(found))
+        return 0
+    failed = False
+    for case in CASES:
+        if args.only not in case.name or (case.name in found and not args.again):
+            continue
+        print(f"zipper {' '.join(case.arguments)}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "found.json"
+            command = [sys.executable, "-m", "zipper_jax.cli.main", *case.arguments, "--json", str(path)]
+            failed |= subprocess.run(command, check=False).returncode != 0
+            if path.is_file():
+                result = {"command": "zipper " + " ".join(case.arguments), **json.loads(path.read_text())}
+                found = json.loads(args.out.read_text()) if args.out.is_file() else {}
+                args.out.write_text(json.dumps({**found, case.name: result}, indent=2, sort_keys=True) + "\n")
+    return int(failed)
+
+
+def table(found: dict) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| run | slice | fsdp × microbatches | peak / limit, GiB | sent / asked for, GB "
+        "| step, ms (all overlaps – nothing does) | bound by | compiled in, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in sorted(CASES, key=lambda c: (c.run, c.topology)):
+        if case.name in found:
+            r = found[case.name]
+            known = chip(r["device"])
+            assert known is not None
+            each = seconds(Bounds(**r["bounds"]), known, r["sent"])
+            lines.append(
+                f"| {case.run} | {case.topology} | {case.fsdp} × {case.microbatches} "
+                f"| {r['peak'] / GIB:.1f} / {r['limit'] / GIB:.1f} ({r['peak'] / r['limit']:.0%}) "
+                f"| {r['sent'] / 1e9:.1f} / {r['bounds']['network'] / 1e9:.1f} "
+                f"| {max(each.values()) * 1e3:.0f} – {sum(each.values()) * 1e3:.0f} | {max(each, key=each.get)} "
+                f"| {r['compile_seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What a training step must cost at least, from configuration and shardings alone: to judge a compiled one by.
+
+Per device and step. Memory traffic counts kernels, optimizer state, block inputs and outputs of matrix products once
+per pass that needs them, scores of attention where they are built; what stays in the chip's own small memory is none.
+Communication counts what the mesh itself asks for: gathering cut parameters, adding up gradients, and adding up the
+halves of products that are cut along ``tensor``.
+
+Letters: B rows on a device, T slots, D width, M microbatches.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.training.chips import Chip
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.mesh import BATCH_AXES, batch_ways
+from zipper_jax.training.program import Program
+
+
+class Bounds(NamedTuple):
+    """flops: what a device works, recomputation included. memory: bytes to and from its memory. network: bytes sent."""
+
+    flops: float
+    memory: float
+    network: float
+
+
+def bounds(config: TrainConfig, built: Program) -> Bounds:
+    """Of one training step, per device."""
+    devices = built.mesh.size
+    return Bounds(built.work_per_step / devices, _memory(config, built), _network(config, built))
+
+
+def seconds(need: Bounds, chip: Chip, sent: float | None = None) -> dict[str, float]:
+    """Time of each resource if it were the only one, at its peak; ``sent``: bytes really sent, instead of the bound."""
+    assert chip.bandwidth
+    assert chip.link
+    network = need.network if sent is None else sent
+    return {"compute": need.flops / chip.flops, "memory": need.memory / chip.bandwidth, "network": network / chip.link}
+
+
+def _itemsize(config: ZipperConfig) -> int:
+    return 2 if config.dtype == "bfloat16" else 4
+
+
+def _passes(config: ZipperConfig) -> int:
+    """How often a block's kernels are used: forward, backward, and again where all of it is recomputed."""
+    return 3 if config.remat == "full" else 2
+
+
+def _bytes(leaf: Any) -> float:
+    """Of what one device holds of a leaf, in the leaf's own dtype."""
+    return float(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+
+def _memory(config: TrainConfig, built: Program) -> float:
+    model, item, micro = config.model, _itemsize(config.model), config.microbatches
+    tensor = built.mesh.shape["tensor"]
+    total = 0.0
+    for key, leaf in {**built.like.trainable, **built.like.frozen}.items():
+        whole = float(np.prod(leaf.shape)) * item / (tensor if "tensor" in leaf.sharding.spec else 1)
+        total += micro * (_passes(model) + 1) * whole  # written once where it is gathered, read in each pass
+        if key in built.like.trainable:
+            # Parameter, gradient and the optimizer's state, each read and written; gradients once per microbatch.
+            state = sum(_bytes(s) for s in _state_of(built, key))
+            total += 2 * (2 * _bytes(leaf) + state) + 2 * (micro - 1) * _bytes(leaf)
+    rows = config.batch_size / batch_ways(built.mesh)
+    for name, tower in model.towers.items():
+        slots = rows * config.data.lengths[name]
+        heads = (tower.num_heads + 2 * tower.num_kv_heads) * tower.head_size
+        wide = tower.mlp_width * (3 if tower.gated_mlp else 2)
+        per_slot = item * (4 * tower.width + (2 * heads + wide) / tensor)
+        # Written, read by the next product, read again backward, and its gradient written and read.
+        total += 5 * tower.num_layers * slots * per_slot
+        scores = 4.0 * slots * config.data.lengths[name] * tower.num_heads / tensor
+        total += 8 * tower.num_layers * scores  # float32 scores and weights, forward, again, and backward
+        total += 4 * 4.0 * slots * model.rows(name) / tensor  # float32 logits: written, read, their gradient
+    for z in model.zips:
+        for into in z.receivers:
+            slots, seen = rows * config.data.lengths[into], config.data.lengths[z.other(into)]
+            heads = z.num_heads or model.towers[into].num_heads
+            total += 8 * len(zip_pairs(z, model.towers)) * 4.0 * slots * seen * heads / tensor
+    return total
+
+
+def _state_of(built: Program, key: str) -> list[Any]:
+    """The leaves of the optimizer's state that belong to a parameter."""
+    import jax
+
+    found = jax.tree_util.tree_leaves_with_path(built.like.opt_state)
+    return [leaf for path, leaf in found if any(getattr(entry, "key", None) == key for entry in path)]
+
+
+def _network(config: TrainConfig, built: Program) -> float:
+    model, item, sizes, micro = config.model, _itemsize(config.model), built.mesh.shape, config.microbatches
+    fsdp, tensor = sizes["fsdp"], sizes["tensor"]
+    copies = int(np.prod([sizes[a] for a in BATCH_AXES if a != "fsdp"]))
+    total = 0.0
+    for key, leaf in {**built.like.trainable, **built.like.frozen}.items():
+        kernel = key.endswith(("kernel", "table"))
+        of_tensor = float(np.prod(leaf.shape)) / (tensor if "tensor" in leaf.sharding.spec else 1)
+        in_use = of_tensor * (item if kernel else 4)
+        cut = "fsdp" in leaf.sharding.spec
+        if cut:
+            total += micro * _passes(model) * _share(fsdp) * in_use
+        if key in built.like.trainable:
+            total += micro * in_use * _share(fsdp) * (1 if cut else 2)
+            total += micro * 2 * _share(copies) * in_use / (fsdp if cut else 1)
+    return total + micro * _activations(config, built.mesh, item, tensor)
+
+
+def _activations(config: TrainConfig, mesh: Mesh, item: int, tensor: int) -> float:
+    """Sums over ``tensor``: behind attention and MLP forward, in front of them backward; the same in zips."""
+    rows = config.batch_size / batch_ways(mesh) / config.microbatches
+    sums: Mapping[str, int] = {name: 2 * tower.num_layers for name, tower in config.model.towers.items()}
+    counts = dict(sums)
+    for z in config.model.zips:
+        for into in z.receivers:
+            counts[into] += 2 * len(zip_pairs(z, config.model.towers))
+    passes = _passes(config.model)
+    states = sum(
+        count * rows * config.data.lengths[name] * config.model.towers[name].width for name, count in counts.items()
+    )
+    return 2 * _share(tensor) * passes * states * item
+
+
+def _share(devices: int) -> float:
+    """Of an array, how much a device sends when a ring of devices gathers it."""
+    return (devices - 1) / devices

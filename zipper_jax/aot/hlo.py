@@ -1,0 +1,162 @@
+"""The collectives of a compiled program, read from its HLO text.
+
+XLA's own counters see the body of a loop once; here each collective counts as often as its loop turns, by the constant
+in the loop's condition.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BITS = {
+    "pred": 8, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32,
+    "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+_ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+
+class Collective(NamedTuple):
+    """One collective instruction.
+
+    kind: ``all-gather``, ``all-reduce``, ``reduce-scatter``, ``all-to-all``, ``collective-permute``.
+    size: bytes of the whole array, as each device has it at the larger end. devices: in a group.
+    times: how often it runs in one call of the program. place: the operation it came from.
+    """
+
+    kind: str
+    size: int
+    devices: int
+    times: int
+    place: str
+
+    @property
+    def moved(self) -> float:
+        """Bytes that each device sends per call of the program, by the ring algorithm."""
+        share = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return self.times * self.size * factor
+
+
+class UnknownLoopError(Exception):
+    """A loop whose number of turns cannot be read."""
+
+
+def collectives(text: str, num_devices: int) -> list[Collective]:
+    """Every collective of ``compiled.as_text()`` whose group has more than one device.
+
+    Args:
+        text: Optimised HLO.
+        num_devices: Devices of the program: a group that is not written out is all of them.
+
+    Raises:
+        UnknownLoopError: A loop with collectives turns an unknown number of times.
+    """
+    computations, entry = _computations(text)
+    # One that runs beside other work is written several times (its start, a middle, its end) under one channel.
+    found: dict[str, Collective] = {}
+    for collective, channel in _walk(computations, entry, 1, num_devices):
+        if collective.devices > 1:
+            found[channel or f"none {len(found)}"] = collective
+    return sorted(found.values(), key=lambda c: -c.moved)
+
+
+def size_of(shape: str) -> int:
+    """Bytes of an HLO type; of a tuple, all of it."""
+    total = 0
+    for dtype, dims in _ARRAY.findall(shape):
+        count = 1
+        for dim in filter(None, dims.split(",")):
+            count *= int(dim)
+        total += count * _BITS.get(dtype, 8 if dtype.startswith("f8") else 32) // 8
+    return total
+
+
+def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
+    """name -> (instruction, what it is) pairs; and the entry's name."""
+    computations: dict[str, list[tuple[str, str]]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        begins = _COMPUTATION.match(line)
+        if begins:
+            name = begins[2]
+            computations[name] = []
+            entry = name if begins[1] else entry
+        elif name and (instruction := _INSTRUCTION.match(line)):
+            computations[name].append((instruction[1], instruction[2]))
+    return computations, entry
+
+
+def _walk(
+    computations: dict[str, list[tuple[str, str]]], name: str, times: int, num_devices: int
+) -> Iterator[tuple[Collective, str]]:
+    for _, what in computations[name]:
+        shape, opcode = _opcode(what)
+        kind = opcode.removesuffix("-start")
+        if kind in _KINDS:
+            channel = re.search(r"channel_id=(\d+)", what)
+            collective = _collective(kind, shape, opcode != kind, what, times, num_devices)
+            yield collective, channel[1] if channel else ""
+        elif opcode == "while" and (loop := _WHILE.search(what)):
+            inside = list(_walk(computations, loop[2], times, num_devices))
+            if inside:
+                turns = _turns(computations, loop[1], what)
+                yield from ((c._replace(times=c.times * turns), channel) for c, channel in inside)
+        else:
+            for several, one in _CALLED.findall(what):
+                for called in (several or one).split(","):
+                    yield from _walk(computations, called.strip().lstrip("%"), times, num_devices)
+
+
+def _opcode(what: str) -> tuple[str, str]:
+    """(type, opcode) of ``f32[2]{0} add(...)``; a tuple's type has parentheses of its own."""
+    depth = 0
+    for at, letter in enumerate(what):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == " " and depth == 0:
+            return what[:at], what[at + 1 :].partition("(")[0]
+    return what, ""
+
+
+def _collective(kind: str, shape: str, started: bool, what: str, times: int, num_devices: int) -> Collective:
+    devices = _group(what, num_devices)
+    size = size_of(shape)
+    if started:  # (operands, results, ...): the results are the larger part of a gather, the smaller of a scatter
+        arrays = [size_of(f"{d}[{n}]") for d, n in _ARRAY.findall(shape)]
+        size = sum(arrays) * devices // (devices + 1) if kind in ("all-gather", "reduce-scatter") else sum(arrays) // 2
+    elif kind == "reduce-scatter":
+        size *= devices
+    place = re.search(r'op_name="([^"]*)"', what)
+    return Collective(kind, size, devices, times, place[1] if place else "")
+
+
+def _group(what: str, num_devices: int) -> int:
+    """Devices of one group: ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` or ``mesh['a'=2,'b'=2] {'b'}``."""
+    groups = re.search(r"replica_groups=(mesh\[.*?\] ?\{[^}]*\}|\{\{[^}]*\}|\[[\d,]+\]|\{\})", what)
+    if groups is None or groups[1] == "{}":
+        return 2 if "source_target_pairs" in what else num_devices
+    if groups[1].startswith("mesh"):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", groups[1]))
+        devices = 1
+        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", groups[1].rpartition("{")[2]):
+            devices *= int(part or sizes[axis])
+        return devices
+    if groups[1].startswith("["):
+        return int(groups[1].strip("[]").split(",")[-1])
+    return groups[1].count(",") + 1
+
+
+def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what: str) -> int:
+    """How often a loop turns: XLA's note, or the constant that its counter (from 0, by 1) is compared with."""
+    if known := _TRIPS.search(what):
+        return int(known[1])
+    constants = [int(c) for _, w in computations[condition] for c in re.findall(r"\bs32\[\]\S* constant\((\d+)\)", w)]
+    less = any("direction=LT" in w for _, w in computations[condition])
+    if len(constants) != 1 or not less:
+        raise UnknownLoopError(f"the number of turns of the loop with condition {condition} cannot be read")
+    return constants[0]

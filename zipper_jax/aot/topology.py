@@ -1,0 +1,43 @@
+"""Descriptions of TPU slices, from libtpu, on machines that have none."""
+
+import os
+import re
+from typing import Any
+
+from zipper_jax.errors import UserError
+
+EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8"
+_NAME = re.compile(r"(v[2-6][a-z]*|tpu\w+):\d+x\d+(x\d+)?$")
+
+
+def devices(name: str, slices: int = 1) -> list[Any]:
+    """The devices of a slice (or of several), which a program can be compiled for.
+
+    Args:
+        name: ``GENERATION:AxB`` or ``GENERATION:AxBxC``, chips along each side: ``v5e:16x16``.
+        slices: How many such slices, joined by the data centre's network.
+
+    Raises:
+        UserError: No libtpu, or no such slice.
+    """
+    if not _NAME.match(name):
+        raise UserError(f"--topology={name!r}: give GENERATION:AxB or AxBxC, in chips, for example {EXAMPLES}")
+    # Read by libtpu as it is loaded: it must neither look for a TPU nor ask a cloud about one.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        import libtpu  # noqa: F401  (its absence would be told in many lines otherwise)
+
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
+    except ImportError:
+        raise UserError(
+            "compiling for TPUs needs libtpu (it runs without a TPU): pip install 'zipper-jax[tpu]'"
+        ) from None
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--topology={name!r}: {reason}; there are, for example, {EXAMPLES}") from None
+    return list(described.devices)

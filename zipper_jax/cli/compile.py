@@ -1,0 +1,56 @@
+"""``zipper compile``: the real training step, compiled for a TPU slice that is not there."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from zipper_jax.errors import UserError
+
+TAKES_GIN_FLAGS = True
+DESCRIPTION = """\
+Compile what `zipper train` would run, for a TPU slice, on a machine without one (pip install 'zipper-jax[tpu]').
+Prints memory per device against the chip's, what is sent between devices against what must be, and an estimate of the
+time of a step. Exit status 1: it does not fit, or leaves less than --spare.
+
+  zipper compile --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --topology v5e:8x8
+
+DATA, MODEL_DIR and tower runs need not be there. Compiling takes minutes.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments (gin flags are read from the rest)."""
+    parser.description = DESCRIPTION
+    parser.add_argument("--topology", required=True, help="GENERATION:AxB or AxBxC, in chips: v5e:16x16, v5p:4x4x4")
+    parser.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
+    parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to be left free (default 0.1)")
+    parser.add_argument("--json", help="write what was found to this file, too")
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Returns 0, or 1 where the memory does not suffice."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: nothing runs here
+    from zipper_jax import gin_bindings
+    from zipper_jax.aot import compile_train, topology
+    from zipper_jax.cli import gin_flags
+
+    flags = gin_flags.parse(extra)
+    if not flags.files:
+        raise UserError("zipper compile needs --gin_file=..., for example --gin_file=runs/paper/tiny_128m.gin")
+    gin_flags.apply(flags, [f"{name} = 'not given'" for name in ("MODEL_DIR", "DATA", "TEXT_RUN", "SPEECH_RUN")])
+    config = gin_bindings.train_config()
+    if args.slices < 1 or not 0 <= args.spare < 1:
+        raise UserError(f"--slices={args.slices}, --spare={args.spare}: give 1 or more, and a share below 1")
+    devices = topology.devices(args.topology, args.slices)
+    done = compile_train.compile_train(config, devices)
+    for line in compile_train.lines(done, f"{args.topology}, {len(devices)} devices"):
+        print(line)
+    if args.json:
+        import json
+        from pathlib import Path
+
+        Path(args.json).write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
+    if done.limit is not None and done.peak > (1 - args.spare) * done.limit:
+        print(f"too little memory is left: --spare {args.spare:g} of it is asked for")
+        return 1
+    return 0

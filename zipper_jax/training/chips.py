@@ -1,0 +1,40 @@
+"""What the accelerators can do, by the start of jax's ``device_kind``: dense bfloat16, per jax device.
+
+Sources: Google Cloud's pages on TPU v3 to v6e, NVIDIA's data sheets. ``memory`` of TPUs is what the compiler lets a
+program have, which it names when one needs more. The network between chips is given one way.
+"""
+
+from typing import NamedTuple
+
+GIB = 1024.0**3
+
+
+class Chip(NamedTuple):
+    """One jax device.
+
+    flops: peak, FLOP/s. memory: bytes for a program; bandwidth: of that memory, bytes/s. link: bytes/s that it can send
+    to its neighbours, all links together; None: not known.
+    """
+
+    flops: float
+    memory: float | None = None
+    bandwidth: float | None = None
+    link: float | None = None
+
+
+CHIPS: dict[str, Chip] = {
+    "TPU v3": Chip(61.5e12),  # half a chip
+    "TPU v4": Chip(275e12),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95.74 * GIB, 2765e9, 600e9),
+    "TPU v6 lite": Chip(918e12, 31.25 * GIB, 1640e9, 400e9),
+    "NVIDIA A100": Chip(312e12),
+    "NVIDIA H100": Chip(989e12),
+    "NVIDIA H200": Chip(989e12),
+}
+
+
+def chip(device_kind: str) -> Chip | None:
+    """The entry whose name is the longest start of ``device_kind``; None: not in the table."""
+    fitting = [kind for kind in CHIPS if device_kind.startswith(kind)]
+    return CHIPS[max(fitting, key=len)] if fitting else None
