@@ -1,60 +1,17 @@
-"""A training step compiled for devices that are only described."""
+"""The training step, compiled for devices that are only described."""
 
-import re
-import time
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zipper_jax.aot.bounds import Bounds, bounds
-from zipper_jax.aot.hlo import Collective, collectives
-from zipper_jax.errors import UserError
+from zipper_jax.aot.bounds import bounds
+from zipper_jax.aot.report import Compiled, compiled
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training import program
-from zipper_jax.training.chips import GIB, chip
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.mesh import MESH_AXES, batch_sharding
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What is known of a compiled program.
-
-    Attributes:
-        device: jax's name of the devices.
-        mesh: Axis to size.
-        peak: Bytes of a device's memory at the worst moment.
-        limit: Bytes that a program may have; None: not known.
-        collectives: Most bytes first.
-        compile_seconds: On the machine at hand.
-        bounds: What it must cost at least.
-        notes: Axes that are replicated because they do not divide.
-    """
-
-    device: str
-    mesh: dict[str, int]
-    peak: int
-    limit: float | None
-    collectives: list[Collective]
-    compile_seconds: float
-    bounds: Bounds
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a device sends per step."""
-        return sum(c.moved for c in self.collectives)
-
-    def as_json(self) -> dict[str, Any]:
-        """For result files: collectives summed up by kind."""
-        kinds: dict[str, float] = {}
-        for c in self.collectives:
-            kinds[c.kind] = kinds.get(c.kind, 0.0) + c.moved
-        own = {k: v for k, v in asdict(self).items() if k not in ("collectives", "bounds", "notes")}
-        return {**own, "bounds": self.bounds._asdict(), "sent": self.sent, "sent_by_kind": kinds}
 
 
 def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
@@ -65,29 +22,11 @@ def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
         devices: From ``topology.devices``.
 
     Raises:
-        UserError: Mesh or batch do not fit, or the program does not fit the devices' memory: with its largest buffers.
+        UserError: Mesh or batch do not fit, or the program does not fit the devices' memory.
     """
     built = program.build(config, len(config.data.tasks), devices)
-    batch, flag = batch_shapes(config, built)
-    lowered = built.train_step.lower(built.like, batch, flag)
-    began = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise _explained(error, config) from None
-    took = time.perf_counter() - began
-    kind = built.mesh.devices.flat[0].device_kind
-    known = chip(kind)
-    return Compiled(
-        device=kind,
-        mesh=dict(built.mesh.shape),
-        peak=peak_memory(compiled),
-        limit=known.memory if known else None,
-        collectives=collectives(compiled.as_text(), built.mesh.size),
-        compile_seconds=took,
-        bounds=bounds(config, built),
-        notes=built.notes,
-    )
+    lowered = built.train_step.lower(built.like, *batch_shapes(config, built))
+    return compiled(lowered, config, built.mesh, bounds(config, built), built.notes)
 
 
 def batch_shapes(config: TrainConfig, built: program.Program) -> tuple[dict[str, Any], Any]:
@@ -103,56 +42,3 @@ def batch_shapes(config: TrainConfig, built: program.Program) -> tuple[dict[str,
     every = NamedSharding(built.mesh, PartitionSpec(MESH_AXES))
     flag = jax.ShapeDtypeStruct((built.mesh.size,), np.int32, sharding=every)
     return {"towers": towers, "task": jax.ShapeDtypeStruct((rows,), np.int32, sharding=sharding)}, flag
-
-
-def peak_memory(compiled: Any) -> int:
-    """Bytes of a device's memory at the worst moment: arguments, results that are not written over them, temporaries
-    and code."""
-    m = compiled.memory_analysis()
-    whole = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-    peak = getattr(m, "peak_memory_in_bytes", 0)
-    return int(max(peak, whole) + m.generated_code_size_in_bytes)
-
-
-def _explained(error: Exception, config: TrainConfig) -> UserError:
-    """XLA's message about memory, made short: what it needs, what there is, its largest buffers, what to change."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return UserError(f"the compiler refused the step: {text.splitlines()[0]}")
-    largest = re.findall(r"Size: ([\d.]+[KMG])\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s*)?Shape: (\S+)", text)
-    shown = "".join(f"\n  {size} {shape} {place}" for size, place, shape in largest[:5])
-    ways = config.mesh
-    changes = [
-        f"MeshConfig.fsdp (now {ways.fsdp}) or tensor (now {ways.tensor}) higher",
-        f"TrainConfig.microbatches (now {config.microbatches}) higher",
-    ]
-    if config.model.remat != "full":
-        changes.append(f"ZipperConfig.remat = 'full' (now {config.model.remat!r})")
-    return UserError(
-        f"{text.splitlines()[0].removeprefix('RESOURCE_EXHAUSTED: ')}{shown}\nchange: {'; '.join(changes)}"
-    )
-
-
-def lines(done: Compiled, label: str) -> list[str]:
-    """What ``zipper compile`` prints."""
-    from zipper_jax.aot.bounds import seconds
-
-    out = [f"{label}: compiled in {done.compile_seconds:.0f} s"]
-    out += [f"note         {note}" for note in done.notes]
-    limit = f" of {done.limit / GIB:.2f} GiB ({done.peak / done.limit:.0%})" if done.limit else ""
-    out.append(f"memory       {done.peak / GIB:.2f} GiB per device at the worst moment{limit}")
-    bound = done.bounds
-    out.append(
-        f"collectives  {done.sent / 1e9:.3f} GB sent per device and step; {bound.network / 1e9:.3f} GB are asked for"
-    )
-    for c in done.collectives[:5]:
-        out.append(f"             {c.moved / 1e9:8.3f} GB {c.kind} over {c.devices}, {c.times} times, {c.place[-80:]}")
-    known = chip(done.device)
-    if known and known.bandwidth and known.link:
-        each = seconds(bound, known, done.sent)
-        worst = max(each, key=lambda name: each[name])
-        parts = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in each.items())
-        least, most = max(each.values()) * 1e3, sum(each.values()) * 1e3
-        out.append(f"step         {least:.1f} ms if all overlaps, {most:.1f} ms if nothing does; bound by {worst}")
-        out.append(f"             {parts}: our counts at peak rates, not a measurement")
-    return out

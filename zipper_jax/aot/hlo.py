@@ -47,12 +47,13 @@ class UnknownLoopError(Exception):
     """A loop whose number of turns cannot be read."""
 
 
-def collectives(text: str, num_devices: int) -> list[Collective]:
+def collectives(text: str, num_devices: int, turns: int | None = None) -> list[Collective]:
     """Every collective of ``compiled.as_text()`` whose group has more than one device.
 
     Args:
         text: Optimised HLO.
         num_devices: Devices of the program: a group that is not written out is all of them.
+        turns: What a loop counts as whose number of turns depends on the data; None: there is none.
 
     Raises:
         UnknownLoopError: A loop with collectives turns an unknown number of times.
@@ -60,7 +61,7 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
     computations, entry = _computations(text)
     # One that runs beside other work is written several times (its start, a middle, its end) under one channel.
     found: dict[str, Collective] = {}
-    for collective, channel in _walk(computations, entry, 1, num_devices):
+    for collective, channel in _walk(computations, entry, turns, num_devices):
         if collective.devices > 1:
             found[channel or f"none {len(found)}"] = collective
     return sorted(found.values(), key=lambda c: -c.moved)
@@ -93,24 +94,24 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 
 def _walk(
-    computations: dict[str, list[tuple[str, str]]], name: str, times: int, num_devices: int
+    computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int
 ) -> Iterator[tuple[Collective, str]]:
     for _, what in computations[name]:
         shape, opcode = _opcode(what)
         kind = opcode.removesuffix("-start")
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
-            collective = _collective(kind, shape, opcode != kind, what, times, num_devices)
+            collective = _collective(kind, shape, opcode != kind, what, num_devices)
             yield collective, channel[1] if channel else ""
         elif opcode == "while" and (loop := _WHILE.search(what)):
-            inside = list(_walk(computations, loop[2], times, num_devices))
+            inside = list(_walk(computations, loop[2], unknown, num_devices))
             if inside:
-                turns = _turns(computations, loop[1], what)
+                turns = _turns(computations, loop[1], what, unknown)
                 yield from ((c._replace(times=c.times * turns), channel) for c, channel in inside)
         else:
             for several, one in _CALLED.findall(what):
                 for called in (several or one).split(","):
-                    yield from _walk(computations, called.strip().lstrip("%"), times, num_devices)
+                    yield from _walk(computations, called.strip().lstrip("%"), unknown, num_devices)
 
 
 def _opcode(what: str) -> tuple[str, str]:
@@ -123,7 +124,7 @@ def _opcode(what: str) -> tuple[str, str]:
     return what, ""
 
 
-def _collective(kind: str, shape: str, started: bool, what: str, times: int, num_devices: int) -> Collective:
+def _collective(kind: str, shape: str, started: bool, what: str, num_devices: int) -> Collective:
     devices = _group(what, num_devices)
     size = size_of(shape)
     if started:  # (operands, results, ...): the results are the larger part of a gather, the smaller of a scatter
@@ -132,12 +133,12 @@ def _collective(kind: str, shape: str, started: bool, what: str, times: int, num
     elif kind == "reduce-scatter":
         size *= devices
     place = re.search(r'op_name="([^"]*)"', what)
-    return Collective(kind, size, devices, times, place[1] if place else "")
+    return Collective(kind, size, devices, 1, place[1] if place else "")
 
 
 def _group(what: str, num_devices: int) -> int:
     """Devices of one group: ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` or ``mesh['a'=2,'b'=2] {'b'}``."""
-    groups = re.search(r"replica_groups=(mesh\[.*?\] ?\{[^}]*\}|\{\{[^}]*\}|\[[\d,]+\]|\{\})", what)
+    groups = re.search(r"replica_groups=(mesh\[[^{]*\{[^}]*\}|\{\{[^}]*\}|\[[\d,]+\]|\{\})", what)
     if groups is None or groups[1] == "{}":
         return 2 if "source_target_pairs" in what else num_devices
     if groups[1].startswith("mesh"):
@@ -151,12 +152,14 @@ def _group(what: str, num_devices: int) -> int:
     return groups[1].count(",") + 1
 
 
-def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what: str) -> int:
+def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what: str, unknown: int | None) -> int:
     """How often a loop turns: XLA's note, or the constant that its counter (from 0, by 1) is compared with."""
     if known := _TRIPS.search(what):
         return int(known[1])
     constants = [int(c) for _, w in computations[condition] for c in re.findall(r"\bs32\[\]\S* constant\((\d+)\)", w)]
     less = any("direction=LT" in w for _, w in computations[condition])
     if len(constants) != 1 or not less:
+        if unknown is not None:
+            return unknown
         raise UnknownLoopError(f"the number of turns of the loop with condition {condition} cannot be read")
     return constants[0]

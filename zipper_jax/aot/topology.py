@@ -25,7 +25,6 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     # Read by libtpu as it is loaded: it must neither look for a TPU nor ask a cloud about one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
     import jax
     from jax.experimental import topologies
 

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--topology", required=True, help="GENERATION:AxB or AxBxC, in chips: v5e:16x16, v5p:4x4x4")
+    parser.add_argument("--what", choices=("train", "decode"), default="train", help="a training step, or generation")
+    parser.add_argument("--output", default="speech", help="with --what decode: the modality (default speech)")
     parser.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
     parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to be left free (default 0.1)")
     parser.add_argument("--json", help="write what was found to this file, too")
@@ -29,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns 0, or 1 where the memory does not suffice."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: nothing runs here
+    # Before jax is imported: nothing runs here, and libtpu must neither look for a TPU nor complain that there is none.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     from zipper_jax import gin_bindings
-    from zipper_jax.aot import compile_train, topology
+    from zipper_jax.aot import compile_decode, compile_train, report, topology
     from zipper_jax.cli import gin_flags
 
     flags = gin_flags.parse(extra)
@@ -42,8 +46,12 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     if args.slices < 1 or not 0 <= args.spare < 1:
         raise UserError(f"--slices={args.slices}, --spare={args.spare}: give 1 or more, and a share below 1")
     devices = topology.devices(args.topology, args.slices)
-    done = compile_train.compile_train(config, devices)
-    for line in compile_train.lines(done, f"{args.topology}, {len(devices)} devices"):
+    if args.what == "train":
+        done = compile_train.compile_train(config, devices)
+    else:
+        done = compile_decode.compile_decode(config, args.output, devices)
+    label = f"{args.topology}, {len(devices)} devices, {args.what}"
+    for line in report.lines(done, label, "step" if args.what == "train" else "token"):
         print(line)
     if args.json:
         import json

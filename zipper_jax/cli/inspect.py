@@ -4,18 +4,63 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from zipper_jax.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = "Show a run: its model, parameter counts, step, gate values and last losses."
-    parser.add_argument("run", help="a folder that `zipper train` wrote")
+    parser.add_argument("run", help="a folder that `zipper train` wrote, or a model folder")
+    parser.add_argument("--sharding", action="store_true", help="show where each array lies, and its bytes per device")
+    parser.add_argument("--devices", type=int, help="with --sharding: on so many (default: what is here)")
+    parser.add_argument(
+        "--mesh", default="", help="with --sharding: another mesh than the run's, for example fsdp=64,tensor=2"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the summary; returns 0."""
-    for line in summary(args.run):
+    for line in sharding(args.run, args.mesh, args.devices) if args.sharding else summary(args.run):
         print(line)
     return 0
+
+
+def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterator[str]:
+    """The lines that ``zipper inspect --sharding`` prints.
+
+    Raises:
+        UserError: Not a run folder, or no such mesh.
+    """
+    import dataclasses
+
+    from zipper_jax.configs import closest, from_dict
+    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.training.mesh import MeshConfig
+    from zipper_jax.training.optimizer import OptimizerConfig
+    from zipper_jax.training.partition_tree import FreezeConfig
+    from zipper_jax.training.run_format import read_config
+    from zipper_jax.training.sharding_report import sharding_lines
+
+    stored = read_config(run_dir)
+    train = stored.get("train", {})
+    changes: dict[str, Any] = {}
+    for part in filter(None, mesh.split(",")):
+        name, _, value = part.partition("=")
+        known = [f.name for f in dataclasses.fields(MeshConfig) if f.name not in ("towers", "rules")]
+        if name not in known:
+            raise UserError(f"--mesh={mesh!r}: there is no {name!r}{closest(name, known)}; known: {', '.join(known)}")
+        try:
+            changes[name] = value if name == "strategy" else int(value)
+        except ValueError:
+            raise UserError(f"--mesh={mesh!r}: {name}={value!r} is no number") from None
+    if devices is None:
+        import jax
+
+        devices = jax.device_count()
+    config = dataclasses.replace(from_dict(MeshConfig, train.get("mesh", {})), **changes)
+    freeze = from_dict(FreezeConfig, train.get("freeze", {}))
+    optimizer = from_dict(OptimizerConfig, train.get("optimizer", {}))
+    yield from sharding_lines(from_dict(ZipperConfig, stored["model"]), freeze, optimizer, config, devices)
 
 
 def summary(run_dir: str) -> Iterator[str]:

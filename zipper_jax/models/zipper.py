@@ -31,10 +31,11 @@ from zipper_jax.sequences import TowerBatch
 
 State = Float[Array, "B T D"]
 Placer = Callable[..., Array]
-"""(array, tower, one logical axis name or None per axis) -> the array, cut over devices; ``batch`` names the rows."""
+"""(array, tower, one logical axis name or None per axis) -> the array, cut over devices; ``batch`` names the rows.
+``in_use=True``: as a parameter lies while it is used."""
 
 
-def anywhere(x: Array, tower: str, *names: str | None) -> Array:
+def anywhere(x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
     """The placer of one device: nothing is cut."""
     return x
 
@@ -48,18 +49,21 @@ class Makers:
         self.zips = {z.name: z for z in config.zips}
 
     def bind(self, make: Maker[Module], tower: str, params: Params) -> Module:
-        """The module with these parameters in it, which lie where the tower's do.
-
-        Said at the place of use, and of kernels in the dtype they are used in, this also says where gradients lie: each
-        device adds up only its own share of them, and what is gathered or added up travels in that dtype.
-        """
+        """The module with these parameters in it, gathered for use, kernels in the dtype they are used in."""
         if self.place is not anywhere:
 
-            def lay(path, x, names):
-                return self.place(x.astype(self.dtype) if path[-1].key == "kernel" else x, tower, *names)
+            def gather(path, x, names):
+                return self.gather(x.astype(self.dtype) if path[-1].key == "kernel" else x, tower, *names)
 
-            params = jax.tree_util.tree_map_with_path(lay, params, modules.axes(make))
+            params = jax.tree_util.tree_map_with_path(gather, params, modules.axes(make))
         return modules.bind(make, params)
+
+    def gather(self, x: Array, tower: str, *names: str | None) -> Array:
+        """A parameter as it is used, from where it lies; backwards, its gradient goes the same way to where it belongs.
+
+        Said outright: else the compiler may cut a product along the sum, and add up activations of the whole batch.
+        """
+        return self.place(self.place(x, tower, *names), tower, *names, in_use=True)
 
     def embedding(self, tower: str):
         return lambda rngs: Embedding(self.config.towers[tower], self.dtype, rngs)
@@ -181,7 +185,7 @@ def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bo
     config, own = makers.config.towers[tower], params["towers"][tower]
     x = makers.bind(makers.final_norm(tower), tower, own["final_norm"])(x)
     table = own["embedding"]["table"] if config.tied_head else own["head"]["table"]
-    logits = logits_of(config, x, makers.place(table.astype(x.dtype), tower, "vocab", "embed"))
+    logits = logits_of(config, x, makers.gather(table.astype(x.dtype), tower, "vocab", "embed"))
     added = params.get("added_embeddings", {}).get(tower) if fused else None
     if added is None:
         return makers.place(logits, tower, "batch", None, "vocab")

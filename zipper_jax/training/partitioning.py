@@ -109,25 +109,32 @@ def optimizer_shardings(
 
 @dataclass(frozen=True)
 class Placement:
-    """Says where activations lie: called by the model with an array, its tower and its logical axes.
+    """Says where arrays lie while they are used: called by the model with an array, its tower and its logical axes.
 
-    Without it the compiler may answer weights cut along their width by adding up whole activations over the devices,
-    instead of gathering the weights.
+    Without it the compiler may answer parameters cut along their width by adding up activations of the whole batch over
+    the devices, instead of gathering the parameters.
     """
 
     mesh: Mesh
     config: MeshConfig
 
-    def __call__(self, x: jax.Array, tower: str, *names: str | None) -> jax.Array:
-        """``x`` with its axes cut; ``batch`` is the rows, other names are parameters' logical axes."""
+    def __call__(self, x: jax.Array, tower: str, *names: str | None, in_use: bool = False) -> jax.Array:
+        """``x`` with its axes cut; ``batch`` is the rows, other names are parameters' logical axes.
+
+        ``in_use``: a parameter while it is used, that is whole along what ``fsdp`` cuts.
+        """
         if self.mesh.size == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(x.shape, tower, *names)))
+        spec = self.spec(x.shape, tower, *names, in_use=in_use)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    def spec(self, shape: tuple[int, ...], tower: str, *names: str | None) -> PartitionSpec:
+    def spec(self, shape: tuple[int, ...], tower: str, *names: str | None, in_use: bool = False) -> PartitionSpec:
         """What :meth:`__call__` asks for; an axis that does not divide is whole."""
         inner = [None if name == "batch" else name for name in names]
-        spec, _ = spec_of(tower, shape, tuple(inner), self.mesh.shape, self.config.rules_of(tower))
+        rules = self.config.rules_of(tower)
+        if in_use:
+            rules = {name: None if axis == "fsdp" else axis for name, axis in rules.items()}
+        spec, _ = spec_of(tower, shape, tuple(inner), self.mesh.shape, rules)
         ways = batch_ways(self.mesh)
         rows = [name == "batch" and size % ways == 0 for name, size in zip(names, shape, strict=True)]
         return PartitionSpec(*(BATCH_AXES if cut else entry for cut, entry in zip(rows, spec, strict=True)))

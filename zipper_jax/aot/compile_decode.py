@@ -1,0 +1,90 @@
+"""Generation of one span, compiled for devices that are only described.
+
+Letters: B rows, S slots of a cache.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from zipper_jax.aot.bounds import Bounds
+from zipper_jax.aot.report import Compiled, compiled
+from zipper_jax.configs import closest
+from zipper_jax.decoding.cache import init_cache
+from zipper_jax.decoding.generate import decode_span
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.sequences import Place
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.mesh import batch_ways, make_mesh
+from zipper_jax.training.partition_tree import flatten, unflatten
+from zipper_jax.training.partitioning import Placement, param_shardings
+
+
+def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Compiled:
+    """Compile greedy generation of one span of ``output``: BATCH_SIZE rows, caches of TASK_FEATURE_LENGTHS slots.
+
+    What is sent, and the bounds, are those of one token of every row.
+
+    Args:
+        config: The run whose model it is.
+        output: A modality.
+        devices: From ``topology.devices``.
+
+    Raises:
+        UserError: No such modality; mesh or rows do not fit; or the program does not fit the devices' memory.
+    """
+    model = config.model
+    if output not in model.modalities:
+        raise UserError(f"--output={output!r}: the model has no such modality{closest(output, model.modalities)}")
+    mesh = make_mesh(config.mesh, devices)
+    if config.batch_size % batch_ways(mesh):
+        raise UserError(f"batch_size={config.batch_size} rows must be a multiple of {batch_ways(mesh)}: data x fsdp")
+    placer = Placement(mesh, config.mesh)
+    shapes, axes = flatten(zipper.abstract_params(model)), flatten(zipper.param_axes(model))
+    shardings, notes = param_shardings(shapes, axes, mesh, config.mesh)
+    params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[k]) for k, s in shapes.items()}
+    rows = config.batch_size
+    empty = jax.jit(partial(init_cache, model, rows, config.data.lengths, placer)).trace().lower().out_info
+    whole = NamedSharding(mesh, PartitionSpec())
+    cache = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=_cut(s, placer, whole)), empty)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=whole)
+    modality = model.modalities[output]
+    place = Place(modality.tower, modality.offset, modality.size - 2, modality.size - 1, modality.size - 2)
+    limit = config.data.lengths[place.tower] - 2
+    decode = partial(decode_span, model, place=place, limit=limit, sampling=SamplingConfig(), placer=placer)
+    lowered = jax.jit(decode, donate_argnums=1).lower(unflatten(params), cache, keys)
+    return compiled(lowered, config, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
+
+
+def _cut(shape: Any, placer: Placement, whole: NamedSharding) -> NamedSharding:
+    """Where a leaf of the cache lies: keys and values as `init_cache` places them, lengths everywhere."""
+    if len(shape.shape) != 5:
+        return whole
+    tower = next(iter(placer.config.towers), "")
+    return NamedSharding(placer.mesh, placer.spec(shape.shape, tower, None, "batch", None, "kv_heads", None))
+
+
+def _bounds(
+    model: ZipperConfig, tower: str, params: dict[str, Any], cache: Any, config: TrainConfig, mesh: Any
+) -> Bounds:
+    """One token of every row: each kernel of the tower and of the zips at it is read once, each cache once."""
+    item = 2 if model.dtype == "bfloat16" else 4
+    used = {k: s for k, s in params.items() if k.startswith(f"towers/{tower}/") or f"into_{tower}/" in k}
+    weights = sum(float(np.prod(s.shape)) for s in used.values())
+    held = sum(float(np.prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in used.values())
+    incoming = [value for (_, into), value in cache.zips.items() if into == tower]
+    caches = jax.tree.leaves((cache.towers[tower], incoming))
+    kept = sum(float(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in caches)
+    rows, ways = config.batch_size / batch_ways(mesh), mesh.shape["tensor"]
+    sums = 2 * model.towers[tower].num_layers * rows * model.towers[tower].width * item
+    fsdp = mesh.shape["fsdp"]
+    cut = sum(float(np.prod(s.shape)) for s in used.values() if "fsdp" in s.sharding.spec) * item / ways
+    network = 2 * sums * (ways - 1) / ways + cut * (fsdp - 1) / fsdp
+    return Bounds(2 * weights * rows / ways, held + kept, network)

@@ -1,0 +1,80 @@
+"""Which array lies where: path, shape, spec, bytes per device; and a warning of what is large and whole on each."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.training import partition_tree as tree
+from zipper_jax.training.mesh import MESH_AXES, MeshConfig
+from zipper_jax.training.optimizer import OptimizerConfig, make_optimizer
+from zipper_jax.training.partitioning import param_specs
+
+LARGE = 16 * 2**20
+"""Bytes from which on an array that no device shares with another is worth a warning."""
+
+
+def sharding_lines(
+    model: ZipperConfig, freeze: tree.FreezeConfig, optimizer: OptimizerConfig, mesh: MeshConfig, devices: int
+) -> Iterator[str]:
+    """What ``zipper inspect --sharding`` prints. No device is needed.
+
+    Raises:
+        UserError: The mesh does not fit the number of devices.
+    """
+    sizes = dict(zip(MESH_AXES, mesh.shape(devices), strict=True))
+    trainable, frozen = tree.split(zipper.abstract_params(model), freeze)
+    leaves = {**trainable, **frozen}
+    axes = tree.axes_of(leaves, zipper.param_axes(model))
+    specs, notes = param_specs(leaves, axes, sizes, mesh)
+    state = _state_bytes(optimizer, trainable, axes)
+    yield "mesh         " + " x ".join(f"{name} {size}" for name, size in sizes.items()) + f", {devices} devices"
+    totals = {"parameters": 0.0, "optimizer": 0.0}
+    warnings: list[str] = []
+    for key, leaf in sorted(leaves.items()):
+        ways = _ways(specs[key], sizes)
+        size = float(np.prod(leaf.shape)) * leaf.dtype.itemsize
+        kept = state.get(key, 0.0) / ways
+        totals["parameters"] += size / ways
+        totals["optimizer"] += kept
+        cut = ", ".join("-" if entry is None else str(entry) for entry in specs[key]) or "-"
+        note = "frozen" if key in frozen else f"+ {amount(kept)} optimizer"
+        shape = ", ".join(map(str, leaf.shape))
+        yield f"array        {key} [{shape}] ({cut}): {amount(size / ways)} per device, {note}"
+        if ways == 1 and devices > 1 and size >= LARGE:
+            warnings.append(f"{key} is whole on every device: {amount(size)}")
+    for name, size in totals.items():
+        yield f"per device   {name}: {amount(size)}"
+    for note in notes:
+        yield f"note         {note}"
+    for warning in warnings:
+        yield f"warning      {warning}"
+
+
+def amount(size: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _ways(spec: PartitionSpec, sizes: Mapping[str, int]) -> int:
+    return int(np.prod([sizes[axis] for axis in spec if axis is not None], initial=1))
+
+
+def _state_bytes(optimizer: OptimizerConfig, trainable: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes of the optimizer's state per parameter, over all devices, where it is of the parameter's shape."""
+    made = make_optimizer(optimizer, {key: axes[key] for key in trainable}, optimizer.warmup_steps + 1)
+    found: dict[str, float] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(made.init, dict(trainable))):
+        for entry in path:
+            key = getattr(entry, "key", None)
+            if isinstance(key, str) and key in trainable and leaf.shape == trainable[key].shape:
+                found[key] = found.get(key, 0.0) + float(np.prod(leaf.shape)) * leaf.dtype.itemsize
+    return found
