@@ -96,6 +96,16 @@ def test_speak_returns_audio_of_its_units_and_saves_it(model, tmp_path):
         speech.save(tmp_path / "on.nonsense")
 
 
+@pytest.mark.slow
+def test_a_model_cut_over_devices_says_the_same(model):
+    cut = model.sharded(MeshConfig(data=2, fsdp=2, tensor=2))
+    kernel = cut.params["towers"]["text"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    prompts, limits = [[("speech", [0, 3])], [("speech", [1])], []], {"text": 3}
+    wanted = model.generate(prompts, limits=limits)
+    assert [row[0].content for row in cut.generate(prompts, limits=limits)] == [row[0].content for row in wanted]
+
+
 def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
     rows = model.generate([[("speech", [0, 3])], []], ("text", "speech"), limits={"text": 3, "speech": 4})
     for row in rows:

@@ -28,6 +28,9 @@ from zipper_jax.evaluation import perplexity
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import make_layout, own_tokens
+from zipper_jax.training.mesh import MeshConfig, make_mesh
+from zipper_jax.training.partition_tree import flatten, unflatten
+from zipper_jax.training.partitioning import Placement, param_shardings
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
 SAMPLE_RATE = 16_000
@@ -90,6 +93,21 @@ class Model:
         other = copy.copy(self)
         other.params = jax.tree.map(jnp.asarray, dict(params))
         other._generator = self._generator.with_params(other.params)
+        return other
+
+    def sharded(self, mesh: MeshConfig) -> "Model":
+        """The same model cut over devices, for generation: ``MeshConfig(data=1, tensor=4, strategy="tensor")``.
+
+        Raises:
+          UserError: the mesh does not fit the devices.
+        """
+        devices = make_mesh(mesh)
+        flat = flatten(self.params)
+        shardings, _ = param_shardings(flat, flatten(zipper.param_axes(self.config)), devices, mesh)
+        other = copy.copy(self)
+        other.params = unflatten(jax.device_put(flat, shardings))
+        placer = Placement(devices, mesh)
+        other._generator = Generator(self.config, other.params, self.layout, self.lengths, placer)
         return other
 
     @cached_property

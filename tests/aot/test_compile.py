@@ -41,12 +41,14 @@ TowerConfig.mlp_width = 256
 """
 
 
-def zipper(*arguments: str, without: bool = False) -> subprocess.CompletedProcess:
+def zipper(*arguments: str, without: bool = False, seconds: int = 900) -> subprocess.CompletedProcess:
     environment = {**os.environ, "XLA_FLAGS": ""}
     if find_spec("libtpu") is None and not without:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LIBTPU), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "zipper_jax.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=seconds, check=False
+    )
 
 
 @pytest.fixture(scope="module")

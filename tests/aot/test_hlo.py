@@ -82,7 +82,7 @@ PROGRAM = """HloModule m
 
 ENTRY %main (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0:T(128)}) while(%x), condition=%condition, body=%body, metadata={op_name="loop"}
-  %r = (bf16[4,8]{1,0}, f32[2]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
+  %r = (bf16[4,8], f32[2]) all-reduce(%a, %b), channel_id=1, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
   %s = f32[2]{0} reduce-scatter(%x), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %q = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), channel_id=3, replica_groups={}, dimensions={0}
   %o = f32[8]{0} all-reduce(%x), channel_id=4, replica_groups={{0},{1}}, to_apply=%add

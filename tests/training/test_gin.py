@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import math
 
+import jax
 import pytest
 
+import gin
 from zipper_jax import gin_bindings
 from zipper_jax.cli import gin_flags
 from zipper_jax.cli import train as train_command
+from zipper_jax.cli.main import main
 from zipper_jax.configs import from_dict, to_dict
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
@@ -79,9 +83,58 @@ def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_pat
     capsys.readouterr()
     assert train_command.run(args, extra) == 0
     assert "already finished (2 steps)" in capsys.readouterr().err
-    inspect.run(argparse.Namespace(run=str(tmp_path / "run")))
+    assert main(["inspect", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     for words in ("2 of 2", "text: 1 layers x", "text_lm", "trained, 0 frozen", "loss "):
         assert words in shown
+    assert main(["inspect", str(tmp_path / "run"), "--sharding", "--devices=64", "--mesh=data=1,fsdp=32,tensor=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "mesh         slices 1 x data 1 x fsdp 32 x tensor 2, 64 devices" in shown
+    assert "towers/text/blocks/mlp/up/kernel [1, 96, 256] (-, fsdp, tensor): 1.5 KiB per device, + 3.0 KiB" in shown
+    assert main(["inspect", str(tmp_path / "run"), "--sharding", "--mesh=fdsp=4"]) == 2
+    assert "there is no 'fdsp'; did you mean 'fsdp'" in capsys.readouterr().err
     with pytest.raises(UserError, match="does not exist"):
         list(inspect.summary(str(tmp_path / "nothing")))
+
+
+PAPER = {  # run: parameters of the text and the speech tower in billions, zips
+    "paper/tiny_128m": (0.49, 0.128, 4),
+    "paper/gecko_128m": (2.6, 0.128, 8),
+    "paper/gecko_1b": (2.6, 1.03, 9),
+    "paper/gemma2_9b_1b": (9.2, 1.03, 9),
+}
+
+
+@pytest.mark.parametrize("run", PAPER)
+def test_the_papers_sizes(run):
+    from zipper_jax.models import zipper
+    from zipper_jax.models.schedule import zip_pairs
+    from zipper_jax.training.partition_tree import flatten
+
+    places = [f"--gin.{name}=x" for name in ("DATA", "MODEL_DIR", "TEXT_RUN", "SPEECH_RUN")]
+    gin_flags.apply(gin_flags.parse([f"--gin_file=runs/{run}.gin", "--gin_file=xla/tpu.gin", *places]))
+    config = gin_bindings.train_config()
+    assert (config.batch_size, config.steps, config.freeze.towers) == (512, 1_000_000, ("text",))
+    assert (config.model.scan, config.model.dtype, config.optimizer.b2) == (True, "bfloat16", 0.99)
+    assert config.xla_options, "the preset is in force"
+    text, speech, zips = PAPER[run]
+    assert len(zip_pairs(config.model.zips[0], config.model.towers)) == zips
+    counts = dict.fromkeys(config.model.towers, 0)
+    for path, leaf in flatten(zipper.abstract_params(config.model)["towers"]).items():
+        counts[path.split("/")[0]] += math.prod(leaf.shape)
+    assert counts["text"] == pytest.approx(text * 1e9, rel=0.02)
+    assert counts["speech"] == pytest.approx(speech * 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize("preset", ["gpu", "gpu_deterministic"])
+def test_presets_of_the_compiler_name_options_that_it_knows(preset):
+    gin_flags.apply(gin_flags.parse([f"--gin_file=xla/{preset}.gin"]))
+    options = gin.query_parameter("TrainConfig.xla_options")
+
+    def compiled(**more):
+        return jax.jit(lambda x: x + 1, compiler_options={**options, **more}).lower(1.0).compile()
+
+    assert options
+    assert compiled() is not None
+    with pytest.raises(Exception, match="xla_gpu_no_such_option"):
+        compiled(xla_gpu_no_such_option=True)

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zipper_jax.aot.bounds import Bounds
 from zipper_jax.aot.report import Compiled, compiled
 from zipper_jax.configs import closest
-from zipper_jax.decoding.cache import init_cache
+from zipper_jax.decoding.cache import Cache, init_cache
 from zipper_jax.decoding.generate import decode_span
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
@@ -50,9 +50,8 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     shardings, notes = param_shardings(shapes, axes, mesh, config.mesh)
     params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[k]) for k, s in shapes.items()}
     rows = config.batch_size
-    empty = jax.jit(partial(init_cache, model, rows, config.data.lengths, placer)).trace().lower().out_info
     whole = NamedSharding(mesh, PartitionSpec())
-    cache = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=_cut(s, placer, whole)), empty)
+    cache = _cache(jax.eval_shape(partial(init_cache, model, rows, config.data.lengths)), placer, whole)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=whole)
     modality = model.modalities[output]
@@ -63,12 +62,21 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     return compiled(lowered, config, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
 
 
-def _cut(shape: Any, placer: Placement, whole: NamedSharding) -> NamedSharding:
-    """Where a leaf of the cache lies: keys and values as `init_cache` places them, lengths everywhere."""
-    if len(shape.shape) != 5:
-        return whole
-    tower = next(iter(placer.config.towers), "")
-    return NamedSharding(placer.mesh, placer.spec(shape.shape, tower, None, "batch", None, "kv_heads", None))
+def _cache(empty: Cache, placer: Placement, whole: NamedSharding) -> Cache:
+    """The shapes of a cache with their shardings, as `init_cache` places them."""
+
+    def cut(tower: str, kept: Any) -> Any:
+        names = (None, "batch", None, "kv_heads", None)
+        specs = [NamedSharding(placer.mesh, placer.spec(x.shape, tower, *names)) for x in kept]
+        return type(kept)(
+            *(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(kept, specs, strict=True))
+        )
+
+    return Cache(
+        {name: cut(name, kept) for name, kept in empty.towers.items()},
+        {(name, into): cut(into, kept) for (name, into), kept in empty.zips.items()},
+        {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for k, x in empty.lengths.items()},  # type: ignore
+    )
 
 
 def _bounds(

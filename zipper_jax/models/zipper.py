@@ -49,13 +49,17 @@ class Makers:
         self.zips = {z.name: z for z in config.zips}
 
     def bind(self, make: Maker[Module], tower: str, params: Params) -> Module:
-        """The module with these parameters in it, gathered for use, kernels in the dtype they are used in."""
+        """The module with these parameters in it: kernels gathered for use, in the dtype they are used in; tables, of
+        which only some rows are read, where they lie."""
         if self.place is not anywhere:
 
-            def gather(path, x, names):
-                return self.gather(x.astype(self.dtype) if path[-1].key == "kernel" else x, tower, *names)
+            def lay(path, x, names):
+                kind = path[-1].key
+                if kind.endswith("table"):
+                    return self.place(x, tower, *names)
+                return self.gather(x.astype(self.dtype) if kind == "kernel" else x, tower, *names)
 
-            params = jax.tree_util.tree_map_with_path(gather, params, modules.axes(make))
+            params = jax.tree_util.tree_map_with_path(lay, params, modules.axes(make))
         return modules.bind(make, params)
 
     def gather(self, x: Array, tower: str, *names: str | None) -> Array:
