@@ -20,23 +20,44 @@ from zipper_jax.training.chips import GIB, chip
 
 
 class Case(NamedTuple):
-    """A run on a slice: how parameters are cut, and in how many parts the batch of 512 rows is worked off."""
+    """A training step on a slice: how parameters are cut, and in how many parts the 512 rows are worked off; or,
+    with ``output``, generation of that modality for ``rows`` sequences, with the strategy ``tensor``."""
 
     run: str
     topology: str
-    fsdp: int
-    microbatches: int
+    fsdp: int = 1
+    microbatches: int = 1
+    output: str = ""
+    tensor: int = 1
+    rows: int = 512
 
     @property
     def name(self) -> str:
-        return f"{self.run} {self.topology}"
+        return f"{self.run} {self.topology}{f' decode {self.output}' if self.output else ''}"
 
     @property
     def arguments(self) -> list[str]:
         return [
             "compile", "--topology", self.topology, f"--gin_file=runs/paper/{self.run}.gin", "--gin_file=xla/tpu.gin",
-            f"--gin.FSDP={self.fsdp}", f"--gin.MICROBATCHES={self.microbatches}",
+            *self._cut,
         ]  # fmt: skip
+
+    @property
+    def _cut(self) -> list[str]:
+        if not self.output:
+            return [f"--gin.FSDP={self.fsdp}", f"--gin.MICROBATCHES={self.microbatches}"]
+        return [
+            "--what=decode", f"--output={self.output}", f"--gin.TENSOR={self.tensor}", f"--gin.BATCH_SIZE={self.rows}",
+            "--gin.MeshConfig.strategy=tensor",
+        ]  # fmt: skip
+
+    @property
+    def how(self) -> str:
+        """How it is cut, for the table."""
+        if self.output:
+            return f"{self.output} for {self.rows} rows, tensor {self.tensor}"
+        parts = f", {self.microbatches} microbatches" if self.microbatches > 1 else ""
+        return f"training, fsdp {self.fsdp}{parts}"
 
 
 CASES = (
@@ -50,6 +71,8 @@ CASES = (
     Case("gecko_1b", "v5p:4x4x4", 64, 2),
     Case("tiny_128m", "v5p:2x2x1", 4, 16),
     Case("gecko_128m", "v6e:8x8", 64, 2),
+    Case("gecko_1b", "v6e:2x2", output="speech", tensor=4, rows=64),
+    Case("gemma2_9b_1b", "v5p:2x2x1", output="text", tensor=4, rows=64),
 )
 
 
@@ -84,8 +107,8 @@ def main() -> int:
 def table(found: dict) -> str:
     """The results as Markdown."""
     lines = [
-        "| run | slice | fsdp × microbatches | peak / limit, GiB | sent / asked for, GB "
-        "| step, ms (all overlaps – nothing does) | bound by | compiled in, s |",
+        "| run | slice | program | peak / limit, GiB | sent / asked for, GB "
+        "| a step or token, ms (all overlaps – nothing does) | bound by | compiled in, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in sorted(CASES, key=lambda c: (c.run, c.topology)):
@@ -95,13 +118,19 @@ def table(found: dict) -> str:
             assert known is not None
             each = seconds(Bounds(**r["bounds"]), known, r["sent"])
             lines.append(
-                f"| {case.run} | {case.topology} | {case.fsdp} × {case.microbatches} "
+                f"| {case.run} | {case.topology} | {case.how} "
                 f"| {r['peak'] / GIB:.1f} / {r['limit'] / GIB:.1f} ({r['peak'] / r['limit']:.0%}) "
-                f"| {r['sent'] / 1e9:.1f} / {r['bounds']['network'] / 1e9:.1f} "
-                f"| {max(each.values()) * 1e3:.0f} – {sum(each.values()) * 1e3:.0f} | {max(each, key=each.get)} "
+                f"| {_figures(r['sent'] / 1e9)} / {_figures(r['bounds']['network'] / 1e9)} "
+                f"| {_figures(max(each.values()) * 1e3)} – {_figures(sum(each.values()) * 1e3)} "
+                f"| {max(each, key=lambda name: each[name])} "
                 f"| {r['compile_seconds']:.0f} |"
             )
     return "\n".join(lines)
+
+
+def _figures(value: float) -> str:
+    """Two figures at the least, no more than one behind the point for large values."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 if __name__ == "__main__":
