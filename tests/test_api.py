@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -97,8 +98,9 @@ def test_speak_returns_audio_of_its_units_and_saves_it(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_cut_over_devices_says_the_same(model):
-    cut = model.sharded(MeshConfig(data=2, fsdp=2, tensor=2))
+def test_a_model_cut_over_devices_says_the_same(model, run):
+    cut = load(run, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    cut = cut.with_params(jax.device_get(cut.params))
     kernel = cut.params["towers"]["text"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     prompts, limits = [[("speech", [0, 3])], [("speech", [1])], []], {"text": 3}

@@ -79,35 +79,28 @@ class Model:
         vocabularies: Mapping[str, Vocabulary],
         lengths: Mapping[str, int],
         folder: Path | None = None,
+        mesh: MeshConfig | None = None,
     ):
-        self.params: dict[str, Any] = jax.tree.map(jnp.asarray, dict(params))
+        self.params: dict[str, Any]
+        placer: zipper.Placer = zipper.anywhere
+        if mesh is None:
+            self.params = jax.tree.map(jnp.asarray, dict(params))
+        else:
+            devices, flat = make_mesh(mesh), flatten(params)
+            shardings, _ = param_shardings(flat, flatten(zipper.param_axes(config)), devices, mesh)
+            self.params, placer = unflatten(jax.device_put(flat, shardings)), Placement(devices, mesh)
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
         self.lengths, self.folder = dict(lengths), folder
         self.layout = make_layout(config.modalities, vocabularies)
         self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
-        self._generator = Generator(self.config, self.params, self.layout, self.lengths)
+        self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)
 
     def with_params(self, params: Mapping[str, Any]) -> "Model":
         """The same model with other parameters of the same shapes; compiled programs are shared."""
         other = copy.copy(self)
-        other.params = jax.tree.map(jnp.asarray, dict(params))
+        other.params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), dict(params), self.params)
         other._generator = self._generator.with_params(other.params)
-        return other
-
-    def sharded(self, mesh: MeshConfig) -> "Model":
-        """The same model cut over devices, for generation: ``MeshConfig(data=1, tensor=4, strategy="tensor")``.
-
-        Raises:
-          UserError: the mesh does not fit the devices.
-        """
-        devices = make_mesh(mesh)
-        flat = flatten(self.params)
-        shardings, _ = param_shardings(flat, flatten(zipper.param_axes(self.config)), devices, mesh)
-        other = copy.copy(self)
-        other.params = unflatten(jax.device_put(flat, shardings))
-        placer = Placement(devices, mesh)
-        other._generator = Generator(self.config, other.params, self.layout, self.lengths, placer)
         return other
 
     @cached_property
@@ -246,11 +239,16 @@ class Unimodal:
         return found[0]
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Model:
+def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig | None = None) -> Model:
     """Loads a model folder, or a run folder's newest checkpoint or that of ``step``, without gin or TensorFlow.
 
+    Args:
+      path: the folder.
+      step: of a run folder; None: the newest good one.
+      mesh: cut over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: on one device.
+
     Raises:
-      UserError: no run folder, no complete checkpoint, or vocabularies that do not fit the model.
+      UserError: no run folder, no complete checkpoint, vocabularies that do not fit the model, or an impossible mesh.
     """
     from zipper_jax.training.checkpoints import load_params
 
@@ -258,7 +256,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    return Model(config, params, vocabularies, header["lengths"], Path(path))
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh)
 
 
 def from_hf(path_or_id: str | os.PathLike, name: str = "text", **tokens: str) -> Model:

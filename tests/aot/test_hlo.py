@@ -80,11 +80,17 @@ PROGRAM = """HloModule m
   ROOT %t = (s32[], f32[8]) tuple(%i, %g.2)
 }
 
+%chosen (p: f32[8]) -> f8e4m3fn[64] {
+  ROOT %g.3 = f8e4m3fn[64]{0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
 ENTRY %main (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0:T(128)}) while(%x), condition=%condition, body=%body, metadata={op_name="loop"}
   %r = (bf16[4,8], f32[2]) all-reduce(%a, %b), channel_id=1, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
   %s = f32[2]{0} reduce-scatter(%x), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %q = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), channel_id=3, replica_groups={}, dimensions={0}
+  %v = f32[16]{0} all-reduce-start(%x), channel_id=6, replica_groups=[1,2]<=[2], to_apply=%add
+  %u = f32[8]{0} conditional(%x, %x, %x), true_computation=%chosen, false_computation=%add
   %o = f32[8]{0} all-reduce(%x), channel_id=4, replica_groups={{0},{1}}, to_apply=%add
   ROOT %e = f32[8]{0} collective-permute(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
 }
@@ -96,6 +102,8 @@ def test_every_way_a_group_is_written():
     assert found["all-reduce4"].size == 4 * 8 * 2 + 2 * 4
     assert found["reduce-scatter4"].size == 32, "the whole array, of which each device keeps a quarter"
     gathers = [c for c in hlo.collectives(PROGRAM, 4) if c.kind == "all-gather"]
-    assert {(c.size, c.times) for c in gathers} == {(32, 6), (128, 1)}, "one channel in two places is one gather"
+    sizes = {(c.size, c.times) for c in gathers}
+    assert sizes == {(32, 6), (128, 1), (64, 1)}, "one channel in two places is one gather; a branch counts"
+    assert found["all-reduce2"].size == 64, "of an all-reduce that is started only the result is named"
     assert found["collective-permute2"].moved == 32
     assert "all-reduce1" not in found, "a group of one sends nothing"

@@ -123,19 +123,14 @@ def test_copies_of_the_model_exchange_gradients_and_nothing_else(text_run):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "most"),
-    [
-        ("1x8x1", 2.5),
-        pytest.param("1x4x2", 2.5, marks=pytest.mark.slow),
-        pytest.param("2x2x2", 2.5, marks=pytest.mark.slow),
-    ],
+    "mesh", ["1x8x1", pytest.param("1x4x2", marks=pytest.mark.slow), pytest.param("2x2x2", marks=pytest.mark.slow)]
 )
-def test_cut_parameters_are_gathered_and_activations_are_not(zipper_run, mesh, most):
-    """XLA's CPU compiler adds up whole gradients where a share would do, so up to so many times what is asked for; but
-    no activation [B, T, ...] of all rows is ever on one device."""
-    config = zipper_run(mesh=MESHES[mesh], batch_size=64)
-    found, asked = sent(config)
-    print(sum(c.moved for c in found) / asked, found[:6])
-    assert sum(c.moved for c in found) < most * asked
-    largest = max(int(np.prod(leaf.shape)) * 4 for leaf in program.build(config, 2).like.trainable.values())
-    assert all(c.size <= 4 * largest for c in found if c.kind == "all-gather")
+def test_cut_parameters_are_gathered_and_activations_are_not(zipper_run, mesh):
+    """What is sent grows with the rows only where ``tensor`` adds up activations, and by no more than that. (XLA's CPU
+    compiler adds up whole gradients where a share would do: up to twice what is asked for.)"""
+    few, many = (zipper_run(mesh=MESHES[mesh], batch_size=size) for size in (16, 128))
+    (found, asked), (more, asked_more) = sent(few), sent(many)
+    total, total_more = (sum(c.moved for c in s) for s in (found, more))
+    assert total < 2.5 * asked
+    embeddings = sum(c.moved for c in more if c.kind == "all-to-all")  # rows of cut tables go where they are needed
+    assert total_more - total <= 2.5 * (asked_more - asked) + embeddings + 1000

@@ -1,24 +1,25 @@
 """What a training step must cost at least, from configuration and shardings alone: to judge a compiled one by.
 
-Per device and step. Memory traffic counts kernels, optimizer state, block inputs and outputs of matrix products once
-per pass that needs them, scores of attention where they are built; what stays in the chip's own small memory is none.
-Communication counts what the mesh itself asks for: gathering cut parameters, adding up gradients, and adding up the
-halves of products that are cut along ``tensor``.
+Per device and step, all devices working evenly (a tower that is replicated beside a cut one does not: its own work is
+done on every device of ``tensor``). Memory traffic counts kernels, optimizer state, block inputs and outputs of matrix
+products once per pass that needs them, scores of attention where they are built; what stays in the chip's own small
+memory is none. Communication counts what the mesh itself asks for: gathering cut parameters, adding up gradients, and
+adding up the halves of products that are cut along ``tensor``.
 
 Letters: B rows on a device, T slots, D width, M microbatches.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.schedule import zip_pairs
 from zipper_jax.training.chips import Chip
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.mesh import BATCH_AXES, batch_ways
+from zipper_jax.training.partition_tree import base_path
 from zipper_jax.training.program import Program
 
 
@@ -90,8 +91,6 @@ def _memory(config: TrainConfig, built: Program) -> float:
 
 def _state_of(built: Program, key: str) -> list[Any]:
     """The leaves of the optimizer's state that belong to a parameter."""
-    import jax
-
     found = jax.tree_util.tree_leaves_with_path(built.like.opt_state)
     return [leaf for path, leaf in found if any(getattr(entry, "key", None) == key for entry in path)]
 
@@ -101,30 +100,42 @@ def _network(config: TrainConfig, built: Program) -> float:
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     copies = int(np.prod([sizes[a] for a in BATCH_AXES if a != "fsdp"]))
     total = 0.0
+    gathers = 1 if model.remat == "none" else 2  # forward, and once for all that is done backward
     for key, leaf in {**built.like.trainable, **built.like.frozen}.items():
-        kernel = key.endswith(("kernel", "table"))
+        path = base_path(key)
         of_tensor = float(np.prod(leaf.shape)) / (tensor if "tensor" in leaf.sharding.spec else 1)
-        in_use = of_tensor * (item if kernel else 4)
+        in_use = of_tensor * (item if path.endswith(("kernel", "table")) else 4)
         cut = "fsdp" in leaf.sharding.spec
-        if cut:
-            total += micro * _passes(model) * _share(fsdp) * in_use
-        if key in built.like.trainable:
-            total += micro * in_use * _share(fsdp) * (1 if cut else 2)
-            total += micro * 2 * _share(copies) * in_use / (fsdp if cut else 1)
-    return total + micro * _activations(config, built.mesh, item, tensor)
+        if cut and (not path.endswith("table") or _is_head(model, path)):  # of other tables only some rows are read
+            total += micro * gathers * _share(fsdp) * in_use
+        if key in built.like.trainable and cut:
+            total += micro * in_use * (_share(fsdp) + 2 * _share(copies) / fsdp)
+        elif key in built.like.trainable:
+            total += micro * 2 * _share(copies * fsdp) * in_use
+    return total + micro * _activations(config, built, item, tensor)
 
 
-def _activations(config: TrainConfig, mesh: Mesh, item: int, tensor: int) -> float:
+def _is_head(model: ZipperConfig, path: str) -> bool:
+    """Whether logits are products with this table."""
+    top, name, *rest = path.split("/")
+    tied = name in model.towers and model.towers[name].tied_head
+    return top == "towers" and rest == ["embedding" if tied else "head", "table"]
+
+
+def _activations(config: TrainConfig, built: Program, item: int, tensor: int) -> float:
     """Sums over ``tensor``: behind attention and MLP forward, in front of them backward; the same in zips."""
-    rows = config.batch_size / batch_ways(mesh) / config.microbatches
-    sums: Mapping[str, int] = {name: 2 * tower.num_layers for name, tower in config.model.towers.items()}
-    counts = dict(sums)
+    rows = config.batch_size / batch_ways(built.mesh) / config.microbatches
+    leaves = {**built.like.trainable, **built.like.frozen}
+    cut = {key.split("/")[1] for key, leaf in leaves.items() if "/blocks/" in key and "tensor" in leaf.sharding.spec}
+    counts = {name: 2 * tower.num_layers for name, tower in config.model.towers.items()}
     for z in config.model.zips:
         for into in z.receivers:
             counts[into] += 2 * len(zip_pairs(z, config.model.towers))
     passes = _passes(config.model)
     states = sum(
-        count * rows * config.data.lengths[name] * config.model.towers[name].width for name, count in counts.items()
+        count * rows * config.data.lengths[name] * config.model.towers[name].width
+        for name, count in counts.items()
+        if name in cut
     )
     return 2 * _share(tensor) * passes * states * item
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zipper_jax.aot.bounds import Bounds
-from zipper_jax.aot.report import Compiled, compiled
+from zipper_jax.aot.report import Compiled, compiled, mesh_advice
 from zipper_jax.configs import closest
 from zipper_jax.decoding.cache import Cache, init_cache
 from zipper_jax.decoding.generate import decode_span
@@ -59,7 +59,8 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     limit = config.data.lengths[place.tower] - 2
     decode = partial(decode_span, model, place=place, limit=limit, sampling=SamplingConfig(), placer=placer)
     lowered = jax.jit(decode, donate_argnums=1).lower(unflatten(params), cache, keys)
-    return compiled(lowered, config, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
+    advice = [mesh_advice(config), f"BATCH_SIZE (now {rows} rows) or TASK_FEATURE_LENGTHS lower"]
+    return compiled(lowered, advice, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
 
 
 def _cache(empty: Cache, placer: Placement, whole: NamedSharding) -> Cache:
@@ -82,9 +83,9 @@ def _cache(empty: Cache, placer: Placement, whole: NamedSharding) -> Cache:
 def _bounds(
     model: ZipperConfig, tower: str, params: dict[str, Any], cache: Any, config: TrainConfig, mesh: Any
 ) -> Bounds:
-    """One token of every row: each kernel of the tower and of the zips at it is read once, each cache once."""
+    """One token of every row: each kernel that it goes through is read once, each cache once."""
     item = 2 if model.dtype == "bfloat16" else 4
-    used = {k: s for k, s in params.items() if k.startswith(f"towers/{tower}/") or f"into_{tower}/" in k}
+    used = {key: shape for key, shape in params.items() if _is_used(key, tower)}
     weights = sum(float(np.prod(s.shape)) for s in used.values())
     held = sum(float(np.prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in used.values())
     incoming = [value for (_, into), value in cache.zips.items() if into == tower]
@@ -96,3 +97,13 @@ def _bounds(
     cut = sum(float(np.prod(s.shape)) for s in used.values() if "fsdp" in s.sharding.spec) * item / ways
     network = 2 * sums * (ways - 1) / ways + cut * (fsdp - 1) / fsdp
     return Bounds(2 * weights * rows / ways, held + kept, network)
+
+
+def _is_used(key: str, tower: str) -> bool:
+    """Whether a parameter is used for a token of ``tower``: a zip's source reads what its receiver attends to."""
+    top, name, *rest = key.split("/")
+    if top != "zips":
+        return name == tower
+    reads = rest[1] == "projection" or rest[1:3] in (["attention", "key"], ["attention", "value"])
+    receives = rest[0] == f"into_{tower}"
+    return receives != reads and (receives or tower in name.split("-"))

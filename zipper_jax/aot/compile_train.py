@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zipper_jax.aot.bounds import bounds
-from zipper_jax.aot.report import Compiled, compiled
+from zipper_jax.aot.report import Compiled, compiled, mesh_advice
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training import program
 from zipper_jax.training.config import TrainConfig
@@ -26,7 +26,10 @@ def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
     """
     built = program.build(config, len(config.data.tasks), devices)
     lowered = built.train_step.lower(built.like, *batch_shapes(config, built))
-    return compiled(lowered, config, built.mesh, bounds(config, built), built.notes)
+    advice = [mesh_advice(config), f"TrainConfig.microbatches (now {config.microbatches}) higher"]
+    if config.model.remat != "full":
+        advice.append(f"ZipperConfig.remat = 'full' (now {config.model.remat!r})")
+    return compiled(lowered, advice, built.mesh, bounds(config, built), built.notes)
 
 
 def batch_shapes(config: TrainConfig, built: program.Program) -> tuple[dict[str, Any], Any]:

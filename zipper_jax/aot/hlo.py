@@ -8,14 +8,19 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from zipper_jax.errors import UserError
+
 _BITS = {
     "pred": 8, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32,
     "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
 }  # fmt: skip
-_ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)="
+    r"(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
 _WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -43,7 +48,7 @@ class Collective(NamedTuple):
         return self.times * self.size * factor
 
 
-class UnknownLoopError(Exception):
+class UnknownLoopError(UserError):
     """A loop whose number of turns cannot be read."""
 
 
@@ -62,8 +67,9 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
     # One that runs beside other work is written several times (its start, a middle, its end) under one channel.
     found: dict[str, Collective] = {}
     for collective, channel in _walk(computations, entry, turns, num_devices):
-        if collective.devices > 1:
-            found[channel or f"none {len(found)}"] = collective
+        key = channel or f"none {len(found)}"
+        if collective.devices > 1 and (key not in found or found[key].times < collective.times):
+            found[key] = collective
     return sorted(found.values(), key=lambda c: -c.moved)
 
 
@@ -127,7 +133,7 @@ def _opcode(what: str) -> tuple[str, str]:
 def _collective(kind: str, shape: str, started: bool, what: str, num_devices: int) -> Collective:
     devices = _group(what, num_devices)
     size = size_of(shape)
-    if started:  # (operands, results, ...): the results are the larger part of a gather, the smaller of a scatter
+    if started and kind != "all-reduce":  # (operands, results, ...), one of which is as large as the whole
         arrays = [size_of(f"{d}[{n}]") for d, n in _ARRAY.findall(shape)]
         size = sum(arrays) * devices // (devices + 1) if kind in ("all-gather", "reduce-scatter") else sum(arrays) // 2
     elif kind == "reduce-scatter":

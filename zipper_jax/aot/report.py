@@ -54,13 +54,13 @@ class Compiled:
 
 
 def compiled(
-    lowered: Any, config: TrainConfig, mesh: Mesh, bounds: Bounds, notes: list[str], turns: int | None = None
+    lowered: Any, advice: list[str], mesh: Mesh, bounds: Bounds, notes: list[str], turns: int | None = None
 ) -> Compiled:
     """Compile a lowered program.
 
     Args:
         lowered: From ``jit(...).lower(...)``.
-        config: For what to change when it does not fit.
+        advice: What to change when it does not fit.
         mesh: Its devices.
         bounds: What it must cost at least.
         notes: To be shown.
@@ -73,7 +73,7 @@ def compiled(
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _explained(error, config) from None
+        raise _explained(error, advice) from None
     took = time.perf_counter() - began
     kind = mesh.devices.flat[0].device_kind
     known = chip(kind)
@@ -98,23 +98,19 @@ def peak_memory(compiled: Any) -> int:
     return int(max(peak, whole) + m.generated_code_size_in_bytes)
 
 
-def _explained(error: Exception, config: TrainConfig) -> UserError:
+def mesh_advice(config: TrainConfig) -> str:
+    """What may help in any program."""
+    return f"MeshConfig.fsdp (now {config.mesh.fsdp}) or tensor (now {config.mesh.tensor}) higher"
+
+
+def _explained(error: Exception, advice: list[str]) -> UserError:
     """XLA's message about memory, made short: what it needs, what there is, its largest buffers, what to change."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         return UserError(f"the compiler refused the step: {text.splitlines()[0]}")
     largest = re.findall(r"Size: ([\d.]+[KMG])\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s*)?Shape: (\S+)", text)
     shown = "".join(f"\n  {size} {shape} {place}" for size, place, shape in largest[:5])
-    ways = config.mesh
-    changes = [
-        f"MeshConfig.fsdp (now {ways.fsdp}) or tensor (now {ways.tensor}) higher",
-        f"TrainConfig.microbatches (now {config.microbatches}) higher",
-    ]
-    if config.model.remat != "full":
-        changes.append(f"ZipperConfig.remat = 'full' (now {config.model.remat!r})")
-    return UserError(
-        f"{text.splitlines()[0].removeprefix('RESOURCE_EXHAUSTED: ')}{shown}\nchange: {'; '.join(changes)}"
-    )
+    return UserError(f"{text.splitlines()[0].removeprefix('RESOURCE_EXHAUSTED: ')}{shown}\nchange: {'; '.join(advice)}")
 
 
 def lines(done: Compiled, label: str, per: str) -> list[str]:
@@ -130,7 +126,9 @@ def lines(done: Compiled, label: str, per: str) -> list[str]:
     for c in done.collectives[:5]:
         out.append(f"             {c.moved / 1e9:8.3f} GB {c.kind} over {c.devices}, {c.times} times, {c.place[-80:]}")
     known = chip(done.device)
-    if known and known.bandwidth and known.link:
+    if done.mesh["slices"] > 1:
+        out.append(f"{per:<12} no estimate: the speed of the network between slices is not known here")
+    elif known and known.bandwidth and known.link:
         each = seconds(bound, known, done.sent)
         worst = max(each, key=lambda name: each[name])
         parts = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in each.items())

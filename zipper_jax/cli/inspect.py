@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the summary; returns 0."""
+    if not args.sharding and (args.devices or args.mesh):
+        raise UserError("--devices and --mesh go with --sharding")
     for line in sharding(args.run, args.mesh, args.devices) if args.sharding else summary(args.run):
         print(line)
     return 0

@@ -16,6 +16,8 @@ from zipper_jax.evaluation.metrics import METRICS, find
 from zipper_jax.sequences import Example
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.data_source import open_layout
+from zipper_jax.training.mesh import make_mesh
+from zipper_jax.training.partitioning import Placement
 from zipper_jax.vocabularies import load_vocabulary
 
 Scores = dict[str, dict[str, float]]
@@ -49,17 +51,16 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
     folder = Path(config.data.folder) / "vocabularies"
     vocabularies = {modality: load_vocabulary(folder / modality) for modality in layout}
     limits = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
-    generator: list[Generator] = []  # made once there are parameters, then kept: it holds the compiled programs
+    placer = Placement(make_mesh(config.mesh), config.mesh)
+    generator = Generator(config.model, {}, layout, placer=placer)  # it keeps the compiled programs
 
     def evaluate(params: Mapping[str, Any]) -> Scores:
-        generator[:] = [
-            generator[0].with_params(dict(params)) if generator else Generator(config.model, dict(params), layout)
-        ]
+        current = generator.with_params(dict(params))
         scores: Scores = {}
         for task, chosen in examples.items():
             modality = chosen[0][-1].modality
             given = [[(span.modality, span.tokens) for span in example[:-1]] for example in chosen]
-            rows = generator[0](given, (modality,), limits)
+            rows = current(given, (modality,), limits)
             decode = vocabularies[modality].decode
             targets = [decode(example[-1].tokens) for example in chosen]
             predictions = [decode(row[0].tokens) for row in rows]

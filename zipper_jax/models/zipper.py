@@ -193,7 +193,8 @@ def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bo
     added = params.get("added_embeddings", {}).get(tower) if fused else None
     if added is None:
         return makers.place(logits, tower, "batch", None, "vocab")
-    more = logits_of(config, x, added["table"] if config.tied_head else added["head_table"])
+    more_rows = added["table"] if config.tied_head else added["head_table"]
+    more = logits_of(config, x, makers.gather(more_rows.astype(x.dtype), tower, None, "embed"))
     return jnp.concatenate([logits, more], axis=-1)
 
 

@@ -118,7 +118,8 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     devices = devices[: int(np.prod(shape))]
-    found = len({getattr(device, "slice_index", 0) for device in devices})
+    # GPUs have a slice_index, too, but their nodes may be joined in any way.
+    found = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if found > 1 and found != config.slices:
         raise UserError(
             f"MeshConfig.slices={config.slices}, but the devices are {found} TPU slices; give slices={found}"

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zipper_jax.configs import closest
+from zipper_jax.errors import UserError
 from zipper_jax.training.mesh import BATCH_AXES, MeshConfig, Rules, batch_ways
 
 
@@ -62,7 +64,14 @@ def param_specs(
         axes: Logical names, one per axis, for the same keys.
         sizes: Mesh axis to its number of devices (``mesh.shape``).
         config: Whose rules count.
+
+    Raises:
+        UserError: ``config.towers`` names a tower that is not there.
     """
+    towers = {tower for key in shapes if (tower := owner(key)) is not None}
+    for tower in config.towers:
+        if tower not in towers:
+            raise UserError(f"MeshConfig.towers: the model has no tower {tower!r}{closest(tower, towers)}")
     specs: dict[str, PartitionSpec] = {}
     notes: list[str] = []
     for key, leaf in shapes.items():
@@ -121,7 +130,7 @@ class Placement:
     def __call__(self, x: jax.Array, tower: str, *names: str | None, in_use: bool = False) -> jax.Array:
         """``x`` with its axes cut; ``batch`` is the rows, other names are parameters' logical axes.
 
-        ``in_use``: a parameter while it is used, that is whole along what ``fsdp`` cuts.
+        ``in_use``: a parameter while it is used, that is whole along whatever rows are cut, too (``fsdp``).
         """
         if self.mesh.size == 1:
             return x
@@ -133,8 +142,10 @@ class Placement:
         inner = [None if name == "batch" else name for name in names]
         rules = self.config.rules_of(tower)
         if in_use:
-            rules = {name: None if axis == "fsdp" else axis for name, axis in rules.items()}
+            rules = {name: None if axis in BATCH_AXES else axis for name, axis in rules.items()}
         spec, _ = spec_of(tower, shape, tuple(inner), self.mesh.shape, rules)
         ways = batch_ways(self.mesh)
         rows = [name == "batch" and size % ways == 0 for name, size in zip(names, shape, strict=True)]
-        return PartitionSpec(*(BATCH_AXES if cut else entry for cut, entry in zip(rows, spec, strict=True)))
+        # An axis that rows are cut along cannot cut anything else of the same array.
+        rest = [None if any(rows) and entry in BATCH_AXES else entry for entry in spec]
+        return PartitionSpec(*(BATCH_AXES if cut else entry for cut, entry in zip(rows, rest, strict=True)))

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training import partition_tree as tree
@@ -65,6 +64,12 @@ class Program:
         return TrainState(number, trainable, frozen, opt_state, guard)
 
 
+def _kept(config: TrainConfig) -> list[str]:
+    if config.mesh.fsdp == 1 or config.model.remat != "none":
+        return []
+    return ["ZipperConfig.remat='none' keeps every gathered kernel for the backward pass; 'dots' and 'full' do not"]
+
+
 def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None) -> Program:
     """Build the program of a run; nothing is allocated or compiled yet.
 
@@ -79,6 +84,13 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     devices = jax.devices() if devices is None else devices
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, config.microbatches, mesh)
+    platform = mesh.devices.flat[0].platform
+    for name in config.xla_options:
+        if platform != "tpu" and name.startswith(("xla_tpu_", "xla_jf_")):
+            raise UserError(
+                f"TrainConfig.xla_options: {name!r} is for TPUs, and the devices are {platform}s; leave out "
+                "--gin_file=xla/tpu.gin"
+            )
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     idle = len(devices) - mesh.size
     if idle and jax.process_count() > 1:
@@ -87,9 +99,6 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
             "process must have its share; give MeshConfig sizes whose product is the number of devices"
         )
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
-    for tower in config.mesh.towers:
-        if tower not in config.model.towers:
-            raise UserError(f"MeshConfig.towers: the model has no tower {tower!r}{closest(tower, config.model.towers)}")
     placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
@@ -127,7 +136,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         forward=forward,
         train_step=train_step,
         eval_step=make_eval_step(forward, num_tasks=num_tasks),
-        notes=[f"{idle} of {len(devices)} devices are idle (MeshConfig)"] * bool(idle) + notes,
+        notes=_kept(config) + [f"{idle} of {len(devices)} devices are idle (MeshConfig)"] * bool(idle) + notes,
         flops_per_step=flops_per_row(*counted) * config.batch_size,
         work_per_step=flops_per_row(*counted, recomputed=True) * config.batch_size,
         peak_flops=None if None in chips else float(sum(c.flops for c in chips if c is not None)),

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of a SLURM cluster: writes a batch script, shows it and submits it. One task per GPU (JAX gives each
+# task of a SLURM step the GPU of its local number), all on one coordinator that JAX finds from SLURM's variables.
+#
+#   launch/slurm.sh --job_name=fuse-1 --nodes=2 --gpus_per_node=8 --partition=gpu --time=24:00:00 -- \
+#     train --gin_file=runs/fuse.gin --gin_file=hardware/accelerator.gin --gin.FSDP=8 --gin.DATA=/shared/prepared \
+#     --gin.MODEL_DIR=/shared/runs/fuse-1 --gin.TEXT_RUN=/shared/runs/text --gin.SPEECH_RUN=/shared/runs/speech
+#
+# When a task dies, SLURM kills the rest of the step, and the step starts again in the same job. Shortly before the time
+# limit training saves, and the job puts itself back into the queue. Run folder and data lie on the cluster's shared disk.
+# shellcheck disable=SC2154 # options become variables by their names
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$here/lib.sh"
+
+option job_name required fuse-1 "names the job, its script and its log"
+option gpus_per_node required 8 "and as many tasks"
+option nodes default 1 "how many"
+option time default 24:00:00 "the job's time limit; then it is queued again"
+option partition optional gpu "which part of the cluster"
+option account optional my-account "who pays"
+option cpus_per_task default 8 "CPU cores for each GPU"
+option sbatch repeated --constraint=h100 "another option of sbatch"
+option zipper default zipper "the program, on every node: an absolute path to a virtual environment's, or on PATH"
+option container_image optional my-image.sqsh "run in this container (pyxis), made from container/gpu.Dockerfile"
+option container_mounts optional /shared:/shared "and let it see these folders"
+option grace_seconds default 180 "so long before the time limit training is told to save"
+option restarts default 20 "start the step again at most so often in one job"
+option script optional fuse-1.sbatch "where the batch script is written (default: JOB_NAME.sbatch)"
+parse_options "$@"
+require job_name gpus_per_node
+number gpus_per_node 1 nodes 1 cpus_per_task 1 grace_seconds 0 restarts 0
+[[ $job_name =~ ^[A-Za-z0-9._-]+$ ]] || fail "--job_name=$job_name: letters, digits, dots, - and _"
+[ -z "$container_mounts" ] || [ -n "$container_image" ] || fail "--container_mounts needs --container_image"
+[[ -z $container_image || $container_mounts ]] ||
+  fail "--container_image needs --container_mounts (for example /shared:/shared), or it sees neither data nor run folder"
+train_command /
+[ -n "$script" ] || script=$job_name.sbatch
+
+step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task" --gpu-bind=none)
+[ -z "$container_image" ] || step+=("--container-image=$container_image" "--container-mounts=$container_mounts")
+
+# srun's own status is the highest of its tasks', and a task that was killed with the rest counts more than the first
+# one's 2: so a task leaves a mark. The shell outlives SIGTERM, which goes to all, to tell how training ended.
+# shellcheck disable=SC2016 # expanded in the task
+task='trap : TERM; refused=$1; shift; "$@"; status=$?; [ "$status" != 2 ] || : >"$refused"; exit "$status"'
+
+batch_script() {
+  local extra
+  printf '%s\n' '#!/usr/bin/env bash' "#SBATCH --job-name=$job_name" "#SBATCH --nodes=$nodes" \
+    "#SBATCH --ntasks-per-node=$gpus_per_node" "#SBATCH --gpus-per-node=$gpus_per_node" \
+    "#SBATCH --cpus-per-task=$cpus_per_task" "#SBATCH --time=$time" "#SBATCH --output=$job_name-%j.log" \
+    '#SBATCH --open-mode=append' '#SBATCH --requeue' "#SBATCH --signal=B:USR1@$grace_seconds"
+  [ -z "$partition" ] || echo "#SBATCH --partition=$partition"
+  [ -z "$account" ] || echo "#SBATCH --account=$account"
+  for extra in "${sbatch[@]}"; do echo "#SBATCH $extra"; done
+  cat <<END
+# Written by launch/slurm.sh.
+set -uo pipefail
+refused=$(quoted "$model_dir").\$SLURM_JOB_ID.refused # beside the run folder, which every task sees
+mkdir -p "\$(dirname "\$refused")"
+rm -f "\$refused"
+$(declare -f retry_until_done)
+
+# The time limit comes near: training saves and stops. USR1 and not TERM, which also comes when somebody cancels the job.
+stop_asked=""
+near_limit() {
+  stop_asked=limit interrupted=1
+  scancel --signal=TERM "\$SLURM_JOB_ID" # to the tasks, not to this script; srun itself would end at once on a TERM
+}
+trap near_limit USR1
+
+run_step() {
+  local status
+  $(quoted "${step[@]}") bash -c $(quoted "$task") zipper "\$refused" \\
+    $(quoted "$zipper" "${rest[@]}" --coordinator=auto) &
+  step=\$!
+  interrupted=1
+  while [ -n "\$interrupted" ]; do # a wait that USR1 cut short has not seen how the step ended
+    interrupted="" status=0
+    wait "\$step" || status=\$?
+  done
+  [ ! -e "\$refused" ] || return 2
+  return "\$status"
+}
+
+status=0
+retry_until_done $restarts run_step || status=\$?
+rm -f "\$refused"
+if [ "\$stop_asked" = limit ] && [ "\$status" != 0 ] && [ "\$status" != 2 ]; then
+  scontrol requeue "\$SLURM_JOB_ID"
+fi
+exit "\$status"
+END
+}
+
+if [ -n "$dry_run" ]; then
+  note "$script:"
+  batch_script | sed 's/^/#| /'
+else
+  command -v sbatch >/dev/null || fail "no sbatch on PATH: run this on a login node of the cluster"
+  batch_script >"$script"
+  say "wrote $script"
+fi
+run sbatch "$script"
+note "watch:"
+note "  squeue --name=$job_name"
+note "  tail -f $job_name-JOBID.log"

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Trains on TPUs of a Google Kubernetes Engine cluster through xpk: v5e, v5p, v6e and Ironwood (tpu7x).
+#
+#   launch/xpk.sh --cluster=zipper --project=my-project --zone=us-central1-c --tpu_type=tpu7x-4x4x4 --workload=fuse-1 \
+#     --docker_image=REGION-docker.pkg.dev/my-project/zipper/tpu:1 --storage=zipper-share --mount=/mnt/zipper -- \
+#     train --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --gin.DATA=/mnt/zipper/prepared \
+#     --gin.MODEL_DIR=/mnt/zipper/runs/fuse-1 --gin.TEXT_RUN=/mnt/zipper/towers/text --gin.SPEECH_RUN=/mnt/zipper/runs/speech
+#
+# The first time, add --create_cluster --capacity=spot --create_storage --build_image (each can be given alone, then
+# nothing stands behind --). Kubernetes watches: when a pod fails, the JobSet ends all pods and starts them again, and
+# training goes on from its newest checkpoint, at most --max_restarts times; after exit status 2 it does not.
+# shellcheck disable=SC2154 # options become variables by their names
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$here/lib.sh"
+
+option cluster required zipper "the cluster, made by xpk"
+option project required my-project "the Google Cloud project"
+option zone required us-central1-c "where the TPUs are"
+option tpu_type required tpu7x-4x4x4 "v5litepod-256, v5p-128, v6e-256, tpu7x-4x4x4, ..."
+option num_slices default 1 "so many slices of that type"
+option workload required fuse-1 "names the job; for another attempt after the last restart delete it first, or give another"
+option docker_image required REGION-docker.pkg.dev/my-project/zipper/tpu:1 "built from container/tpu.Dockerfile"
+option storage required zipper-share "the Filestore share's name in xpk"
+option mount default /mnt/zipper "where containers see it"
+option max_restarts default 100 "start all pods again at most so often"
+option priority default medium "very-low, low, medium, high or very-high"
+option grace_seconds default 180 "a pod that must go has so long to save"
+option create_cluster switch "" "first make the cluster"
+option capacity optional spot "for --create_cluster: spot, on-demand, flex, or reservation=NAME"
+option cluster_flag repeated --cpu-limit=112 "for --create_cluster: passed on to xpk"
+option create_storage switch "" "first make the share and attach it"
+option storage_size default 1024 "for --create_storage: GiB"
+option build_image switch "" "first build the image and push it"
+option wait switch "" "afterwards wait until it has ended"
+parse_options "$@"
+number num_slices 1 max_restarts 0 grace_seconds 0 storage_size 1024
+
+place=("--project=$project" "--zone=$zone")
+needs=()
+[ -z "$create_cluster" ] || needs+=(cluster project zone tpu_type capacity)
+[ -z "$create_storage" ] || needs+=(cluster project zone storage)
+[ -z "$build_image" ] || needs+=(docker_image)
+if ((${#rest[@]} > 0)) || ((${#needs[@]} == 0)); then
+  needs+=(cluster project zone tpu_type workload docker_image storage)
+  train_wanted=1
+fi
+mapfile -t needs < <(printf '%s\n' "${needs[@]}" | awk '!seen[$0]++')
+require "${needs[@]}"
+[ -z "${train_wanted:-}" ] || train_command "$mount"
+if [ -z "$dry_run" ]; then
+  [ "${needs[*]}" = docker_image ] || command -v xpk >/dev/null || fail "no xpk on PATH: pip install xpk"
+  [ -z "$build_image" ] || command -v docker >/dev/null || fail "no docker on PATH: --build_image needs it"
+fi
+
+if [ -n "$create_cluster" ]; then
+  case $capacity in
+    spot | on-demand | flex | reservation=?*) ;;
+    *) fail "--capacity=$capacity: give spot, on-demand, flex or reservation=NAME" ;;
+  esac
+  note "the cluster, with its TPU nodes"
+  run xpk cluster create "--cluster=$cluster" "${place[@]}" "--tpu-type=$tpu_type" "--num-slices=$num_slices" \
+    "--$capacity" --enable-gcpfilestore-csi-driver "${cluster_flag[@]}"
+fi
+if [ -n "$create_storage" ]; then
+  note "the share: a Filestore instance, attached to the cluster"
+  run xpk storage create "$storage" --type=gcpfilestore "--size=$storage_size" --tier=ZONAL --vol=zipper \
+    --access-mode=ReadWriteMany --auto-mount=false "--mount-point=$mount" --readonly=false \
+    "--cluster=$cluster" "${place[@]}"
+fi
+if [ -n "$build_image" ]; then
+  note "the image"
+  run docker build "--file=$here/container/tpu.Dockerfile" "--tag=$docker_image" "$(dirname "$here")"
+  run docker push "$docker_image"
+fi
+[ -n "${train_wanted:-}" ] || exit 0
+
+note "training"
+# xpk's own list of statuses that allow a restart is 42 and 127-255; zipper's rule is all but 2.
+run xpk workload create "--workload=$workload" "--cluster=$cluster" "${place[@]}" "--tpu-type=$tpu_type" \
+  "--num-slices=$num_slices" "--docker-image=$docker_image" "--storage=$storage" "--priority=$priority" \
+  "--max-restarts=$max_restarts" --restart-on-exit-codes=1,3-126 "--termination-grace-period-seconds=$grace_seconds" \
+  "--command=exec $(quoted zipper "${rest[@]}" --coordinator=auto)"
+note "how it is"
+if [ -n "$wait" ]; then
+  run xpk workload list "--cluster=$cluster" "${place[@]}" "--wait-for-job-completion=$workload"
+else
+  run xpk workload list "--cluster=$cluster" "${place[@]}" "--filter-by-job=$workload"
+fi

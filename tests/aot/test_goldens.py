@@ -1,0 +1,38 @@
+"""The committed figures of the shipped TPU configurations, compiled again: memory and what is sent within 5 %.
+
+Hours in all: `pytest -m slow tests/aot/test_goldens.py -k "tiny_128m and v5e"` compiles one.
+"""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from test_compile import LIBTPU, ROOT, zipper
+
+FOUND = json.loads((ROOT / "benchmarks" / "results" / "pods.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None and not LIBTPU.is_dir(), reason="no libtpu")
+@pytest.mark.parametrize("name", FOUND)
+def test_memory_and_what_is_sent(name, tmp_path):
+    golden, path = FOUND[name], tmp_path / "found.json"
+    done = zipper(*golden["command"].split()[1:], f"--json={path}", seconds=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(path.read_text())
+    assert found["peak"] == pytest.approx(golden["peak"], rel=0.05)
+    assert found["sent"] == pytest.approx(golden["sent"], rel=0.05)
+
+
+def test_every_shipped_configuration_leaves_a_tenth_of_the_memory():
+    assert FOUND
+    for name, golden in FOUND.items():
+        assert golden["peak"] <= 0.9 * golden["limit"], name
+
+
+def test_the_table_in_the_docs_is_that_of_the_results():
+    command = [sys.executable, "benchmarks/pods.py", "--out=benchmarks/results/pods.json", "--table"]
+    table = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    assert table in (ROOT / "docs" / "pods.md").read_text()
