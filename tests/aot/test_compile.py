@@ -74,7 +74,7 @@ def test_a_small_slice(small, tmp_path, what):
     assert 0 < result["peak"] < 0.1 * result["limit"]
     asked = result["bounds"]["network"]
     if what == "train":  # gathers twice, gradients added up whole where a share would do
-        assert asked < result["sent"] < 2.5 * asked
+        assert asked < result["sent"] < 3 * asked
 
 
 @needs_libtpu

@@ -1,5 +1,6 @@
 """launch/: printed commands are documented ones, mistakes are named, and what runs lasts until training is done."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -213,13 +214,33 @@ def tpu_run(cloud, *extra, **options):
         ROOT / "launch/tpu_queued.sh", *TPU[:4], "--nfs=10.0.0.2:/zipper", f"--mount={cloud.share}", "--poll_seconds=0",
         f"--package={package}", "--pause_seconds=0", *extra, *TRAIN, f"--gin.MODEL_DIR={cloud.share}/runs/fuse-1",
     ]  # fmt: skip
-    return subprocess.Popen(command, env=cloud.environment, stderr=subprocess.PIPE, text=True, **options)
+    # Where tests run in the background, Ctrl-C is ignored, and a shell cannot hear what it was started to ignore.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=cloud.environment, stderr=subprocess.PIPE, text=True, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finished(process):
     """Exit status and what it said."""
-    said = process.communicate(timeout=60)[1]
+    try:
+        said = process.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return process.returncode, said
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(tmp_path):
+    """A test that fails leaves no watcher and no training behind."""
+    yield
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if str(tmp_path).encode() in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def alive(pid):
