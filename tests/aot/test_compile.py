@@ -73,8 +73,8 @@ def test_a_small_slice(small, tmp_path, what):
     assert result["mesh"] == {"slices": 1, "data": 1, "fsdp": 4, "tensor": 1}
     assert 0 < result["peak"] < 0.1 * result["limit"]
     asked = result["bounds"]["network"]
-    if what == "train":  # gathers twice, gradients added up whole where a share would do
-        assert asked < result["sent"] < 3 * asked
+    if what == "train":  # so few rows are sometimes cheaper to gather than a kernel's gradients are to add up
+        assert 0.5 * asked < result["sent"] < 2.5 * asked
 
 
 @needs_libtpu
