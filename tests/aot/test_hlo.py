@@ -80,6 +80,10 @@ PROGRAM = """HloModule m
   ROOT %t = (s32[], f32[8]) tuple(%i, %g.2)
 }
 
+%shared (p: f32[8]) -> f32[8] {
+  ROOT %a.1 = f32[100]{0} all-to-all(%p), channel_id=8, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
 %chosen (p: f32[8]) -> f8e4m3fn[64] {
   ROOT %g.3 = f8e4m3fn[64]{0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
 }
@@ -90,6 +94,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %s = f32[2]{0} reduce-scatter(%x), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %q = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), channel_id=3, replica_groups={}, dimensions={0}
   %v = f32[16]{0} all-reduce-start(%x), channel_id=6, replica_groups=[1,2]<=[2], to_apply=%add
+  %again = f32[8]{0} call(%x), to_apply=%shared
+  %twice = f32[8]{0} call(%x), to_apply=%shared
   %u = f32[8]{0} conditional(%x, %x, %x), true_computation=%chosen, false_computation=%add
   %o = f32[8]{0} all-reduce(%x), channel_id=4, replica_groups={{0},{1}}, to_apply=%add
   ROOT %e = f32[8]{0} collective-permute(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
@@ -105,5 +111,6 @@ def test_every_way_a_group_is_written():
     sizes = {(c.size, c.times) for c in gathers}
     assert sizes == {(32, 6), (128, 1), (64, 1)}, "one channel in two places is one gather; a branch counts"
     assert found["all-reduce2"].size == 64, "of an all-reduce that is started only the result is named"
+    assert found["all-to-all4"].times == 2, "what is called from two places runs twice"
     assert found["collective-permute2"].moved == 32
     assert "all-reduce1" not in found, "a group of one sends nothing"

@@ -64,13 +64,16 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
         UnknownLoopError: A loop with collectives turns an unknown number of times.
     """
     computations, entry = _computations(text)
-    # One that runs beside other work is written several times (its start, a middle, its end) under one channel.
-    found: dict[str, Collective] = {}
-    for collective, channel in _walk(computations, entry, turns, num_devices):
-        key = channel or f"none {len(found)}"
-        if collective.devices > 1 and (key not in found or found[key].times < collective.times):
-            found[key] = collective
-    return sorted(found.values(), key=lambda c: -c.moved)
+    # One that runs beside other work is written several times (its start, a middle, its end), in computations of their
+    # own under one channel; but a computation that is called from several places runs as often.
+    found: dict[str, dict[str, Collective]] = {}
+    for collective, channel, place in _walk(computations, entry, turns, num_devices):
+        if collective.devices > 1:
+            copies = found.setdefault(channel or f"none {len(found)}", {})
+            before = copies[place].times if place in copies else 0
+            copies[place] = collective._replace(times=before + collective.times)
+    most = (max(copies.values(), key=lambda c: c.times) for copies in found.values())
+    return sorted(most, key=lambda c: -c.moved)
 
 
 def size_of(shape: str) -> int:
@@ -101,19 +104,20 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 def _walk(
     computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int
-) -> Iterator[tuple[Collective, str]]:
+) -> Iterator[tuple[Collective, str, str]]:
+    """(collective, its channel, the computation it stands in), once per way that leads there."""
     for _, what in computations[name]:
         shape, opcode = _opcode(what)
         kind = opcode.removesuffix("-start")
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
             collective = _collective(kind, shape, opcode != kind, what, num_devices)
-            yield collective, channel[1] if channel else ""
+            yield collective, channel[1] if channel else "", name
         elif opcode == "while" and (loop := _WHILE.search(what)):
             inside = list(_walk(computations, loop[2], unknown, num_devices))
             if inside:
                 turns = _turns(computations, loop[1], what, unknown)
-                yield from ((c._replace(times=c.times * turns), channel) for c, channel in inside)
+                yield from ((c._replace(times=c.times * turns), channel, place) for c, channel, place in inside)
         else:
             for several, one in _CALLED.findall(what):
                 for called in (several or one).split(","):
