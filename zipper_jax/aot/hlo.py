@@ -64,16 +64,8 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
         UnknownLoopError: A loop with collectives turns an unknown number of times.
     """
     computations, entry = _computations(text)
-    # One that runs beside other work is written several times (its start, a middle, its end), in computations of their
-    # own under one channel; but a computation that is called from several places runs as often.
-    found: dict[str, dict[str, Collective]] = {}
-    for collective, channel, place in _walk(computations, entry, turns, num_devices):
-        if collective.devices > 1:
-            copies = found.setdefault(channel or f"none {len(found)}", {})
-            before = copies[place].times if place in copies else 0
-            copies[place] = collective._replace(times=before + collective.times)
-    most = (max(copies.values(), key=lambda c: c.times) for copies in found.values())
-    return sorted(most, key=lambda c: -c.moved)
+    found = (c for c in _walk(computations, entry, turns, num_devices) if c.devices > 1)
+    return sorted(found, key=lambda c: -c.moved)
 
 
 def size_of(shape: str) -> int:
@@ -104,24 +96,54 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 def _walk(
     computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int
-) -> Iterator[tuple[Collective, str, str]]:
-    """(collective, its channel, the computation it stands in), once per way that leads there."""
-    for _, what in computations[name]:
+) -> list[Collective]:
+    """What one run of a computation sends.
+
+    A collective that goes on beside other work is written several times under one channel (its start, a middle, its
+    end), in fusions of the same computation: the place with the most of that channel counts. Elsewhere the same channel
+    is another collective: loops that are alike keep their channels.
+    """
+    here: dict[str, dict[str, list[Collective]]] = {}
+    inside: list[Collective] = []
+    for instruction, what in computations[name]:
+        shape, opcode = _opcode(what)
+        kind = opcode.removesuffix("-start")
+        if kind in _KINDS:
+            collective = _collective(kind, shape, opcode != kind, what, num_devices)
+            channel = re.search(r"channel_id=(\d+)", what)
+            here.setdefault(channel[1] if channel else instruction, {}).setdefault(name, []).append(collective)
+        elif opcode == "while" and (loop := _WHILE.search(what)):
+            found = _walk(computations, loop[2], unknown, num_devices)
+            turns = _turns(computations, loop[1], what, unknown) if found else 0
+            inside += [c._replace(times=c.times * turns) for c in found]
+        else:
+            for several, one in _CALLED.findall(what):
+                for called in (several or one).split(","):
+                    place = called.strip().lstrip("%")
+                    if opcode != "fusion":
+                        inside += _walk(computations, place, unknown, num_devices)
+                        continue
+                    for key, collective in _fused(computations, place, num_devices):
+                        here.setdefault(key, {}).setdefault(place, []).append(collective)
+    for copies in here.values():
+        inside += sorted(copies.values(), key=len)[-1]
+    return inside
+
+
+def _fused(
+    computations: dict[str, list[tuple[str, str]]], name: str, num_devices: int
+) -> Iterator[tuple[str, Collective]]:
+    """(channel, collective) of those inside a fusion, and the fusions inside it."""
+    for instruction, what in computations[name]:
         shape, opcode = _opcode(what)
         kind = opcode.removesuffix("-start")
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
             collective = _collective(kind, shape, opcode != kind, what, num_devices)
-            yield collective, channel[1] if channel else "", name
-        elif opcode == "while" and (loop := _WHILE.search(what)):
-            inside = list(_walk(computations, loop[2], unknown, num_devices))
-            if inside:
-                turns = _turns(computations, loop[1], what, unknown)
-                yield from ((c._replace(times=c.times * turns), channel, place) for c, channel, place in inside)
-        else:
-            for several, one in _CALLED.findall(what):
-                for called in (several or one).split(","):
-                    yield from _walk(computations, called.strip().lstrip("%"), unknown, num_devices)
+            yield channel[1] if channel else instruction, collective
+        elif opcode == "fusion":
+            for _, one in _CALLED.findall(what):
+                yield from _fused(computations, one, num_devices)
 
 
 def _opcode(what: str) -> tuple[str, str]:
