@@ -45,7 +45,8 @@ def seconds(need: Bounds, chip: Chip, sent: float | None = None) -> dict[str, fl
     return {"compute": need.flops / chip.flops, "memory": need.memory / chip.bandwidth, "network": network / chip.link}
 
 
-def _itemsize(config: ZipperConfig) -> int:
+def itemsize(config: ZipperConfig) -> int:
+    """Bytes of a number in matrix products."""
     return 2 if config.dtype == "bfloat16" else 4
 
 
@@ -54,13 +55,13 @@ def _passes(config: ZipperConfig) -> int:
     return 3 if config.remat == "full" else 2
 
 
-def _bytes(leaf: Any) -> float:
+def held_bytes(leaf: Any) -> float:
     """Of what one device holds of a leaf, in the leaf's own dtype."""
     return float(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def _memory(config: TrainConfig, built: Program) -> float:
-    model, item, micro = config.model, _itemsize(config.model), config.microbatches
+    model, item, micro = config.model, itemsize(config.model), config.microbatches
     tensor = built.mesh.shape["tensor"]
     total = 0.0
     for key, leaf in {**built.like.trainable, **built.like.frozen}.items():
@@ -68,8 +69,8 @@ def _memory(config: TrainConfig, built: Program) -> float:
         total += micro * (_passes(model) + 1) * whole  # written once where it is gathered, read in each pass
         if key in built.like.trainable:
             # Parameter, gradient and the optimizer's state, each read and written; gradients once per microbatch.
-            state = sum(_bytes(s) for s in _state_of(built, key))
-            total += 2 * (2 * _bytes(leaf) + state) + 2 * (micro - 1) * _bytes(leaf)
+            state = sum(held_bytes(s) for s in _state_of(built, key))
+            total += 2 * (2 * held_bytes(leaf) + state) + 2 * (micro - 1) * held_bytes(leaf)
     rows = config.batch_size / batch_ways(built.mesh)
     for name, tower in model.towers.items():
         slots = rows * config.data.lengths[name]
@@ -96,7 +97,7 @@ def _state_of(built: Program, key: str) -> list[Any]:
 
 
 def _network(config: TrainConfig, built: Program) -> float:
-    model, item, sizes, micro = config.model, _itemsize(config.model), built.mesh.shape, config.microbatches
+    model, item, sizes, micro = config.model, itemsize(config.model), built.mesh.shape, config.microbatches
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     copies = int(np.prod([sizes[a] for a in BATCH_AXES if a != "fsdp"]))
     total = 0.0

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zipper_jax.aot.bounds import Bounds
+from zipper_jax.aot.bounds import Bounds, held_bytes, itemsize
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
 from zipper_jax.configs import closest
 from zipper_jax.decoding.cache import Cache, init_cache
@@ -84,13 +84,13 @@ def _bounds(
     model: ZipperConfig, tower: str, params: dict[str, Any], cache: Any, config: TrainConfig, mesh: Any
 ) -> Bounds:
     """One token of every row: each kernel that it goes through is read once, each cache once."""
-    item = 2 if model.dtype == "bfloat16" else 4
+    item = itemsize(model)
     used = {key: shape for key, shape in params.items() if _is_used(key, tower)}
     weights = sum(float(np.prod(s.shape)) for s in used.values())
-    held = sum(float(np.prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in used.values())
+    held = sum(held_bytes(s) for s in used.values())
     incoming = [value for (_, into), value in cache.zips.items() if into == tower]
     caches = jax.tree.leaves((cache.towers[tower], incoming))
-    kept = sum(float(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in caches)
+    kept = sum(held_bytes(x) for x in caches)
     rows, ways = config.batch_size / batch_ways(mesh), mesh.shape["tensor"]
     sums = 2 * model.towers[tower].num_layers * rows * model.towers[tower].width * item
     fsdp = mesh.shape["fsdp"]

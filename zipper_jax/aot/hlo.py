@@ -105,14 +105,11 @@ def _walk(
     """
     here: dict[str, dict[str, list[Collective]]] = {}
     inside: list[Collective] = []
-    for instruction, what in computations[name]:
-        shape, opcode = _opcode(what)
-        kind = opcode.removesuffix("-start")
-        if kind in _KINDS:
-            collective = _collective(kind, shape, opcode != kind, what, num_devices)
-            channel = re.search(r"channel_id=(\d+)", what)
-            here.setdefault(channel[1] if channel else instruction, {}).setdefault(name, []).append(collective)
-        elif opcode == "while" and (loop := _WHILE.search(what)):
+    for channel, collective in _own(computations, name, num_devices):
+        here.setdefault(channel, {}).setdefault(name, []).append(collective)
+    for _, what in computations[name]:
+        opcode = _opcode(what)[1]
+        if opcode == "while" and (loop := _WHILE.search(what)):
             found = _walk(computations, loop[2], unknown, num_devices)
             turns = _turns(computations, loop[1], what, unknown) if found else 0
             inside += [c._replace(times=c.times * turns) for c in found]
@@ -123,8 +120,8 @@ def _walk(
                     if opcode != "fusion":
                         inside += _walk(computations, place, unknown, num_devices)
                         continue
-                    for key, collective in _fused(computations, place, num_devices):
-                        here.setdefault(key, {}).setdefault(place, []).append(collective)
+                    for channel, collective in _fused(computations, place, num_devices):
+                        here.setdefault(channel, {}).setdefault(place, []).append(collective)
     for copies in here.values():
         inside += sorted(copies.values(), key=len)[-1]
     return inside
@@ -134,16 +131,23 @@ def _fused(
     computations: dict[str, list[tuple[str, str]]], name: str, num_devices: int
 ) -> Iterator[tuple[str, Collective]]:
     """(channel, collective) of those inside a fusion, and the fusions inside it."""
+    yield from _own(computations, name, num_devices)
+    for _, what in computations[name]:
+        if _opcode(what)[1] == "fusion":
+            for _, one in _CALLED.findall(what):
+                yield from _fused(computations, one, num_devices)
+
+
+def _own(
+    computations: dict[str, list[tuple[str, str]]], name: str, num_devices: int
+) -> Iterator[tuple[str, Collective]]:
+    """(channel, or the instruction's name without one; collective) of those that stand in a computation itself."""
     for instruction, what in computations[name]:
         shape, opcode = _opcode(what)
         kind = opcode.removesuffix("-start")
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
-            collective = _collective(kind, shape, opcode != kind, what, num_devices)
-            yield channel[1] if channel else instruction, collective
-        elif opcode == "fusion":
-            for _, one in _CALLED.findall(what):
-                yield from _fused(computations, one, num_devices)
+            yield channel[1] if channel else instruction, _collective(kind, shape, opcode != kind, what, num_devices)
 
 
 def _opcode(what: str) -> tuple[str, str]:
