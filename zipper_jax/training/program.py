@@ -70,6 +70,26 @@ def _kept(config: TrainConfig) -> list[str]:
     return ["ZipperConfig.remat='none' keeps every gathered kernel for the backward pass; 'dots' and 'full' do not"]
 
 
+def _state_shapes(
+    trainable: tree.Flat, frozen: tree.Flat, placed: dict[str, NamedSharding], optimizer: Any, mesh: Mesh
+) -> TrainState:
+    """The shapes of a run's state, with where each leaf lies."""
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    opt_placed = optimizer_shardings(opt_shapes, trainable, placed, mesh)
+
+    def with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return TrainState(
+        cast(Any, jax.ShapeDtypeStruct((), np.int32, sharding=replicated)),
+        {key: with_sharding(leaf, placed[key]) for key, leaf in trainable.items()},
+        {key: with_sharding(leaf, placed[key]) for key, leaf in frozen.items()},
+        jax.tree.map(with_sharding, opt_shapes, opt_placed),
+        jax.tree.map(lambda leaf: with_sharding(leaf, replicated), new_guard()),
+    )
+
+
 def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None) -> Program:
     """Build the program of a run; nothing is allocated or compiled yet.
 
@@ -101,20 +121,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
     placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
-    opt_shapes = jax.eval_shape(optimizer.init, trainable)
-    opt_placed = optimizer_shardings(opt_shapes, trainable, placed, mesh)
-
-    def with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    replicated = NamedSharding(mesh, PartitionSpec())
-    like = TrainState(
-        cast(Any, jax.ShapeDtypeStruct((), np.int32, sharding=replicated)),
-        {key: with_sharding(leaf, placed[key]) for key, leaf in trainable.items()},
-        {key: with_sharding(leaf, placed[key]) for key, leaf in frozen.items()},
-        jax.tree.map(with_sharding, opt_shapes, opt_placed),
-        jax.tree.map(lambda leaf: with_sharding(leaf, replicated), new_guard()),
-    )
+    like = _state_shapes(trainable, frozen, placed, optimizer, mesh)
     forward = partial(zipper.forward, config.model, placer=Placement(mesh, config.mesh))
     train_step = make_train_step(
         forward,
