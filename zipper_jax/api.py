@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zipper_jax.configs import from_dict
-from zipper_jax.decoding.generate import Generator
+from zipper_jax.decoding.generate import Generated, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation import perplexity
@@ -135,12 +135,23 @@ class Model:
             for modality, _ in prompt:
                 self._require(modality)
             given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
-        limits = {**self._room(given, outputs), **(limits or {})}
-        results = self._generator(given, tuple(outputs), limits, sampling)
+        results = self.generate_tokens(given, outputs, sampling=sampling, limits=limits)
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
             for row in results
         ]
+
+    def generate_tokens(
+        self,
+        given: Sequence[Sequence[tuple[str, np.ndarray]]],
+        outputs: Sequence[str] = ("text",),
+        *,
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        limits: Mapping[str, int] | None = None,
+    ) -> list[list[Generated]]:
+        """`generate` from token ids to token ids: no vocabulary is asked."""
+        limits = {**self._room(given, outputs), **(limits or {})}
+        return self._generator(given, tuple(outputs), limits, sampling)
 
     def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
         """The model's own limits, less where a tower's learned positions end before."""

@@ -1,6 +1,7 @@
 """Safetensors files: read tensor by tensor from one file or an indexed set, written slice by slice.
 
-Neither needs the whole model in memory. Nothing in such a file is ever executed.
+Neither needs the whole model in memory. Nothing in such a file is ever executed. The library is imported where it is
+used: training and decoding do without it.
 """
 
 import json
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
 from zipper_jax.errors import UserError
 
@@ -74,6 +74,8 @@ class Reader:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor. The file is opened anew each time: pages of an open one would stay in this process's memory."""
+        import safetensors
+
         with safetensors.safe_open(self._tensors[name].path, framework="numpy") as file:
             return file.get_tensor(name)
 
@@ -168,6 +170,8 @@ def _slices(shape: tuple[int, ...]) -> int:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """What a file holds; the library checks every claim of its header against the file's size."""
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -39,11 +39,27 @@ def test_the_judge_understands_speech_and_nothing_else(judge, speech):
 @pytest.mark.parametrize("name", list(grammar.TEMPLATES))
 def test_the_jsgf_accepts_what_is_sampled(judge, engine, name, monkeypatch):
     """A sentence of each template, spoken, is heard word for word: so the grammar has it."""
-    monkeypatch.setattr(grammar, "TEMPLATES", {name: grammar.TEMPLATES[name]})
+    monkeypatch.setitem(grammar.GRAMMARS, "home", {name: grammar.TEMPLATES[name]})
     rng = random.Random(3)
     spoken = [grammar.sample(rng) for _ in range(3)]
     heard = [judge.transcribe(engine.say(text, engine.default_voices[0], engine.default_rate)) for text in spoken]
     assert set(spoken) & set(heard)
+
+
+def test_the_wide_grammar(engine):
+    """Ten times the words, all pronounceable; one spoken sentence of each template is understood, by and large."""
+    words = grammar.words("wide")
+    assert 600 <= len(words) <= 800
+    assert set(words) <= dictionary_words()
+    rng = random.Random(0)
+    sentences = []
+    while len(sentences) < len(grammar.GRAMMARS["wide"]):
+        sentence = grammar.sample(rng, "wide")
+        assert set(sentence.split()) <= set(words)
+        sentences.append(sentence)
+    spoken = [engine.say(text, engine.default_voices[0], engine.default_rate) for text in sentences]
+    assert wer(sentences, transcribe_all(spoken, grammar.jsgf("wide"))) < 0.35
+    assert wer(sentences, transcribe_all([w[::-1] for w in spoken], grammar.jsgf("wide"))) > 0.8
 
 
 def test_nothing_is_heard_in_nothing(judge):

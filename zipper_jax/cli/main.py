@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("zipper_jax.cli.replay", "look again at a batch whose update was not applied"),
     "convert": ("zipper_jax.cli.convert", "Hugging Face and T5X models in and out; export; verify"),
     "fuse": ("zipper_jax.cli.fuse", "zip converted or trained towers into an untrained model"),
+    "sweep": ("zipper_jax.cli.sweep", "a grid of runs from a Python file: prepare, run, score, report"),
     "eval": ("zipper_jax.cli.eval", "word error rates and perplexities of runs, with a report"),
     "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),

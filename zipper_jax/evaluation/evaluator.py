@@ -24,6 +24,7 @@ from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
 from zipper_jax.configs import from_dict
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
+from zipper_jax.evaluation.controls import close_gates, others
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.wer import NORMALISER, wer
 from zipper_jax.files import write_json
@@ -132,13 +133,13 @@ def _speech_to_text(model: Model, test, other, limits, settings: EvalSettings) -
     hypotheses = hear(model, units)
     rates = {
         "asr_wer_test": wer(texts, hypotheses),
-        "asr_wer_shuffled_audio": wer(texts, hear(model, _others(units))),
+        "asr_wer_shuffled_audio": wer(texts, hear(model, others(units))),
         "asr_wer_no_audio": wer(texts, hear(model, [[] for _ in units])),
     }
     if other:
         rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
     if model.config.zips:
-        rates["asr_wer_gates_zero"] = wer(texts, hear(_closed(model), units))
+        rates["asr_wer_gates_zero"] = wer(texts, hear(model.with_params(close_gates(model.params)), units))
     return rates, hypotheses
 
 
@@ -172,7 +173,7 @@ def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[
         prefix = "" if name == "zipper" else f"{name}_"
         rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
         # Speech made from another sentence, held against this one.
-        rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, _others(judged[name]))
+        rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, others(judged[name]))
     return rates, judged
 
 
@@ -243,20 +244,6 @@ def _parameters(run: Path) -> dict[str, int]:
 
 def _size(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def _closed(model: Model) -> Model:
-    """The same model with every zip's gates at zero: what it can do without the other tower."""
-    zips = jax.tree_util.tree_map_with_path(
-        lambda path, x: x * 0 if str(path[-1].key).endswith("_gate") else x, model.params["zips"]
-    )
-    return model.with_params({**model.params, "zips": zips})
-
-
-def _others(items: Sequence[Any]) -> list[Any]:
-    """Another sentence's item for each: turned by half the list."""
-    half = len(items) // 2
-    return [*items[half:], *items[:half]]
 
 
 def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:

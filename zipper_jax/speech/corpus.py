@@ -32,6 +32,8 @@ from zipper_jax.speech.workers import parallel_map
 
 SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1
+LATER_FIELDS = {"grammar": "home"}
+"""Settings that folders from before them lack -> what they had."""
 _SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -60,8 +62,13 @@ class CorpusSettings:
     other_snr_db: float = 30.0
     """test_other: signal-to-noise ratio of the white noise added."""
     seed: int = 0
+    grammar: str = "home"
+    """Whose sentences: "home" (75 words) or "wide" (700); see `zipper_jax.speech.grammar`."""
 
     def __post_init__(self):
+        if self.grammar not in grammar.GRAMMARS:
+            known = ", ".join(grammar.GRAMMARS)
+            raise UserError(f"corpus settings: grammar is {self.grammar!r}: give one of {known}")
         for split in SPLITS:
             if getattr(self, split) < 0:
                 raise UserError(f"corpus settings: {split} is {getattr(self, split)}: give 0 or more")
@@ -132,7 +139,7 @@ def synthesise_corpus(
         "engine": engine.name,
         "voices": sorted({u.voice for u in utterances}),
         "sample_rate": SAMPLE_RATE,
-        "words": grammar.words(),
+        "words": grammar.words(settings.grammar),
         "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
         "complete": False,
     }
@@ -180,7 +187,7 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
             f"give some of {', '.join(engine.voices)}"
         )
     rate = settings.rate or engine.default_rate
-    sentences = _unique_sentences(sum(getattr(settings, split) for split in SPLITS), settings.seed)
+    sentences = _unique_sentences(sum(getattr(settings, split) for split in SPLITS), settings)
     utterances = []
     for split in SPLITS:
         for index in range(getattr(settings, split)):
@@ -218,14 +225,14 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
     return speak
 
 
-def _unique_sentences(count: int, seed: int) -> Iterator[str]:
-    most = grammar.num_sentences() // 2  # drawing nearly all of them would take for ever
+def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
+    most = grammar.num_sentences(settings.grammar) // 2  # drawing nearly all of them would take for ever
     if count > most:
         raise UserError(f"corpus settings ask for {count} sentences, the grammar gives {most} at most: ask for fewer")
-    rng = random.Random(seed)
+    rng = random.Random(settings.seed)
     sentences: dict[str, None] = {}  # a set that keeps its order
     while len(sentences) < count:
-        sentences[grammar.sample(rng)] = None
+        sentences[grammar.sample(rng, settings.grammar)] = None
     # Rare templates run out early on; shuffling gives every split the same mixture.
     shuffled = list(sentences)
     rng.shuffle(shuffled)
@@ -272,7 +279,7 @@ def _read_header(out: Path) -> dict[str, Any] | None:
 
 def _check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for field, value in wanted.items():
-        if found.get(field) != value:
+        if found.get(field, LATER_FIELDS.get(field)) != value:
             raise UserError(
                 f"corpus folder {str(out)!r} was made with {field} = {found.get(field)!r}, now {value!r} is asked for: "
                 "use another folder, or delete this one"

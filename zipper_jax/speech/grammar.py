@@ -1,16 +1,18 @@
-"""The small closed grammar whose sentences the built-in corpus speaks.
+"""The closed grammars whose sentences the built-in corpus speaks: "home" (about 75 words) and "wide" (about 700).
 
 A template is a sequence of slots, a slot a tuple of alternatives; the empty alternative makes a slot optional. The same
 templates give the sampled sentences and the JSGF grammar with which the judge listens, so that the judge knows exactly
 the language and nothing about which of its sentences are in a test split.
 
-Every sentence is lower case, without punctuation, three to eight words, and every word is in the CMU dictionary.
+Every sentence is lower case, without punctuation, three to eleven words, and every word is in the CMU dictionary.
 """
 
 from __future__ import annotations
 
 import math
 import random
+
+from zipper_jax.speech import wide_grammar
 
 Slot = tuple[str, ...]
 Template = tuple[Slot, ...]
@@ -56,27 +58,33 @@ TEMPLATES: dict[str, tuple[int, Template]] = {
 }
 
 
-def sample(rng: random.Random) -> str:
+GRAMMARS: dict[str, dict[str, tuple[int, Template]]] = {"home": TEMPLATES, "wide": wide_grammar.TEMPLATES}
+"""Grammar -> its templates."""
+
+
+def sample(rng: random.Random, grammar: str = "home") -> str:
     """One sentence, drawn with ``rng`` alone: a template by its weight, then every slot uniformly."""
-    names = list(TEMPLATES)
-    name = rng.choices(names, weights=[TEMPLATES[n][0] for n in names])[0]
-    return " ".join(word for slot in TEMPLATES[name][1] if (word := rng.choice(slot)))
+    templates = GRAMMARS[grammar]
+    names = list(templates)
+    name = rng.choices(names, weights=[templates[n][0] for n in names])[0]
+    return " ".join(word for slot in templates[name][1] if (word := rng.choice(slot)))
 
 
-def words() -> list[str]:
+def words(grammar: str = "home") -> list[str]:
     """Every word of the grammar, sorted."""
-    return sorted({word for _, template in TEMPLATES.values() for slot in template for word in slot if word})
+    return sorted({word for _, template in GRAMMARS[grammar].values() for slot in template for word in slot if word})
 
 
-def num_sentences() -> int:
+def num_sentences(grammar: str = "home") -> int:
     """How many different sentences there are (no two templates share one)."""
-    return sum(math.prod(len(slot) for slot in template) for _, template in TEMPLATES.values())
+    return sum(math.prod(len(slot) for slot in template) for _, template in GRAMMARS[grammar].values())
 
 
-def jsgf() -> str:
+def jsgf(grammar: str = "home") -> str:
     """The grammar as JSGF text: the public rule ``<sentence>`` accepts exactly the sentences `sample` can draw."""
-    rules = [f"<{name}> = {' '.join(map(_jsgf_slot, template))};" for name, (_, template) in TEMPLATES.items()]
-    sentence = " | ".join(f"<{name}>" for name in TEMPLATES)
+    templates = GRAMMARS[grammar]
+    rules = [f"<{name}> = {' '.join(map(_jsgf_slot, template))};" for name, (_, template) in templates.items()]
+    sentence = " | ".join(f"<{name}>" for name in templates)
     return "\n".join(["#JSGF V1.0;", "grammar zipper;", *rules, f"public <sentence> = {sentence};", ""])
 
 

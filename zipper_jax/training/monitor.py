@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,12 @@ class Monitor:
         """Open the files behind what was written up to step ``start`` and before ``batch``."""
         if self._silent:
             return
-        from tensorboardX import SummaryWriter
-
         self._drop_lines_after(start, batch)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1)
+        with suppress(ImportError):  # a machine with jax, flax, optax and orbax-checkpoint alone trains, too
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1)
 
     def _drop_lines_after(self, step: int, batch: int) -> None:
         def stays(line: Mapping[str, Any]) -> bool:
@@ -231,6 +233,7 @@ class Monitor:
             self._width = 0
         if self._file is not None:
             self._file.close()
+        if self._board is not None:
             self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -238,6 +241,8 @@ class Monitor:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._board is None:
+            return
         prefix = TENSORBOARD.get(record["split"], record["split"])
         for name, value in _scalars(record):
             self._board.add_scalar(f"{prefix}/{name.removeprefix('tasks/')}", value, record["step"])

@@ -1,12 +1,15 @@
-"""Text vocabularies: sentencepiece, and bytes. Neither imports TensorFlow or seqio."""
+"""Text vocabularies: sentencepiece, and bytes. Neither imports TensorFlow or seqio.
+
+sentencepiece is imported where it is used: training from packed rows runs on machines that lack it.
+"""
 
 import io
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from jaxtyping import Int32
 
 from zipper_jax.errors import UserError
@@ -21,23 +24,31 @@ class SentencePieceVocabulary:
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes):
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(
-                f"these {len(model)} bytes are no sentencepiece model ({error}): give a .model file"
-            ) from error
+    def __init__(self, model: bytes, header: Mapping[str, Any] | None = None):
+        """Reads ``model``; with the ``header`` that was written beside it, not before text is turned into ids."""
         self._model = model
-        self.size = self._processor.get_piece_size()
-        self.begin_id = self._processor.bos_id()
-        self.end_id = self._processor.eos_id()
+        if header is not None:
+            self.size, self.begin_id, self.end_id = (header[name] for name in ("size", "begin_id", "end_id"))
+        else:
+            self.size = self._processor.get_piece_size()
+            self.begin_id, self.end_id = self._processor.bos_id(), self._processor.eos_id()
         if self.begin_id < 0 or self.end_id < 0:
             raise UserError(
                 "the sentencepiece model lacks a begin or an end piece "
                 f"(bos_id = {self.begin_id}, eos_id = {self.end_id}): train it with both"
             )
         self.digest = files.digest(b"sentencepiece", model)
+
+    @cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(
+                f"these {len(self._model)} bytes are no sentencepiece model ({error}): give a .model file"
+            ) from error
 
     def encode(self, content: str) -> Int32[np.ndarray, "n"]:
         return np.asarray(self._processor.encode(content), dtype=np.int32)
@@ -54,7 +65,7 @@ class SentencePieceVocabulary:
         path = folder / MODEL_NAME
         if not path.is_file():
             raise UserError(f"vocabulary file {str(path)!r} does not exist: restore it, or prepare the data again")
-        return cls(path.read_bytes())
+        return cls(path.read_bytes(), header)
 
 
 class ByteVocabulary:
@@ -102,6 +113,8 @@ def train_sentencepiece(
     Raises:
       UserError: no sentences, or a size that cannot hold the characters.
     """
+    import sentencepiece
+
     sentences = list(sentences)
     if not any(sentence.strip() for sentence in sentences):
         raise UserError("there is no sentence to train a text vocabulary on: check the corpus's training split")

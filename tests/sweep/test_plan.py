@@ -1,0 +1,91 @@
+"""What a sweep refuses, and which rows it runs in which order."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tiny_sweep
+
+from zipper_jax.cli.main import main
+from zipper_jax.errors import UserError
+from zipper_jax.sweep.plan import Arm, Claim, Places, Table, load_sweep, rows
+
+HERE = Path(__file__).parent
+SWEEP = tiny_sweep.sweep("flite")
+
+
+def names(found):
+    return [row.name for row in found]
+
+
+def test_rows_come_seed_by_seed_and_after_what_they_need():
+    assert names(rows(SWEEP)) == [
+        "text_lm-0", "speech_lm-0", "zipper-0", "single_decoder-0", "zipper.half-0", "zipper.tried-0",
+        "zipper-1", "single_decoder-1", "zipper.half-1",
+    ]  # fmt: skip
+
+
+def test_a_single_row_brings_what_it_needs():
+    assert names(rows(SWEEP, ["zipper"], [1])) == ["text_lm-0", "speech_lm-0", "zipper-1"]
+    assert names(rows(SWEEP, ["single*"])) == ["single_decoder-0", "single_decoder-1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": (*SWEEP.arms, SWEEP.arms[0])}, "two arms are named 'text_lm'"),
+        ({"tables": (Table("T", ("ziper",), ("asr",)),)}, r"table 'T' names arm 'ziper', which is none; did you mean"),
+        ({"claims": (Claim("C", "asr", "zipper", "other"),)}, "claim 'C' names arm 'other'"),
+        ({"arms": SWEEP.arms[2:]}, r"\(needs\) names arm 'text_lm'"),
+        ({"arms": (*SWEEP.arms[2:], *SWEEP.arms[:2])}, "needs 'text_lm'; name that one before it"),
+    ],
+)
+def test_a_sweep_that_cannot_be_run(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SWEEP, **change)
+
+
+def test_an_arm_names_a_folder():
+    with pytest.raises(UserError, match="'a/b'"):
+        Arm("a/b", "", lambda places, seed: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; give a Python file"),
+        ("x = 1\n", r"has no function sweep\(size\)"),
+        ("def sweep(size):\n    return 3\n", "returned int, not a Sweep"),
+    ],
+)
+def test_a_file_that_is_no_sweep(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_sweep(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "--only", "ziper"], "--only 'ziper' matches no arm"),
+        (["run", "--seeds", "a"], "--seeds 'a': give comma-separated numbers"),
+        (["report"], "needs --to"),
+        (["score"], "there are no outputs"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, message, tmp_path, capsys):
+    action, *more = arguments
+    assert main(["sweep", action, str(HERE / "tiny_sweep.py"), "--out", str(tmp_path), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_shipped_findings_are_a_sweep(tmp_path):
+    experiments = HERE.parent.parent / "experiments" / "findings.py"
+    for size in ("cpu", "gpu"):
+        sweep = load_sweep(experiments, size)
+        assert len(rows(sweep)) > 100
+        assert Places(tmp_path).data(0.01).endswith("shares/0.01")
+    with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu"):
+        load_sweep(experiments, "tpu")

@@ -1,0 +1,57 @@
+"""Verdicts: what counts as holding, on errors made up so that the answer is known."""
+
+import numpy as np
+import pytest
+
+from zipper_jax.sweep.plan import Claim
+from zipper_jax.sweep.statistics import compare, spread
+
+WORDS = 5.0
+
+
+def lines(errors, measure="asr"):
+    """Result lines, a seed each, from errors [seeds, sentences]."""
+    return [{"seed": seed, "measures": {measure: [[float(e), WORDS] for e in row]}} for seed, row in enumerate(errors)]
+
+
+def draws(mean, seed=0, seeds=3, sentences=100):
+    return np.random.default_rng(seed).poisson(mean, (seeds, sentences))
+
+
+def test_an_order_holds_one_way_and_not_the_other():
+    few, many = lines(draws(0.5)), lines(draws(2.0, 1))
+    claim = Claim("few are fewer", "asr", "few", "many")
+    found = compare(claim, few, many)
+    assert found.verdict == "holds"
+    assert found.p < 1e-6
+    assert (found.sentences, found.seeds) == (100, 3)
+    assert found.a == pytest.approx(draws(0.5).sum() / (300 * WORDS))
+    assert found.interval[0] < found.a - found.b < found.interval[1] < 0
+    assert compare(claim, many, few).verdict == "does not hold"
+    assert compare(claim, few, lines(draws(0.5, 2))).verdict == "undecided"
+
+
+def test_equal_arms_are_undecided_not_an_error():
+    errors = lines(draws(1.0))
+    assert compare(Claim("same", "asr", "a", "b"), errors, errors).verdict == "undecided"
+
+
+def test_likeness_needs_the_whole_interval_within_the_margin():
+    a, close, far = lines(draws(1.0)), lines(draws(1.0, 5)), lines(draws(2.0, 6))
+    assert compare(Claim("alike", "asr", "a", "b", "similar", 0.1), a, close).verdict == "holds"
+    assert compare(Claim("alike", "asr", "a", "b", "similar", 0.001), a, close).verdict == "undecided"
+    assert compare(Claim("alike", "asr", "a", "b", "similar", 0.1), a, far).verdict == "does not hold"
+
+
+def test_only_seeds_that_both_have_are_compared():
+    found = compare(Claim("x", "asr", "a", "b"), lines(draws(1.0)), lines(draws(2.0, 1, seeds=1)))
+    assert found.seeds == 1
+    assert found.a == pytest.approx(draws(1.0)[0].sum() / (100 * WORDS))
+    assert compare(Claim("x", "asr", "a", "b"), lines(draws(1.0)), []).verdict == "not run"
+    assert compare(Claim("x", "tts", "a", "b"), lines(draws(1.0)), lines(draws(1.0))).verdict == "not run"
+
+
+def test_spread_is_over_seeds():
+    mean, deviation, seeds = spread(lines([[0, 1], [2, 3]]), "asr")
+    assert (mean, seeds) == (pytest.approx(0.3), 2)
+    assert deviation == pytest.approx(np.std([0.1, 0.5], ddof=1))

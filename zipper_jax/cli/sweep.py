@@ -1,0 +1,126 @@
+"""``zipper sweep``: a grid of runs from a Python file, resumable row by row, scored and reported."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+Runs the arms that a Python file describes (each a model, trained once per seed), scores them on held-out sentences and
+writes a report. Every step skips what is finished; interrupt and repeat at any time.
+
+  zipper sweep prepare experiments/findings.py --out runs/findings     corpus, units, rows, shares of the pairs
+  zipper sweep run experiments/findings.py --out runs/findings         every row; one: --only zipper --seeds 1
+  zipper sweep score experiments/findings.py --out runs/findings       errors per sentence; generated speech is judged
+  zipper sweep report experiments/findings.py --out runs/findings --to docs/findings/cpu
+  zipper sweep list experiments/findings.py --out runs/findings        what there is, and what is done
+
+`run` needs jax, flax, optax and orbax-checkpoint alone (and jaxtyping): prepare here, copy --out to the machine with
+the GPU, run there, copy its outputs/ back, score and report here.
+"""
+ACTIONS = ("prepare", "run", "score", "report", "list")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("file", type=Path, help="Python file with a function sweep(size)")
+    parser.add_argument("--size", default="cpu", help="what sweep(size) is called with (%(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="arms, or patterns such as 'zipper*'")
+    parser.add_argument("--seeds", default="", help="comma-separated; default: all of each arm")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at once (%(default)s); on CPU they share the cores")
+    parser.add_argument("--steps", type=int, help="a trial: so many steps per row instead of the file's")
+    parser.add_argument("--to", type=Path, help="report: folder for README.md and its pictures")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--slot", default="0/1", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0, or 130 when interrupted."""
+    from dataclasses import replace
+
+    from zipper_jax.sweep import plan, runner
+
+    if args.row:
+        from zipper_jax.training.supervise import die_with_launcher
+
+        die_with_launcher()
+        runner.own_cores(args.slot)  # before jax counts the cores
+
+    sweep = plan.load_sweep(args.file, args.size)
+    if args.steps is not None:
+        sweep = replace(sweep, overrides={"steps": args.steps})
+    places = plan.Places(args.out)
+    rows = plan.rows(sweep, args.only, _seeds(args.seeds))
+    if args.row:
+        return _one_row(sweep, places, args.row)
+    match args.action:
+        case "prepare":
+            from zipper_jax.sweep.prepare import prepare
+
+            prepare(sweep, places, _say)
+        case "run":
+            return _run(args, sweep, rows, places)
+        case "score":
+            from zipper_jax.sweep.scores import score
+
+            score(sweep, places, _say)
+        case "report":
+            from zipper_jax.sweep.report import write_report
+
+            if args.to is None:
+                raise UserError("zipper sweep report needs --to, the folder for README.md and its pictures")
+            print(write_report(sweep, places, args.to, _command(args)))
+        case "list":
+            for row in rows:
+                done = places.outputs(row.arm.name, row.seed).is_file()
+                print(f"{'done' if done else '    '}  {row.name:32}  {row.arm.about}")
+    return 0
+
+
+def _run(args, sweep, rows, places) -> int:
+    from zipper_jax.sweep.prepare import prepare, prepared
+    from zipper_jax.sweep.row import finished
+    from zipper_jax.sweep.runner import run_rows
+
+    if not prepared(sweep, places):  # asked first: preparing imports TensorFlow, which the machine may lack
+        prepare(sweep, places, _say)
+    waiting = [row for row in rows if not finished(sweep, row, places)]
+    _say(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")
+    steps = [] if args.steps is None else ["--steps", str(args.steps)]
+    command = [
+        sys.executable, "-m", "zipper_jax.cli.main", "sweep", "run", str(args.file), "--size", args.size,
+        "--out", str(args.out), *steps,
+    ]  # fmt: skip
+    return run_rows(waiting, command, places, args.jobs, _say)
+
+
+def _one_row(sweep, places, name: str) -> int:
+    import jax
+
+    from zipper_jax.sweep import plan
+    from zipper_jax.sweep.row import run_row
+
+    # Rows of one arm differ in their seed alone: what one compiled, the next one reads.
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(places.root / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    arm, _, seed = name.rpartition("-")
+    return run_row(sweep, plan.Row(sweep.arm(arm), int(seed)), places, _say)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise UserError(f"--seeds {text!r}: give comma-separated numbers, e.g. 0,1") from None
+
+
+def _command(args: argparse.Namespace) -> str:
+    return f"zipper sweep {{}} {args.file} --size {args.size} --out {args.out}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""A share of the pairs of a prepared folder: the same vocabularies and unimodal rows, fewer aligned examples.
+
+Shares are nested: the pairs of a smaller one are all in a larger one. Validation and test stay whole.
+"""
+
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.data.mixtures import permutation
+from zipper_jax.data.packed_rows import read_meta, write_rows
+from zipper_jax.data.prepare_rows import pack_examples
+from zipper_jax.data.prepared import PrepareSettings, read_examples, read_vocabularies
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_json
+from zipper_jax.sequences import TEMPLATES
+
+TRAIN = "train"
+ABOUT = "share.json"
+
+
+def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings, seed: int = 0) -> dict[str, Any]:
+    """Writes ``out``: rows of ``prepared`` with a ``share`` of its training sentences in the tasks of two modalities.
+
+    Finished before, it does nothing. Returns what ``share.json`` holds: ``share``, ``sentences``, ``hours``.
+
+    Args:
+      settings: those that ``prepared`` was made with (row lengths, tasks).
+
+    Raises:
+      UserError: a share that is not in (0, 1], or so small that no sentence is left.
+    """
+    prepared, out = Path(prepared), Path(out)
+    if not 0 < share <= 1:
+        raise UserError(f"share of pairs = {share}: give a fraction above 0 and at most 1, e.g. 0.01")
+    examples = list(read_examples(prepared, TRAIN))
+    sentences = sorted({e["id"] for e in examples})
+    count = round(share * len(sentences))
+    if not count:
+        raise UserError(f"share of pairs = {share}: of {len(sentences)} sentences none is left; give a larger one")
+    order = permutation(len(sentences), seed, zlib.crc32(b"share of pairs"))
+    chosen = {sentences[i] for i in order[:count]}
+    kept = [e for e in examples if e["id"] in chosen]
+    about = {
+        "share": share,
+        "seed": seed,
+        "sentences": count,
+        "hours": round(sum(e["seconds"] for e in kept if not e["shift"]) / 3600, 5),
+    }
+    vocabularies = read_vocabularies(prepared)
+    for task in settings.tasks:
+        if len(TEMPLATES[task]) == 1:
+            _copy(prepared / "rows" / task, out / "rows" / task)
+            continue
+        for split in (path.name for path in sorted((prepared / "rows" / task).iterdir())):
+            home = out / "rows" / task / split
+            if split != TRAIN:
+                _copy(prepared / "rows" / task / split, home)
+            elif (read_meta(home) or {}).get("of") != about:
+                contents = (
+                    {"text": vocabularies["text"].encode(e["text"]), "speech": _ids(vocabularies, e)} for e in kept
+                )
+                rows, counts = pack_examples(task, contents, settings)
+                digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
+                write_rows(home, rows, {**counts, "task": task, "split": split, "of": about, "vocabularies": digests})
+    _copy(prepared / "vocabularies", out / "vocabularies")
+    shutil.copy(prepared / "header.json", out / "header.json")
+    write_json(out / ABOUT, about)
+    return about
+
+
+def _ids(vocabularies: Any, example: dict[str, Any]) -> np.ndarray:
+    return vocabularies["speech"].encode(example["units"])
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists():
+        shutil.copytree(source, target)

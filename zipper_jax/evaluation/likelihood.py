@@ -1,0 +1,60 @@
+"""How likely a model finds the given answers: nats per example, teacher-forced.
+
+Finer than an error rate: it still tells models apart where all of them, or none, make errors.
+Axis letters: B rows, T slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.sequences import Example, Layout, fill_template, rows_to_towers, tower_lengths
+
+_ROWS = 32
+
+
+class Likelihood:
+    """``likelihood(params, task, contents)``; calls share one compiled program as long as examples fit ``lengths``.
+
+    config: the model. layout: where its modalities lie. lengths: tower -> slots of a row, more where an example needs
+      more.
+    """
+
+    def __init__(self, config: ZipperConfig, layout: Layout, lengths: Mapping[str, int]):
+        self._layout, self._lengths = layout, lengths
+        self._nats = jax.jit(partial(_nats, config))
+
+    def __call__(self, params: Any, task: str, contents: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, " n"]:
+        """Mean nats per predicted token (end token included) of each example's target span, given its condition.
+
+        Args:
+          task: whose template orders the spans and says which one is the target.
+          contents: modality -> content token ids, per example.
+        """
+        examples = [fill_template(task, content) for content in contents]
+        needed = [tower_lengths(example, self._layout) for example in examples]
+        slots = {tower: max(length, *(row[tower] for row in needed)) for tower, length in self._lengths.items()}
+        found: list[np.ndarray] = []
+        for first in range(0, len(examples), _ROWS):
+            rows = [[example] for example in examples[first : first + _ROWS]]
+            empty: list[list[Example]] = [[] for _ in range(_ROWS - len(rows))]
+            towers = rows_to_towers([*rows, *empty], self._layout, slots)
+            found.append(np.asarray(self._nats(params, towers))[: len(rows)])
+        return np.concatenate(found)
+
+
+def _nats(config, params, towers):
+    logits = zipper.forward(config, params, towers)
+    total = count = jnp.zeros(())
+    for name, batch in towers.items():
+        nats, _ = cross_entropy(logits[name], jnp.asarray(batch.targets), jnp.asarray(batch.weights))
+        total, count = total + nats.sum(axis=-1), count + batch.weights.sum(axis=-1)
+    return total / jnp.maximum(count, 1.0)

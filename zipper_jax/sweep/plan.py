@@ -1,0 +1,253 @@
+"""What a sweep is: arms (one model each), the data they share, and what is claimed of them. A Python file says it.
+
+    # experiments/mine.py
+    def sweep(size: str) -> Sweep: ...
+
+A row is an arm with one seed; its name is ARM-SEED.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from zipper_jax.configs import closest, to_dict
+from zipper_jax.errors import UserError
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.run_folder import resolved
+from zipper_jax.vocabularies import load_vocabulary
+
+
+class Places:
+    """Where a sweep keeps what; the one argument of an arm's ``config`` beside the seed."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.corpus = self.root / "corpus"
+        self.prepared = self.root / "prepared"
+        self.results = self.root / "results.jsonl"
+
+    def data(self, share: float = 1.0) -> str:
+        """The prepared folder with that share of the pairs."""
+        return str(self.prepared if share == 1 else self.root / "shares" / f"{share:g}")
+
+    def run(self, arm: str, seed: int = 0) -> str:
+        """The run folder of a row."""
+        return str(self.root / "runs" / f"{arm}-{seed}")
+
+    def outputs(self, arm: str, seed: int) -> Path:
+        """What the row's model said, see `row`."""
+        return self.root / "outputs" / f"{arm}-{seed}.json"
+
+    def log(self, arm: str, seed: int) -> Path:
+        return self.root / "logs" / f"{arm}-{seed}.log"
+
+    def vocabulary_size(self, *modalities: str) -> int:
+        """Ids of these modalities together, begin and end tokens included."""
+        return sum(load_vocabulary(self.prepared / "vocabularies" / m).size for m in modalities)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the comparison, trained once per seed.
+
+    name: letters, digits, dots, underscores. about: one line for the report.
+    config: (places, seed) -> the run; its ``model_dir`` and ``seed`` are set by the runner.
+    share: of the pairs it is trained on; ``config`` gets the folder from ``places.data(share)``.
+    needs: arms whose runs of seed 0 it starts from.
+    seeds: instead of the sweep's.
+    scored: "test", "validation" (choosing between settings; test sentences are not touched) or "no" (pretraining).
+    perplexity: also of each modality alone, before and after (costs a few compilations).
+    """
+
+    name: str
+    about: str
+    config: Callable[[Places, int], TrainConfig]
+    share: float = 1.0
+    needs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    scored: Literal["test", "validation", "no"] = "test"
+    perplexity: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+", self.name):
+            raise UserError(f"arm {self.name!r}: give letters, digits, dots and underscores: it names a folder")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How rows are scored: sentences of each split for speech to text (0: all), and for text to speech, judged."""
+
+    sentences: int = 0
+    speech_sentences: int = 60
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows (arms) and columns (measures, see `scores.MEASURES`) of one table of the report."""
+
+    title: str
+    arms: tuple[str, ...]
+    measures: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves of a measure: label -> (x, arm) points; or, with ``by_length``, label -> one arm, over text lengths."""
+
+    name: str
+    title: str
+    x_label: str
+    measure: str
+    series: Mapping[str, Sequence[tuple[float, str]]]
+    log_x: bool = False
+    by_length: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something said of two arms' ``measure``, tested on paired sentences.
+
+    relation: "lower" (a below b), or "similar" (no further apart than ``margin``, in the measure's unit).
+    source: where it is said.
+    """
+
+    text: str
+    measure: str
+    a: str
+    b: str
+    relation: Literal["lower", "similar"] = "lower"
+    margin: float = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All of it.
+
+    corpus, prepare: fields of CorpusSettings and PrepareSettings that are not their defaults (by name, since those
+      classes need audio libraries that a machine which only runs rows may lack). arms: in the order they are run.
+    overrides: fields of every row's TrainConfig, for a trial (``{"steps": 1}``).
+    """
+
+    name: str
+    corpus: Mapping[str, Any]
+    prepare: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scoring: Scoring = Scoring()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    about: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"sweep {self.name!r}: two arms are named {twice[0]!r}")
+        shown = {name: f"table {t.title!r}" for t in self.tables for name in t.arms}
+        shown |= {
+            name: f"figure {f.name!r}" for f in self.figures for points in f.series.values() for _, name in points
+        }
+        shown |= {name: f"claim {c.text!r}" for c in self.claims for name in (c.a, c.b)}
+        shown |= {name: f"arm {arm.name!r} (needs)" for arm in self.arms for name in arm.needs}
+        for name, place in shown.items():
+            if name not in names:
+                raise UserError(f"sweep {self.name!r}: {place} names arm {name!r}, which is none{closest(name, names)}")
+        for index, arm in enumerate(self.arms):
+            for name in arm.needs:
+                if name not in names[:index]:
+                    raise UserError(f"sweep {self.name!r}: arm {arm.name!r} needs {name!r}; name that one before it")
+
+    def arm(self, name: str) -> Arm:
+        """Raises UserError where there is none."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        names = [arm.name for arm in self.arms]
+        raise UserError(f"sweep {self.name!r} has no arm {name!r}{closest(name, names)}")
+
+    @property
+    def shares(self) -> list[float]:
+        """Shares of the pairs that arms use, but the whole."""
+        return sorted({arm.share for arm in self.arms} - {1.0})
+
+
+class Row(NamedTuple):
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-{self.seed}"
+
+
+def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[Row]:
+    """Rows of the arms whose name matches one of the patterns (all where none is given), and those they need, in order.
+
+    Raises UserError for a pattern that matches nothing.
+    """
+    patterns, wanted_seeds = list(only), set(seeds)
+    for pattern in patterns:
+        if not any(fnmatchcase(arm.name, pattern) for arm in sweep.arms):
+            names = [arm.name for arm in sweep.arms]
+            raise UserError(f"--only {pattern!r} matches no arm of {sweep.name!r}{closest(pattern, names)}")
+    needed: dict[str, set[int]] = {}
+    for arm in reversed(sweep.arms):  # what is needed stands before what needs it
+        own = set(arm.seeds if arm.seeds is not None else sweep.seeds)
+        if not patterns or any(fnmatchcase(arm.name, pattern) for pattern in patterns):
+            needed.setdefault(arm.name, set()).update(
+                own & wanted_seeds if wanted_seeds and arm.scored != "no" else own
+            )
+        if needed.get(arm.name):
+            for name in arm.needs:
+                needed.setdefault(name, set()).add(0)
+    # Seeds in turn: after the first third of a sweep there is a first answer to every question.
+    found = [Row(arm, seed) for arm in sweep.arms for seed in sorted(needed.get(arm.name, ()))]
+    return sorted(found, key=lambda row: row.seed)
+
+
+def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
+    """The row's run."""
+    config = row.arm.config(places, row.seed)
+    return replace(config, model_dir=places.run(row.arm.name, row.seed), seed=row.seed, **sweep.overrides)
+
+
+def digest(sweep: Sweep, row: Row, places: Places) -> str:
+    """Of all that decides a row's result; folders may move."""
+    decides: dict[str, Any] = {"run": resolved(train_config(sweep, row, places)), "scored": row.arm.scored}
+    if row.arm.scored != "no":
+        decides |= {"scoring": to_dict(sweep.scoring), "perplexity": row.arm.perplexity}
+    text = json.dumps(decides, sort_keys=True).replace(str(places.root), "ROOT")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_sweep(path: str | Path, size: str) -> Sweep:
+    """The sweep of a Python file's function ``sweep(size)``.
+
+    Raises:
+      UserError: no such file, or no such function in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"sweep file {str(path)!r} does not exist; give a Python file with a function sweep(size)")
+    spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, "sweep", None)
+    if not callable(make):
+        raise UserError(f"{str(path)!r} has no function sweep(size) that returns a zipper_jax.sweep.plan.Sweep")
+    found = make(size)
+    if not isinstance(found, Sweep):
+        raise UserError(f"{str(path)!r}: sweep({size!r}) returned {type(found).__name__}, not a Sweep")
+    return found

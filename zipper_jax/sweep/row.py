@@ -1,0 +1,165 @@
+"""One row of a sweep: trains it, then writes down what the model says, as token ids and nats, in ``outputs/``.
+
+Needs jax, flax, optax and orbax-checkpoint alone; `scores` makes words, audio and error rates of it elsewhere.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zipper_jax.api import Model, load
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.controls import close_gates, others
+from zipper_jax.evaluation.likelihood import Likelihood
+from zipper_jax.evaluation.perplexity import perplexities
+from zipper_jax.files import write_json
+from zipper_jax.models import zipper
+from zipper_jax.sweep.plan import Places, Row, Sweep, digest, train_config
+from zipper_jax.training import program
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.initial import initial_params
+from zipper_jax.training.loop import train
+from zipper_jax.training.partition_tree import split
+
+Say = Callable[[str], None]
+
+
+def finished(sweep: Sweep, row: Row, places: Places) -> bool:
+    """Whether the row has outputs.
+
+    Raises:
+      UserError: it has, but of another configuration than the sweep file gives now.
+    """
+    path = places.outputs(row.arm.name, row.seed)
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))["digest"]
+    wanted = digest(sweep, row, places)
+    if found != wanted:
+        raise UserError(
+            f"row {row.name} was run with another configuration ({found}, the sweep file says {wanted}): remove "
+            f"{str(path)!r} and {places.run(row.arm.name, row.seed)!r} to run it anew, or give another --out"
+        )
+    return True
+
+
+def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
+    """Does what is missing of a row; returns the exit code (0, or 128 + signal when interrupted)."""
+    if finished(sweep, row, places):
+        say(f"{row.name}: finished before")
+        return 0
+    config = train_config(sweep, row, places)
+    began = time.monotonic()
+    result = train(config)
+    if result.exit_code:
+        return result.exit_code
+    outputs: dict[str, Any] = {
+        "arm": row.arm.name,
+        "seed": row.seed,
+        "digest": digest(sweep, row, places),
+        "scored": row.arm.scored,
+        **_cost(config),
+    }
+    if row.arm.scored != "no":
+        outputs |= _said(sweep, row, places, config, say)
+    outputs["seconds"] = round(time.monotonic() - began, 1)
+    write_json(places.outputs(row.arm.name, row.seed), outputs)
+    say(f"{row.name}: finished in {outputs['seconds']} s")
+    return 0
+
+
+def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
+    """The sentences that rows are scored on: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
+    path = places.root / "sentences" / f"{split}.json"
+    if not path.is_file():
+        raise UserError(f"{str(path)!r} does not exist: run `zipper sweep prepare` first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _cost(config: TrainConfig) -> dict[str, Any]:
+    """What the training cost, counted, and what is trained."""
+    built = program.build(config, len(config.data.tasks))
+    trained, frozen = split(zipper.abstract_params(config.model), config.freeze)
+    slots = sum(config.data.lengths.values()) * config.batch_size
+    goodput = json.loads((Path(config.model_dir) / "goodput.json").read_text(encoding="utf-8"))
+    return {
+        "steps": config.steps,
+        "rows_per_step": config.batch_size,
+        "slots": slots * config.steps,
+        "flops": built.flops_per_step * config.steps,
+        "trained": _size(trained),
+        "frozen": _size(frozen),
+        "goodput": goodput,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say) -> dict[str, Any]:
+    model = load(config.model_dir)
+    splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
+    sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
+    likelihood = Likelihood(model.config, model.layout, model.lengths)
+    limits = {m: sweep.prepare[f"{m}_length"] - 2 for m in ("text", "speech")}
+    heard: dict[str, Any] = {}
+    spoken: dict[str, Any] = {}
+    nats: dict[str, Any] = {}
+    for name, examples in sentences.items():
+        say(f"{row.name}: {name}")
+        units = [e["contents"]["speech"] for e in examples]
+        heard[name] = _generate(model, "speech", units, "text", limits)
+        nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
+    main = sentences[splits[0]]
+    units = [e["contents"]["speech"] for e in main]
+    heard["shuffled"] = _generate(model, "speech", others(units), "text", limits)
+    heard["no_audio"] = _generate(model, "speech", [[] for _ in units], "text", limits)
+    if model.config.zips:
+        heard["gates_zero"] = _generate(model.with_params(close_gates(model.params)), "speech", units, "text", limits)
+    texts = [e["contents"]["text"] for e in main[: sweep.scoring.speech_sentences or None]]
+    spoken[splits[0]] = _generate(model, "text", texts, "speech", limits)
+    for task, given in (("asr", "speech"), ("tts", "text")):
+        turned = [
+            {"contents": {**e["contents"], given: o["contents"][given]}}
+            for e, o in zip(main, others(main), strict=True)
+        ]
+        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, turned)
+    found: dict[str, Any] = {"asr": heard, "tts": spoken, "nats": nats}
+    if row.arm.perplexity:
+        say(f"{row.name}: perplexities")
+        found["perplexity"] = _perplexities(model, config, main)
+    return found
+
+
+def _generate(
+    model: Model, given: str, contents: Sequence[Any], output: str, limits: Mapping[str, int]
+) -> list[list[int]]:
+    prompts = [[(given, np.asarray(content, np.int32))] for content in contents]
+    return [row[0].tokens.tolist() for row in model.generate_tokens(prompts, (output,), limits=limits)]
+
+
+def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    contents = [{m: np.asarray(ids, np.int32) for m, ids in e["contents"].items()} for e in examples]
+    return [round(float(x), 4) for x in likelihood(params, task, contents)]
+
+
+def _perplexities(model: Model, config: TrainConfig, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each modality alone, on the fused and (where it has a tower of its own) the unimodal path: the run's step 0
+    and its end."""
+    before = initial_params(config.model, config.seed, config.initialise_from, config.restore)
+    found: dict[str, float] = {}
+    for modality in model.layout:
+        contents = [np.asarray(e["contents"][modality], np.int32) for e in examples]
+        for path in ("fused", "unimodal") if model.config.zips else ("unimodal",):
+            pair = perplexities(
+                model.config, [before, model.params], model.layout, modality, contents, fused=path == "fused"
+            )
+            found |= {f"{modality}_{path}_{when}": value for when, value in zip(("before", "after"), pair, strict=True)}
+    return found
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

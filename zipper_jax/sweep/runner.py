@@ -1,0 +1,130 @@
+"""Which row runs when: each in a process of its own, several at once, any number of starts.
+
+A row that has its outputs is skipped, one that was interrupted resumes from its checkpoint. Ctrl-C or SIGTERM ask the
+rows that run to save and stop.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zipper_jax.errors import UserError
+from zipper_jax.sweep.plan import Places, Row
+from zipper_jax.training.supervise import LAUNCHED
+from zipper_jax.training.times import duration
+
+Say = Callable[[str], None]
+_POLL_SECONDS = 0.5
+_LAST_LINES = 12
+
+
+class _Running(NamedTuple):
+    row: Row
+    process: subprocess.Popen
+    log: Path
+    began: float
+    slot: int
+
+
+def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int, say: Say) -> int:
+    """Runs ``command --row NAME`` for every row, ``jobs`` at once, each only after the rows that its arm needs.
+
+    Returns the exit code: 0, or 130 when interrupted. A row that fails leaves the others running; its log is named.
+
+    Raises:
+      UserError: at the end, when rows failed.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    waiting, running, done, failed = list(rows), list[_Running](), set[str](), set[str]()
+    total, began, stopped = len(rows), time.monotonic(), False
+    planned = {row.name for row in rows}
+
+    def ready(row: Row) -> bool:
+        return all(f"{name}-0" in done or f"{name}-0" not in planned for name in row.arm.needs)
+
+    def hopeless(row: Row) -> bool:
+        return any(f"{name}-0" in failed for name in row.arm.needs)
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        for one in running:
+            one.process.send_signal(signal.SIGTERM)
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while (waiting and not stopped) or running:
+            for row in [row for row in waiting if hopeless(row)]:
+                waiting.remove(row)
+                failed.add(row.name)
+                say(f"{row.name}: left out, what it needs has failed")
+            for row in [row for row in waiting if ready(row)][: jobs - len(running)]:
+                if not stopped:
+                    waiting.remove(row)
+                    slot = min(set(range(jobs)) - {one.slot for one in running})
+                    running.append(_start(row, command, places, slot, jobs))
+            time.sleep(_POLL_SECONDS)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                seconds = time.monotonic() - one.began
+                if one.process.returncode == 0:
+                    done.add(one.row.name)
+                    left = (time.monotonic() - began) / len(done) * (total - len(done) - len(failed))
+                    say(f"{one.row.name}: {duration(seconds)}  {len(done)}/{total} rows, left {duration(left)}")
+                elif not stopped:
+                    failed.add(one.row.name)
+                    say(f"{one.row.name}: FAILED with status {one.process.returncode}; {one.log} ends with")
+                    say("\n".join(one.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+    finally:
+        for one in running:
+            one.process.terminate()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stopped:
+        say(f"interrupted after {len(done)} of {total} rows; the same command goes on")
+        return 130
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {total} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, mend the "
+            "cause, and run the same command again"
+        )
+    return 0
+
+
+def _start(row: Row, command: Sequence[str], places: Places, slot: int, jobs: int) -> _Running:
+    log = places.log(row.arm.name, row.seed)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [*command, "--row", row.name, "--slot", f"{slot}/{jobs}"],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(os.environ, jobs),
+            process_group=0,  # a terminal's Ctrl-C reaches this process alone, which passes it on as SIGTERM
+        )
+    return _Running(row, process, log, time.monotonic(), slot)
+
+
+def _environment(given: Mapping[str, str], jobs: int) -> dict[str, str]:
+    """Rows end with this process; those that share a GPU share its memory, too."""
+    given = {**given, LAUNCHED: str(os.getpid())}
+    if jobs == 1 or "XLA_PYTHON_CLIENT_MEM_FRACTION" in given:
+        return given
+    return {**given, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
+
+
+def own_cores(slot: str) -> None:
+    """For a row's process, with ``slot`` as it was given: rows that share a CPU keep to cores of their own, since two
+    threads on one core wait for each other."""
+    number, jobs = (int(part) for part in slot.split("/"))
+    if sys.platform == "linux" and jobs > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= jobs:
+            os.sched_setaffinity(0, cores[number::jobs])

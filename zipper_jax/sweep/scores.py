@@ -1,0 +1,162 @@
+"""From what models said to errors per sentence: ``results.jsonl``, one line per row.
+
+A line holds, under ``measures``, for each measure a list of ``[errors, words]`` per sentence (``[nats, 1]`` for
+likelihoods), so that a report can average, pair and test them; and perplexities and costs as they were.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation.wer import per_sentence_errors
+from zipper_jax.files import write_bytes, write_json
+from zipper_jax.speech import grammar
+from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.judge import NAME as JUDGE
+from zipper_jax.speech.judge import transcribe_all
+from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech.vocoder import synthesize
+from zipper_jax.sweep.plan import Places, Sweep
+from zipper_jax.sweep.row import read_examples
+from zipper_jax.vocabularies import load_vocabulary
+
+MEASURES = {
+    "asr": "ASR WER",
+    "asr_other": "ASR WER, other",
+    "asr_validation": "ASR WER, validation",
+    "asr_shuffled": "… shuffled audio",
+    "asr_no_audio": "… no audio",
+    "asr_gates_zero": "… gates at 0",
+    "tts": "TTS WER",
+    "tts_target": "TTS WER, vs target",
+    "tts_short": "TTS WER, shorter half",
+    "tts_long": "TTS WER, longer half",
+    "tts_shuffled": "… shuffled text",
+    "asr_nats": "ASR nats/token",
+    "asr_shuffled_nats": "… shuffled audio",
+    "tts_nats": "TTS nats/token",
+    "tts_shuffled_nats": "… shuffled text",
+}
+"""measure -> heading. Error rates are in percent of the reference's words."""
+
+ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}
+"""split -> measure."""
+
+Pairs = list[list[float]]
+
+
+def score(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
+    """Scores every row that has outputs and no line yet (or a line of other outputs), and the judge's own controls.
+
+    Raises:
+      UserError: no outputs at all.
+    """
+    outputs = sorted((places.root / "outputs").glob("*.json"))
+    if not outputs:
+        raise UserError(f"there are no outputs in {str(places.root / 'outputs')!r}: run `zipper sweep run` first")
+    known = {(line["arm"], line["seed"]): line for line in read_results(places.results)}
+    _judge_controls(sweep, places, say)
+    for path in outputs:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        key = said["arm"], said["seed"]
+        if said["scored"] == "no" or known.get(key, {}).get("digest") == said["digest"]:
+            continue
+        known[key] = _score_row(sweep, places, said)
+        rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
+        say(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
+        # After every row: judging takes seconds a row, and nothing of it should be lost.
+        lines = [json.dumps(known[key], ensure_ascii=False) for key in sorted(known)]
+        write_bytes(places.results, ("\n".join(lines) + "\n").encode())
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl``; none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rate(pairs: Sequence[Sequence[float]]) -> float:
+    """All errors over all words."""
+    errors, words = np.asarray(pairs, np.float64).sum(axis=0)
+    return float(errors / words)
+
+
+def _score_row(sweep: Sweep, places: Places, said: Mapping[str, Any]) -> dict[str, Any]:
+    main = said["scored"]
+    texts = {
+        split: _texts(sweep, places, split) for split in ("test", "test_other", "validation") if split in said["asr"]
+    }
+    vocabulary = load_vocabulary(places.prepared / "vocabularies" / "text")
+    heard = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in said["asr"].items()}
+    measures = {name: _errors(texts[split], heard[split]) for split, name in ASR_OF.items() if split in texts}
+    for name in ("shuffled", "no_audio", "gates_zero"):
+        if name in heard:
+            measures[f"asr_{name}"] = _errors(texts[main], heard[name])
+    judged = _listen(sweep, places, said["tts"][main])
+    spoken = texts[main][: len(judged)]
+    letters = [len(text) for text in spoken]
+    if main == "test":
+        errors = _errors(spoken, judged)
+        middle = float(np.median(letters))
+        measures["tts"] = errors
+        measures["tts_short"] = [pair for pair, n in zip(errors, letters, strict=True) if n <= middle]
+        measures["tts_long"] = [pair for pair, n in zip(errors, letters, strict=True) if n > middle]
+        measures["tts_shuffled"] = _errors(spoken, others(judged))
+        target = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))["heard"]["gold_units"]
+        known = [i for i, text in enumerate(target) if text]
+        measures["tts_target"] = _errors([target[i] for i in known], [judged[i] for i in known])
+    for name, key in (("", main), ("_shuffled", "shuffled")):
+        for task in ("asr", "tts"):
+            measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in said["nats"][f"{task}_{key}"]]
+    kept = {k: v for k, v in said.items() if k not in ("asr", "tts", "nats")}
+    hypotheses = {"asr": heard[main][:8], "tts": judged[:8]}
+    return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
+
+
+def _judge_controls(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
+    """What the judge makes of gold units, raw audio, reversed audio and noise: ``judge.json``, once per sweep."""
+    path = places.root / "judge.json"
+    count = sweep.scoring.speech_sentences or None
+    examples = read_examples(places, "test")[:count]
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["sentences"] == len(examples):
+        return
+    say("the judge's controls")
+    raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(len(w)).astype(np.float32) * 0.1 for w in raw]
+    heard = {
+        "gold_units": _listen(sweep, places, [e["contents"]["speech"] for e in examples]),
+        "raw_audio": transcribe_all(raw, _jsgf(sweep)),
+        "reversed": transcribe_all([w[::-1].copy() for w in raw], _jsgf(sweep)),
+        "noise": transcribe_all(noise, _jsgf(sweep)),
+    }
+    texts = [e["text"] for e in examples]
+    errors = {name: _errors(texts, found) for name, found in heard.items()}
+    write_json(path, {"sentences": len(examples), "judge": JUDGE, "errors": errors, "heard": heard})
+
+
+def _listen(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> list[str]:
+    home = places.prepared / "vocabularies" / "speech"
+    tokenizer, vocabulary = UnitTokenizer.load(home), load_vocabulary(home)
+    units = [np.asarray(vocabulary.decode(ids), np.int32) for ids in spoken]
+    waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in units]
+    return transcribe_all(waveforms, _jsgf(sweep))
+
+
+def _jsgf(sweep: Sweep) -> str:
+    return grammar.jsgf(sweep.corpus.get("grammar", "home"))
+
+
+def _texts(sweep: Sweep, places: Places, split: str) -> list[str]:
+    return [e["text"] for e in read_examples(places, split)[: sweep.scoring.sentences or None]]
+
+
+def _errors(references: Sequence[str], hypotheses: Sequence[str]) -> Pairs:
+    rows = per_sentence_errors(references, hypotheses)
+    return [[float(row["errors"]), float(row["words"])] for row in rows]

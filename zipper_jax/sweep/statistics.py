@@ -1,0 +1,95 @@
+"""What a difference between two arms is worth: paired over sentences, seeds averaged (the paper's test: Wilcoxon).
+
+Axis letters: S seeds, N sentences.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from zipper_jax.sweep.plan import Claim
+
+LEVEL = 0.05
+_RESAMPLES = 10_000
+
+Verdict = Literal["holds", "does not hold", "undecided", "not run"]
+
+
+class Comparison(NamedTuple):
+    """Of two arms: their rates, sentences and seeds compared, Wilcoxon's p (two-sided), the 95 % interval of the
+    difference a - b (paired bootstrap over seeds and sentences), and the verdict on a claim."""
+
+    a: float
+    b: float
+    sentences: int
+    seeds: int
+    p: float
+    interval: tuple[float, float]
+    verdict: Verdict
+
+
+def spread(lines: Sequence[Mapping[str, Any]], measure: str) -> tuple[float, float, int]:
+    """Mean rate over the seeds, their standard deviation (nan for one), and how many have the measure."""
+    rates = [_rate(np.asarray(line["measures"][measure])) for line in lines if measure in line["measures"]]
+    if not rates:
+        return float("nan"), float("nan"), 0
+    return float(np.mean(rates)), float(np.std(rates, ddof=1)) if len(rates) > 1 else float("nan"), len(rates)
+
+
+def compare(claim: Claim, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Comparison:
+    """Tests ``claim`` on the result lines of its two arms; only seeds that both have count.
+
+    "lower" holds when a's errors are fewer and Wilcoxon's p is below 0.05, does not when they are more at that level.
+    "similar" holds when the interval of the difference lies within the margin, does not when it lies outside.
+    """
+    one, two = _of_seeds(claim.measure, a), _of_seeds(claim.measure, b)
+    seeds = sorted(one.keys() & two.keys())
+    if not seeds:
+        nan = float("nan")
+        return Comparison(nan, nan, 0, 0, nan, (nan, nan), "not run")
+    x, y = np.stack([one[s] for s in seeds]), np.stack([two[s] for s in seeds])  # [S, N, 2]
+    rates = _rate(x.sum(axis=0)), _rate(y.sum(axis=0))
+    p = _wilcoxon(x[..., 0].mean(axis=0) - y[..., 0].mean(axis=0))
+    low, high = _interval(x, y)
+    return Comparison(
+        *rates, x.shape[1], len(seeds), p, (low, high), _verdict(claim, rates[0] - rates[1], p, low, high)
+    )
+
+
+def _verdict(claim: Claim, difference: float, p: float, low: float, high: float) -> Verdict:
+    if claim.relation == "lower":
+        if p >= LEVEL or difference == 0:
+            return "undecided"
+        return "holds" if difference < 0 else "does not hold"
+    if -claim.margin <= low and high <= claim.margin:
+        return "holds"
+    return "does not hold" if low > claim.margin or high < -claim.margin else "undecided"
+
+
+def _of_seeds(measure: str, lines: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
+    return {line["seed"]: np.asarray(line["measures"][measure]) for line in lines if measure in line["measures"]}
+
+
+def _rate(pairs: Float[np.ndarray, "N 2"]) -> float:
+    errors, words = pairs.sum(axis=0)
+    return float(errors / words)
+
+
+def _wilcoxon(differences: Float[np.ndarray, " N"]) -> float:
+    """Two-sided p of the signed-rank test; 1 where all pairs are equal."""
+    from scipy.stats import wilcoxon  # comes with jax
+
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    seeds, sentences = x.shape[:2]
+    found = np.empty(_RESAMPLES)
+    for i in range(_RESAMPLES):
+        s, n = rng.integers(seeds, size=seeds), rng.integers(sentences, size=sentences)
+        found[i] = _rate(x[s][:, n].sum(axis=0)) - _rate(y[s][:, n].sum(axis=0))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
