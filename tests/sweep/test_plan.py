@@ -9,8 +9,10 @@ import tiny_sweep
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import Arm, Claim, Places, Table, load_sweep, rows
+from zipper_jax.sweep.report import command_of, write_report
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 SWEEP = tiny_sweep.sweep("flite")
 
 
@@ -82,10 +84,18 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, capsys):
 
 
 def test_the_shipped_findings_are_a_sweep(tmp_path):
-    experiments = HERE.parent.parent / "experiments" / "findings.py"
+    experiments = ROOT / "experiments" / "findings.py"
     for size in ("cpu", "gpu"):
         sweep = load_sweep(experiments, size)
         assert len(rows(sweep)) > 100
         assert Places(tmp_path).data(0.01).endswith("shares/0.01")
     with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu"):
         load_sweep(experiments, "tpu")
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "findings").glob("*/")), ids=lambda path: path.name)
+def test_the_committed_findings_are_what_their_results_say(folder, tmp_path):
+    sweep = load_sweep(ROOT / "experiments" / "findings.py", folder.name)
+    page = write_report(sweep, Places(folder), tmp_path, command_of("experiments/findings.py", folder.name))
+    assert page.read_text() == (folder / "README.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}

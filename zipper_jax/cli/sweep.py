@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
             score(sweep, places, _say)
         case "report":
-            from zipper_jax.sweep.report import write_report
+            from zipper_jax.sweep.report import command_of, write_report
 
             if args.to is None:
                 raise UserError("zipper sweep report needs --to, the folder for README.md and its pictures")
-            print(write_report(sweep, places, args.to, _command(args)))
+            print(write_report(sweep, places, args.to, command_of(args.file, args.size)))
         case "list":
             for row in rows:
                 done = places.outputs(row.arm.name, row.seed).is_file()
@@ -116,10 +116,6 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
         raise UserError(f"--seeds {text!r}: give comma-separated numbers, e.g. 0,1") from None
-
-
-def _command(args: argparse.Namespace) -> str:
-    return f"zipper sweep {{}} {args.file} --size {args.size} --out {args.out}"
 
 
 def _say(line: str) -> None:

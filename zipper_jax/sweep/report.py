@@ -17,6 +17,11 @@ PAGE = "README.md"
 _NONE = "–"
 
 
+def command_of(file: str | Path, size: str) -> str:
+    """What is typed, with ``{}`` for what is done."""
+    return f"zipper sweep {{}} {file} --size {size} --out OUT"
+
+
 def write_report(sweep: Sweep, places: Places, out: Path, command: str) -> Path:
     """Writes ``out/README.md``, its pictures, and copies of ``results.jsonl`` and ``judge.json``; returns the page.
 
