@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
-from zipper_jax.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -28,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),
     "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
     "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
+    "doctor": ("zipper_jax.cli.doctor", "what is installed here, what is missing, what to do about it"),
 }
 """command -> (module, one line)."""
 
@@ -62,8 +62,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help(), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"zipper {__version__}")
-        return 0
+        return _version(arguments[1:])
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
@@ -88,10 +87,22 @@ def _dispatch(arguments: list[str]) -> int:
     return module.run(args)
 
 
+def _version(rest: list[str]) -> int:
+    """``--version``; with ``--devices`` jax is started and asked for its devices, too."""
+    from zipper_jax import environment
+
+    if rest not in ([], ["--devices"]):
+        raise UserError(f"zipper --version takes --devices or nothing, not {' '.join(rest)!r}")
+    print(environment.version_line())
+    for finding in environment.devices() if rest else ():
+        print(f"{finding.name}: {finding.found}")
+    return 0
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
-    return f"usage: zipper COMMAND ...\n\ncommands:\n{lines}\n  --version  --help\n\n{EXAMPLE}"
+    return f"usage: zipper COMMAND ...\n\ncommands:\n{lines}\n  --version [--devices]  --help\n\n{EXAMPLE}"
 
 
 if __name__ == "__main__":
