@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
@@ -28,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
     "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
     "doctor": ("zipper_jax.cli.doctor", "what is installed here, what is missing, what to do about it"),
+    "completion": (
+        "zipper_jax.cli.completion",
+        "a script that completes commands, options, gin files: bash, zsh, fish",
+    ),
 }
 """command -> (module, one line)."""
 
@@ -66,15 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
-    module = importlib.import_module(COMMANDS[name][0])
-    # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
-    parser = argparse.ArgumentParser(
-        prog=f"zipper {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
+    module, parser = command_parser(name)
     try:
         args, extra = parser.parse_known_args(rest)
     except SystemExit as stop:  # argparse has printed its help (0) or its error (2)
@@ -85,6 +82,20 @@ def _dispatch(arguments: list[str]) -> int:
         known = [f"--{argument}" for argument in vars(args)]
         raise UserError(f"zipper {name} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}")
     return module.run(args)
+
+
+def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """The module of the command ``name``, and the parser of its own arguments."""
+    module = importlib.import_module(COMMANDS[name][0])
+    # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
+    parser = argparse.ArgumentParser(
+        prog=f"zipper {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return module, parser
 
 
 def _version(rest: list[str]) -> int:
