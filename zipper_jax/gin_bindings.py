@@ -110,17 +110,19 @@ def train_config() -> TrainConfig:
       UserError: a macro without a value, files that describe no run, or what a config refuses.
     """
     try:
+        gin.query_parameter("train.config")
+    except ValueError:
+        raise UserError(
+            "the gin files describe no run (train.config): begin with one of runs/, e.g. --gin_file=runs/fuse.gin"
+        ) from None
+    try:
         return train()
     except UserError as error:  # gin appends which calls led there; the message names the field already
         raise UserError(_WHERE_CALLED.sub("", str(error))) from error
-    except (TypeError, RuntimeError) as error:
+    except TypeError as error:
         macro = _MACRO_WITHOUT_VALUE.search(str(error))
-        if macro:
-            bound = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
-            hint = nearest(macro[1], bound)
-            raise UserError(f"%{macro[1]} has no value{hint or f': give --gin.{macro[1]}=...'}") from None
-        if "Required bindings for `train`" in str(error):
-            raise UserError(
-                "the gin files describe no run (train.config): begin with one of runs/, e.g. --gin_file=runs/fuse.gin"
-            ) from None
-        raise
+        if macro is None:
+            raise
+        bound = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+        hint = nearest(macro[1], bound)
+        raise UserError(f"%{macro[1]} has no value{hint or f': give --gin.{macro[1]}=...'}") from None
