@@ -122,7 +122,7 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
     assert told.out == ""
     assert "3 files, 3.0 s of audio in " in told.err
     assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
-    assert f"skipped {folder / 'broken.wav'}: audio file" in told.err
+    assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["audio"] for line in lines] == list(map(str, good))
     assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3

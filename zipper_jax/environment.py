@@ -20,6 +20,7 @@ DISTRIBUTION = "zipper-jax"
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")
 """Distributions that bring the module ``tensorflow``; seqio asks for it, not we."""
 OPTIONAL = {
+    "gradio": "for `zipper demo`: pip install 'zipper-jax[demo]'",
     "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install 'zipper-jax[tpu]'",
     "torch": "for `zipper convert verify --against` a Hugging Face folder: pip install 'zipper-jax[verify]'",
     "transformers": "for `zipper convert verify --against` a Hugging Face folder: pip install 'zipper-jax[verify]'",

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from browser import open_page
 from test_report import Page
 from tiny_run import UNITS, tone, write_run
 
@@ -49,7 +50,8 @@ def test_figures_controls_and_page(command, tmp_path, capsys):
     assert page.tags.count("audio") == 4
     assert all(link.startswith("data:audio/flac;base64,") for _, link in page.links)
     assert not {"script", "link", "iframe"} & set(page.tags)
-    for words in ("Another sentence's audio", "Gates set to 0", "1 without words were left out", "u <3>", NORMALISER):
+    rows_shown = ("Sentences of test", "Another sentence's audio", "Gates set to 0")
+    for words in (*rows_shown, "1 without words were left out", "u <3>", NORMALISER):
         assert words in page.text, words
 
 
@@ -69,7 +71,8 @@ def test_the_corpus_gives_the_recordings(run, command, tmp_path, capsys):
     assert "has no audio for 'u/2' (not in its manifest)" in capsys.readouterr().err
 
 
-def test_words_are_marked_and_orders_are_places(tmp_path):
+def write_three(folder):
+    """A page of three sentences, and its path."""
     texts = {"b": ("turn the light off", "turn a light"), "a": ("go <on>", "go <on>"), "c": ("stop", "stop it now")}
     rows = [
         {"id": name, "seconds": float(k), **row}
@@ -79,7 +82,11 @@ def test_words_are_marked_and_orders_are_places(tmp_path):
     ]
     results = {"run": "runs/<x>", "split": "test", "normaliser": NORMALISER, "heard": "x", "without_words": 0}
     results |= {"left_out": 0, "rates": {"asr_wer_test": 4 / 7, "asr_wer_no_audio": 1.0}, "utterances": rows}
-    source = write_utterances(tmp_path, results).read_text()
+    return write_utterances(folder, results)
+
+
+def test_words_are_marked_and_orders_are_places(tmp_path):
+    source = write_three(tmp_path).read_text()
     page = Page(source)
     assert "57.1 % of 7 words in 3 sentences are wrong: 1 replaced, 1 left out, 2 added." in page.text
     assert '<span class="swap"><del>the</del><ins>a</ins></span> light <del>off</del>' in source
@@ -94,6 +101,25 @@ def test_words_are_marked_and_orders_are_places(tmp_path):
     assert order == {"errors": "cba", "rate": "cba", "words": "bac", "seconds": "cab", "name": "abc"}
     assert re.search(r'id="by_errors" checked', source)
     assert "main:has(#by_words:checked) .utterances li { order: var(--words); }" in source
+
+
+@pytest.mark.slow
+def test_a_browser_sorts_and_hides_without_a_script(tmp_path):
+    path = write_three(tmp_path)
+    with open_page() as shown:
+        shown.goto(path.as_uri())
+
+        def order() -> str:
+            rows = [row for row in shown.locator(".utterances li").all() if row.is_visible()]
+            rows.sort(key=lambda row: row.bounding_box()["y"])
+            return "".join(row.locator(".why").inner_text()[0] for row in rows)
+
+        assert order() == "cba"
+        for label, wanted in (("longest sentence", "bac"), ("longest audio", "cab"), ("name", "abc")):
+            shown.get_by_label(label, exact=True).check()
+            assert order() == wanted
+        shown.get_by_label("only sentences with errors").check()
+        assert order() == "bc"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),
     "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
+    "demo": ("zipper_jax.cli.demo", "a page in the browser to talk to a model"),
     "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
     "doctor": ("zipper_jax.cli.doctor", "what is installed here, what is missing, what to do about it"),
     "completion": (

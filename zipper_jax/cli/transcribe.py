@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         out = None if args.out is None else stack.enter_context(args.out.open("a", encoding="utf-8"))
         bad = _transcribe(model, to_do, args.batch_size, about, out)
-    for path, reason in bad.items():
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+    for reason in bad.values():
+        print(f"skipped: {reason}", file=sys.stderr)
     return 1 if bad else 0
 
 

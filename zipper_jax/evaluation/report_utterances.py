@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.evaluation.report_page import page, player, section, table
-from zipper_jax.evaluation.report_tables import ASR_ROWS, percent
+from zipper_jax.evaluation.report_tables import ASR_ROWS, Row, percent
 from zipper_jax.files import write_bytes
 
 ORDERS = {
@@ -39,7 +39,7 @@ def write_utterances(folder: Path, results: Mapping[str, Any]) -> Path:
     """Writes ``folder/utterances.html`` from what `utterances.evaluate_split` returned; sound and all lie inside."""
     rows = results["utterances"]
     title = f"Errors of {results['run']} on {results['split']}"
-    body = [_header(title, results), _controls(results["rates"]), _utterances(folder, results, rows)]
+    body = [_header(title, results), _controls(results["rates"], results["split"]), _utterances(folder, results, rows)]
     path = folder / "utterances.html"
     write_bytes(path, page(title, "\n".join(body), _STYLE).encode())
     return path
@@ -59,9 +59,14 @@ def _header(title: str, results: Mapping[str, Any]) -> str:
 </header>"""
 
 
-def _controls(rates: Mapping[str, float]) -> str:
+def _controls(rates: Mapping[str, float], split: str) -> str:
     lines = []
-    for row in ASR_ROWS:
+    main = Row(
+        "asr_wer_test",
+        f"Sentences of {split}",
+        "The main figure; it counts only where no training run saw these sentences.",
+    )
+    for row in (main, *(row for row in ASR_ROWS if row.control)):
         if row.key not in rates:
             continue
         kind = "control" if row.control else "result"
