@@ -1,6 +1,7 @@
 """The front door on a real run folder: a tiny zipper trained for two steps, saved, loaded and used from outside."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,72 +10,24 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from tiny_run import SENTENCES, tone, write_run
 
 from zipper_jax import load
 from zipper_jax.cli.main import main
-from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.perplexity import perplexities
-from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
-from zipper_jax.sequences import fill_template
-from zipper_jax.speech.tokenizer import UnitTokenizer
-from zipper_jax.training.config import DataConfig, TrainConfig
-from zipper_jax.training.loop import train
 from zipper_jax.training.mesh import MeshConfig
-from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, load_vocabulary
-
-UNITS = 12
-SENTENCES = ("on", "off", "go on")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("api")
-    vocabularies = root / "prepared" / "vocabularies"
-    ByteVocabulary().save(vocabularies / "text")
-    UnitVocabulary(UNITS, 25.0).save(vocabularies / "speech")
-    noise = np.random.default_rng(0).standard_normal(16_000 * 2).astype(np.float32) * 0.1
-    UnitTokenizer.fit([noise], num_units=UNITS).save(vocabularies / "speech")
-    text = load_vocabulary(vocabularies / "text")
-    rows = [
-        [fill_template(task, {"text": text.encode(s), "speech": np.arange(5) % UNITS})]
-        for s in SENTENCES
-        for task in ("asr",)
-    ]
-    write_rows(root / "prepared" / "rows" / "asr" / "train", rows, {"task": "asr"})
-    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "mlp_width": 16}
-    model = ZipperConfig(
-        towers={
-            "text": TowerConfig(text.size, 2, 16, **sizes),
-            "speech": TowerConfig(UNITS + 2, 3, 24, **sizes),
-        },
-        modalities={"text": ModalityConfig("text", text.size), "speech": ModalityConfig("speech", UNITS + 2)},
-        zips=(ZipConfig(("speech", "text"), pairs=((1, 1),), feed_forward="where_visible"),),
-        input_projections={"text": ProjectionConfig(form="residual")},
-    )
-    lengths = {"text": 16, "speech": 64}
-    config = TrainConfig(
-        model=model,
-        data=DataConfig(str(root / "prepared"), "asr", lengths),
-        model_dir=str(root / "run"),
-        steps=2,
-        batch_size=2,
-        mesh=MeshConfig(data=1),
-    )
-    train(config)
-    return root / "run"
+    return write_run(tmp_path_factory.mktemp("api"))
 
 
 @pytest.fixture(scope="module")
 def model(run):
     return load(run)
-
-
-def tone(path: Path, rate: int, channels: int) -> Path:
-    wave = 0.2 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    soundfile.write(path, np.repeat(wave[:, None], channels, axis=1), rate)
-    return path
 
 
 def test_transcribe_takes_any_rate_stereo_lists_and_arrays(model, tmp_path):
@@ -157,10 +110,46 @@ def test_commands_on_the_run(run, tmp_path, capsys):
     assert out[0]["prompt"] == lines[0]["prompt"]
 
 
+def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, capsys):
+    folder, out = tmp_path / "audio", tmp_path / "out.jsonl"
+    (folder / "deep").mkdir(parents=True)
+    good = [tone(folder / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]
+    (folder / "broken.wav").write_text("no audio")
+    (folder / "notes.txt").write_text("not audio either")
+    command = ["transcribe", "--model", str(run), str(folder), str(good[0]), "--out", str(out)]
+    assert main([*command, "--batch_size", "2"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "3 files, 3.0 s of audio in " in told.err
+    assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
+    assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["audio"] for line in lines] == list(map(str, good))
+    assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3
+    assert lines[0]["text"] == load(run).transcribe(good[0])
+
+    whole = out.read_text()
+    out.write_text(whole[: len(whole) - 20])  # killed while writing the last line
+    (folder / "broken.wav").unlink()
+    assert main(command) == 0
+    assert out.read_text() == whole
+    assert "2 of 3 files are finished" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "3 of 3 files are finished" in capsys.readouterr().err
+    assert main([*command, "--beams", "2"]) == 2
+    assert "line 1 was made with" in capsys.readouterr().err
+    out.write_text("{}\n")
+    assert main(command) == 2
+    assert f"--out {out} line 1 is no transcript" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["transcribe", "--model", "RUN", "nothing.wav"], "nothing.wav"),
+        (["transcribe", "--model", "RUN", "EMPTY"], "holds no audio"),
+        (["transcribe", "--model", "RUN", "WAV", "--out", "no/such/folder/a.jsonl"], "the folder does not exist"),
+        (["transcribe", "--model", "RUN", "WAV", "--batch_size", "0"], "--batch_size 0"),
         (["transcribe", "--model", "nowhere", "WAV"], "nowhere"),
         (["speak", "", "--model", "RUN", "--out", "a.wav"], "text is empty"),
         (["speak", "on", "--model", "RUN", "--out", "no/such/folder/a.wav"], "folder does not exist"),
@@ -172,7 +161,13 @@ def test_commands_on_the_run(run, tmp_path, capsys):
 )
 def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, arguments, message):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "text"}\n')
-    names = {"RUN": str(run), "BAD": str(tmp_path / "bad.jsonl"), "WAV": str(tone(tmp_path / "a.wav", 16_000, 1))}
+    (tmp_path / "empty").mkdir()
+    names = {
+        "RUN": str(run),
+        "EMPTY": str(tmp_path / "empty"),
+        "BAD": str(tmp_path / "bad.jsonl"),
+        "WAV": str(tone(tmp_path / "a.wav", 16_000, 1)),
+    }
     assert main([names.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

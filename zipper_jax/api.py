@@ -172,15 +172,18 @@ class Model:
             either; a list gives a list.
           beams: above 1, beam search of that width.
         """
-        from zipper_jax.speech.audio import load_audio, trim_silence
-
         many = isinstance(audio, list | tuple)
-        # The corpus has no silence at either end, so its units there would be foreign to the model.
-        waveforms = [trim_silence(load_audio(one, sample_rate)) for one in (audio if many else [audio])]
-        units = [self.tokenizer.encode(waveform) for waveform in waveforms]
+        units = [self.units(one, sample_rate) for one in (audio if many else [audio])]
         results = self.generate([[("speech", u)] for u in units], ("text",), sampling=SamplingConfig(beams=beams))
         texts = [row[0].content for row in results]
         return texts if many else texts[0]
+
+    def units(self, audio: Any, sample_rate: int | None = None) -> np.ndarray:
+        """The units of one piece of audio, see `transcribe`, without silence at either end."""
+        from zipper_jax.speech.audio import load_audio, trim_silence
+
+        # The corpus has no silence at either end, so its units there would be foreign to the model.
+        return self.tokenizer.encode(trim_silence(load_audio(audio, sample_rate)))
 
     def speak(self, text: Any, *, sampling: SamplingConfig = SamplingConfig(), seed: int | None = None) -> Any:
         """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else."""

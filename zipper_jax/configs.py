@@ -16,12 +16,18 @@ from zipper_jax.errors import UserError
 T = TypeVar("T")
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'width'?`` to append to an error about a mistyped ``name``; empty where nothing is near."""
+    near = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """What to append to an error about a mistyped ``name``: ``; did you mean 'width'?``, or what is known."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = nearest(name, names)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return near
     rest = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"; known: {', '.join(names[:20])}{rest}" if names else ""
 
@@ -40,7 +46,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The ``cls`` that ``to_dict`` gave ``data`` for.
+    """The ``cls`` that ``to_dict`` gave ``data`` for; fields that hold a dataclass may also be one already.
 
     Fields that ``data`` lacks take their defaults, so that configs stored before a field existed can be read.
 
@@ -78,6 +84,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(type, kind)):  # built already, by gin
+            return value
         return _dataclass(typing.cast(type, kind), value, path)
     if origin is Literal:
         if value not in arguments:

@@ -4,13 +4,16 @@ Import this module before reading gin files. Building and calling stay with Pyth
 ``TrainConfig`` that the files describe.
 """
 
+import functools
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gin
-from zipper_jax.configs import from_dict
+from zipper_jax.configs import from_dict, nearest
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.training.config import (
@@ -47,8 +50,22 @@ CONFIGURABLES = (
 # and crashes when sys.path has a folder of that name without __init__.py. Our files are files: keep that reader only.
 gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
+_MACRO_WITHOUT_VALUE = re.compile(r"In call to configurable 'macro' .* in scope '([^']+)'")
+_WHERE_CALLED = re.compile(r"\n  In call to configurable '.*", re.DOTALL)
+
+
+def _checked(cls: type) -> Callable[..., Any]:
+    """``cls`` whose fields must have the types they are annotated with, as those of a stored config must."""
+
+    @functools.wraps(cls, updated=())  # gin asks for the parameters
+    def build(**fields: Any) -> Any:
+        return from_dict(cls, fields)
+
+    return build
+
+
 for _cls in CONFIGURABLES:
-    gin.external_configurable(_cls, module="zipper_jax")
+    gin.external_configurable(_checked(_cls), name=_cls.__name__, module="zipper_jax")
 
 
 @gin.configurable(module="zipper_jax")
@@ -87,5 +104,25 @@ def stored_model(
 
 
 def train_config() -> TrainConfig:
-    """Build what the gin files read so far describe."""
-    return train()
+    """Build what the gin files read so far describe.
+
+    Raises:
+      UserError: a macro without a value, files that describe no run, or what a config refuses.
+    """
+    try:
+        gin.query_parameter("train.config")
+    except ValueError:
+        raise UserError(
+            "the gin files describe no run (train.config): begin with one of runs/, e.g. --gin_file=runs/fuse.gin"
+        ) from None
+    try:
+        return train()
+    except UserError as error:  # gin appends which calls led there; the message names the field already
+        raise UserError(_WHERE_CALLED.sub("", str(error))) from error
+    except TypeError as error:
+        macro = _MACRO_WITHOUT_VALUE.search(str(error))
+        if macro is None:
+            raise
+        bound = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+        hint = nearest(macro[1], bound)
+        raise UserError(f"%{macro[1]} has no value{hint or f': give --gin.{macro[1]}=...'}") from None

@@ -18,6 +18,8 @@ def _clean(tmp_path, monkeypatch):
     (tmp_path / "run.gin").write_text(
         "include 'base.gin'\nmake_thing.width = %WIDTH\nmake_thing.path = %PLACE\nPLACE = 'x'\n"
     )
+    (tmp_path / "scoped.gin").write_text("once/make_thing.width = 1\nPLACE = @twice/make_thing()\n")
+    (tmp_path / "lost.gin").write_text("include 'runs/fuze.gin'\n")
     yield
     gin.clear_config()
 
@@ -71,11 +73,29 @@ def test_applying_again_starts_afresh():
         (["--gin.make_thing.widht=3"], "make_thing has no parameter 'widht'; did you mean 'width'"),
         (["--gin.make_thin.width=3"], "called 'make_thin'; did you mean 'make_thing'"),
         (["--gin.make_thing.width=[1,"], r"--gin.make_thing.width=\[1,"),
+        (["--gin.make_thing.width=@make_thin()"], "called 'make_thin'; did you mean 'make_thing'"),
+        (
+            ["--gin_file=scoped.gin", "--gin.one/make_thing.width=5"],
+            "one/make_thing.width: .* 'one'; did you mean 'once'",
+        ),
+        (
+            ["--gin_file=lost.gin"],
+            r"lost.gin': include 'runs/fuze.gin': there is no such file; did you mean 'runs/fuse.gin'",
+        ),
     ],
 )
 def test_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         apply(*arguments)
+
+
+def test_scopes_that_files_bind_or_use_can_be_given():
+    apply("--gin_file=scoped.gin", "--gin.once/make_thing.depth=7", "--gin.twice/make_thing.depth=8")
+    with gin.config_scope("once"):
+        assert make_thing()[2] == 7
+    assert gin.query_parameter("twice/make_thing.depth") == 8
+    apply("--gin.any/make_thing.depth=9")  # without files the caller knows the scopes
+    assert gin.query_parameter("any/make_thing.depth") == 9
 
 
 def test_errors_in_files_name_the_file(tmp_path):

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 import types
@@ -31,9 +32,15 @@ def test_without_arguments_it_helps_and_fails(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
-def test_version(capsys):
+def test_version_tells_the_environment(capsys):
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"zipper {zipper_jax.__version__}\n"
+    out = capsys.readouterr().out
+    assert out.startswith(f"zipper {zipper_jax.__version__} (Python {platform.python_version()}, jax ")
+    assert out.count("\n") == 1
+    assert cli.main(["--version", "--devices"]) == 0
+    assert "devices: 8 x cpu" in capsys.readouterr().out
+    assert cli.main(["--version", "--device"]) == 2
+    assert "takes --devices or nothing" in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):
@@ -89,7 +96,7 @@ def test_a_commands_help(monkeypatch, capsys):
 
 def test_importing_the_package_and_the_help_import_neither_jax_nor_tensorflow():
     code = (
-        "import sys, zipper_jax; from zipper_jax.cli.main import main; main(['--help']);"
+        "import sys, zipper_jax; from zipper_jax.cli.main import main; main(['--help']); main(['--version']);"
         "assert not {'jax', 'tensorflow', 'seqio', 'gin'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -62,7 +62,7 @@ SENTENCES = ["the old captain won't sell seven green boats", 'give <script>alert
 class Page(HTMLParser):
     """Text, tags and addresses of a page, and whether its tags close in their order."""
 
-    VOID = frozenset({"meta", "rect", "path", "image", "circle"})
+    VOID = frozenset({"meta", "rect", "path", "image", "circle", "input"})
 
     def __init__(self, source: str):
         super().__init__(convert_charrefs=True)

@@ -57,6 +57,38 @@ def test_macros_and_parameters_from_the_command_line(prepared):
         build(prepared, "pretrain_text", '--gin.DATA="/nowhere"')
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("TRAIN_STEPS=abc", "TrainConfig.steps = 'abc': expected a value of type int"),
+        ("TRAIN_STEPS=1e3", "TrainConfig.steps = 1000.0: expected a value of type int"),
+        ("TRAIN_STEPS=%TRAIN_STEP", "%TRAIN_STEP has no value; did you mean 'TRAIN_STEPS'?"),
+        ("TRAIN_STEP=3", "--gin.TRAIN_STEP: no gin file given defines or uses it; did you mean 'TRAIN_STEPS'?"),
+        ("OptimizerConfig.learning_rate=fast", "OptimizerConfig.learning_rate = 'fast': expected a value of"
+         " type float"),
+        ("OptimizerConfig.name=adm", "OptimizerConfig.name='adm': choose one of adam, adafactor; did you mean 'adam'?"),
+        ("ZipperConfig.scan=yes", "ZipperConfig.scan = 'yes': expected a value of type bool"),
+        ("FreezeConfig.towers=text", "FreezeConfig.towers = 'text': expected a list"),
+        ("TASK_FEATURE_LENGTHS={'text': '9'}", "DataConfig.lengths['text'] = '9': expected a value of type int"),
+        ("text/TowerConfig.num_layers=2.5", "TowerConfig.num_layers = 2.5: expected a value of type int"),
+        ("txet/TowerConfig.num_layers=2", "--gin.txet/TowerConfig.num_layers: no gin file given has 'txet';"
+         " did you mean 'text'?"),
+    ],
+)  # fmt: skip
+def test_what_is_mistyped_is_one_line_that_says_how_to_mend_it(prepared, capsys, flag, message):
+    given = {"DATA": prepared, "MODEL_DIR": "runs/x", **GIVEN["fuse"]}
+    macros = [f'--gin.{name}="{value}"' for name, value in given.items()]
+    assert main(["train", "--gin_file=runs/fuse.gin", *macros, f"--gin.{flag}", "--print_config"]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_macros_that_are_left_out_and_files_that_are_no_run(prepared, capsys):
+    assert main(["train", "--gin_file=runs/pretrain_text.gin", f"--gin.DATA={prepared}"]) == 2
+    assert capsys.readouterr().err == "error: %MODEL_DIR has no value: give --gin.MODEL_DIR=...\n"
+    assert main(["train", "--gin_file=towers/smoke.gin"]) == 2
+    assert "describe no run (train.config): begin with one of runs/" in capsys.readouterr().err
+
+
 def test_the_identity_form_and_hardware_files_compose(prepared):
     files = ["--gin_file=models/zipper_identity.gin", "--gin_file=hardware/accelerator.gin"]
     config = build(prepared, "fuse", *files)
@@ -77,7 +109,7 @@ def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_pat
         "--gin.OptimizerConfig.warmup_steps=1",
         "--gin.text/TowerConfig.num_layers=1",
     ]
-    args = argparse.Namespace(print_config=False, coordinator=None)
+    args = argparse.Namespace(print_config=False, dry_run=False, coordinator=None)
     assert train_command.run(args, extra) == 0
     assert "TrainConfig" in (tmp_path / "run" / "config.gin").read_text()
     capsys.readouterr()

@@ -14,6 +14,11 @@ report.html and audio.
 
   zipper eval --run runs/smoke/zipper --single_decoder runs/smoke/single_decoder \\
       --data runs/smoke/prepared --corpus runs/smoke/corpus --out runs/smoke
+
+With --split, speech to text alone, of one model on one split, with its controls: utterances.html shows every sentence
+with what was heard, word against word, worst first. Without --corpus its units are what is to be heard.
+
+  zipper eval --run runs/fused --data data/prepared --split test --out errors
 """
 
 
@@ -23,8 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
     parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form: perplexity only")
     parser.add_argument("--data", required=True, type=Path, help="prepared folder with the test splits")
-    parser.add_argument("--corpus", required=True, type=Path, help="corpus folder with the test splits' audio")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results.json, report.html and audio")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus folder with the test splits' audio (with --split: optional)"
+    )
+    parser.add_argument("--split", help="only speech to text on this split, sentence by sentence")
+    parser.add_argument("--out", required=True, type=Path, help="folder for results, report and audio")
     parser.add_argument("--sentences", type=int, default=100, help="per split, speech to text; 0: all (%(default)s)")
     parser.add_argument("--speech_sentences", type=int, default=60, help="text to speech; 0: all (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width of speech to text (%(default)s: greedy)")
@@ -41,6 +49,13 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} {path}: there is no such folder")
+    if args.split:
+        return _split(args)
+    if args.corpus is None:
+        raise UserError(
+            "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
+            "speech to text alone"
+        )
     from zipper_jax.decoding.sampling import SamplingConfig
     from zipper_jax.evaluation.evaluator import EvalSettings, Sources, evaluate
     from zipper_jax.evaluation.report import write_report
@@ -50,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
-    results = evaluate(sources, args.out, settings, say=lambda line: print(line, file=sys.stderr, flush=True))
+    results = evaluate(sources, args.out, settings, _say)
     seconds = _stage_seconds(args.stages)
     seconds["evaluate"] = round(time.monotonic() - began, 1)
     results["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
@@ -58,6 +73,24 @@ def run(args: argparse.Namespace) -> int:
     report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
     print(f"{report}\n{args.out / 'results.json'}")
     return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    from zipper_jax.evaluation.evaluator import EvalSettings
+    from zipper_jax.evaluation.report_utterances import write_utterances
+    from zipper_jax.evaluation.utterances import FILE, evaluate_split
+
+    for name in ("single_decoder", "other_form", "stages"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} has no place beside --split: leave it out, or leave out --split")
+    settings = EvalSettings(sentences=args.sentences, beams=args.beams)
+    results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus, _say)
+    print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _stage_seconds(folder: Path | None) -> dict[str, float]:

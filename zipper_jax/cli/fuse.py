@@ -88,10 +88,9 @@ def _configured(zips: list[dict[str, Any]], extra: Sequence[str]) -> tuple[list[
     import gin
     from zipper_jax import gin_bindings  # noqa: F401  (registers what the flags may name)
     from zipper_jax.cli import gin_flags
-    from zipper_jax.models.config import ProjectionConfig, ZipConfig
 
     gin_flags.apply(gin_flags.parse(extra))
-    make_zip, make_projection = gin.get_configurable(ZipConfig), gin.get_configurable(ProjectionConfig)
+    make_zip, make_projection = gin.get_configurable("ZipConfig"), gin.get_configurable("ProjectionConfig")
     with gin.config_scope("zip"):
         projection = make_projection()
     made = [make_zip(**fields, projection=projection) for fields in zips]

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.cli.gin_path import search_paths
+from zipper_jax.cli.gin_path import known_files, search_paths
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z_][\w./]*$")
 _MACRO = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
 _MACRO_USE = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
+_SCOPED = re.compile(r"^([\w/]+)/\w+(?:\.\w+)*\.\w+ = ")
+_SCOPE_USE = re.compile(r"(?:^\s*|@)([\w/]+)/[\w.]+", re.MULTILINE)
 _BARE_STRING = re.compile(r"[\w./+-]+$")
-_NO_CONFIGURABLE = re.compile(r"No configurable matching '([^']+)'")
+_NO_CONFIGURABLE = re.compile(r"No configurable matching (?:reference )?'@?([^'()]+)(?:\(\))?'")
+_NO_FILE = re.compile(r"Unable to open file: (\S+)\. Searched")
 _NO_PARAMETER = re.compile(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'")
 
 _searched: set[str] = set()
@@ -68,8 +71,8 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
     Configurables must be registered (imported) before.
 
     Raises:
-      UserError: files that do not exist, a macro given by flag that no file defines or uses, unknown configurables and
-        parameters, broken syntax; with the closest known name.
+      UserError: files that do not exist, a macro or scope given by flag that no file defines or uses, unknown
+        configurables and parameters, broken syntax; with the closest known name.
     """
     import gin
 
@@ -79,17 +82,24 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
             gin.add_config_file_search_path(folder)
             _searched.add(folder)
     gin.parse_config(list(defaults))
-    macros: set[str] = set()
+    texts: list[str] = []
     for name in flags.files:
         path = find(name)
         try:
-            macros |= _macros(gin.parse_config_file(str(path)))
+            texts += _texts(gin.parse_config_file(str(path)))
         except Exception as error:  # gin raises its own syntax errors, ValueError, OSError, RuntimeError, TypeError
             raise UserError(f"gin file {name!r}: {_explain(error)}") from error
+    macros = {found for text in texts for pattern in (_MACRO, _MACRO_USE) for found in pattern.findall(text)}
+    scopes = {part for text in texts for found in _SCOPE_USE.findall(text) for part in found.split("/")}
     for binding in flags.bindings:
-        macro = _MACRO.match(binding)
+        macro, scoped = _MACRO.match(binding), _SCOPED.match(binding)
         if macro and flags.files and macro[1] not in macros:
             raise UserError(f"--gin.{macro[1]}: no gin file given defines or uses it{closest(macro[1], macros)}")
+        for scope in scoped[1].split("/") if scoped and flags.files else ():
+            if scope not in scopes:  # gin would bind it, and nothing would ever read it
+                raise UserError(
+                    f"--gin.{binding.split(' = ')[0]}: no gin file given has {scope!r}{closest(scope, scopes)}"
+                )
         try:
             gin.parse_config(binding)
         except Exception as error:
@@ -104,8 +114,8 @@ def find(name: str) -> Path:
     for path in (folder / name for folder in folders):  # an absolute name stays what it is
         if path.is_file():
             return path
-    known = {str(file.relative_to(folder)) for folder in folders[1:] for file in folder.rglob("*.gin")}
-    raise UserError(f"gin file {name!r} does not exist (searched {', '.join(map(str, folders))}){closest(name, known)}")
+    searched = ", ".join(map(str, folders))
+    raise UserError(f"gin file {name!r} does not exist (searched {searched}){closest(name, known_files())}")
 
 
 def _binding(name: str, value: str) -> str:
@@ -119,13 +129,12 @@ def _binding(name: str, value: str) -> str:
     return f"{name} = {value}"
 
 
-def _macros(parsed: Any) -> set[str]:
-    """Names of macros that a gin file and what it includes define (``X = 1``) or use (``%X``)."""
-    text = find(parsed.filename).read_text(encoding="utf-8")
-    found = set(_MACRO.findall(text)) | set(_MACRO_USE.findall(text))
+def _texts(parsed: Any) -> list[str]:
+    """The text of a gin file and of all that it includes."""
+    texts = [find(parsed.filename).read_text(encoding="utf-8")]
     for included in parsed.includes:
-        found |= _macros(included)
-    return found
+        texts += _texts(included)
+    return texts
 
 
 def _explain(error: Exception) -> str:
@@ -138,6 +147,9 @@ def _explain(error: Exception) -> str:
     if configurable:
         bare = configurable[1].rsplit("/", 1)[-1]
         return f"nothing configurable is called {bare!r}{closest(bare, {n.rsplit('.', 1)[-1] for n in registry})}"
+    missing = _NO_FILE.search(message)
+    if missing:
+        return f"include {missing[1]!r}: there is no such file{closest(missing[1], known_files())}"
     parameter = _NO_PARAMETER.search(message)
     if parameter:
         owners = [

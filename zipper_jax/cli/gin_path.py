@@ -15,3 +15,9 @@ def search_paths() -> list[str]:
     # gin/towers beside pyproject.toml, not any folder of that name in site-packages (gin-config's own package is one).
     found = [folder for folder in ours if (folder / "towers").is_dir() and not (folder / "__init__.py").exists()]
     return [".", "gin", *map(str, found)]
+
+
+def known_files() -> set[str]:
+    """Names by which gin files can be given, of all but the working folder's own (which may hold anything)."""
+    folders = [Path(folder) for folder in search_paths()[1:]]
+    return {str(file.relative_to(folder)) for folder in folders for file in folder.rglob("*.gin")}

@@ -87,16 +87,16 @@ def summary(run_dir: str) -> Iterator[str]:
         yield f"weights      {_weights(run_dir)}; no run: a model folder"
         for tower, source in stored.get("source", {}).items():
             yield f"source       {tower}: {source}"
-        yield from _model_lines(model, stored.get("lengths", {}))
-        yield from _parameter_lines(model, train)
+        yield from model_lines(model, stored.get("lengths", {}))
+        yield from parameter_lines(model, train)
         return
     where = f"{done[-1]} of {train.get('steps', '?')}" if done else "no checkpoint yet"
     yield f"step         {where}; checkpoints: {', '.join(map(str, done)) or 'none'}"
     data = train.get("data", {})
     rates = ", ".join(f"{task} {rate:g}" for task, rate in data.get("rates", {}).items())
     yield f"data         {data.get('mixture', '?')}{f' ({rates})' if rates else ''} from {data.get('folder', '?')}"
-    yield from _model_lines(model, stored.get("lengths", {}))
-    yield from _parameter_lines(model, train)
+    yield from model_lines(model, stored.get("lengths", {}))
+    yield from parameter_lines(model, train)
     lines = read_metrics(run_dir)
     for split in ("train", "validation"):
         last = next((line for line in reversed(lines) if line["split"] == split), None)
@@ -115,7 +115,8 @@ def _weights(folder: str) -> str:
     return f"{FILE}, {', '.join(sorted({str(reader.dtype(name)) for name in reader.names}))}"
 
 
-def _model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
+def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
+    """Towers, modalities, projections and zips of a ZipperConfig."""
     from zipper_jax.models.schedule import zip_pairs
 
     for name, t in sorted(model.towers.items()):
@@ -134,7 +135,8 @@ def _model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
         yield f"zip          {z.name}: blocks {'-'.join(z.towers)}: {pairs}; into {', '.join(z.receivers)}"
 
 
-def _parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
+def parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
+    """How many parameters are trained and frozen, part by part; ``train`` is that of ``config.json``."""
     import numpy as np
 
     from zipper_jax.configs import from_dict

@@ -9,10 +9,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
-from zipper_jax.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -28,7 +28,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),
     "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
+    "demo": ("zipper_jax.cli.demo", "a page in the browser to talk to a model"),
     "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
+    "doctor": ("zipper_jax.cli.doctor", "what is installed here, what is missing, what to do about it"),
+    "completion": (
+        "zipper_jax.cli.completion",
+        "a script that completes commands, options, gin files: bash, zsh, fish",
+    ),
 }
 """command -> (module, one line)."""
 
@@ -63,20 +69,11 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help(), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"zipper {__version__}")
-        return 0
+        return _version(arguments[1:])
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
-    module = importlib.import_module(COMMANDS[name][0])
-    # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
-    parser = argparse.ArgumentParser(
-        prog=f"zipper {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
+    module, parser = command_parser(name)
     try:
         args, extra = parser.parse_known_args(rest)
     except SystemExit as stop:  # argparse has printed its help (0) or its error (2)
@@ -89,10 +86,36 @@ def _dispatch(arguments: list[str]) -> int:
     return module.run(args)
 
 
+def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """The module of the command ``name``, and the parser of its own arguments."""
+    module = importlib.import_module(COMMANDS[name][0])
+    # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
+    parser = argparse.ArgumentParser(
+        prog=f"zipper {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return module, parser
+
+
+def _version(rest: list[str]) -> int:
+    """``--version``; with ``--devices`` jax is started and asked for its devices, too."""
+    from zipper_jax import environment
+
+    if rest not in ([], ["--devices"]):
+        raise UserError(f"zipper --version takes --devices or nothing, not {' '.join(rest)!r}")
+    print(environment.version_line())
+    for finding in environment.devices() if rest else ():
+        print(f"{finding.name}: {finding.found}")
+    return 0
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
-    return f"usage: zipper COMMAND ...\n\ncommands:\n{lines}\n  --version  --help\n\n{EXAMPLE}"
+    return f"usage: zipper COMMAND ...\n\ncommands:\n{lines}\n  --version [--devices]  --help\n\n{EXAMPLE}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ Train what gin files describe; run again to go on from the newest checkpoint.
   zipper train --gin_file=runs/pretrain_text.gin --gin.DATA='"prepared"' --gin.MODEL_DIR='"runs/text"'
   zipper train --gin_file=runs/fuse.gin --gin.TRAIN_STEPS=2000 --gin.OptimizerConfig.learning_rate=1e-3
 
+  zipper train --gin_file=runs/librispeech_fuse_qwen.gin --gin.DATA=... --dry_run    what would happen, and its cost
+
 --gin_file may be repeated; --gin.NAME=VALUE sets a macro or a parameter and wins over the files.
 Ctrl-C and SIGTERM save a checkpoint and stop; a second one stops at once.
 """
@@ -25,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    plan = parser.add_argument_group("what would happen, in less than a minute")
+    plan.add_argument(
+        "--dry_run", action="store_true", help="check data, model, schedule and mesh, tell the cost; stop"
+    )
+    plan.add_argument("--devices", type=int, help="with --dry_run: on so many (default: what is here)")
+    plan.add_argument("--mfu", type=float, default=0.4, help="with --dry_run: share of the peak reached (%(default)s)")
     group = parser.add_argument_group("several processes (see also `zipper launch`)")
     group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: ask the cluster (TPU pod, SLURM)")
     group.add_argument("--process_count", type=int, help="how many processes there are")
@@ -51,6 +59,12 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         from zipper_jax.training.run_folder import resolved
 
         print(json.dumps(resolved(config), indent=2, sort_keys=True))
+        return 0
+    if args.dry_run:
+        from zipper_jax.cli import dry_run
+
+        for line in dry_run.lines(config, args.devices, args.mfu):
+            print(line, flush=True)
         return 0
     if args.coordinator:
         from zipper_jax.training import distributed

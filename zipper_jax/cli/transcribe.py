@@ -1,30 +1,144 @@
-"""``zipper transcribe``: audio files to text."""
+"""``zipper transcribe``: audio files to text, one or a folder full."""
 
 import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
+
+from zipper_jax.errors import UserError
 
 DESCRIPTION = """\
-Transcribe audio files (WAV, FLAC, OGG; any sample rate, mono or stereo). Prints a line per file: path, tab, text.
+Transcribe audio files (WAV, FLAC, OGG, MP3; any sample rate, mono or stereo), or all of a folder. Prints a line per
+file: path, tab, text; or, with --out, appends JSON lines {"audio", "text", "seconds", "truncated", "model", "beams"}.
 
   zipper transcribe --model runs/smoke/zipper hello.wav other.flac
+  zipper transcribe --model runs/smoke/zipper recordings/ --out recordings.jsonl
+
+Run again with the same --out it goes on: files that have a line are skipped. Files that cannot be read are named and
+skipped, and the exit status is then 1. The real-time factor is working time over seconds of audio.
 """
+
+ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+"""What a file in a folder must end in to be taken for audio."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
-    parser.add_argument("files", nargs="+", type=Path, help="audio files")
+    parser.add_argument("files", nargs="+", type=Path, help="audio files, or folders of them")
     parser.add_argument("--model", required=True, type=Path, help="run folder of a fused model")
+    parser.add_argument("--out", type=Path, help="JSON lines to append to (default: lines on standard output)")
+    parser.add_argument("--batch_size", type=int, default=16, help="files decoded together (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s: greedy)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0. Every file is read before the model is loaded, so that a bad one costs nothing."""
-    from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
-
-    audio = [load_audio(path) for path in args.files]
+    """Returns 0, or 1 when files were skipped because they could not be read."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+    files = list(_files(args.files))
+    about = {"model": str(args.model), "beams": args.beams}
+    done = _finished(args.out, about) if args.out is not None else set()
+    to_do = [path for path in files if str(path) not in done]
+    if len(to_do) < len(files):
+        print(f"{args.out}: {len(files) - len(to_do)} of {len(files)} files are finished", file=sys.stderr)
+    if not to_do:
+        return 0
     from zipper_jax.api import load
 
-    texts = load(args.model).transcribe(audio, SAMPLE_RATE, beams=args.beams)
-    for path, text in zip(args.files, texts, strict=True):
-        print(f"{path}\t{text}")
-    return 0
+    model = load(args.model)
+    with contextlib.ExitStack() as stack:
+        out = None if args.out is None else stack.enter_context(args.out.open("a", encoding="utf-8"))
+        bad = _transcribe(model, to_do, args.batch_size, about, out)
+    for reason in bad.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _transcribe(
+    model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
+) -> dict[Path, str]:
+    """Writes a line per file, batch by batch; returns the files that could not be read, and why."""
+    from zipper_jax.cli.progress import Progress
+    from zipper_jax.decoding.sampling import SamplingConfig
+    from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+
+    bad: dict[Path, str] = {}
+    began, heard, progress = time.monotonic(), 0.0, Progress(len(files), "files")
+    for start in range(0, len(files), size):
+        batch, audio = files[start : start + size], {}
+        for path in batch:
+            try:
+                audio[path] = load_audio(path)
+            except UserError as error:
+                bad[path] = str(error)
+        prompts = [[("speech", model.units(waveform, SAMPLE_RATE))] for waveform in audio.values()]
+        rows = model.generate(prompts, ("text",), sampling=SamplingConfig(beams=about["beams"]))
+        for (path, waveform), (spoken,) in zip(audio.items(), rows, strict=True):
+            seconds = len(waveform) / SAMPLE_RATE
+            heard += seconds
+            line = {"audio": str(path), "text": spoken.content, "seconds": round(seconds, 3)}
+            line |= {"truncated": spoken.truncated, **about}
+            text = f"{path}\t{spoken.content}" if out is None else json.dumps(line, ensure_ascii=False)
+            print(text, file=out, flush=True)
+        progress(len(batch))
+    spent = time.monotonic() - began
+    if heard:
+        print(
+            f"{len(files) - len(bad)} files, {heard:.1f} s of audio in {spent:.1f} s: real-time factor "
+            f"{spent / heard:.3f}",
+            file=sys.stderr,
+        )
+    return bad
+
+
+def _files(given: Sequence[Path]) -> Iterator[Path]:
+    """The files, and those in folders by name; each once.
+
+    Raises:
+      UserError: a path that does not exist, or a folder without audio.
+    """
+    seen = set()
+    for path in given:
+        if not path.exists():
+            raise UserError(f"audio file or folder {str(path)!r} does not exist: check the path")
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            if not found:
+                raise UserError(f"folder {str(path)!r} holds no audio ({', '.join(ENDINGS)})")
+        for file in found:
+            if file not in seen:
+                seen.add(file)
+                yield file
+
+
+def _finished(out: Path, about: dict[str, Any]) -> set[str]:
+    """Files that have a line in ``out``; a last line that was cut off by a kill is removed.
+
+    Raises:
+      UserError: lines that are no transcripts, or those of another model or beam width.
+    """
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: the folder does not exist")
+    if not out.exists():
+        return set()
+    text = out.read_bytes().decode("utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            found = json.loads(line)
+            done.add(str(found["audio"]))
+            before = {name: found[name] for name in about}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--out {out} line {number} is no transcript ({error!r}): give another --out") from error
+        if before != about:
+            raise UserError(f"--out {out} line {number} was made with {before}, now {about}: give another --out")
+    if whole != text:
+        with out.open("r+b") as file:
+            file.truncate(len(whole.encode()))
+    return done

@@ -11,9 +11,8 @@ generated speech the judge also hears gold units, the raw audio, reversed audio 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
 from zipper_jax.configs import from_dict
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.controls import close_gates, others
+from zipper_jax.evaluation.attention import cross_attention
+from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.wer import NORMALISER, wer
 from zipper_jax.files import write_json
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.sequences import fill_template, rows_to_towers
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.judge import NAME as JUDGE
@@ -98,7 +98,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     for name, model in models.items():
         say(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
-        rates, heard[name] = _speech_to_text(model, test, other, limits, settings)
+        rates, heard[name] = speech_to_text(model, test, other, limits, settings.beams)
         results |= {prefix + key: value for key, value in rates.items()}
         say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
         say(f"{name}: text to speech")
@@ -119,28 +119,6 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     _write_attention(out, models["zipper"], test[0])
     write_json(out / "results.json", results)
     return results
-
-
-def _speech_to_text(model: Model, test, other, limits, settings: EvalSettings) -> tuple[dict[str, float], list[str]]:
-    """Error rates and controls; and the hypotheses on the test split."""
-    sampling = SamplingConfig(beams=settings.beams)
-
-    def hear(model: Model, units: Sequence[Any]) -> list[str]:
-        rows = model.generate([[("speech", u)] for u in units], ("text",), limits=limits, sampling=sampling)
-        return [row[0].content for row in rows]
-
-    units, texts = [e["units"] for e in test], [e["text"] for e in test]
-    hypotheses = hear(model, units)
-    rates = {
-        "asr_wer_test": wer(texts, hypotheses),
-        "asr_wer_shuffled_audio": wer(texts, hear(model, others(units))),
-        "asr_wer_no_audio": wer(texts, hear(model, [[] for _ in units])),
-    }
-    if other:
-        rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
-    if model.config.zips:
-        rates["asr_wer_gates_zero"] = wer(texts, hear(model.with_params(close_gates(model.params)), units))
-    return rates, hypotheses
 
 
 def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> list[Speech]:
@@ -285,22 +263,7 @@ def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged
 
 def _write_attention(out: Path, model: Model, example) -> None:
     """Where each text token of one sentence looks in its speech, per zip."""
-    text = np.asarray(model.vocabularies["text"].encode(example["text"]), np.int32)
-    contents = {"speech": np.asarray(example["units"], np.int32), "text": text}
-    towers = rows_to_towers(
-        [[fill_template("asr", contents)]],
-        model.layout,
-        {model.layout[m].tower: len(c) + 2 for m, c in contents.items()},
-    )
-    weights = jax.jit(partial(zipper.cross_attention_weights, model.config))(model.params, towers)
-    receiver = model.layout["text"].tower
-    pictures = {
-        # Without the begin and end slots, so that unit u lies at u / rate seconds.
-        f"weights_{index}": np.asarray(w[0]).reshape(-1, *w.shape[-2:])[..., 1:-1]
-        for (_, into, index), w in sorted(weights.items())
-        if into == receiver
-    }
-    vocabulary = model.vocabularies["text"]
-    tokens = ["<bos>", *(vocabulary.decode([t]) for t in text), "<eos>"]
+    tokens, weights = cross_attention(model, example["text"], example["units"], "asr")
+    pictures = {f"weights_{index}": w for index, w in weights.items()}
     arrays: dict[str, Any] = {"tokens": np.array(tokens), "seconds_per_unit": 1 / model.tokenizer.rate_hz, **pictures}
     np.savez(out / "attention.npz", **arrays)

@@ -8,7 +8,6 @@
 Axis letters: N heads, T text tokens, S speech units.
 """
 
-import base64
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.report_page import page, plots, section, table
+from zipper_jax.evaluation.report_page import page, player, plots, section, table
 from zipper_jax.evaluation.report_plots import attention, curves
 from zipper_jax.evaluation.report_tables import (
     ASR_ROWS,
@@ -231,8 +230,8 @@ def _samples(folder: Path, samples: Sequence[Any]) -> str:
         for kind in dict.fromkeys([*kinds, *audio, *judged]):
             says = "" if kind in kinds else " says"
             heard = f'<span class="none">judge:</span> {_compare(reference, judged[kind])}' if kind in judged else ""
-            player = _player(folder, audio[kind]) if kind in audio else ""
-            rows.append(f"<tr><td>{_label(kind)}{says}</td><td>{player}</td><td>{heard}</td></tr>")
+            sound = player(folder, audio[kind]) if kind in audio else ""
+            rows.append(f"<tr><td>{_label(kind)}{says}</td><td>{sound}</td><td>{heard}</td></tr>")
     return section(
         head,
         "Test sentences with what the models wrote down (hears) and spoke (says). After “judge” stands what the "
@@ -255,15 +254,6 @@ def _compare(reference: str, hypothesis: Any) -> str:
         else:
             parts += [f"<del>{lost}</del>"] * bool(lost) + [f"<ins>{gained}</ins>"] * bool(gained)
     return " ".join(parts)
-
-
-def _player(folder: Path, name: Any) -> str:
-    path = folder / str(name)
-    if not path.is_file():
-        return f'<span class="none">{escape(str(name))} is missing</span>'
-    data = base64.b64encode(path.read_bytes()).decode()
-    kind = {".flac": "flac", ".ogg": "ogg", ".mp3": "mpeg"}.get(path.suffix.lower(), "wav")
-    return f'<audio controls preload="metadata" src="data:audio/{kind};base64,{data}"></audio>'
 
 
 def _attention(path: Path) -> str:

@@ -1,6 +1,9 @@
 """The report's look: one style sheet and the frame around the sections. Nothing in it is fetched from anywhere."""
 
+import base64
 from html import escape
+from pathlib import Path
+from typing import Any
 
 STYLE = """
 :root {
@@ -95,8 +98,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
-def page(title: str, body: str) -> str:
-    """The whole file; ``body`` is HTML, ``title`` is text."""
+def page(title: str, body: str, style: str = "") -> str:
+    """The whole file; ``body`` is HTML, ``title`` is text, ``style`` comes behind `STYLE`."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -104,7 +107,7 @@ def page(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <main>
@@ -132,3 +135,13 @@ def plots(pictures: list[tuple[str, str]], nothing: str) -> str:
     """Small multiples: (caption, svg) each; ``nothing`` is said where none has an svg."""
     drawn = [f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>" for text, svg in pictures if svg]
     return f'<div class="plots">{"".join(drawn)}</div>' if drawn else f'<p class="none">{escape(nothing)}</p>'
+
+
+def player(folder: Path, name: Any) -> str:
+    """The sound ``folder/name`` inside the page, to be played."""
+    path = folder / str(name)
+    if not path.is_file():
+        return f'<span class="none">{escape(str(name))} is missing</span>'
+    data = base64.b64encode(path.read_bytes()).decode()
+    kind = {".flac": "flac", ".ogg": "ogg", ".mp3": "mpeg"}.get(path.suffix.lower(), "wav")
+    return f'<audio controls preload="metadata" src="data:audio/{kind};base64,{data}"></audio>'

@@ -32,7 +32,11 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 
 
 def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[dict[str, Any]]:
-    """For each sentence its normalised texts, word count, and substitutions, deletions, insertions and their sum."""
+    """For each sentence its normalised texts, word count, and substitutions, deletions, insertions and their sum.
+
+    ``alignment``: in order, (``equal`` | ``substitute`` | ``delete`` | ``insert``, words of the reference, words of the
+    hypothesis).
+    """
     pairs = _checked(references, hypotheses)
     import jiwer
 
@@ -48,6 +52,14 @@ def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) ->
                 "deletions": edits.deletions,
                 "insertions": edits.insertions,
                 "errors": edits.substitutions + edits.deletions + edits.insertions,
+                "alignment": [
+                    (
+                        chunk.type,
+                        edits.references[0][chunk.ref_start_idx : chunk.ref_end_idx],
+                        edits.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx],
+                    )
+                    for chunk in edits.alignments[0]
+                ],
             }
         )
     return rows

@@ -42,7 +42,7 @@ def parallel_map(
     """
     if processes is not None and processes < 1:
         raise UserError(f"processes is {processes}: give at least 1, or leave it out for one per core")
-    workers = [_Worker(target, setup) for _ in range(min(processes or _usable_cores(), len(jobs)))]
+    workers = [_Worker(target, setup) for _ in range(min(processes or usable_cores(), len(jobs)))]
     if not workers:
         return
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -77,7 +77,8 @@ def package_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

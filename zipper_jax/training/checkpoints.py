@@ -423,12 +423,17 @@ def load_tower(
         UserError: The run has several towers and none of that name.
     """
     _, params = load_params(run_dir, step)
-    towers = params["towers"]
-    name = tower if tower in towers else next(iter(towers)) if len(towers) == 1 else None
+    name = tower_name(run_dir, params["towers"], tower)
+    return params["towers"][name], params.get("added_embeddings", {}).get(name, {})
+
+
+def tower_name(run_dir: str | Path, towers: Mapping[str, Any], wanted: str | None) -> str:
+    """Which of a run's ``towers`` is meant, see :func:`load_tower`; UserError when none is."""
+    name = wanted if wanted in towers else next(iter(towers)) if len(towers) == 1 else None
     if name is None:
         known = ", ".join(sorted(towers))
-        raise UserError(f"{str(run_dir)!r} has no tower {tower!r} (towers: {known}); name one of these")
-    return towers[name], params.get("added_embeddings", {}).get(name, {})
+        raise UserError(f"{str(run_dir)!r} has no tower {wanted!r} (towers: {known}); name one of these")
+    return name
 
 
 def require_steps(run_dir: str | Path) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from zipper_jax.configs import from_dict
 from zipper_jax.errors import UserError
+from zipper_jax.model_folder import is_model_folder
 from zipper_jax.models import zipper
 from zipper_jax.models.config import TowerConfig, ZipperConfig
 from zipper_jax.training import checkpoints
@@ -65,6 +66,32 @@ def initial_params(
     return unflatten(params)
 
 
+def check_sources(
+    model: ZipperConfig,
+    initialise_from: Mapping[str, str],
+    restore: RestoreCheckpointConfig | None = None,
+    allow_changes: bool = False,
+) -> None:
+    """See by configurations alone whether `initial_params` can take its towers from there; no weight is read.
+
+    Raises:
+        UserError: A folder is missing or without weights, or a tower there is built differently.
+    """
+    for run_dir in [*initialise_from.values(), *([restore.path] if restore is not None else [])]:
+        _check_offsets(model, run_dir)
+        if not is_model_folder(run_dir):
+            checkpoints.require_steps(run_dir)
+    if restore is not None:
+        _check_options(model, restore.path, sorted(model.towers), allow_changes)
+    for tower, run_dir in sorted(initialise_from.items()):
+        _check_options(model, run_dir, [tower], allow_changes)
+        stored = from_dict(ZipperConfig, read_config(run_dir)["model"])
+        name = checkpoints.tower_name(run_dir, stored.towers, tower)
+        wanted, source = (zipper.abstract_params(m)["towers"][n] for m, n in ((model, tower), (stored, name)))
+        added = 0 if tower in model.added_tokens else stored.added_tokens.get(name, 0)
+        check_tower(flatten(source), flatten(wanted), f"initialise_from {tower!r} = {run_dir!r}", added)
+
+
 def assign(wanted: Flat, source: Flat, restore: RestoreCheckpointConfig, say: Callable[[str], None]) -> Flat:
     """``wanted`` with the leaves that ``restore`` finds in ``source``; see `RestoreCheckpointConfig`.
 
@@ -108,26 +135,39 @@ def fit_tower(source: Flat, wanted: Flat, what: str) -> Flat:
     Raises:
         UserError: A leaf is missing, is too many, or has another shape.
     """
+    check_tower(source, wanted, what)
+    return {name: _fit(name, leaf, wanted[name], what) for name, leaf in source.items()}
+
+
+def check_tower(source: Flat, wanted: Flat, what: str, added: int = 0) -> None:
+    """What `fit_tower` raises; of the leaves only the shapes count. ``added``: rows that come behind the source's."""
     missing, extra = sorted(set(wanted) - set(source)), sorted(set(source) - set(wanted))
     if missing or extra:
         raise UserError(
             f"{what}: that tower is built differently (it lacks {missing} and has {extra} besides); "
             "give the tower the same form in both configurations"
         )
-    return {name: _fit(name, leaf, wanted[name], what) for name, leaf in source.items()}
+    for name, leaf in source.items():
+        rows = added if name.endswith(VOCABULARY_LEAVES) else 0
+        _check_fit(name, (leaf.shape[0] + rows, *leaf.shape[1:]) if rows else leaf.shape, wanted[name].shape, what)
+
+
+def _check_fit(name: str, have: tuple[int, ...], want: tuple[int, ...], what: str) -> None:
+    grows = name.endswith(VOCABULARY_LEAVES) and have[1:] == want[1:] and have[0] < want[0]
+    if have != want and not grows:
+        raise UserError(
+            f"{what}: {name} has shape {have} there, this model wants {want}; "
+            "give the tower the same sizes in both configurations"
+        )
 
 
 def _fit(name: str, leaf: Any, want: Any, what: str) -> Any:
     """The leaf, with the random rows of ``want`` behind it where a vocabulary has grown."""
     leaf = np.asarray(leaf, want.dtype)
+    _check_fit(name, leaf.shape, want.shape, what)
     if leaf.shape == want.shape:
         return leaf
-    if name.endswith(VOCABULARY_LEAVES) and leaf.shape[1:] == want.shape[1:] and leaf.shape[0] < want.shape[0]:
-        return np.concatenate([leaf, np.asarray(want)[leaf.shape[0] :]])
-    raise UserError(
-        f"{what}: {name} has shape {leaf.shape} there, this model wants {want.shape}; "
-        "give the tower the same sizes in both configurations"
-    )
+    return np.concatenate([leaf, np.asarray(want)[leaf.shape[0] :]])
 
 
 _SEEN_IN_SHAPES = (

@@ -137,7 +137,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
 def batch_ways(mesh: Mesh) -> int:
     """How many ways a batch's rows are cut."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    return _batch_ways(mesh.shape)
+
+
+def _batch_ways(sizes: Mapping[str, int]) -> int:
+    return int(np.prod([sizes[axis] for axis in BATCH_AXES]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -145,9 +149,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """UserError unless the rows divide over devices and microbatches."""
-    ways = batch_ways(mesh)
+def check_batch_size(batch_size: int, microbatches: int, sizes: Mapping[str, int]) -> None:
+    """UserError unless the rows divide over devices (``sizes``: of the mesh axes) and microbatches."""
+    ways = _batch_ways(sizes)
     if batch_size % (ways * microbatches):
         raise UserError(
             f"batch_size={batch_size} rows must be a multiple of {ways * microbatches} "

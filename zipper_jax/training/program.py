@@ -103,7 +103,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     """
     devices = jax.devices() if devices is None else devices
     mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.batch_size, config.microbatches, mesh)
+    check_batch_size(config.batch_size, config.microbatches, mesh.shape)
     platform = mesh.devices.flat[0].platform
     for name in config.xla_options:
         if platform != "tpu" and name.startswith(("xla_tpu_", "xla_jf_")):

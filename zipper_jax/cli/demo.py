@@ -1,0 +1,42 @@
+"""``zipper demo``: a page in the browser to talk to a model."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+Serve a page on this machine alone (127.0.0.1): record or upload speech and read it, write a sentence and hear it, and
+see where text and speech looked at each other. Needs gradio: pip install 'zipper-jax[demo]'. Ctrl-C ends it.
+
+  zipper demo --model runs/smoke/zipper
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = DESCRIPTION
+    parser.add_argument("--model", required=True, type=Path, help="run folder of a fused model")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until interrupted."""
+    if not 1 <= args.port <= 65_535:
+        raise UserError(f"--port {args.port}: give 1 to 65535, e.g. 7860")
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("zipper demo needs gradio, which is not installed: pip install 'zipper-jax[demo]'")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    from zipper_jax import demo
+    from zipper_jax.api import load
+
+    model = load(args.model)
+    for modality in ("speech", "text"):
+        if modality not in model.layout:
+            raise UserError(f"--model {args.model}: it has no {modality}; give the run folder of a fused model")
+    print(f"http://{demo.HOST}:{args.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    demo.launch(demo.build(model, f"Zipper: {args.model.resolve().name}"), args.port)
+    return 0

@@ -1,0 +1,50 @@
+"""``zipper doctor``: what is installed here, what is missing, and what to do about it."""
+
+import argparse
+from collections.abc import Iterator
+
+from zipper_jax.errors import UserError
+
+DESCRIPTION = """\
+Look at this machine: Python, packages, devices, synthesisers, memory, disk. A line per finding: ok; note (worth
+knowing, nothing fails); missing (needed). Exit status 1: something that is needed is missing.
+
+  zipper doctor
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = DESCRIPTION
+    parser.add_argument("--no_devices", action="store_true", help="do not start jax to ask it for devices")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0, or 1 when something that is needed is missing."""
+    from zipper_jax import environment
+
+    print(environment.version_line())
+    missing = 0
+    for finding in _findings(args.no_devices):
+        missing += finding.state == "missing"
+        advice = f"; {finding.advice}" if finding.advice else ""
+        print(f"{finding.state:<8} {finding.name:<20} {finding.found}{advice}", flush=True)
+    print(f"{missing} missing" if missing else "all that is needed is here")
+    return 1 if missing else 0
+
+
+def _findings(no_devices: bool) -> Iterator:
+    from zipper_jax import environment
+
+    try:
+        import packaging  # noqa: F401  (everything is compared by it)
+    except ImportError:
+        raise UserError(
+            "packaging is not installed, so that no version can be compared: pip install packaging"
+        ) from None
+    yield environment.python()
+    yield from environment.packages()
+    if not no_devices:
+        yield from environment.devices()
+    yield environment.synthesisers()
+    yield from environment.room()

@@ -1,0 +1,86 @@
+"""What ``zipper train --dry_run`` prints: all that a run's configuration, data and folders tell before it begins.
+
+Nothing is compiled, allocated or written, no weight is read. What would stop the run within its first minute stops
+this, with the same message.
+"""
+
+from collections.abc import Iterator
+
+from zipper_jax.cli.inspect import model_lines, parameter_lines
+from zipper_jax.errors import UserError
+from zipper_jax.training import checkpoints, cost, data_source, initial, run_folder
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.mesh import MESH_AXES, check_batch_size
+from zipper_jax.training.optimizer import learning_rate_schedule
+from zipper_jax.training.sharding_report import sharding_lines
+
+
+def lines(config: TrainConfig, devices: int | None, mfu: float) -> Iterator[str]:
+    """First what the configuration alone decides, the cost among it; then towers to start from, and data.
+
+    Args:
+        config: The run.
+        devices: On how many; None: on those that are here.
+        mfu: Share of the devices' peak that is reached.
+
+    Raises:
+        UserError: What `zipper train` would raise before its first step.
+    """
+    if devices is None:
+        import jax
+
+        devices = jax.device_count()
+    if devices < 1:
+        raise UserError(f"--devices={devices}: give 1 or more")
+    yield from model_lines(config.model, config.data.lengths)
+    yield from parameter_lines(config.model, run_folder.resolved(config)["train"])
+    check_batch_size(
+        config.batch_size, config.microbatches, dict(zip(MESH_AXES, config.mesh.shape(devices), strict=True))
+    )
+    sharding = sharding_lines(config.model, config.freeze, config.optimizer, config.mesh, devices)
+    yield from (line for line in sharding if not line.startswith("array"))
+    yield _optimizer(config)
+    yield from (f"cost         {line}" for line in cost.lines(config, mfu))
+    yield _start(config)
+    yield from _data(config)
+    yield "dry run      nothing is in the way; the same command without --dry_run begins"
+
+
+def _optimizer(config: TrainConfig) -> str:
+    made = config.optimizer
+    rate = learning_rate_schedule(made, config.steps)
+    updates = sorted({1, max(made.warmup_steps, 1), (config.steps + 1) // 2, config.steps})
+    rates = ", ".join(f"{float(rate(update - 1)):.3g} at {update:,}" for update in updates)
+    betas = f"b1 {made.b1:g}, b2 {made.b2:g}, " if made.name == "adam" else ""
+    return f"optimizer    {made.name}, {betas}clip {made.clip_norm:g}; {made.schedule} learning rate: {rates}"
+
+
+def _start(config: TrainConfig) -> str:
+    run_folder.check_run(config)
+    done = checkpoints.steps(config.model_dir)
+    if done:
+        return f"start        {config.model_dir}: goes on after step {done[-1]} of {config.steps:,}"
+    initial.check_sources(config.model, config.initialise_from, config.restore, config.allow_changes)
+    sources = dict(config.initialise_from) | ({"all": config.restore.path} if config.restore is not None else {})
+    taken = ", ".join(f"{tower} from {source}" for tower, source in sorted(sources.items()))
+    return f"start        {config.model_dir}: new; {taken or 'nothing'} is taken over, the rest is random"
+
+
+def _data(config: TrainConfig) -> Iterator[str]:
+    source = data_source.open_data(config)
+    with source.batches as batches:
+        tasks = batches.mixture.stores
+        total = sum(config.data.tasks.values())
+        for task, rate in config.data.tasks.items():
+            meta = tasks[task].meta
+            tokens = ", ".join(f"{count:,} {modality}" for modality, count in meta["tokens"].items())
+            epochs = config.steps * config.batch_size * rate / total / meta["rows"]
+            yield (
+                f"data         {task}: {meta['rows']:,} rows of {meta['examples']:,} examples, {tokens} tokens; "
+                f"{epochs:,.1f} epochs"
+            )
+        batch = batches.get(0)
+    filled = ", ".join(f"{tower} {(t.segment_ids > 0).mean():.0%}" for tower, t in sorted(batch["towers"].items()))
+    yield f"data         the first batch is read; its rows are filled: {filled}"
+    if config.eval_period and source.validation is None:
+        yield f"warning      eval_period={config.eval_period}, but some task has no validation rows: none is validated"

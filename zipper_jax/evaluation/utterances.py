@@ -1,0 +1,105 @@
+"""Speech to text on one split of a prepared folder, sentence by sentence, for a model that stands alone.
+
+Writes a folder that `report_utterances` reads:
+
+    utterances.json     the error rate and its controls; each sentence with its alignment and counts
+    audio/*.flac        what was heard: the corpus's audio where it is given, else the units through the vocoder
+
+The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.api import Model, load
+from zipper_jax.data.prepared import read_examples
+from zipper_jax.errors import UserError
+from zipper_jax.evaluation.evaluator import EvalSettings, Say
+from zipper_jax.evaluation.hearing import speech_to_text
+from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
+from zipper_jax.files import write_json
+from zipper_jax.speech.audio import load_audio, save_flac
+from zipper_jax.speech.corpus import read_manifest
+
+FILE = "utterances.json"
+WITH_AUDIO = 100
+"""So many sentences, worst first, have their audio in the page; a page with all of a large split would not open."""
+
+
+def evaluate_split(
+    run: Path,
+    prepared: Path,
+    split: str,
+    out: Path,
+    settings: EvalSettings = EvalSettings(),
+    corpus: Path | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
+
+    Raises:
+      UserError: no such run or split, fewer than two sentences with words, or audio that the corpus lacks.
+    """
+    found = list(read_examples(prepared, split))
+    spoken = [example for example in found if normalise(example["text"])]
+    examples = spoken[: settings.sentences or None]
+    if len(examples) < 2:
+        raise UserError(
+            f"{prepared}: split {split!r} has {len(examples)} sentences with words; controls need at least 2"
+        )
+    sounds = None if corpus is None else _sounds(corpus, examples)
+    model = load(run)
+    for modality in ("speech", "text"):
+        if modality not in model.layout:
+            raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+    say(f"{run}: {len(examples)} sentences of {split}, and the controls")
+    rates, hypotheses = speech_to_text(model, examples, [], model.limits, settings.beams)
+    say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    rows = [
+        {"id": example["id"], "seconds": example.get("seconds"), **errors}
+        for example, errors in zip(
+            examples, per_sentence_errors([e["text"] for e in examples], hypotheses), strict=True
+        )
+    ]
+    worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
+    for place in worst[:WITH_AUDIO]:
+        rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
+    results = {
+        "run": str(run),
+        "split": split,
+        "normaliser": NORMALISER,
+        "beams": settings.beams,
+        "heard": "the recordings" if corpus is not None else "the units through the vocoder",
+        "without_words": len(found) - len(spoken),
+        "left_out": len(spoken) - len(examples),
+        "rates": rates,
+        "utterances": [rows[place] for place in worst],
+    }
+    write_json(out / FILE, results)
+    return results
+
+
+def _sounds(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """Where each sentence's audio lies, by its id."""
+    paths = {row["id"]: corpus / row["audio"] for row in read_manifest(corpus)}
+    for example in examples:
+        path = paths.get(example["id"])
+        if path is None or not path.is_file():
+            raise UserError(
+                f"--corpus {corpus} has no audio for {example['id']!r} ({path or 'not in its manifest'}); give the "
+                "corpus that was prepared, or leave --corpus out to hear the units through the vocoder"
+            )
+    return paths
+
+
+def _write_audio(
+    out: Path, number: int, model: Model, example: Mapping[str, Any], sounds: Mapping[str, Path] | None
+) -> str:
+    path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
+    path.parent.mkdir(parents=True, exist_ok=True)
+    units = np.asarray(example["units"])
+    save_flac(path, model.vocode(units) if sounds is None else load_audio(sounds[example["id"]]))
+    return str(path.relative_to(out))

@@ -1,0 +1,54 @@
+"""What a run costs, from its configuration alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zipper_jax.errors import UserError
+from zipper_jax.models import zipper
+from zipper_jax.training import partition_tree as tree
+from zipper_jax.training.chips import CHIPS
+from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.flops import flops_per_row
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all steps together.
+
+    slots: token places of all towers' rows, padding too. flops: see `training.flops`; nothing recomputed is counted.
+    """
+
+    slots: int
+    flops: float
+
+    def device_hours(self, peak: float, mfu: float) -> float:
+        """Hours of one device of so many FLOP/s at its peak, of which ``mfu`` are reached."""
+        return self.flops / (peak * mfu) / 3600
+
+
+def cost(config: TrainConfig) -> Cost:
+    """The cost of a run."""
+    trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    leaves = {**trainable, **frozen}
+    axes = tree.axes_of(leaves, zipper.param_axes(config.model))
+    rows = config.steps * config.batch_size
+    lengths = config.data.lengths
+    return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, axes, trainable, lengths))
+
+
+def lines(config: TrainConfig, mfu: float) -> Iterator[str]:
+    """The cost in words: tokens, FLOP, and device-hours of every accelerator whose peak is known.
+
+    Raises:
+        UserError: ``mfu`` is no share.
+    """
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu={mfu}: give a share of the peak above 0, at most 1")
+    found = cost(config)
+    yield (
+        f"{config.steps:,} steps x {config.batch_size:,} rows: {found.slots:.3g} token slots, {found.flops:.3g} FLOP "
+        f"({found.flops / config.steps:.3g} a step)"
+    )
+    hours = ((kind, found.device_hours(chip.flops, mfu)) for kind, chip in CHIPS.items())
+    listed = ", ".join(f"{kind} {count:,.0f}" if count >= 10 else f"{kind} {count:.2g}" for kind, count in hours)
+    yield f"device-hours at {mfu:.0%} of the peak: {listed}"
