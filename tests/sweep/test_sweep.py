@@ -16,16 +16,16 @@ from zipper_jax.sweep.scores import read_results
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
-BARE = '''
-"""Imported at start: only these packages are there."""
+BARE = """
 import sys
-class Bare:
-    gone = {gone!r}
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.gone:
-            raise ModuleNotFoundError("not on this machine: " + name, name=name)
-sys.meta_path.insert(0, Bare())
-'''
+from importlib.machinery import PathFinder
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {gone!r} else super().find_spec(name, path, target)
+sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+"""Runs at a process's start: from then on these packages are not there."""
 # What jax, flax, optax and orbax-checkpoint do not bring and zipper_jax lists, but for jaxtyping.
 GONE = (
     "tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "gin", "tensorboardX", "jiwer", "matplotlib",
