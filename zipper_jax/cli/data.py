@@ -1,6 +1,7 @@
-"""Make data: a small corpus of aligned speech and text (synth), and what training reads from one (prepare).
+"""Make data: a corpus of your own material (import) or of synthetic speech (synth), and what training reads (prepare).
 
 example:
+  zipper data import librispeech LibriSpeech --out data/corpus        # docs/your_data.md: all formats
   zipper data synth --out data/corpus --sentences 1000
   zipper data prepare --corpus data/corpus --out data/prepared --text_length 64 --speech_length 512
 """
@@ -10,13 +11,26 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.sources import READERS
+from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 
 _HELP = {
     "train": "sentences of the training split",
-    "validation": "sentences of the validation split",
-    "test": "sentences of the test split",
+    "validation": "sentences of the validation split (import: if the source has none; -1: one in 20, at most 100)",
+    "test": "sentences of the test split (import: as validation)",
+    "max_seconds": "drop audio with a transcript that is longer",
+    "piece_seconds": "cut audio without a transcript into equal pieces no longer than this",
+    "piece_words": "cut text without audio into equal pieces no longer than this; 0: never",
+    "documents": ".txt files: a document per line, or paragraphs with blank lines between them",
+    "text_field": "column, field or feature that holds the text; empty: the format's own",
+    "audio_field": "column or feature that holds the audio; empty: the format's own",
+    "voice_field": "column or feature that names the speaker; empty: the format's own",
+    "audio_folder": "where the paths in a table begin; empty: the table's folder",
+    "header": "JSON file with num_units and rate_hz of given units; empty: header.json beside them",
+    "sample_rate": "of a TFDS dataset that does not state it",
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak or auto (flite where its library is installed)",
     "voices": "comma-separated; empty for the engine's own choice",
@@ -37,7 +51,14 @@ _HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="{synth,prepare}", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{import,synth,prepare}", required=True)
+    importing = commands.add_parser("import", help="a corpus folder of your own material", allow_abbrev=False)
+    importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
+    importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
+    importing.add_argument("--out", required=True, help="folder to write; audio stays where it is")
+    importing.add_argument("--strict", action="store_true", help="rows that cannot be used are an error")
+    importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
+    _add_fields(importing, ImportSettings, {})
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
     synth.add_argument("--out", required=True, help="folder to write the corpus into; run again to go on")
     _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
@@ -46,13 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
     prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
     _add_fields(prepare, PrepareSettings, {})
-    for command in (synth, prepare):
+    for command in (importing, synth, prepare):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.command == "synth":
         synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
+        return 0
+    if args.command == "import":
+        settings = _settings(ImportSettings, args)
+        import_corpus(
+            args.format, args.paths, args.out, settings, args.strict, args.overwrite, _say, processes=args.processes
+        )
         return 0
     from zipper_jax.data.prepare_rows import prepare
 

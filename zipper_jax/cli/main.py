@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
+from zipper_jax.files import is_no_room
 from zipper_jax.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -55,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `zipper inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
