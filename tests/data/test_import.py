@@ -124,9 +124,10 @@ def test_audio_alone_is_cut_and_takes_its_speaker_from_the_folder(tmp_path):
     sound(tmp_path / "small" / "22" / "emma" / "01.flac", seconds=0.25)
     header, rows = run("audio", tmp_path / "small", tmp_path / "out", ImportSettings(0, 0, piece_seconds=0.4))
     pieces = [rows[f"100-sea_fairies-01-{n}"] for n in range(3)]
-    assert [row.get("start", 0.0) for row in pieces] == [0.0, 0.3333, 0.6667]
+    assert [row["start"] for row in pieces] == [0.0, 0.3333, 0.6667]
     assert {row["seconds"] for row in pieces} == {0.3333}
     assert rows["22-emma-01"]["voice"] == "22"
+    assert "start" not in rows["22-emma-01"]
     assert header["splits"]["train"] == {"hours": 0.0003, "words": 0, "units": 0, "voices": 2}
     assert "text" not in rows["22-emma-01"]
 

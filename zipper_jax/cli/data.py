@@ -43,6 +43,7 @@ _HELP = {
     "text_vocabulary": "sentencepiece, bytes, or a run or tower folder whose text vocabulary is taken",
     "text_vocabulary_size": "tokens in all (sentencepiece)",
     "num_units": "codes of the unit tokenizer",
+    "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units are taken; empty: fit them",
     "speech_vocabulary": "a run or tower folder whose ids of as many units are taken",
     "shifts": "encode training audio from this many starting points within one unit: as many examples",
     "tasks": "comma-separated tasks to write rows of",

@@ -130,7 +130,7 @@ def _check(
 ) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
     places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
-    parts = [(str(rows[index].audio), rows[index].start, rows[index].seconds) for index in places]
+    parts = [(str(row.audio), row.start or 0.0, row.seconds) for row in (rows[index] for index in places)]
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
         places, check_audio.check_audio(out, parts, say, processes) if parts else [], strict=True
@@ -151,9 +151,9 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
         assert row.seconds is not None
         count = math.ceil(row.seconds / settings.piece_seconds)
         for number in range(count):
-            start, seconds = row.start + number * row.seconds / count, row.seconds / count
+            start, seconds = (row.start or 0.0) + number * row.seconds / count, row.seconds / count
             part = dataclasses.replace(row, start=round(start, 4), seconds=round(seconds, 4))
-            yield part if count == 1 else dataclasses.replace(part, id=f"{row.id}-{number}")
+            yield dataclasses.replace(part, id=f"{row.id}-{number}") if count > 1 else row
         return
     words = [match.span() for match in re.finditer(r"\S+", row.text or "")] if row.text and not row.units else []
     count = math.ceil(len(words) / settings.piece_words) if settings.piece_words and not row.audio else 1
@@ -191,9 +191,8 @@ def _figures(rows: Sequence[Row], rates: Counter) -> dict[str, Any]:
 
 
 def _line(row: Row) -> bytes:
-    value = {name: getattr(row, name) for name in ("id", "split", "text", "audio", "units", "voice")}
-    if row.seconds is not None:
-        value |= {"start": row.start or None, "seconds": row.seconds}
+    fields = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
+    value = {name: getattr(row, name) for name in fields}
     return (json.dumps({name: one for name, one in value.items() if one is not None}) + "\n").encode()
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from zipper_jax.speech import given_units, hubert
 from zipper_jax.speech.tokenizer import UnitTokenizer
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """num_units, rate_hz: of its units. digest: equal digests, equal units."""
 

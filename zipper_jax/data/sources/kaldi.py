@@ -23,7 +23,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
 
 def _read(folder: Path, split: str) -> Iterator[Row]:
     recordings = {name: (place, _file(value, folder, place)) for name, value, place in _pairs(folder / "wav.scp")}
-    parts: dict[str, tuple[str, float, float | None]] = {name: (name, 0.0, None) for name in recordings}
+    parts: dict[str, tuple[str, float | None, float | None]] = {name: (name, None, None) for name in recordings}
     if (folder / "segments").is_file():
         parts = dict(_segment(*line) for line in _pairs(folder / "segments"))
     speakers: dict[str, str] = {}
@@ -34,7 +34,7 @@ def _read(folder: Path, split: str) -> Iterator[Row]:
     seen = set()
     for name, text, place in _pairs(folder / "text"):
         seen.add(name)
-        recording, start, seconds = parts.get(name, ("", 0.0, None))
+        recording, start, seconds = parts.get(name, ("", None, None))
         _, audio = recordings.get(recording, ("", None))
         problem = NOT_UTF8 if text is None else NO_AUDIO if audio is None else NO_TEXT if not text else ""
         yield Row(name, place, split, text, audio, None, speakers.get(name), start, seconds, problem)

@@ -27,7 +27,7 @@ class Row:
     """One utterance or document as its source has it; None: the source has none.
 
     id: unique in the source. place: file, and line, for messages. split: the source's own name of it, "" without one.
-    audio: absolute path; start, seconds: the part of it that is meant, from 0 to the end without them.
+    audio: absolute path; start, seconds: the part of it that is meant; without start: all of it.
     problem: why it cannot be used, in a few words that can be counted; "" where nothing is known against it.
     """
 
@@ -38,7 +38,7 @@ class Row:
     audio: str | None = None
     units: Any = None
     voice: str | None = None
-    start: float = 0.0
+    start: float | None = None
     seconds: float | None = None
     problem: str = ""
 
