@@ -280,7 +280,7 @@ def test_bad_units(tmp_path):
         "id twice": 1,
         'line that is no JSON object with "id" and "units"': 1,
     }
-    assert rows["fine"] == {"id": "fine", "split": "train", "units": [1, 2]}
+    assert rows["fine"] == {"id": "fine", "split": "train", "units": [1, 2], "seconds": 0.04}
 
 
 def _librispeech_without_transcripts(folder):

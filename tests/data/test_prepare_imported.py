@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import making_sources as making
 import numpy as np
@@ -21,6 +25,7 @@ from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.vocabularies import load_vocabulary
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, open_rows=3)
 
 
@@ -131,6 +136,33 @@ def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tm
     for modality in ("text", "speech"):
         one, two = (load_vocabulary(tmp_path / n / "prepared" / "vocabularies" / modality) for n in ("first", "second"))
         assert one.digest == two.digest
+
+
+def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
+    """A real limit on the size of files, met by the examples."""
+    source = write(tmp_path / "a.txt", "\n".join(f"{SENTENCES[n % 12]} {n}" for n in range(800)))
+    import_corpus("text", [source], tmp_path / "corpus", ImportSettings(0, 0), processes=1)
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "from zipper_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    folder = tmp_path / "p"
+    arguments = ["data", "prepare", "--corpus", str(tmp_path / "corpus"), "--out", str(folder), "--text_length=24"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments, "--text_vocabulary=bytes", "--tasks=text_lm"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: no room to write")
+    assert not list(folder.rglob("*.partial"))
+    vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
+    before = vocabulary.stat().st_mtime_ns
+    settings = PrepareSettings(text_length=24, text_vocabulary="bytes", tasks=("text_lm",))
+    metas = prepare(tmp_path / "corpus", folder, settings, processes=1)
+    assert metas["text_lm", "train"]["examples"] == 800
+    assert vocabulary.stat().st_mtime_ns == before
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,18 @@ example:
 import argparse
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from zipper_jax.data.import_corpus import import_corpus
+from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
+from zipper_jax.files import new_folder, require_new
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
+from zipper_jax.vocabularies import UnitVocabulary
 
 _HELP = {
     "train": "sentences of the training split",
@@ -52,7 +57,7 @@ _HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="{import,synth,prepare}", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{import,synth,tokenizer,prepare,inspect}", required=True)
     importing = commands.add_parser("import", help="a corpus folder of your own material", allow_abbrev=False)
     importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
     importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
@@ -68,6 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
     prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
     _add_fields(prepare, PrepareSettings, {})
+    tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
+    tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it stays where it is")
+    tokenizer.add_argument("--layer", required=True, type=int, help="whose features are used; 1: of the first block")
+    tokenizer.add_argument("--kmeans", required=True, help=".npy with the centroids [units, width]")
+    tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged to one unit (default: 1)")
+    tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; kept, not run")
+    tokenizer.add_argument("--out", required=True, help="folder to write, for prepare --tokenizer")
+    inspecting = commands.add_parser("inspect", help="what a corpus or prepared folder holds", allow_abbrev=False)
+    inspecting.add_argument("folder", help="a corpus or a prepared folder")
+    inspecting.add_argument("--examples", type=int, default=3, help="so many are shown (default: 3)")
+    inspecting.add_argument("--out", help="folder for lengths.png and the examples as WAV")
+    inspecting.add_argument("--run_vocoder", action="store_true", help="run the command that came with given units")
     for command in (importing, synth, prepare):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
@@ -82,9 +99,26 @@ def run(args: argparse.Namespace) -> int:
             args.format, args.paths, args.out, settings, args.strict, args.overwrite, _say, processes=args.processes
         )
         return 0
+    if args.command == "inspect":
+        for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
+            _say(line)
+        return 0
+    if args.command == "tokenizer":
+        return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
     prepare(args.corpus, args.out, _settings(PrepareSettings, args), args.overwrite, _say, args.processes)
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace) -> int:
+    require_new(args.out)
+    made = HubertTokenizer(args.hubert, args.layer, read_centroids(args.kmeans), args.pooled, args.vocoder)
+    with new_folder(args.out) as aside:
+        home = aside / "vocabularies" / "speech"
+        made.save(home)
+        UnitVocabulary(made.num_units, made.rate_hz, made.digest).save(home)
+    _say(f"{args.out}: {made.num_units} units at {made.rate_hz:g} Hz")
     return 0
 
 

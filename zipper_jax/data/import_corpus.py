@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def import_corpus(
     out.mkdir(parents=True, exist_ok=True)
     rows, rates = _check(out, rows, settings, say, processes)
     if given is not None:
-        rows = [row if row.problem else dataclasses.replace(row, problem=units.problem(row, given)) for row in rows]
+        rows = [row if row.problem else units.checked(row, given) for row in rows]
     good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings))
     dropped = [row for row in [*rows, *good] if row.problem]
     kept = [piece for row in good if not row.problem for piece in _pieces(row, settings)]
@@ -80,11 +80,12 @@ def import_corpus(
             f"there is nothing to train on: {len(rows)} rows read, {len(dropped)} dropped"
             f"{f' ({_told(reasons)})' if reasons else ''}, {len(kept)} held out: check the source"
         )
-    header = {"format_version": FORMAT_VERSION, "settings": what, **_figures(kept, rates)}
-    header |= {"dropped": reasons, "complete": True}
+    manifest = [_manifest_row(row) for row in kept]
+    header = {"format_version": FORMAT_VERSION, "settings": what, **figures(manifest)}
+    header |= {"sample_rates": dict(rates), "dropped": reasons, "complete": True}
     if given is not None:
         header["units"] = dataclasses.asdict(given)
-    write_bytes(out / "manifest.jsonl", b"".join(_line(row) for row in kept))
+    write_bytes(out / "manifest.jsonl", b"".join((json.dumps(row) + "\n").encode() for row in manifest))
     write_json(out / "corpus.json", header)
     check_audio.forget(out)
     for line in summary(header):
@@ -101,11 +102,12 @@ def summary(header: dict[str, Any]) -> Iterator[str]:
         yield f"{split}: {header['counts'][split]:,} rows, {', '.join(sizes)}"
     if header["shared_voices"]:
         yield f"voices: {header['shared_voices']} of the held-out ones are in training too"
-    others = {rate: count for rate, count in header["sample_rates"].items() if rate != str(SAMPLE_RATE)}
+    others = {rate: count for rate, count in header.get("sample_rates", {}).items() if rate != str(SAMPLE_RATE)}
     if others:
         told = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
         yield f"audio of other sample rates: {told}; resampled to {SAMPLE_RATE} Hz when read"
-    yield f"dropped: {_told(header['dropped']) or 'none'}"
+    if "dropped" in header:
+        yield f"dropped: {_told(header['dropped']) or 'none'}"
 
 
 def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: ImportSettings) -> GivenUnits | None:
@@ -167,33 +169,32 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
         yield dataclasses.replace(row, id=f"{row.id}-{number}", text=text)
 
 
-def _figures(rows: Sequence[Row], rates: Counter) -> dict[str, Any]:
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a manifest's rows add up to: counts, hours, words, units, voices."""
     parts: dict[str, dict[str, Any]] = {}
     voices: dict[str, set[str]] = {}
     for split in SPLITS:
-        mine = [row for row in rows if row.split == split]
+        mine = [row for row in rows if row["split"] == split]
         if mine:
-            voices[split] = {row.voice for row in mine if row.voice}
+            voices[split] = {row["voice"] for row in mine if row.get("voice")}
             parts[split] = {
-                "hours": round(sum(row.seconds or 0.0 for row in mine if row.audio or row.units) / 3600, 4),
-                "words": sum(len(row.text.split()) for row in mine if row.text),
-                "units": sum(len(row.units) for row in mine if row.units),
+                "hours": round(sum(row.get("seconds") or 0.0 for row in mine) / 3600, 4),
+                "words": sum(len(row["text"].split()) for row in mine if row.get("text")),
+                "units": sum(len(row["units"]) for row in mine if row.get("units")),
                 "voices": len(voices[split]),
             }
     held_out = set().union(*(names for split, names in voices.items() if split != "train"))
     return {
-        "counts": {split: sum(row.split == split for row in rows) for split in SPLITS},
+        "counts": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
         "hours": round(sum(part["hours"] for part in parts.values()), 4),
         "splits": parts,
         "shared_voices": len(voices.get("train", set()) & held_out),
-        "sample_rates": dict(rates),
     }
 
 
-def _line(row: Row) -> bytes:
+def _manifest_row(row: Row) -> dict[str, Any]:
     fields = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
-    value = {name: getattr(row, name) for name in fields}
-    return (json.dumps({name: one for name, one in value.items() if one is not None}) + "\n").encode()
+    return {name: getattr(row, name) for name in fields if getattr(row, name) is not None}
 
 
 def _reasons(dropped: Sequence[Row]) -> dict[str, Any]:

@@ -258,17 +258,17 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, sa
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
         if seconds >= _FIT_SECONDS:
             break
-        waveform = load_audio(**_part(corpus, rows[place]))
+        waveform = load_audio(**part(corpus, rows[place]))
         seconds += len(waveform) / SAMPLE_RATE
         chosen.append(waveform)
     say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed, say)
 
 
-def _part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `load_audio` for a row of a manifest."""
-    part = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
-    return {"source": str(corpus / row["audio"]), **part}
+    within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
+    return {"source": str(corpus / row["audio"]), **within}
 
 
 def _given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
@@ -368,7 +368,7 @@ def _encode_split(
         return
     begun = time.monotonic()
     home = folder / "vocabularies" / "speech"
-    jobs = [_part(corpus, row) for row in rows if "audio" in row and "units" not in row]
+    jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(home), "shifts": shifts}, jobs, processes)
     lines: list[str] = []
     with contextlib.closing(encoded):

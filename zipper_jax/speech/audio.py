@@ -5,6 +5,7 @@ Axis letters: N samples, C channels.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import soxr
 from jaxtyping import Float
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes
 
 SAMPLE_RATE = 16_000
 LEVEL = 0.1  # root mean square of normalised speech
@@ -84,10 +86,9 @@ def read_audio(
 
 def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, " N"]) -> None:
     """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    soundfile.write(aside, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    os.replace(aside, path)
+    content = io.BytesIO()  # libsndfile would not say that a disk is full
+    soundfile.write(content, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    write_bytes(path, content.getvalue())
 
 
 def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:

@@ -12,6 +12,7 @@ Axis letters: N samples, L frames, U units, D width.
 
 import functools
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from zipper_jax.errors import UserError
-from zipper_jax.files import write_json, write_with
+from zipper_jax.files import write_bytes, write_json
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.given_units import FILE_NAME, check_vocoder, no_vocoder
 from zipper_jax.speech.kmeans import nearest_centroid
@@ -99,7 +100,9 @@ class HubertTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the centroids and a reference to the weights."""
         folder = Path(folder)
-        write_with(folder / _CENTROIDS, lambda aside: _save(aside, self._centroids))
+        content = io.BytesIO()
+        np.save(content, self._centroids)
+        write_bytes(folder / _CENTROIDS, content.getvalue())
         about = {"model": str(self.model), "layer": self.layer, "pooled": self.pooled, "vocoder": self.vocoder}
         write_json(folder / FILE_NAME, {"kind": KIND, **about, "digest": self.digest})
 
@@ -122,17 +125,23 @@ class HubertTokenizer:
     def _network(self) -> Any:
         try:
             from transformers import HubertModel
+            from transformers.utils import logging
         except ImportError as error:
             raise UserError(
                 f"HuBERT needs torch and transformers ({error}): pip install 'zipper-jax[verify]'"
             ) from error
+        logging.disable_progress_bar()  # one per worker, for a second of loading
         return HubertModel.from_pretrained(self.model, local_files_only=True).eval()
 
     @functools.cached_property
     def _normalise(self) -> bool:
         """Whether this model was trained on waveforms of mean 0 and variance 1."""
-        path = self.model / "preprocessor_config.json"
-        return bool(_json(path).get("do_normalize", True)) if path.is_file() else False
+        there = self._preprocessing.is_file()
+        return there and bool(_json(self._preprocessing).get("do_normalize", True))
+
+    @property
+    def _preprocessing(self) -> Path:
+        return self.model / "preprocessor_config.json"
 
     @functools.cached_property
     def _reach(self) -> int:
@@ -147,7 +156,7 @@ class HubertTokenizer:
         weights = [path.name for ending in ("*.safetensors", "*.bin") for path in sorted(self.model.glob(ending))]
         if not weights:
             raise UserError(f"{str(self.model)!r} holds no weights (*.safetensors, *.bin): give a folder of a HuBERT")
-        return ["config.json", *weights]
+        return ["config.json", *(["preprocessor_config.json"] if self._preprocessing.is_file() else []), *weights]
 
 
 def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
@@ -162,11 +171,6 @@ def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
     if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not np.isfinite(centroids).all():
         raise UserError(f"k-means file {os.fspath(path)!r} holds no finite array of shape [units, width]")
     return centroids
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
 
 
 def _json(path: Path) -> dict[str, Any]:

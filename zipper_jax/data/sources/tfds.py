@@ -100,6 +100,5 @@ def _write(file: Path, samples: np.ndarray, rate: int) -> str:
         waveform = load_audio(samples, int(rate))
     except AudioError as error:
         return error.reason
-    file.parent.mkdir(parents=True, exist_ok=True)
     save_flac(file, waveform)
     return ""

@@ -4,6 +4,7 @@ A header beside them (header.json) says what they are: {"num_units": 500, "rate_
 of one name are the same units) and "vocoder", a command that makes audio of them, with {units} and {wav} for files.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,14 @@ def header(path: Path, settings: ImportSettings) -> GivenUnits:
     return GivenUnits.read(Path(settings.header) if settings.header else path.parent / "header.json")
 
 
-def problem(row: Row, what: GivenUnits) -> str:
-    """What is wrong with the units of ``row``, in a few words; "" for nothing."""
+def checked(row: Row, what: GivenUnits) -> Row:
+    """The row with what is wrong with its units, or with their seconds."""
+    problem = _problem(row, what)
+    seconds = row.seconds if problem or row.seconds else len(row.units) / what.rate_hz
+    return dataclasses.replace(row, problem=problem, seconds=seconds)
+
+
+def _problem(row: Row, what: GivenUnits) -> str:
     units = row.units
     if not isinstance(units, list) or not all(type(unit) is int for unit in units):
         return "units that are no list of integers"
