@@ -84,16 +84,16 @@ def test_table(tmp_path, name):
 def test_a_table_with_columns_of_other_names(tmp_path):
     """As Common Voice has them; paths begin in a folder of their own."""
     for number in range(3):
-        sound(tmp_path / "clips" / f"c{number}.mp3.wav")
-    lines = [f'me\tc{n}.mp3.wav\tsay "{n}\n' for n in range(3)]
+        sound(tmp_path / "clips" / "en" / f"c{number}.wav")
+    lines = [f'me\ten/c{n}.wav\tsay "{n}\n' for n in range(3)]
     path = write(tmp_path / "validated.tsv", "client_id\tpath\tsentence\n" + "".join(lines))
     settings = ImportSettings(0, 0, text_field="sentence", audio_field="path", voice_field="client_id")
     with pytest.raises(UserError, match=r"nothing to train on.*3 transcript without audio \(first: .*validated.tsv:2"):
         run("table", path, tmp_path / "no", settings)
     there = ImportSettings(**vars(settings) | {"audio_folder": str(tmp_path / "clips")})
     _, rows = run("table", path, tmp_path / "out", there)
-    assert rows["c1.mp3"]["text"] == 'say "1'
-    assert rows["c1.mp3"]["voice"] == "me"
+    assert rows["en-c1"]["text"] == 'say "1'
+    assert rows["en-c1"]["voice"] == "me"
 
 
 def test_kaldi_with_one_folder_and_with_a_folder_per_split(tmp_path):

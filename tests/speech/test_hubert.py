@@ -5,8 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from zipper_jax.cli import main as cli
+from zipper_jax.data import prepared
+from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.speech.tokenizers import load_tokenizer
@@ -130,6 +133,20 @@ def test_the_command_writes_a_folder_that_refers_to_the_weights(hubert, kmeans, 
     (home / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
         load_tokenizer(home)
+
+
+def test_prepare_takes_them(hubert, kmeans, waveform, tmp_path):
+    soundfile.write(tmp_path / "a.wav", waveform, 16_000, subtype="FLOAT")
+    row = {"id": "a", "split": "train", "text": "hello", "audio": "a.wav"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ["--layer", "2", "--kmeans", str(kmeans), "--pooled", "2", "--out", str(tmp_path / "tokenizer")]
+    assert cli.main(["data", "tokenizer", "--hubert", str(hubert), *arguments]) == 0
+    settings = PrepareSettings(tokenizer=str(tmp_path / "tokenizer"), text_vocabulary="bytes")
+    header = prepared.write_examples(tmp_path, tmp_path / "out", settings, False, lambda line: None, 1)
+    assert (header["num_units"], header["rate_hz"]) == (UNITS, 25.0)
+    units = HubertTokenizer(hubert, 2, read_centroids(kmeans), pooled=2).encode(waveform)
+    np.testing.assert_array_equal(next(prepared.read_examples(tmp_path / "out", "train"))["units"], units)
+    assert load_vocabulary(tmp_path / "out" / "vocabularies" / "speech").codebook == header["tokenizer"]
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,11 @@ def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: Import
 
 
 def _mark_twice(rows: Sequence[Row]) -> list[Row]:
+    """The rows with ids fit for file names, and a problem where one was there before."""
     seen: set[str] = set()
     marked = []
     for row in rows:
+        row = dataclasses.replace(row, id=row.id.replace("/", "-"))
         marked.append(dataclasses.replace(row, problem="id twice") if row.id in seen and not row.problem else row)
         seen.add(row.id)
     return marked

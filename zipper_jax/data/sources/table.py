@@ -34,7 +34,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             file = cells.get(audio, "")
             problem = NO_TEXT if text in header and not cells.get(text) else ""
             yield Row(
-                id=cells.get("id") or Path(file).stem,
+                id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/"),
                 place=place,
                 split=cells.get("split", ""),
                 text=cells.get(text),
