@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.configs import to_dict
+from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.progress import Say, telling
-from zipper_jax.sequences import TEMPLATES
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.corpus import read_manifest
@@ -38,62 +38,7 @@ from zipper_jax.version import __version__
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, Vocabulary, load_vocabulary, train_sentencepiece
 
 FORMAT_VERSION = 1
-_NUM_UNITS = 1024
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSettings:
-    """How a corpus becomes rows.
-
-    text_length, speech_length: slots of a packed row, begin and end tokens included.
-    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", or a folder that holds a text
-      vocabulary: a run, a model folder (`zipper convert from-hf`), a prepared folder.
-    text_vocabulary_size: ids in all; sentencepiece only.
-    tokenizer: "" (fitted on the training audio, or what made the corpus's own units), or a folder that holds one: a
-      run, a prepared folder, what `zipper data tokenizer` wrote.
-    num_units: codes of the unit tokenizer; of one that is not fitted here, as many as it has. seed: of the fit.
-    speech_vocabulary: "" (units from id 0 on, then begin and end), or a folder that holds a vocabulary of as many
-      units, whose ids are taken: that of a unit model from elsewhere.
-    shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
-      many examples, which differ in where the frames happened to fall. Test splits are encoded as they are.
-    tasks: of which rows are written. open_rows: see `zipper_jax.packing.pack`.
-    """
-
-    text_length: int = 64
-    speech_length: int = 512
-    text_vocabulary: str = "sentencepiece"
-    text_vocabulary_size: int = 256
-    num_units: int = _NUM_UNITS
-    tokenizer: str = ""
-    speech_vocabulary: str = ""
-    seed: int = 0
-    shifts: int = 1
-    tasks: tuple[str, ...] = ("text_lm", "speech_lm", "asr", "tts")
-    open_rows: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("text_length", "speech_length"):
-            if getattr(self, name) < 3:
-                raise UserError(f"{name} is {getattr(self, name)}: begin, one token and end take 3")
-        for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
-        for task in self.tasks:
-            if task not in TEMPLATES:
-                raise UserError(f"tasks: {task!r} is unknown: give some of {', '.join(TEMPLATES)}")
-
-    @property
-    def lengths(self) -> dict[str, int]:
-        """modality -> slots of a row."""
-        return {"text": self.text_length, "speech": self.speech_length}
-
-    def of_examples(self) -> dict[str, Any]:
-        """The settings that decide vocabularies and examples (the others decide rows only)."""
-        names = ["text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts"]
-        # Folders from before these were settings go on.
-        names += [name for name in ("tokenizer", "speech_vocabulary") if getattr(self, name)]
-        return {name: getattr(self, name) for name in names}
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -308,7 +253,7 @@ def _check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> No
 
 def _of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
     """The settings with the number of units that a given tokenizer has."""
-    if settings.num_units not in (_NUM_UNITS, given.num_units):
+    if settings.num_units not in (NUM_UNITS, given.num_units):
         raise UserError(f"num_units is {settings.num_units}, but the given units are {given.num_units}: leave it out")
     return dataclasses.replace(settings, num_units=given.num_units)
 
