@@ -105,13 +105,13 @@ class Model:
 
     @cached_property
     def tokenizer(self):
-        """The UnitTokenizer that was stored with the speech vocabulary: audio to units and back."""
-        from zipper_jax.speech.tokenizer import UnitTokenizer
+        """The tokenizer that was stored with the speech vocabulary: audio to units, and back where it can."""
+        from zipper_jax.speech.tokenizers import load_tokenizer
 
         self._require("speech")
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
-        return UnitTokenizer.load(self.folder / "vocabularies" / "speech")
+        return load_tokenizer(self.folder / "vocabularies" / "speech")
 
     def generate(
         self,

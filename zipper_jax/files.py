@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written aside, then renamed."""
 
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,12 @@ def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def is_no_room(error: OSError) -> bool:
+    """Whether a disk or a quota was full."""
+    # numpy counts what it wrote and forgets why: "1024 requested and 12 written".
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)
 
 
 def require_new(out: str | Path) -> None:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from zipper_jax import progress
 from zipper_jax.errors import UserError
 from zipper_jax.speech import corpus
 from zipper_jax.speech.audio import load_audio
@@ -69,7 +70,7 @@ def test_resume_after_an_interruption(made, engine, tmp_path):
 
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "_SECONDS_BETWEEN_LINES", 0.0)
+        patch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
         with pytest.raises(KeyboardInterrupt):
             synthesise_corpus(tmp_path, SMALL, interrupt, processes=1)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "audio").glob("*.flac")}

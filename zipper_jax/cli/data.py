@@ -1,6 +1,7 @@
-"""Make data: a small corpus of aligned speech and text (synth), and what training reads from one (prepare).
+"""Make data: a corpus of your own material (import) or of synthetic speech (synth), and what training reads (prepare).
 
 example:
+  zipper data import librispeech LibriSpeech --out data/corpus        # docs/your_data.md: all formats
   zipper data synth --out data/corpus --sentences 1000
   zipper data prepare --corpus data/corpus --out data/prepared --text_length 64 --speech_length 512
 """
@@ -8,15 +9,33 @@ example:
 import argparse
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
+from zipper_jax.data.import_corpus import import_corpus
+from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.sources import READERS
+from zipper_jax.data.sources.rows import ImportSettings
+from zipper_jax.files import new_folder, require_new
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
+from zipper_jax.vocabularies import UnitVocabulary
 
 _HELP = {
     "train": "sentences of the training split",
-    "validation": "sentences of the validation split",
-    "test": "sentences of the test split",
+    "validation": "sentences of the validation split (import: if the source has none; -1: one in 20, at most 100)",
+    "test": "sentences of the test split (import: as validation)",
+    "max_seconds": "drop audio with a transcript that is longer",
+    "piece_seconds": "cut audio without a transcript into equal pieces no longer than this",
+    "piece_words": "cut text without audio into equal pieces no longer than this; 0: never",
+    "documents": ".txt files: a document per line, or paragraphs with blank lines between them",
+    "text_field": "column, field or feature that holds the text; empty: the format's own",
+    "audio_field": "column or feature that holds the audio; empty: the format's own",
+    "voice_field": "column or feature that names the speaker; empty: the format's own",
+    "audio_folder": "where the paths in a table begin; empty: the table's folder",
+    "header": "JSON file with num_units and rate_hz of given units; empty: header.json beside them",
+    "sample_rate": "of a TFDS dataset that does not state it",
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak or auto (flite where its library is installed)",
     "voices": "comma-separated; empty for the engine's own choice",
@@ -24,11 +43,13 @@ _HELP = {
     "rates": "comma-separated multiples of rate; sentences take turns over them",
     "pitches": "comma-separated multiples of the voice's own; sentences take turns over them",
     "seed": "same seed, same result",
+    "grammar": "whose sentences: home (75 words) or wide (718)",
     "text_length": "slots of a packed row for text, begin and end tokens included",
     "speech_length": "slots of a packed row for units, begin and end tokens included",
     "text_vocabulary": "sentencepiece, bytes, or a run or tower folder whose text vocabulary is taken",
     "text_vocabulary_size": "tokens in all (sentencepiece)",
     "num_units": "codes of the unit tokenizer",
+    "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units are taken; empty: fit them",
     "speech_vocabulary": "a run or tower folder whose ids of as many units are taken",
     "shifts": "encode training audio from this many starting points within one unit: as many examples",
     "tasks": "comma-separated tasks to write rows of",
@@ -37,7 +58,14 @@ _HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="{synth,prepare}", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{import,synth,tokenizer,prepare,inspect}", required=True)
+    importing = commands.add_parser("import", help="a corpus folder of your own material", allow_abbrev=False)
+    importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
+    importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
+    importing.add_argument("--out", required=True, help="folder to write; audio stays where it is")
+    importing.add_argument("--strict", action="store_true", help="rows that cannot be used are an error")
+    importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
+    _add_fields(importing, ImportSettings, {})
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
     synth.add_argument("--out", required=True, help="folder to write the corpus into; run again to go on")
     _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
@@ -46,7 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
     prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
     _add_fields(prepare, PrepareSettings, {})
-    for command in (synth, prepare):
+    tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
+    tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it stays where it is")
+    tokenizer.add_argument("--layer", required=True, type=int, help="whose features are used; 1: of the first block")
+    tokenizer.add_argument("--kmeans", required=True, help=".npy with the centroids [units, width]")
+    tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged to one unit (default: 1)")
+    tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; kept, not run")
+    tokenizer.add_argument("--out", required=True, help="folder to write, for prepare --tokenizer")
+    inspecting = commands.add_parser("inspect", help="what a corpus or prepared folder holds", allow_abbrev=False)
+    inspecting.add_argument("folder", help="a corpus or a prepared folder")
+    inspecting.add_argument("--examples", type=int, default=3, help="so many are shown (default: 3)")
+    inspecting.add_argument("--out", help="folder for lengths.png and the examples as WAV")
+    inspecting.add_argument("--run_vocoder", action="store_true", help="run the command that came with given units")
+    for command in (importing, synth, prepare):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
@@ -54,9 +94,32 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "synth":
         synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
         return 0
+    if args.command == "import":
+        settings = _settings(ImportSettings, args)
+        import_corpus(
+            args.format, args.paths, args.out, settings, args.strict, args.overwrite, _say, processes=args.processes
+        )
+        return 0
+    if args.command == "inspect":
+        for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
+            _say(line)
+        return 0
+    if args.command == "tokenizer":
+        return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
     prepare(args.corpus, args.out, _settings(PrepareSettings, args), args.overwrite, _say, args.processes)
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace) -> int:
+    require_new(args.out)
+    made = HubertTokenizer(args.hubert, args.layer, read_centroids(args.kmeans), args.pooled, args.vocoder)
+    with new_folder(args.out) as aside:
+        home = aside / "vocabularies" / "speech"
+        made.save(home)
+        UnitVocabulary(made.num_units, made.rate_hz, made.digest).save(home)
+    _say(f"{args.out}: {made.num_units} units at {made.rate_hz:g} Hz")
     return 0
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
+from zipper_jax.files import is_no_room
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -62,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `zipper inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

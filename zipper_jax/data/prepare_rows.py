@@ -54,6 +54,11 @@ def write_all_rows(
     to_do = []
     for task in settings.tasks:
         for split in splits(folder):
+            wanted = {modality for modality, _ in TEMPLATES[task]}
+            kinds = header.get("modalities", {}).get(split)
+            if kinds is not None and not any(wanted <= set(kind) for kind in kinds):
+                say(f"{task}/{split}: no rows, for no example has {' and '.join(sorted(wanted))}")
+                continue
             home = folder / "rows" / task / split
             digest = _digest(header, settings, task)
             meta = read_meta(home)
@@ -67,6 +72,8 @@ def write_all_rows(
                     f"{_lengths(settings, task)}): give --overwrite or another --out"
                 )
             to_do.append((task, split, home, digest))
+    if not metas and not to_do:
+        raise UserError(f"tasks: the corpus has no example for {', '.join(settings.tasks)}: give other --tasks")
     if to_do:
         say("loading seqio")
         from zipper_jax.data import tasks  # TensorFlow: only when there is something to do

@@ -1,91 +1,44 @@
 """The prepared folder: vocabularies, the unit tokenizer, and every example as text and units. No TensorFlow.
 
     prepared/header.json                    settings, corpus, digests
-    prepared/vocabularies/<modality>/       vocabulary.json (+ sentencepiece.model, tokenizer.npz)
-    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"}
+    prepared/vocabularies/<modality>/       vocabulary.json (+ sentencepiece.model, tokenizer.npz or tokenizer.json)
+    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"}; null: none
     prepared/rows/<task>/<split>/           see packed_rows
 
-Vocabulary and tokenizer are fitted on the training split alone. A stage is finished when its file is there (each is
+Vocabulary and tokenizer are fitted on the training split alone, where none is given. A corpus without text has no text
+vocabulary, one without speech no units. A stage is finished when its file is there (each is
 written aside and renamed); header.json pins the settings and the corpus that the stages were made with.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from zipper_jax.configs import to_dict
+from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
-from zipper_jax.sequences import TEMPLATES
+from zipper_jax.progress import Say, telling
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.corpus import read_manifest
-from zipper_jax.speech.tokenizer import SAMPLES_PER_UNIT, UnitTokenizer
+from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, Vocabulary, load_vocabulary, train_sentencepiece
 
 FORMAT_VERSION = 1
-Say = Callable[[str], None]
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
-_SECONDS_BETWEEN_LINES = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSettings:
-    """How a corpus becomes rows.
-
-    text_length, speech_length: slots of a packed row, begin and end tokens included.
-    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", or a folder that holds a text
-      vocabulary: a run, a model folder (`zipper convert from-hf`), a prepared folder.
-    text_vocabulary_size: ids in all; sentencepiece only.
-    num_units: codes of the unit tokenizer. seed: of its fit.
-    speech_vocabulary: "" (units from id 0 on, then begin and end), or a folder that holds a vocabulary of as many
-      units, whose ids are taken: that of a unit model from elsewhere.
-    shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
-      many examples, which differ in where the frames happened to fall. Test splits are encoded as they are.
-    tasks: of which rows are written. open_rows: see `zipper_jax.packing.pack`.
-    """
-
-    text_length: int = 64
-    speech_length: int = 512
-    text_vocabulary: str = "sentencepiece"
-    text_vocabulary_size: int = 256
-    num_units: int = 1024
-    speech_vocabulary: str = ""
-    seed: int = 0
-    shifts: int = 1
-    tasks: tuple[str, ...] = ("text_lm", "speech_lm", "asr", "tts")
-    open_rows: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("text_length", "speech_length"):
-            if getattr(self, name) < 3:
-                raise UserError(f"{name} is {getattr(self, name)}: begin, one token and end take 3")
-        for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
-        for task in self.tasks:
-            if task not in TEMPLATES:
-                raise UserError(f"tasks: {task!r} is unknown: give some of {', '.join(TEMPLATES)}")
-
-    @property
-    def lengths(self) -> dict[str, int]:
-        """modality -> slots of a row."""
-        return {"text": self.text_length, "speech": self.speech_length}
-
-    def of_examples(self) -> dict[str, Any]:
-        """The settings that decide vocabularies and examples (the others decide rows only)."""
-        names = ["text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts"]
-        names += ["speech_vocabulary"] * bool(self.speech_vocabulary)  # folders from before it was a setting go on
-        return {name: getattr(self, name) for name in names}
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -99,7 +52,7 @@ def read_header(folder: Any) -> dict[str, Any]:
 
 
 def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of ``split``, in the corpus's order; ``units`` as int32."""
+    """The examples of ``split``, in the corpus's order; ``units`` as int32; text, units None: it has none."""
     path = _examples(Path(folder), split)
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
@@ -107,7 +60,8 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             example = json.loads(line)
-            example["units"] = np.array(example["units"], np.int32)
+            if example["units"] is not None:
+                example["units"] = np.array(example["units"], np.int32)
             example.setdefault("shift", 0)
             yield example
 
@@ -138,27 +92,45 @@ def write_examples(
     rows = read_manifest(corpus)
     if settings.text_vocabulary not in ("sentencepiece", "bytes"):
         _given_vocabulary("text", settings.text_vocabulary)  # before the audio is encoded
+    given = _given_tokenizer(corpus, rows, settings)
+    if given is not None:
+        settings = _of_tokenizer(settings, given)
     if settings.speech_vocabulary:
         _given_units(settings)
     named = sorted({row["split"] for row in rows})
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
     _begin(corpus, folder, settings, overwrite, say)
-    tokenizer = _tokenizer(corpus, folder, [row for row in rows if row["split"] == "train"], settings, say)
-    text = _text_vocabulary(folder, [row["text"] for row in rows if row["split"] == "train"], settings, say)
+    training = [row for row in rows if row["split"] == "train"]
+    about: dict[str, Any] = {}
+    if any("speech" in _modalities(row) for row in rows):
+        tokenizer = _tokenizer(corpus, folder, [row for row in training if "audio" in row], settings, given, say)
+        _check_units(corpus, rows, tokenizer.num_units)
+        about = {"num_units": tokenizer.num_units, "rate_hz": tokenizer.rate_hz, "tokenizer": tokenizer.digest}
+    if any("text" in _modalities(row) for row in rows):
+        _text_vocabulary(folder, [row["text"] for row in training if row.get("text")], settings, say)
     for split in named:
         shifts = settings.shifts if split == "train" else 1
         _encode_split(corpus, folder, split, [row for row in rows if row["split"] == split], shifts, say, processes)
     header = read_header(folder) | {
-        "num_units": tokenizer.num_units,
-        "rate_hz": tokenizer.rate_hz,
-        "tokenizer": tokenizer.digest,
-        "vocabularies": {"text": text.digest, "speech": load_vocabulary(folder / "vocabularies" / "speech").digest},
+        **about,
+        "vocabularies": {name: vocabulary.digest for name, vocabulary in read_vocabularies(folder).items()},
         "examples": {split: sum(row["split"] == split for row in rows) for split in named},
+        "modalities": {split: _kinds(row for row in rows if row["split"] == split) for split in named},
         "complete": True,
     }
     write_json(folder / "header.json", header)
     return header
+
+
+def _modalities(row: Mapping[str, Any]) -> list[str]:
+    """What a corpus's row holds."""
+    return ["speech"] * ("audio" in row or "units" in row) + ["text"] * bool(row.get("text"))
+
+
+def _kinds(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """The different lists of modalities among ``rows``."""
+    return [list(kind) for kind in sorted({tuple(_modalities(row)) for row in rows})]
 
 
 def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: bool, say: Say) -> None:
@@ -201,30 +173,89 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
 
 
 def _tokenizer(
-    corpus: Path, folder: Path, rows: list[dict[str, Any]], settings: PrepareSettings, say: Say
-) -> UnitTokenizer:
+    corpus: Path,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    settings: PrepareSettings,
+    given: Tokenizer | None,
+    say: Say,
+) -> Tokenizer:
+    """Of the finished stage, else the given one, else fitted on the audio of ``rows``."""
     home = folder / "vocabularies" / "speech"
     if (home / "vocabulary.json").is_file():
-        return UnitTokenizer.load(home)
+        return load_tokenizer(home)
     begun = time.monotonic()
-    chosen, seconds = [], 0.0
-    # In random order, so that every voice has its share of the hour.
-    for place in np.random.default_rng(settings.seed).permutation(len(rows)):
-        if seconds >= _FIT_SECONDS:
-            break
-        path = corpus / rows[place]["audio"]
-        seconds += soundfile.info(path).duration if path.is_file() else 0.0
-        chosen.append(path)
-    say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
-    tokenizer = UnitTokenizer.fit([load_audio(path) for path in chosen], settings.num_units, settings.seed, say)
+    tokenizer = given if given is not None else _fit(corpus, rows, settings, say)
     tokenizer.save(home)
     vocabulary = UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest)
     if settings.speech_vocabulary:
         vocabulary = _given_units(settings, tokenizer)
         say(f"units have the ids of {settings.speech_vocabulary!r}: it must be a model of these very units")
     vocabulary.save(home)
-    say(f"fitted {tokenizer.num_units} units in {time.monotonic() - begun:.1f} s")
+    how = "given" if given is not None else f"fitted in {time.monotonic() - begun:.1f} s"
+    say(f"{tokenizer.num_units} units at {tokenizer.rate_hz:g} Hz, {how}")
     return tokenizer
+
+
+def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, say: Say) -> UnitTokenizer:
+    chosen, seconds = [], 0.0
+    # In random order, so that every voice has its share of the hour.
+    for place in np.random.default_rng(settings.seed).permutation(len(rows)):
+        if seconds >= _FIT_SECONDS:
+            break
+        waveform = load_audio(**part(corpus, rows[place]))
+        seconds += len(waveform) / SAMPLE_RATE
+        chosen.append(waveform)
+    say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
+    return UnitTokenizer.fit(chosen, settings.num_units, settings.seed, say)
+
+
+def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_audio` for a row of a manifest."""
+    within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
+    return {"source": str(corpus / row["audio"]), **within}
+
+
+def _given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
+    """Of the corpus's own units, or that of ``settings.tokenizer``; None: one is to be fitted."""
+    about = (read_header_of_corpus(corpus) or {}).get("units")
+    for row in rows:
+        if "units" in row and about is None:
+            raise UserError(
+                f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not say which: add "
+                '"units": {"num_units": …, "rate_hz": …} there'
+            )
+        if about is not None and "audio" in row and "units" not in row:
+            raise UserError(f"row {row['id']!r} of {str(corpus)!r} has audio but no units, as other rows do: add them")
+    if about is not None and settings.tokenizer:
+        raise UserError(
+            f"tokenizer = {settings.tokenizer!r}, but the corpus has units of its own: leave out --tokenizer"
+        )
+    if about is not None:
+        return GivenUnits.of(about)
+    if not settings.tokenizer:
+        return None
+    home = Path(settings.tokenizer) / "vocabularies" / "speech"
+    if not home.is_dir():
+        raise UserError(
+            f"tokenizer = {settings.tokenizer!r}: give a folder that has vocabularies/speech (a run, a prepared "
+            "folder, or what `zipper data tokenizer` wrote)"
+        )
+    return load_tokenizer(home)
+
+
+def _check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> None:
+    for row in rows:
+        units = np.asarray(row.get("units", [0]))
+        if units.ndim != 1 or units.dtype.kind != "i" or units.min() < 0 or units.max() >= num_units:
+            raise UserError(f"row {row['id']!r} of {str(corpus)!r}: units must be integers from 0 to {num_units - 1}")
+
+
+def _of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
+    """The settings with the number of units that a given tokenizer has."""
+    if settings.num_units not in (NUM_UNITS, given.num_units):
+        raise UserError(f"num_units is {settings.num_units}, but the given units are {given.num_units}: leave it out")
+    return dataclasses.replace(settings, num_units=given.num_units)
 
 
 def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettings, say: Say) -> Vocabulary:
@@ -255,7 +286,7 @@ def _given_vocabulary(modality: str, given: str) -> Vocabulary:
     return load_vocabulary(folder)
 
 
-def _given_units(settings: PrepareSettings, tokenizer: UnitTokenizer | None = None) -> UnitVocabulary:
+def _given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) -> UnitVocabulary:
     """The vocabulary of ``speech_vocabulary``. Raises UserError when it is not of units like those asked for."""
     given, place = _given_vocabulary("speech", settings.speech_vocabulary), settings.speech_vocabulary
     if not isinstance(given, UnitVocabulary):
@@ -280,33 +311,33 @@ def _encode_split(
     path = _examples(folder, split)
     if path.is_file():
         return
-    begun = last = time.monotonic()
-    setup = {"tokenizer": str(folder / "vocabularies" / "speech"), "shifts": shifts}
-    files = [str(corpus / row["audio"]) for row in rows]
+    begun = time.monotonic()
+    home = folder / "vocabularies" / "speech"
+    jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
+    encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(home), "shifts": shifts}, jobs, processes)
     lines: list[str] = []
-    encoded = parallel_map(f"{__name__}:make_encoder", setup, files, processes)
-    for done, (row, (variants, seconds)) in enumerate(zip(rows, encoded, strict=True), 1):
-        about = {"id": row["id"], "split": split, "text": row["text"], "voice": row.get("voice")}
-        for shift, units in enumerate(variants):
-            example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
-            lines.append(json.dumps(example, ensure_ascii=False) + "\n")
-        now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES:
-            last = now
-            rate = done / (now - begun)
-            left = (len(rows) - done) / rate
-            say(f"{split}: {done}/{len(rows)} utterances encoded, {rate:.0f}/s, {left:.0f} s left")
+    with contextlib.closing(encoded):
+        results = telling(encoded, len(jobs), say, f"{split}: {{}} utterances encoded")
+        for row in rows:
+            variants, seconds = [row.get("units")], row.get("seconds") or 0.0
+            if "audio" in row and "units" not in row:
+                variants, seconds = next(results)
+            about = {"id": row["id"], "split": split, "text": row.get("text") or None, "voice": row.get("voice")}
+            for shift, units in enumerate(variants):
+                example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
+                lines.append(json.dumps(example, ensure_ascii=False) + "\n")
     write_bytes(path, "".join(lines).encode())
-    say(f"{split}: {len(rows)} utterances encoded in {time.monotonic() - begun:.1f} s")
+    say(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
 
 
-def make_encoder(tokenizer: str, shifts: int) -> Callable[[str], tuple[list[list[int]], float]]:
-    """For the workers: a function from an audio file to its units from each starting point, and its seconds."""
-    units = UnitTokenizer.load(tokenizer)
+def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:
+    """For the workers: a function from arguments of `load_audio` to units from each starting point, and seconds."""
+    units = load_tokenizer(tokenizer)
+    step = SAMPLE_RATE / units.rate_hz
 
-    def encode(path: str) -> tuple[list[list[int]], float]:
-        waveform = load_audio(path)
-        starts = [SAMPLES_PER_UNIT * shift // shifts for shift in range(shifts)]
+    def encode(part: dict[str, Any]) -> tuple[list[list[int]], float]:
+        waveform = load_audio(**part)
+        starts = [int(step * shift / shifts) for shift in range(shifts)]
         variants = [units.encode(waveform[start:]).tolist() for start in starts if start < len(waveform)]
         return variants, len(waveform) / SAMPLE_RATE
 

@@ -13,7 +13,8 @@ import numpy as np
 from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
 from zipper_jax.data.prepare_rows import pack_examples
-from zipper_jax.data.prepared import PrepareSettings, read_examples, read_vocabularies
+from zipper_jax.data.prepare_settings import PrepareSettings
+from zipper_jax.data.prepared import read_examples, read_vocabularies
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
 from zipper_jax.sequences import TEMPLATES
@@ -36,7 +37,8 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     prepared, out = Path(prepared), Path(out)
     if not 0 < share <= 1:
         raise UserError(f"share of pairs = {share}: give a fraction above 0 and at most 1, e.g. 0.01")
-    examples = list(read_examples(prepared, TRAIN))
+    pairs = (e for e in read_examples(prepared, TRAIN) if e["text"] is not None and e["units"] is not None)
+    examples = list(pairs)
     sentences = sorted({e["id"] for e in examples})
     count = round(share * len(sentences))
     if not count:

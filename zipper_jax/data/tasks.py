@@ -1,6 +1,6 @@
 """seqio tasks and the mixture over a prepared folder. This module imports TensorFlow (7 s): import it late.
 
-    text_lm, speech_lm, asr, tts      one example per utterance: features "text" and/or "speech", content tokens only
+    text_lm, speech_lm, asr, tts      one example per utterance that has them: features "text", "speech"; content only
     asr_tts                           asr and tts at the paper's rates
 
 Begin and end tokens, order and loss weights are not seqio's business: they come from the template of the task's name
@@ -118,7 +118,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
         seqio.TaskRegistry.remove(names[task])
         seqio.TaskRegistry.add(
             names[task],
-            source=_source(folder, shifted="speech" in modalities),
+            source=_source(folder, modalities),
             preprocessors=[_keep_fields(modalities), seqio.preprocessors.tokenize],
             output_features={
                 modality: seqio.Feature(SeqioVocabulary(vocabularies[modality]), add_eos=False, dtype=tf.int32)
@@ -155,19 +155,23 @@ def examples(name: str, split: str) -> Any:
             yield {m: values[at[i] : at[i + 1]] for m, (values, at) in zip(features, columns, strict=True)}
 
 
-def _source(folder: Path, shifted: bool) -> seqio.FunctionDataSource:
-    """The examples of a prepared folder; with or without those that differ in the start of their units alone."""
+def _source(folder: Path, modalities: list[str]) -> seqio.FunctionDataSource:
+    """The examples of a prepared folder that have ``modalities``; those that differ in their units alone, once if these
+    are not among them."""
+    fields = [_SOURCE_FIELD[modality] for modality in modalities]
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one small file per split; shuffling is the mixture's work
 
-        rows = [row for row in prepared.read_examples(folder, split) if shifted or not row["shift"]]
-        units = np.concatenate([np.zeros(0, np.int32), *(row["units"] for row in rows)])
+        rows = [row for row in prepared.read_examples(folder, split) if all(row[field] is not None for field in fields)]
+        rows = [row for row in rows if "units" in fields or not row["shift"]]
         # As whole tensors: a Python generator takes half a millisecond for each example.
-        columns = {
-            "text": tf.constant([row["text"] for row in rows], tf.string),
-            "units": tf.RaggedTensor.from_row_lengths(units, [len(row["units"]) for row in rows]),
-        }
+        columns: dict[str, Any] = {}
+        if "text" in fields:
+            columns["text"] = tf.constant([row["text"] for row in rows], tf.string)
+        if "units" in fields:
+            units = np.concatenate([np.zeros(0, np.int32), *(row["units"] for row in rows)])
+            columns["units"] = tf.RaggedTensor.from_row_lengths(units, [len(row["units"]) for row in rows])
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset, splits=prepared.splits(folder))

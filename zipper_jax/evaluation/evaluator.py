@@ -33,6 +33,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
 
@@ -80,14 +81,17 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
       UserError: a run, a split or audio is missing, before anything expensive begins.
     """
     began = time.monotonic()
+    from zipper_jax.data.prepared import splits
+
     _check_origins(sources)
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     test = _examples(sources.prepared, "test", settings.sentences)
-    other = _examples(sources.prepared, "test_other", settings.sentences)
+    there = "test_other" in splits(sources.prepared)
+    other = _examples(sources.prepared, "test_other", settings.sentences) if there else []
     if len(test) < 2:
         raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
     spoken = test[: settings.speech_sentences or None]
-    raw = [load_audio(_audio_path(sources.corpus, e)) for e in spoken]
+    raw = _raw_audio(sources.corpus, spoken)
     limits = models["zipper"].limits  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
@@ -227,15 +231,21 @@ def _size(tree: Any) -> int:
 def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
     from zipper_jax.data.prepared import read_examples
 
-    rows = list(read_examples(prepared, split))
+    rows = [row for row in read_examples(prepared, split) if row["text"] is not None and row["units"] is not None]
     return rows[: most or None]
 
 
-def _audio_path(corpus: Path, example: Mapping[str, Any]) -> Path:
-    path = corpus / "audio" / f"{example['id']}.flac"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the judge's raw-audio row needs the corpus that was prepared")
-    return path
+def _raw_audio(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    from zipper_jax.data.prepared import part
+
+    rows = {row["id"]: row for row in read_manifest(corpus) if "audio" in row}
+    for example in examples:
+        if example["id"] not in rows:
+            raise UserError(
+                f"{corpus} has no audio for {example['id']!r}: the judge's raw-audio row needs the corpus that was "
+                "prepared"
+            )
+    return [load_audio(**part(corpus, rows[example["id"]])) for example in examples]
 
 
 def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged) -> None:

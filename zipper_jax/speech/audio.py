@@ -5,6 +5,7 @@ Axis letters: N samples, C channels.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import soxr
 from jaxtyping import Float
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes
 
 SAMPLE_RATE = 16_000
 LEVEL = 0.1  # root mean square of normalised speech
@@ -22,13 +24,27 @@ _BLOCK = SAMPLE_RATE // 100
 _SILENCE = 1e-4  # of the loudest block's power (-40 dB): a quieter block of 10 ms is silence
 
 
-def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None = None) -> Float[np.ndarray, " N"]:
+class AudioError(UserError):
+    """Audio that cannot be used; ``reason`` says why in two words."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def load_audio(
+    source: str | os.PathLike | np.ndarray,
+    sample_rate: int | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> Float[np.ndarray, " N"]:
     """Reads a file, or takes an array with its ``sample_rate``, and returns float32 mono at 16 kHz.
 
     Args:
       source: the path of any format libsndfile reads (WAV, FLAC, OGG, MP3), or an array ``[samples]`` or
         ``[samples, channels]``; integers are scaled by their type's range.
       sample_rate: of an array in Hz, required there; a file states its own, so it must be left out for one.
+      start, seconds: the part of a file that is read; None: to its end.
 
     Raises:
       UserError: missing, unreadable, empty or non-finite audio; each message names the file (or "the array").
@@ -39,18 +55,12 @@ def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None =
             raise UserError(
                 f"{name} needs its sample rate in Hz: load_audio(array, sample_rate=...), got {sample_rate}"
             )
-        waveform, rate = _array_to_float(source, name), sample_rate
+        waveform, rate = _mono(_array_to_float(source, name), name), sample_rate
     else:
-        name = f"audio file {os.fspath(source)!r}"
+        name = _name(source)
         if sample_rate is not None:
             raise UserError(f"{name} states its own sample rate: leave out sample_rate={sample_rate}")
-        waveform, rate = _read(Path(source), name)
-    if not waveform.size:
-        raise UserError(f"{name} is empty (0 samples): give audio of at least one sample")
-    if not np.isfinite(waveform).all():
-        raise UserError(f"{name} holds NaN or infinite samples: repair or re-export it")
-    if waveform.ndim == 2:
-        waveform = waveform.mean(axis=1)
+        waveform, rate = read_audio(source, start, seconds)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
         if not waveform.size:
@@ -58,12 +68,27 @@ def load_audio(source: str | os.PathLike | np.ndarray, sample_rate: int | None =
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
+def read_audio(
+    path: str | os.PathLike, start: float = 0.0, seconds: float | None = None
+) -> tuple[Float[np.ndarray, " N"], int]:
+    """A file, or a part of it, as float32 mono at its own rate, and that rate. Raises AudioError."""
+    name = _name(path)
+    if not Path(path).is_file():
+        raise AudioError(f"{name} does not exist (or is not a file): check the path", "missing audio")
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(min(round(start * file.samplerate), file.frames))
+            waveform = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
+            return _mono(waveform, name), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
+
+
 def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, " N"]) -> None:
     """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    soundfile.write(aside, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    os.replace(aside, path)
+    content = io.BytesIO()  # libsndfile would not say that a disk is full
+    soundfile.write(content, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    write_bytes(path, content.getvalue())
 
 
 def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:
@@ -99,13 +124,16 @@ def _loud_blocks(waveform: np.ndarray) -> np.ndarray:
     return power > _SILENCE * power.max(initial=0.0)
 
 
-def _read(path: Path, name: str) -> tuple[np.ndarray, int]:
-    if not path.is_file():
-        raise UserError(f"{name} does not exist (or is not a file): check the path")
-    try:
-        return soundfile.read(path, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3") from error
+def _name(path: str | os.PathLike) -> str:
+    return f"audio file {os.fspath(path)!r}"
+
+
+def _mono(waveform: np.ndarray, name: str) -> np.ndarray:
+    if not waveform.size:
+        raise AudioError(f"{name} is empty (0 samples): give audio of at least one sample", "empty audio")
+    if not np.isfinite(waveform).all():
+        raise AudioError(f"{name} holds NaN or infinite samples: repair or re-export it", "samples that are no numbers")
+    return waveform.mean(axis=1) if waveform.ndim == 2 else waveform
 
 
 def _array_to_float(array: np.ndarray, name: str) -> np.ndarray:

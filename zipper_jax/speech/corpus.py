@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import random
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,8 @@ import numpy as np
 import soundfile
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes, write_json
+from zipper_jax.progress import telling
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_flac, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
@@ -34,7 +35,8 @@ SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1
 LATER_FIELDS = {"grammar": "home"}
 """Settings that folders from before them lack -> what they had."""
-_SECONDS_BETWEEN_LINES = 2.0
+CONTENT = {"text", "audio", "units"}
+"""Fields of a row, of which it has at least one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ def synthesise_corpus(
     out = Path(out)
     say = progress or (lambda line: None)
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-    found = _read_header(out)
+    found = read_header(out)
     if found is not None:
         _check_same(out, found["settings"], wanted)
         if found["complete"] and (out / "manifest.jsonl").is_file():
@@ -143,38 +145,64 @@ def synthesise_corpus(
         "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
         "complete": False,
     }
-    _write_json(out / "corpus.json", header)
+    write_json(out / "corpus.json", header)
     _speak(out, engine.name, utterances, say, processes)
     seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
     lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
-    _write_text(out / "manifest.jsonl", "\n".join(lines) + "\n")
-    _write_json(out / "corpus.json", header | {"complete": True, "hours": sum(seconds.values()) / 3600})
+    write_bytes(out / "manifest.jsonl", ("\n".join(lines) + "\n").encode())
+    write_json(out / "corpus.json", header | {"complete": True, "hours": sum(seconds.values()) / 3600})
     say(f"corpus {out} is complete: {len(utterances)} utterances, {sum(seconds.values()) / 60:.1f} minutes")
     return out
 
 
 def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[dict[str, Any]]:
-    """The manifest's rows, of one split or all; ``row["audio"]`` is relative to ``folder``."""
+    """The manifest's rows, of one split or all.
+
+    A row has ``id``, ``split`` and some of ``text``, ``audio`` (relative to ``folder``, or absolute) and ``units``;
+    ``start`` and ``seconds`` where only that part of the audio is meant.
+    """
     path = Path(folder) / "manifest.jsonl"
     if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown: give one of {', '.join(SPLITS)}")
     if not path.is_file():
         raise UserError(
-            f"{str(path)!r} does not exist: finish the corpus first (zipper data synth), or check the folder"
+            f"{str(path)!r} does not exist: finish the corpus first (zipper data synth, zipper data import), or check "
+            "the folder"
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            missing = {"id", "split", "text", "audio"} - row.keys()
+            missing = {"id", "split"} - row.keys()
         except (json.JSONDecodeError, AttributeError) as error:
             raise UserError(
                 f"{str(path)!r} line {number} is not a JSON object: repair it or make the corpus again"
             ) from error
         if missing:
             raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
+        if not CONTENT & row.keys():
+            raise UserError(
+                f"{str(path)!r} line {number} lacks {', '.join(sorted(CONTENT))}: give at least one of them"
+            )
         rows.append(row)
     return [row for row in rows if split in (None, row["split"])]
+
+
+def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """``corpus.json``; None where there is none. Raises UserError when it cannot be read."""
+    path = Path(folder) / "corpus.json"
+    if not path.is_file():
+        return None
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
+    return header
 
 
 def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
@@ -247,34 +275,15 @@ def _speak(
     if len(missing) < len(utterances):
         say(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
     setup = {"folder": str(out), "engine": engine}
-    begin = last = time.monotonic()
     spoken = parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes)
     with contextlib.closing(spoken):
-        for done, _ in enumerate(spoken, 1):
-            now = time.monotonic()
-            if now - last >= _SECONDS_BETWEEN_LINES or done == len(missing):
-                last, per_second = now, done / (now - begin)
-                left = (len(missing) - done) / per_second
-                say(f"spoken {done}/{len(missing)} utterances, {per_second:.0f}/s, {left:.0f} s left")
+        for _ in telling(spoken, len(missing), say, "spoken {} utterances"):
+            pass
 
 
 def _manifest_row(utterance: Utterance, seconds: float) -> dict[str, Any]:
     row = dataclasses.asdict(utterance) | {"audio": utterance.audio, "seconds": round(seconds, 4)}
     return {key: value for key, value in row.items() if value is not None}
-
-
-def _read_header(out: Path) -> dict[str, Any] | None:
-    path = out / "corpus.json"
-    if not path.is_file():
-        return None
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        version = header["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
-    return header
 
 
 def _check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -284,13 +293,3 @@ def _check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
                 f"corpus folder {str(out)!r} was made with {field} = {found.get(field)!r}, now {value!r} is asked for: "
                 "use another folder, or delete this one"
             )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes
 from zipper_jax.speech import features
 from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
@@ -109,13 +110,9 @@ class UnitTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes ``folder/tokenizer.npz`` (made aside and renamed)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, format_version=_FORMAT_VERSION, centroids=self._centroids, lifter=self._lifter)
-        aside = folder / f"{FILE_NAME}.{os.getpid()}.partial"
-        aside.write_bytes(buffer.getvalue())
-        os.replace(aside, folder / FILE_NAME)
+        write_bytes(Path(folder) / FILE_NAME, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> UnitTokenizer:

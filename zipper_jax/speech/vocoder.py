@@ -14,15 +14,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from zipper_jax.speech import features
-from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech.tokenizers import Tokenizer
 
 _MOMENTUM = 0.99  # fast Griffin-Lim
 
 
 def synthesize(
-    tokenizer: UnitTokenizer, units: Int[np.ndarray, " U"], iterations: int = 32, seed: int = 0
+    tokenizer: Tokenizer, units: Int[np.ndarray, " U"], iterations: int = 32, seed: int = 0
 ) -> Float[np.ndarray, " N"]:
-    """16 kHz float32 audio of ``units``, 640 samples each; the same call gives the same samples."""
+    """16 kHz float32 audio of ``units``, 640 samples each; the same call gives the same samples. UserError where the
+    tokenizer has no frames to give."""
     return griffin_lim(tokenizer.decode(units), iterations, seed)
 
 

@@ -20,7 +20,8 @@ def prepared(sweep: Sweep, places: Places) -> bool:
 def prepare(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
     """Makes what is missing. Raises UserError when the folder holds data of other settings."""
     from zipper_jax.data.prepare_rows import prepare as prepare_rows
-    from zipper_jax.data.prepared import PrepareSettings, read_examples, read_vocabularies
+    from zipper_jax.data.prepare_settings import PrepareSettings
+    from zipper_jax.data.prepared import read_examples, read_vocabularies
     from zipper_jax.data.subsets import write_share
     from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 

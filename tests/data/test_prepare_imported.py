@@ -1,0 +1,240 @@
+"""Prepared folders of imported corpora: text alone, speech alone, given units; and TFDS (all need TensorFlow)."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import making_sources as making
+import numpy as np
+import pytest
+from making_sources import SENTENCES, sound, write
+
+from zipper_jax.data import prepared
+from zipper_jax.data.import_corpus import import_corpus
+from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.data.prepare_rows import prepare
+from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.sources.rows import ImportSettings
+from zipper_jax.errors import UserError
+from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.tokenizers import load_tokenizer
+from zipper_jax.speech.vocoder import synthesize
+from zipper_jax.vocabularies import load_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, open_rows=3)
+
+
+def made(kind, path, folder, settings=SETTINGS, imported=ImportSettings(validation=0, test=2)):
+    """(rows by task and split, lines said) of a source."""
+    corpus, out = folder / "corpus", folder / "prepared"
+    import_corpus(kind, [path], corpus, imported, processes=1)
+    lines: list[str] = []
+    metas = prepare(corpus, out, settings, say=lines.append, processes=1)
+    assert prepare(corpus, out, settings, processes=1) == metas  # finished: no work
+    return {key: meta["examples"] for key, meta in metas.items()}, lines
+
+
+def test_text_alone_becomes_rows_of_text_lm_only(tmp_path):
+    counts, lines = made("text", write(tmp_path / "a.txt", "\n".join(SENTENCES)), tmp_path)
+    assert counts == {("text_lm", "test"): 2, ("text_lm", "train"): 10}
+    assert "asr/train: no rows, for no example has speech and text" in lines
+    header = prepared.read_header(tmp_path / "prepared")
+    assert set(header["vocabularies"]) == {"text"}
+    assert "num_units" not in header
+    with pytest.raises(UserError, match="tasks: the corpus has no example for asr, tts: give other --tasks"):
+        prepare(tmp_path / "corpus", tmp_path / "no", dataclasses.replace(SETTINGS, tasks=("asr", "tts")))
+
+
+def test_audio_alone_becomes_rows_of_speech_lm_only_and_is_read_in_parts(tmp_path):
+    for number in range(3):
+        sound(tmp_path / "wav" / f"s{number}" / "a.flac", seconds=2.4)
+    imported = ImportSettings(validation=0, test=1, piece_seconds=1.25)
+    counts, _ = made("audio", tmp_path / "wav", tmp_path, imported=imported)
+    assert counts == {("speech_lm", "train"): 4, ("speech_lm", "test"): 2}
+    tokenizer = load_tokenizer(tmp_path / "prepared" / "vocabularies" / "speech")
+    manifest = {row["id"]: row for row in read_manifest(tmp_path / "corpus")}
+    for example in prepared.read_examples(tmp_path / "prepared", "train"):
+        row = manifest[example["id"]]
+        whole = load_audio(row["audio"])
+        begin = round(row["start"] * 16_000)
+        np.testing.assert_array_equal(example["units"], tokenizer.encode(whole[begin : begin + 19_200]))
+        assert example["text"] is None
+        assert example["seconds"] == 1.2
+
+
+def test_rows_of_all_kinds_in_one_corpus(tmp_path):
+    """A manifest that somebody wrote by hand."""
+    wav = [str(sound(tmp_path / f"{n}.wav", seconds=0.5)) for n in range(4)]
+    rows = [{"id": f"both{n}", "text": SENTENCES[n], "audio": wav[n]} for n in range(3)]
+    rows += [{"id": "heard", "audio": wav[3]}, {"id": "read", "text": SENTENCES[5]}]
+    lines = [json.dumps(row | {"split": "train"}) + "\n" for row in rows]
+    write(tmp_path / "corpus" / "manifest.jsonl", "".join(lines))
+    metas = prepare(tmp_path / "corpus", tmp_path / "p", dataclasses.replace(SETTINGS, shifts=2), processes=1)
+    counts = {task: metas[task, "train"]["examples"] for task in SETTINGS.tasks}
+    assert counts == {"text_lm": 4, "speech_lm": 8, "asr": 6, "tts": 6}
+    assert metas["asr", "train"]["dropped"] == {"empty": 0, "too_long": 0}
+
+
+def test_given_units_are_taken_as_they_are(tmp_path):
+    path = making.units(tmp_path / "u", vocoder="unit2wav {units} {wav}")
+    path.write_text(path.read_text() + '{"id": "alone", "units": [19, 0, 7]}\n')
+    counts, lines = made(
+        "units", path, tmp_path, dataclasses.replace(SETTINGS, num_units=1024, tasks=("asr", "speech_lm"))
+    )
+    assert counts["asr", "train"] + counts["asr", "test"] == 10
+    assert counts["speech_lm", "train"] + counts["speech_lm", "test"] == 11
+    assert "20 units at 50 Hz, given" in lines
+    home = tmp_path / "prepared" / "vocabularies" / "speech"
+    vocabulary = load_vocabulary(home)
+    assert (vocabulary.num_units, vocabulary.rate_hz, vocabulary.size) == (20, 50.0, 22)
+    tokenizer = load_tokenizer(home)
+    assert vocabulary.codebook == tokenizer.digest
+    store = RowStore(tmp_path / "prepared" / "rows" / "speech_lm" / "train")
+    spans = [span.tokens.tolist() for i in range(len(store)) for example in store.row(i) for span in example]
+    manifest = [row for row in read_manifest(tmp_path / "corpus") if row["split"] == "train"]
+    assert sorted(spans) == sorted(row["units"] for row in manifest)
+    with pytest.raises(UserError, match=r"made up, 20 at 50 Hz\) is not here, so audio cannot become units"):
+        tokenizer.encode(np.zeros(100, np.float32))
+    with pytest.raises(UserError, match=r"no vocoder in here.*their source names a command for it: unit2wav"):
+        synthesize(tokenizer, np.array([1], np.int32))
+
+
+@pytest.mark.parametrize(
+    "row, header, settings, message",
+    [
+        ({"units": [1]}, None, {}, "row 'x' of .* has units, but corpus.json does not say which"),
+        ({"units": [9]}, 8, {}, "row 'x' of .*: units must be integers from 0 to 7"),
+        ({"units": []}, 8, {}, "units must be integers"),
+        ({"units": [1]}, 8, {"num_units": 9}, "num_units is 9, but the given units are 8: leave it out"),
+        ({"units": [1]}, 8, {"tokenizer": "t"}, "corpus has units of its own: leave out --tokenizer"),
+        ({"audio": "a.wav"}, 8, {}, "row 'x' of .* has audio but no units"),
+        ({"audio": "a.wav"}, None, {"tokenizer": "t"}, "tokenizer = 't': give a folder that has vocabularies/speech"),
+        ({"audio": "a.wav"}, None, {}, "a.wav' does not exist"),
+    ],
+)
+def test_corpora_that_contradict_themselves(tmp_path, row, header, settings, message):
+    write(tmp_path / "manifest.jsonl", json.dumps({"id": "x", "split": "train", "text": "t"} | row) + "\n")
+    if header:
+        about = {"format_version": 1, "units": {"num_units": header, "rate_hz": 25}}
+        write(tmp_path / "corpus.json", json.dumps(about))
+    settings = dataclasses.replace(SETTINGS, **{"num_units": 1024, **settings})
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, tmp_path / "out", settings, processes=1)
+
+
+def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tmp_path):
+    first, once = tmp_path / "first", dataclasses.replace(SETTINGS, tasks=("asr",))
+    made("table", making.table(tmp_path / "t"), first, once, ImportSettings())
+    theirs = {"tokenizer": str(first / "prepared"), "text_vocabulary": str(first / "prepared")}
+    settings = dataclasses.replace(once, num_units=1024, **theirs)
+    made("ljspeech", making.ljspeech(tmp_path / "lj"), tmp_path / "second", settings)
+    for modality in ("text", "speech"):
+        one, two = (load_vocabulary(tmp_path / n / "prepared" / "vocabularies" / modality) for n in ("first", "second"))
+        assert one.digest == two.digest
+
+
+def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
+    """A real limit on the size of files, met by the examples."""
+    source = write(tmp_path / "a.txt", "\n".join(f"{SENTENCES[n % 12]} {n}" for n in range(800)))
+    import_corpus("text", [source], tmp_path / "corpus", ImportSettings(0, 0), processes=1)
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "from zipper_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    folder = tmp_path / "p"
+    arguments = ["data", "prepare", "--corpus", str(tmp_path / "corpus"), "--out", str(folder), "--text_length=24"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments, "--text_vocabulary=bytes", "--tasks=text_lm"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: no room to write")
+    assert not list(folder.rglob("*.partial"))
+    vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
+    before = vocabulary.stat().st_mtime_ns
+    settings = PrepareSettings(text_length=24, text_vocabulary="bytes", tasks=("text_lm",))
+    metas = prepare(tmp_path / "corpus", folder, settings, processes=1)
+    assert metas["text_lm", "train"]["examples"] == 800
+    assert vocabulary.stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A TFDS dataset on disk, called tiny_speech."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    home = tmp_path_factory.mktemp("tfds")
+    rng = np.random.default_rng(0)
+
+    def split(name, count):
+        return tf.data.Dataset.from_generator(
+            lambda: (
+                {
+                    "speech": (3000 * rng.uniform(-1, 1, 3000 + 100 * n)).astype(np.int64),
+                    "text": SENTENCES[n] if name != "test_clean" else f"{SENTENCES[n]} now",
+                    "speaker_id": n % 2,
+                    "id": f"{name}-{n}",
+                }
+                for n in range(count)
+            ),
+            output_signature={
+                "speech": tf.TensorSpec([None], tf.int64),
+                "text": tf.TensorSpec([], tf.string),
+                "speaker_id": tf.TensorSpec([], tf.int64),
+                "id": tf.TensorSpec([], tf.string),
+            },
+        )
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny_speech",
+        version="1.0.0",
+        data_dir=home,
+        features=tfds.features.FeaturesDict(
+            {
+                "speech": tfds.features.Audio(sample_rate=8000),
+                "text": tfds.features.Text(),
+                "speaker_id": np.int64,
+                "id": np.str_,
+            }
+        ),
+        split_datasets={"train_clean100": split("train_clean100", 6), "test_clean": split("test_clean", 2)},
+    )
+    return home
+
+
+def test_tfds(dataset, tmp_path):
+    header = import_corpus("tfds:tiny_speech", [dataset], tmp_path / "out", ImportSettings(0, -1), processes=1)
+    assert header["counts"] == {"train": 6, "validation": 0, "test": 2, "test_other": 0}
+    rows = {row["id"]: row for row in read_manifest(tmp_path / "out")}
+    row = rows["train_clean100-5"]
+    assert row["text"] == SENTENCES[5]
+    assert row["voice"] == "1"
+    waveform = load_audio(row["audio"])
+    assert len(waveform) == 7000  # 3500 samples at 8 kHz
+    assert 0.03 < np.abs(waveform).max() < 0.2  # 16-bit samples in int64
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "audio").rglob("*.flac")}
+    assert len(files) == 8
+    (tmp_path / "out" / "manifest.jsonl").unlink()
+    import_corpus("tfds:tiny_speech", [dataset], tmp_path / "out", ImportSettings(0, -1), overwrite=True, processes=1)
+    assert {path: path.stat().st_mtime_ns for path in files} == files  # written once
+
+
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("tiny_speach", {}, "TFDS knows no dataset 'tiny_speach' here"),
+        ("ljspeech", {}, "tfds:ljspeech is not prepared in .*run `tfds build ljspeech` first"),
+        ("tiny_speech", {"text_field": "txt"}, r"has no feature 'txt' .*did you mean 'text'.*--text_field"),
+    ],
+)
+def test_tfds_that_is_not_there(dataset, tmp_path, name, settings, message):
+    with pytest.raises(UserError, match=message):
+        import_corpus(f"tfds:{name}", [dataset], tmp_path / "out", ImportSettings(**settings), processes=1)

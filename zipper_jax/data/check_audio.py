@@ -1,0 +1,84 @@
+"""Every file of a source is read once, in worker processes, before it counts as usable; results are remembered."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from zipper_jax.progress import Say, telling
+from zipper_jax.speech.audio import AudioError, read_audio
+from zipper_jax.speech.workers import parallel_map
+
+_SILENCE = 1e-3  # of full scale (-60 dB): audio that never gets louder is taken for silence
+_JOURNAL = "checked.jsonl"
+
+Part = tuple[str, float, float | None]
+"""file, start, seconds (None: to the end)"""
+
+
+class Checked(NamedTuple):
+    """seconds, rate: of the audio; problem: why it cannot be used, or ""."""
+
+    seconds: float
+    rate: int
+    problem: str
+
+
+def check_audio(out: Path, parts: Sequence[Part], say: Say, processes: int | None) -> list[Checked]:
+    """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun goes on."""
+    known = _read(out / _JOURNAL)
+    keys = [_key(part) for part in parts]
+    missing = [index for index, key in enumerate(keys) if key not in known]
+    if len(missing) < len(parts):
+        say(f"continuing: {len(parts) - len(missing)} of {len(parts)} files were checked before")
+    jobs = [parts[index] for index in missing]
+    results = parallel_map(f"{__name__}:make_checker", {}, jobs, processes)
+    with contextlib.closing(results), (out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal:
+        journal.write("\n")  # ends a line that an interruption left half written
+        told = telling(results, len(jobs), say, "checked {} files")
+        for index, result in zip(missing, told, strict=True):
+            known[keys[index]] = result
+            journal.write(json.dumps([keys[index], *result]) + "\n")
+    return [known[key] for key in keys]
+
+
+def forget(out: Path) -> None:
+    """Removes the journal of a finished import."""
+    (out / _JOURNAL).unlink(missing_ok=True)
+
+
+def make_checker() -> Callable[[Part], Checked]:
+    """For the workers."""
+
+    def check(part: Part) -> Checked:
+        try:
+            waveform, rate = read_audio(*part)
+        except AudioError as error:
+            return Checked(0.0, 0, error.reason)
+        problem = "silent audio" if np.abs(waveform).max() < _SILENCE else ""
+        return Checked(len(waveform) / rate, rate, problem)
+
+    return check
+
+
+def _key(part: Part) -> str:
+    """Of a part of a file as it is now."""
+    try:
+        about = Path(part[0]).stat()
+        return json.dumps([*part, about.st_size, about.st_mtime_ns])
+    except OSError:
+        return json.dumps(part)
+
+
+def _read(journal: Path) -> dict[str, Checked]:
+    return dict(_lines(journal)) if journal.is_file() else {}
+
+
+def _lines(journal: Path) -> Iterator[tuple[str, Checked]]:
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # half a line of a run that was killed
+            key, seconds, rate, problem = json.loads(line)
+            yield key, Checked(seconds, rate, problem)

@@ -1,0 +1,216 @@
+"""From a user's own material to a corpus folder: read, checked, split; audio stays where it is.
+
+    corpus/manifest.jsonl   one line per row: id, split, and text, audio (absolute), units, voice, start, seconds
+    corpus/corpus.json      source, settings, counts, hours, what was dropped and why
+
+Both are written at the end. Until then the folder holds only what was checked so far, and what was there before.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.configs import to_dict
+from zipper_jax.data import check_audio, splits
+from zipper_jax.data.sources import read_sources, units
+from zipper_jax.data.sources.rows import NO_AUDIO, ImportSettings, Row
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes, write_json
+from zipper_jax.progress import Say
+from zipper_jax.speech.audio import SAMPLE_RATE
+from zipper_jax.speech.corpus import FORMAT_VERSION, SPLITS, read_header
+from zipper_jax.speech.given_units import GivenUnits
+
+
+def import_corpus(
+    kind: str,
+    paths: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    settings: ImportSettings = ImportSettings(),
+    strict: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Writes the corpus folder ``out`` and returns its ``corpus.json``.
+
+    Run again after an interruption it checks only what was not checked; run on a finished corpus it does nothing.
+
+    Args:
+      kind: a format of `zipper_jax.data.sources`. paths: files or folders of it.
+      strict: what would be dropped is an error, and nothing is written.
+      overwrite: read the source again into a folder that has a corpus.
+      processes: for checking audio, default one per core.
+
+    Raises:
+      UserError: a source that is missing, empty or not of this format; nothing usable; another corpus in ``out``.
+    """
+    out = Path(out)
+    what = to_dict(settings) | {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
+    found = read_header(out)
+    if found is not None and not overwrite:
+        if found["settings"] != what:
+            raise UserError(f"{str(out)!r} holds a corpus made otherwise: give --overwrite or another --out")
+        if found["complete"]:
+            say(f"corpus {out} is complete ({_counts(found['counts'])}); --overwrite reads the source again")
+            return found
+    say(f"reading {kind}")
+    rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
+    given = _given_units(kind, paths, settings)
+    rows = _mark_twice(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, rates = _check(out, rows, settings, say, processes)
+    if given is not None:
+        rows = [row if row.problem else units.checked(row, given) for row in rows]
+    good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings))
+    dropped = [row for row in [*rows, *good] if row.problem]
+    kept = [piece for row in good if not row.problem for piece in _pieces(row, settings)]
+    reasons = _reasons(dropped)
+    if dropped and strict:
+        raise UserError(f"--strict, and {len(dropped)} of {len(rows)} rows cannot be used: {_told(reasons)}")
+    if not any(row.split == "train" for row in kept):
+        raise UserError(
+            f"there is nothing to train on: {len(rows)} rows read, {len(dropped)} dropped"
+            f"{f' ({_told(reasons)})' if reasons else ''}, {len(kept)} held out: check the source"
+        )
+    manifest = [_manifest_row(row) for row in kept]
+    header = {"format_version": FORMAT_VERSION, "settings": what, **figures(manifest)}
+    header |= {"sample_rates": dict(rates), "dropped": reasons, "complete": True}
+    if given is not None:
+        header["units"] = dataclasses.asdict(given)
+    write_bytes(out / "manifest.jsonl", b"".join((json.dumps(row) + "\n").encode() for row in manifest))
+    write_json(out / "corpus.json", header)
+    check_audio.forget(out)
+    for line in summary(header):
+        say(line)
+    say(f"corpus {out} is complete")
+    return header
+
+
+def summary(header: dict[str, Any]) -> Iterator[str]:
+    """The lines that say what a corpus holds."""
+    for split, part in header["splits"].items():
+        sizes = [f"{part['hours']:.2f} hours"] * bool(part["hours"])
+        sizes += [f"{part[name]:,} {name}" for name in ("words", "units", "voices") if part[name]]
+        yield f"{split}: {header['counts'][split]:,} rows, {', '.join(sizes)}"
+    if header["shared_voices"]:
+        yield f"voices: {header['shared_voices']} of the held-out ones are in training too"
+    others = {rate: count for rate, count in header.get("sample_rates", {}).items() if rate != str(SAMPLE_RATE)}
+    if others:
+        told = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
+        yield f"audio of other sample rates: {told}; resampled to {SAMPLE_RATE} Hz when read"
+    if "dropped" in header:
+        yield f"dropped: {_told(header['dropped']) or 'none'}"
+
+
+def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: ImportSettings) -> GivenUnits | None:
+    """What the units of a source of units are."""
+    headers = {units.header(Path(path), settings) for path in paths} if kind == "units" else set()
+    if len(headers) > 1:
+        raise UserError("the headers of these units differ: import one kind of units at a time")
+    return next(iter(headers), None)
+
+
+def _mark_twice(rows: Sequence[Row]) -> list[Row]:
+    """The rows with ids fit for file names, and a problem where one was there before."""
+    seen: set[str] = set()
+    marked = []
+    for row in rows:
+        row = dataclasses.replace(row, id=row.id.replace("/", "-"))
+        marked.append(dataclasses.replace(row, problem="id twice") if row.id in seen and not row.problem else row)
+        seen.add(row.id)
+    return marked
+
+
+def _check(
+    out: Path, rows: list[Row], settings: ImportSettings, say: Say, processes: int | None
+) -> tuple[list[Row], Counter]:
+    """The rows with seconds and problems of their audio, and how often each sample rate was met."""
+    places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
+    parts = [(str(row.audio), row.start or 0.0, row.seconds) for row in (rows[index] for index in places)]
+    rates: Counter = Counter()
+    for index, (seconds, rate, problem) in zip(
+        places, check_audio.check_audio(out, parts, say, processes) if parts else [], strict=True
+    ):
+        row = rows[index]
+        if row.text is not None and seconds > settings.max_seconds:
+            problem = f"longer than {settings.max_seconds:g} s"
+        if row.text is not None and problem == "missing audio":
+            problem = NO_AUDIO
+        rates[str(rate)] += not problem
+        rows[index] = dataclasses.replace(row, seconds=round(seconds, 4), problem=problem)
+    return rows, Counter({rate: count for rate, count in sorted(rates.items()) if count})
+
+
+def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
+    """A row of one modality in equal pieces where it is long: what is whole together has to stay so only in pairs."""
+    if row.text is None and row.audio is not None:
+        assert row.seconds is not None
+        count = math.ceil(row.seconds / settings.piece_seconds)
+        for number in range(count):
+            start, seconds = (row.start or 0.0) + number * row.seconds / count, row.seconds / count
+            part = dataclasses.replace(row, start=round(start, 4), seconds=round(seconds, 4))
+            yield dataclasses.replace(part, id=f"{row.id}-{number}") if count > 1 else row
+        return
+    words = [match.span() for match in re.finditer(r"\S+", row.text or "")] if row.text and not row.units else []
+    count = math.ceil(len(words) / settings.piece_words) if settings.piece_words and not row.audio else 1
+    if count < 2:
+        yield row
+        return
+    cuts = [round(number * len(words) / count) for number in range(count + 1)]
+    for number, (first, last) in enumerate(pairwise(cuts)):
+        assert row.text is not None
+        text = row.text[words[first][0] : words[last - 1][1]]
+        yield dataclasses.replace(row, id=f"{row.id}-{number}", text=text)
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a manifest's rows add up to: counts, hours, words, units, voices."""
+    parts: dict[str, dict[str, Any]] = {}
+    voices: dict[str, set[str]] = {}
+    for split in SPLITS:
+        mine = [row for row in rows if row["split"] == split]
+        if mine:
+            voices[split] = {row["voice"] for row in mine if row.get("voice")}
+            parts[split] = {
+                "hours": round(sum(row.get("seconds") or 0.0 for row in mine) / 3600, 4),
+                "words": sum(len(row["text"].split()) for row in mine if row.get("text")),
+                "units": sum(len(row["units"]) for row in mine if row.get("units")),
+                "voices": len(voices[split]),
+            }
+    held_out = set().union(*(names for split, names in voices.items() if split != "train"))
+    return {
+        "counts": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
+        "hours": round(sum(part["hours"] for part in parts.values()), 4),
+        "splits": parts,
+        "shared_voices": len(voices.get("train", set()) & held_out),
+    }
+
+
+def _manifest_row(row: Row) -> dict[str, Any]:
+    fields = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
+    return {name: getattr(row, name) for name in fields if getattr(row, name) is not None}
+
+
+def _reasons(dropped: Sequence[Row]) -> dict[str, Any]:
+    """problem -> how often, and where first; the most frequent first."""
+    counts = Counter(row.problem for row in dropped)
+    first: dict[str, str] = {}
+    for row in dropped:
+        first.setdefault(row.problem, row.place)
+    return {problem: {"count": count, "first": first[problem]} for problem, count in counts.most_common()}
+
+
+def _told(reasons: dict[str, Any]) -> str:
+    return "; ".join(f"{about['count']:,} {problem} (first: {about['first']})" for problem, about in reasons.items())
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)

@@ -1,0 +1,142 @@
+"""What a corpus or a prepared folder holds: counts, drops, lengths, and a few examples to read and to hear."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.data import prepared
+from zipper_jax.data.import_corpus import figures, summary
+from zipper_jax.data.packed_rows import read_meta
+from zipper_jax.data.prepare_rows import summary as summary_of_rows
+from zipper_jax.errors import UserError
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
+from zipper_jax.speech.given_units import run_vocoder
+from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
+from zipper_jax.speech.vocoder import synthesize
+
+_BINS = 10
+_BAR = 40
+_SHOWN = 24  # units of an example
+
+
+def inspect(folder: Path, examples: int = 3, out: Path | None = None, vocoder: bool = False) -> Iterator[str]:
+    """The lines that say it.
+
+    Args:
+      examples: so many of the training split are shown.
+      out: folder for lengths.png and the examples' audio as WAV: of a corpus what a tokenizer hears, of a prepared
+        folder what a vocoder makes of the units.
+      vocoder: for units from elsewhere, run the command that their source named.
+
+    Raises:
+      UserError: neither a corpus nor a prepared folder.
+    """
+    if (folder / "header.json").is_file():
+        yield from _prepared(folder, examples, out, vocoder)
+    elif (folder / "manifest.jsonl").is_file():
+        yield from _corpus(folder, examples, out)
+    else:
+        raise UserError(
+            f"{str(folder)!r} is neither a corpus (no manifest.jsonl) nor a prepared folder (no header.json): check "
+            "the path, or finish what was to be written there"
+        )
+
+
+def _corpus(folder: Path, examples: int, out: Path | None) -> Iterator[str]:
+    rows, header = read_manifest(folder), read_header(folder) or {}
+    source = header.get("settings", {}).get("format") or header.get("engine") or "unknown"
+    yield f"corpus {folder}, from {source}, {len(rows):,} rows"
+    yield from summary({**header, **figures(rows)})
+    lengths = {
+        "seconds": [row["seconds"] for row in rows if row.get("seconds")],
+        "words": [len(row["text"].split()) for row in rows if row.get("text")],
+    }
+    yield from _lengths(lengths, out)
+    for row in _spread([row for row in rows if row["split"] == "train"], examples):
+        yield f"example {row['id']}: {json.dumps(row, ensure_ascii=False)}"
+        if out is not None and "audio" in row:
+            yield f"  {_write(out, row, load_audio(**prepared.part(folder, row)))}"
+
+
+def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> Iterator[str]:
+    header = prepared.read_header(folder)
+    state = "" if header["complete"] else ", not finished"
+    yield f"prepared folder {folder}{state}, settings {json.dumps(header['made_with']['settings'])}"
+    vocabularies = prepared.read_vocabularies(folder)
+    for name, vocabulary in vocabularies.items():
+        yield f"vocabulary {name}: {vocabulary.kind}, {vocabulary.size} tokens"
+    lengths: dict[str, list[int]] = {"text tokens": [], "units": []}
+    for split in _ordered(prepared.splits(folder)):
+        rows = list(prepared.read_examples(folder, split))
+        hours = sum(row["seconds"] for row in rows if not row["shift"]) / 3600
+        yield f"{split}: {len(rows):,} examples, {hours:.2f} hours"
+        lengths["text tokens"] += [len(vocabularies["text"].encode(row["text"])) for row in rows if row["text"]]
+        lengths["units"] += [len(row["units"]) for row in rows if row["units"] is not None]
+    for home in sorted((folder / "rows").glob("*/*")):
+        meta = read_meta(home)
+        if meta is not None:
+            yield f"rows {summary_of_rows(meta)}"
+    yield from _lengths(lengths, out)
+    if "train" not in prepared.splits(folder):
+        return
+    tokenizer = load_tokenizer(folder / "vocabularies" / "speech") if "speech" in vocabularies else None
+    for row in _spread(list(prepared.read_examples(folder, "train")), examples):
+        yield f"example {row['id']}: {row['text'] or '(no text)'}"
+        if row["units"] is None or tokenizer is None:
+            continue
+        more = " …" if len(row["units"]) > _SHOWN else ""
+        yield f"  {len(row['units'])} units: {' '.join(map(str, row['units'][:_SHOWN]))}{more}"
+        if out is not None:
+            try:
+                yield f"  {_write(out, row, _sound(tokenizer, row['units'], vocoder), '_units')}"
+            except UserError as error:  # the rest is worth showing all the same
+                yield f"  no audio: {error}"
+
+
+def _sound(tokenizer: Tokenizer, units: np.ndarray, vocoder: bool) -> np.ndarray:
+    command = getattr(tokenizer, "vocoder", "")
+    return run_vocoder(command, units) if vocoder and command else synthesize(tokenizer, units)
+
+
+def _write(out: Path, row: Mapping[str, Any], waveform: np.ndarray, kind: str = "") -> Path:
+    import soundfile
+
+    path = out / f"{str(row['id']).replace('/', '-')}{kind}.wav"
+    out.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, waveform, SAMPLE_RATE)
+    return path
+
+
+def _ordered(splits: Sequence[str]) -> list[str]:
+    return sorted(splits, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
+
+
+def _spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """``count`` of ``rows``, from all over."""
+    return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if rows else []
+
+
+def _lengths(lengths: Mapping[str, Sequence[float]], out: Path | None) -> Iterator[str]:
+    """Histograms as text; and as lengths.png where there is a folder for it."""
+    lengths = {name: values for name, values in lengths.items() if len(values)}
+    for name, values in lengths.items():
+        counts, edges = np.histogram(values, _BINS)
+        yield f"{name} per example: {min(values):g} to {max(values):g}, median {np.median(values):g}"
+        for count, low, high in zip(counts, edges, edges[1:], strict=False):
+            yield f"  {low:8.1f} to {high:8.1f} {'#' * -(-_BAR * count // max(counts)):{_BAR}} {count:,}"
+    if out is not None and lengths:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4 * len(lengths), 3), layout="constrained")
+        for axes, (name, values) in zip(
+            figure.subplots(1, len(lengths), squeeze=False)[0], lengths.items(), strict=True
+        ):
+            axes.hist(values, bins=40)
+            axes.set_xlabel(f"{name} per example")
+        out.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out / "lengths.png", dpi=120)
+        yield f"{out / 'lengths.png'}"

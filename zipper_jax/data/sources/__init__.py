@@ -1,0 +1,40 @@
+"""Readers of other people's formats, one small file each: ``read(path, settings)`` yields rows, good and bad.
+
+What is wrong with a row is a word in it, to be dropped and counted; what is wrong with the source is a UserError.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from zipper_jax.configs import closest
+from zipper_jax.data.sources import audio, kaldi, librispeech, ljspeech, table, text, tfds, units
+from zipper_jax.data.sources.rows import ImportSettings, Row
+from zipper_jax.errors import UserError
+
+READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
+    "text": text.read,
+    "audio": audio.read,
+    "librispeech": librispeech.read,
+    "ljspeech": ljspeech.read,
+    "table": table.read,
+    "kaldi": kaldi.read,
+    "units": units.read,
+}
+"""format -> reader. ``tfds:NAME`` is one more."""
+
+
+def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Path) -> Iterator[Row]:
+    """Rows of every path, in order. Raises UserError for an unknown format, and for what the readers refuse."""
+    if kind.startswith("tfds:"):
+        if len(paths) > 1:
+            raise UserError(f"{kind} takes one DATA_DIR at most, got {len(paths)}")
+        yield from tfds.read(kind.removeprefix("tfds:"), paths[0] if paths else None, settings, out)
+        return
+    if kind not in READERS:
+        raise UserError(f"format {kind!r} is unknown{closest(kind, READERS)}: give {', '.join(READERS)} or tfds:NAME")
+    if not paths:
+        raise UserError(f"format {kind} needs a file or folder to read: name it after the format")
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{str(path)!r} does not exist: check the path")
+        yield from READERS[kind](path, settings)

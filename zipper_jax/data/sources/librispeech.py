@@ -1,0 +1,38 @@
+"""LibriSpeech's folders: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt beside one .flac per utterance.
+
+Splits by the subset's name: train-*, dev-*, test-clean, test-other.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row, audio_files, require_folder
+from zipper_jax.errors import UserError
+
+_DEPTH = 3  # SUBSET/SPEAKER/CHAPTER
+
+
+def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
+    """Give the folder that holds the subsets, or one above it, or one subset."""
+    folder = require_folder(path, "LibriSpeech's subsets, such as train-clean-100 and dev-clean")
+    transcripts = sorted(folder.rglob("*.trans.txt"))
+    if not transcripts:
+        raise UserError(f"{str(path)!r} holds no *.trans.txt: give LibriSpeech's folder (SUBSET/SPEAKER/CHAPTER/…)")
+    named = set()
+    for transcript in transcripts:
+        split, speaker = transcript.parts[-_DEPTH - 1], transcript.parts[-_DEPTH]
+        for number, line in lines.lines(transcript):
+            place = f"{transcript}:{number}"
+            if line is None:
+                yield Row(place, place, split, problem=NOT_UTF8)
+                continue
+            name, _, text = line.strip().partition(" ")
+            if name:
+                audio = transcript.with_name(f"{name}.flac")
+                named.add(audio)
+                problem = "" if text.strip() else NO_TEXT
+                yield Row(name, place, split, text.strip(), str(audio), voice=speaker, problem=problem)
+    for audio in audio_files(folder):
+        if audio not in named:
+            yield Row(audio.stem, str(audio), audio.parts[-_DEPTH - 1], problem=NO_TEXT)

@@ -1,0 +1,67 @@
+"""A table of your own, .tsv or .csv with a first line that names its columns: audio, and text, id, split, voice."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from zipper_jax.configs import closest
+from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.rows import NO_AUDIO, NO_TEXT, NOT_UTF8, ImportSettings, Row
+from zipper_jax.errors import UserError
+
+_DELIMITERS = {".tsv": "\t", ".csv": ","}
+
+
+def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
+    """Paths of audio begin at ``settings.audio_folder``, or where the table lies."""
+    delimiter = _DELIMITERS.get(lines.ending(path))
+    if delimiter is None:
+        raise UserError(f"{str(path)!r} has an unknown ending: give a table that ends in {' or '.join(_DELIMITERS)}")
+    folder = Path(settings.audio_folder or path.parent).resolve()
+    bad: list[int] = []
+    rows = _decoded(path, bad)
+    records = csv.reader(rows, strict=True)
+    if delimiter == "\t":  # nothing is quoted in a .tsv: the quotes are the text's own
+        records = csv.reader(rows, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    try:
+        header = [name.strip() for name in next(records, [])]
+        audio, text, voice = _columns(path, header, settings)
+        for record in records:
+            if not record:
+                continue
+            place = f"{path}:{records.line_num}"
+            cells = dict(zip(header, (cell.strip() for cell in record), strict=False))
+            file = cells.get(audio, "")
+            problem = NO_TEXT if text in header and not cells.get(text) else ""
+            yield Row(
+                id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/"),
+                place=place,
+                split=cells.get("split", ""),
+                text=cells.get(text),
+                audio=str(folder / file) if file else None,
+                voice=cells.get(voice) or None,
+                problem=problem if file else NO_AUDIO,
+            )
+    except csv.Error as error:
+        raise UserError(f"{str(path)!r} line {records.line_num} is no {path.suffix} ({error}): repair it") from error
+    yield from (Row(f"{path}:{number}", f"{path}:{number}", problem=NOT_UTF8) for number in bad)
+
+
+def _decoded(path: Path, bad: list[int]) -> Iterator[str]:
+    for number, line in lines.lines(path):
+        if line is None:
+            bad.append(number)
+        yield (line or "") + "\n"
+
+
+def _columns(path: Path, header: list[str], settings: ImportSettings) -> tuple[str, str, str]:
+    """The columns of audio, text and voice: as the settings name them, which must then be there."""
+    wanted = {"audio": settings.audio_field, "text": settings.text_field, "voice": settings.voice_field}
+    for field, name in wanted.items():
+        name = name or (field if field == "audio" else "")
+        if name and name not in header:
+            raise UserError(
+                f"{str(path)!r} has no column {name!r} (there: {', '.join(header) or 'none'}){closest(name, header)}: "
+                f"its first line must name the columns, or give --{field}_field"
+            )
+    return settings.audio_field or "audio", settings.text_field or "text", settings.voice_field or "voice"

@@ -1,0 +1,74 @@
+"""Text alone: .txt (a document per line, or per paragraph) and .jsonl, compressed or not; files, or folders of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, split_of
+from zipper_jax.errors import UserError
+
+_ENDINGS = (".txt", ".jsonl")
+
+
+def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
+    """A file called train, dev, valid, test, … is that split; a .jsonl line may name its own in "split"."""
+    for file, name in _files(path):
+        split = lines.stem(file) if split_of(lines.stem(file)) else ""
+        yield from (_jsonl if lines.ending(file) == ".jsonl" else _txt)(file, name, split, settings)
+
+
+def _files(path: Path) -> list[tuple[Path, str]]:
+    """The files and what their rows' ids begin with."""
+    kinds = f"{' or '.join(_ENDINGS)} (also {', '.join(lines.COMPRESSED)})"
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if lines.ending(file) in _ENDINGS and file.is_file()]
+        if not found:
+            raise UserError(f"folder {str(path)!r} holds no text: give one with files that end in {kinds}")
+        return [(file, "-".join([*file.relative_to(path).parts[:-1], lines.stem(file)])) for file in found]
+    if lines.ending(path) not in _ENDINGS:
+        raise UserError(f"{str(path)!r} has an unknown ending: give {kinds}, or a folder of such files")
+    return [(path, lines.stem(path))]
+
+
+def _txt(file: Path, name: str, split: str, settings: ImportSettings) -> Iterator[Row]:
+    paragraph: list[str] = []
+    began = 1
+
+    def row() -> Row:
+        return Row(f"{name}-{began}", f"{file}:{began}", split, "\n".join(paragraph))
+
+    for number, line in lines.lines(file):
+        if line is None:
+            yield Row(f"{name}-{number}", f"{file}:{number}", split, problem=NOT_UTF8)
+        elif line.strip():
+            began = number if not paragraph else began
+            paragraph.append(line.strip())
+            if settings.documents == "paragraphs":
+                continue
+        if paragraph:
+            yield row()
+            paragraph.clear()
+    if paragraph:
+        yield row()
+
+
+def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Iterator[Row]:
+    field = settings.text_field or "text"
+    for number, line in lines.lines(file):
+        own, place = f"{name}-{number}", f"{file}:{number}"
+        if line is None:
+            yield Row(own, place, split, problem=NOT_UTF8)
+            continue
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            yield Row(own, place, split, problem="line that is no JSON object")
+        elif not isinstance(value.get(field), str) or not value[field].strip():
+            yield Row(own, place, split, problem=f"no text in field {field!r}")
+        else:
+            yield Row(own, place, str(value.get("split") or split), value[field].strip())

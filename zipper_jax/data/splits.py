@@ -1,0 +1,83 @@
+"""Which row is held out: as the source says, else by a hash of the text; and no sentence on both sides."""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from zipper_jax.data.sources.rows import ImportSettings, Row, split_of
+from zipper_jax.errors import UserError
+from zipper_jax.speech.corpus import SPLITS
+
+_DRAWN = ("test", "validation")
+
+
+def assign(rows: Sequence[Row], settings: ImportSettings) -> list[Row]:
+    """The rows with our names of splits; what the source has not held out is drawn from its training rows.
+
+    Raises:
+      UserError: a split whose name says nothing, numbers for splits that the source has, or more than there is.
+    """
+    named = [dataclasses.replace(row, split=_ours(row)) for row in rows]
+    counts = {}
+    for split in _DRAWN:
+        asked = getattr(settings, split)
+        there = sum(row.split == split for row in named)
+        if there and asked > 0:
+            raise UserError(
+                f"{split} is {asked}, but the source has {there} rows of its own for it: leave out --{split}"
+            )
+        counts[split] = 0 if there else asked
+    training = sum(row.split == "train" for row in named)
+    counts = {split: min(100, training // 20) if count < 0 else count for split, count in counts.items()}
+    if training and sum(counts.values()) >= training:
+        raise UserError(
+            f"validation and test are {counts['validation']} and {counts['test']}, but there are {training} rows to "
+            "draw them from: give fewer"
+        )
+    drawn = _draw([row for row in named if row.split == "train"], counts)
+    return [
+        dataclasses.replace(row, split=drawn.get(_key(row), "train")) if row.split == "train" else row for row in named
+    ]
+
+
+def drop_leaks(rows: Sequence[Row]) -> list[Row]:
+    """The rows; a training row has a problem where its sentence is held out."""
+    held_out = {_key(row): row.split for row in rows if row.split != "train"}
+    return [
+        dataclasses.replace(row, problem=f"sentence of {held_out[_key(row)]} in train")
+        if row.split == "train" and _key(row) in held_out
+        else row
+        for row in rows
+    ]
+
+
+def _ours(row: Row) -> str:
+    split = split_of(row.split) if row.split else "train"
+    if split is None:
+        raise UserError(
+            f"{row.place}: split {row.split!r} is unknown: give one of {', '.join(SPLITS)} (or train-…, dev-…)"
+        )
+    return split
+
+
+def _key(row: Row) -> str:
+    """Equal for equal sentences, whatever their case and spaces; rows without text stand alone."""
+    return " ".join(row.text.casefold().split()) if row.text else f"\0{row.id}"
+
+
+def _draw(rows: Sequence[Row], counts: dict[str, int]) -> dict[str, str]:
+    """sentence -> split, for those held out: whole sentences in order of their hash, until there are enough rows.
+
+    The order does not depend on the other rows, so that a source that grows keeps most of its splits.
+    """
+    sizes: dict[str, int] = defaultdict(int)
+    for row in rows:
+        sizes[_key(row)] += 1
+    left, drawn = iter(sorted(sizes, key=lambda key: hashlib.sha256(key.encode()).digest())), {}
+    for split, count in counts.items():
+        got = 0
+        while got < count and (key := next(left, None)) is not None:
+            drawn[key] = split
+            got += sizes[key]
+    return drawn

@@ -1,0 +1,116 @@
+"""Units of a tokenizer that is not here: a name, their number, their rate, and perhaps a command that speaks them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_json
+from zipper_jax.speech.audio import load_audio
+
+FILE_NAME = "tokenizer.json"
+KIND = "given"
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenUnits:
+    """name: two sets of one name, number and rate are the same units. vocoder: a command with ``{units}`` (a file of
+    unit numbers) and ``{wav}`` (the file to write); only `run_vocoder` runs it, and only when asked."""
+
+    num_units: int
+    rate_hz: float
+    name: str = ""
+    vocoder: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.num_units) is not int or self.num_units < 1:
+            raise UserError(f"num_units is {self.num_units!r}: give a whole number of at least 1")
+        if not isinstance(self.rate_hz, int | float) or not self.rate_hz > 0:
+            raise UserError(f"rate_hz is {self.rate_hz!r}: give units per second, e.g. 25")
+        check_vocoder(self.vocoder)
+
+    @classmethod
+    def read(cls, path: Path) -> "GivenUnits":
+        """Of a header file. Raises UserError naming it."""
+        if not path.is_file():
+            raise UserError(
+                f'{str(path)!r} does not exist: write {{"num_units": …, "rate_hz": …}} there, or give --header FILE'
+            )
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            return cls.of(value)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{str(path)!r}: {error}") from error
+
+    @classmethod
+    def of(cls, value: Any) -> "GivenUnits":
+        """Of a JSON object."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(value, dict) or not {"num_units", "rate_hz"} <= value.keys() <= set(names):
+            raise UserError(
+                f"an object with num_units and rate_hz is wanted (and if known name, vocoder), not {value!r}"
+            )
+        return cls(**value)
+
+    @property
+    def digest(self) -> str:
+        """Equal digests: the same units, as far as their source says."""
+        return hashlib.sha256(f"given {self.name} {self.num_units} {float(self.rate_hz)!r}".encode()).hexdigest()
+
+    def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
+        raise UserError(
+            f"the tokenizer of {self._called} is not here, so audio cannot become units: make them where it is, and "
+            'give those (generate takes ["speech", [UNITS]])'
+        )
+
+    def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
+        raise no_vocoder(self._called, self.vocoder)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        write_json(Path(folder) / FILE_NAME, {"kind": KIND, **dataclasses.asdict(self)})
+
+    @property
+    def _called(self) -> str:
+        return f"these units ({self.name or 'without a name'}, {self.num_units} at {self.rate_hz:g} Hz)"
+
+
+def check_vocoder(command: str) -> None:
+    """UserError for a command that lacks a place for its files."""
+    if command and not ("{units}" in command and "{wav}" in command):
+        raise UserError(f"vocoder is {command!r}: give a command with {{units}} and {{wav}} where its files belong")
+
+
+def no_vocoder(called: str, command: str) -> UserError:
+    """What to raise where audio is asked for."""
+    hint = f"; their source names a command for it: {command}" if command else ""
+    return UserError(f"{called} have no vocoder in here: take the units (`zipper generate`) and make audio there{hint}")
+
+
+def run_vocoder(command: str, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, " N"]:
+    """16 kHz audio by an external command, without a shell. Raises UserError when it fails."""
+    check_vocoder(command)
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"units": str(Path(folder, "units.txt")), "wav": str(Path(folder, "speech.wav"))}
+        Path(places["units"]).write_text(" ".join(map(str, units)) + "\n", encoding="utf-8")
+        words = [
+            word.replace("{units}", places["units"]).replace("{wav}", places["wav"]) for word in shlex.split(command)
+        ]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UserError(
+                f"the vocoder {words[0]!r} cannot be run ({error}): check the command {command!r}"
+            ) from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"the vocoder {command!r} ended with status {done.returncode}: {last}")
+        return load_audio(places["wav"])

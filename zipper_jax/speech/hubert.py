@@ -1,0 +1,182 @@
+"""HuBERT units from weights on disk: k-means codes of one layer's features. Needs torch and transformers.
+
+    layer        1 is the output of the first block, as in the usual tables ("layer 6 of base"); 0 its input
+    pooled       so many frames are averaged to one unit: 2 makes 25 units a second of a 50 Hz model
+    centroids    .npy of shape [units, width], fitted on these very features
+
+The paper's setting, 1,024 units at 25 Hz, is 1,024 centroids and either a 25 Hz model (pooled = 1) or a 50 Hz one with
+pooled = 2. The weights stay where they are; their digest is kept, so that other weights are noticed.
+
+Axis letters: N samples, L frames, U units, D width.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from zipper_jax.errors import UserError
+from zipper_jax.files import write_bytes, write_json
+from zipper_jax.speech.audio import SAMPLE_RATE
+from zipper_jax.speech.given_units import FILE_NAME, check_vocoder, no_vocoder
+from zipper_jax.speech.kmeans import nearest_centroid
+
+KIND = "hubert"
+_CENTROIDS = "centroids.npy"
+
+
+class HubertTokenizer:
+    """Turns 16 kHz waveforms into units; back only by an external ``vocoder``, a command (see `given_units`)."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        layer: int,
+        centroids: Float[np.ndarray, "num_units D"],
+        pooled: int = 1,
+        vocoder: str = "",
+    ):
+        """``model``: a folder with config.json and weights. Raises UserError for what does not fit it."""
+        self.model, self.layer, self.pooled, self.vocoder = Path(model).absolute(), layer, pooled, vocoder
+        self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        config = _json(self.model / "config.json")
+        try:
+            depth, width = config["num_hidden_layers"], config["hidden_size"]
+            self._stride = int(np.prod(config["conv_stride"])) * pooled
+            kind = config["model_type"]
+        except KeyError as error:
+            raise UserError(f"{str(self.model / 'config.json')!r} lacks {error}: give a folder of a HuBERT") from error
+        if kind != "hubert":
+            raise UserError(f"{str(self.model)!r} is a {kind!r}, not a 'hubert'")
+        if not 0 <= layer <= depth:
+            raise UserError(f"layer is {layer}: this model has 0 (the input of its blocks) to {depth}")
+        if pooled < 1:
+            raise UserError(f"pooled is {pooled}: give at least 1")
+        if self._centroids.ndim != 2 or self._centroids.shape[1] != width:
+            raise UserError(f"centroids have shape {self._centroids.shape}: this model wants [units, {width}]")
+        check_vocoder(vocoder)
+
+    @property
+    def num_units(self) -> int:
+        return len(self._centroids)
+
+    @property
+    def rate_hz(self) -> float:
+        return SAMPLE_RATE / self._stride
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of weights, centroids, layer and pooling: equal digests give equal units."""
+        total = hashlib.sha256(f"hubert {self.layer} {self.pooled} {self._centroids.shape} ".encode())
+        total.update(self._centroids.astype("<f4").tobytes())
+        for name in self._files():
+            with (self.model / name).open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
+
+    def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
+        """One unit per ``pooled`` frames; frames at the end that fill none are left out; at least one unit."""
+        import torch
+
+        if self._normalise:
+            waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
+        short = max(0, self._reach - len(waveform))
+        samples = torch.from_numpy(np.pad(waveform, (0, short)).astype(np.float32))
+        with torch.inference_mode():
+            states = self._network(samples[None], output_hidden_states=True).hidden_states
+        frames = states[self.layer][0].numpy()
+        whole = len(frames) // self.pooled * self.pooled
+        return nearest_centroid(frames[:whole].reshape(-1, self.pooled, frames.shape[1]).mean(axis=1), self._centroids)
+
+    def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
+        raise no_vocoder(f"units of {str(self.model)!r}", self.vocoder)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the centroids and a reference to the weights."""
+        folder = Path(folder)
+        content = io.BytesIO()
+        np.save(content, self._centroids)
+        write_bytes(folder / _CENTROIDS, content.getvalue())
+        about = {"model": str(self.model), "layer": self.layer, "pooled": self.pooled, "vocoder": self.vocoder}
+        write_json(folder / FILE_NAME, {"kind": KIND, **about, "digest": self.digest})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, about: dict[str, Any]) -> "HubertTokenizer":
+        """What `save` wrote; ``about`` is its tokenizer.json. Raises UserError when the weights are gone or others."""
+        path = Path(folder) / FILE_NAME
+        if not Path(about["model"]).is_dir():
+            raise UserError(
+                f"the HuBERT of these units lay in {about['model']!r}, which is not there: put it back, or write its "
+                f'place into "model" of {str(path)!r}'
+            )
+        centroids = read_centroids(Path(folder) / _CENTROIDS)
+        loaded = cls(about["model"], about["layer"], centroids, about["pooled"], about["vocoder"])
+        if loaded.digest != about["digest"]:
+            raise UserError(f"the HuBERT in {about['model']!r} is not the one that {str(path)!r} was made with")
+        return loaded
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        try:
+            from transformers import HubertModel
+            from transformers.utils import logging
+        except ImportError as error:
+            raise UserError(
+                f"HuBERT needs torch and transformers ({error}): pip install 'zipper-jax[verify]'"
+            ) from error
+        logging.disable_progress_bar()  # one per worker, for a second of loading
+        return HubertModel.from_pretrained(self.model, local_files_only=True).eval()
+
+    @functools.cached_property
+    def _normalise(self) -> bool:
+        """Whether this model was trained on waveforms of mean 0 and variance 1."""
+        there = self._preprocessing.is_file()
+        return there and bool(_json(self._preprocessing).get("do_normalize", True))
+
+    @property
+    def _preprocessing(self) -> Path:
+        return self.model / "preprocessor_config.json"
+
+    @functools.cached_property
+    def _reach(self) -> int:
+        """Samples of the shortest audio that gives one unit."""
+        config, samples = _json(self.model / "config.json"), self.pooled
+        for kernel, stride in zip(reversed(config["conv_kernel"]), reversed(config["conv_stride"]), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def _files(self) -> list[str]:
+        """What decides the features."""
+        weights = [path.name for ending in ("*.safetensors", "*.bin") for path in sorted(self.model.glob(ending))]
+        if not weights:
+            raise UserError(f"{str(self.model)!r} holds no weights (*.safetensors, *.bin): give a folder of a HuBERT")
+        return ["config.json", *(["preprocessor_config.json"] if self._preprocessing.is_file() else []), *weights]
+
+
+def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
+    """A k-means file: .npy of floats [units, width]. Pickles run code, so scikit-learn's are not read."""
+    try:
+        centroids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"k-means file {os.fspath(path)!r} cannot be read ({error}): give a .npy, for example of scikit-learn's by "
+            'numpy.save("km.npy", joblib.load("km.bin").cluster_centers_)'
+        ) from error
+    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not np.isfinite(centroids).all():
+        raise UserError(f"k-means file {os.fspath(path)!r} holds no finite array of shape [units, width]")
+    return centroids
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}): give a folder of a HuBERT (config.json, weights)"
+        ) from error

@@ -1,0 +1,54 @@
+"""What turns audio into units, of whatever kind, from the folder in which it lies beside the vocabulary."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from zipper_jax.errors import UserError
+from zipper_jax.speech import given_units, hubert
+from zipper_jax.speech.tokenizer import UnitTokenizer
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """num_units, rate_hz: of its units. digest: equal digests, equal units."""
+
+    @property
+    def num_units(self) -> int: ...
+
+    @property
+    def rate_hz(self) -> float: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
+        """Units of 16 kHz audio. UserError where the tokenizer is not here."""
+        ...
+
+    def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
+        """Log-mel frames for `zipper_jax.speech.vocoder`. UserError where there are none."""
+        ...
+
+    def save(self, folder: str | os.PathLike) -> None: ...
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """Reads what any kind's ``save`` wrote. Raises UserError when it is missing or damaged."""
+    path = Path(folder) / given_units.FILE_NAME
+    if not path.is_file():
+        return UnitTokenizer.load(folder)
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = about.pop("kind")
+        if kind == given_units.KIND:
+            return given_units.GivenUnits.of(about)
+        if kind == hubert.KIND:
+            return hubert.HubertTokenizer.load(folder, about)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error!r}): prepare the data again") from error
+    raise UserError(f"speech tokenizer {str(path)!r} is of kind {kind!r}, which this version does not know: upgrade")
