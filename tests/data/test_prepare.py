@@ -132,6 +132,23 @@ def test_running_again_skips_everything(made, corpus):
     assert changed <= {"header.json"}
 
 
+def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
+    """A run that was killed left whole lines, the first half of an utterance's, and half a line."""
+    folder, lines = tmp_path / "p", list[str]()
+    settings = dataclasses.replace(SETTINGS, shifts=2)
+    prepare_rows.prepare(corpus, folder, settings, processes=1)
+    whole = contents(folder)
+    path = folder / "examples" / "train.jsonl"
+    written = path.read_text().splitlines(keepends=True)
+    for kept in ("".join(written[:9]) + written[9][:20], "".join(written[:8]), ""):
+        path.unlink()
+        path.with_name("train.jsonl.partial").write_text(kept)
+        prepare_rows.prepare(corpus, folder, settings, processes=1, say=lines.append)
+        assert contents(folder) == whole
+    said = [line for line in lines if "continuing" in line]
+    assert said == ["train: continuing behind 4 of 12 examples", "train: continuing behind 3 of 12 examples"]
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
     folder = tmp_path / "p"
     for stage in ("_text_vocabulary", "_encode_split"):

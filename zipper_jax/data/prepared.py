@@ -6,14 +6,15 @@
     prepared/rows/<task>/<split>/           see packed_rows
 
 Vocabulary and tokenizer are fitted on the training split alone, where none is given. A corpus without text has no text
-vocabulary, one without speech no units. A stage is finished when its file is there (each is
-written aside and renamed); header.json pins the settings and the corpus that the stages were made with.
+vocabulary, one without speech no units. A stage is finished when its file is there (each is written aside and renamed;
+examples/<split>.jsonl.partial is gone on with); header.json pins the settings and the corpus that they were made with.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ import numpy as np
 from zipper_jax.configs import to_dict
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes, write_json
+from zipper_jax.files import write_json
 from zipper_jax.progress import Say, telling
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
@@ -313,10 +314,15 @@ def _encode_split(
         return
     begun = time.monotonic()
     home = folder / "vocabularies" / "speech"
+    partial = path.with_name(f"{path.name}.partial")
+    done = _keep_whole_rows(partial, rows)
+    if done:
+        say(f"{split}: continuing behind {done} of {len(rows)} examples")
+    rows = rows[done:]
     jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(home), "shifts": shifts}, jobs, processes)
-    lines: list[str] = []
-    with contextlib.closing(encoded):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
         results = telling(encoded, len(jobs), say, f"{split}: {{}} utterances encoded")
         for row in rows:
             variants, seconds = [row.get("units")], row.get("seconds") or 0.0
@@ -325,9 +331,32 @@ def _encode_split(
             about = {"id": row["id"], "split": split, "text": row.get("text") or None, "voice": row.get("voice")}
             for shift, units in enumerate(variants):
                 example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
-                lines.append(json.dumps(example, ensure_ascii=False) + "\n")
-    write_bytes(path, "".join(lines).encode())
+                out.write(json.dumps(example, ensure_ascii=False) + "\n")
+            out.flush()
+    os.replace(partial, path)
     say(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
+
+
+def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
+    """How many of the first ``rows`` an interrupted run encoded; the last one it wrote, perhaps in part, is cut off."""
+    if not partial.is_file():
+        return 0
+    done, end, place, last = 0, 0, 0, None
+    with partial.open("rb") as lines:
+        for line in lines:
+            try:
+                name = json.loads(line)["id"]
+            except (ValueError, KeyError, TypeError):  # half a line
+                break
+            if name != last:
+                if last is not None:  # all of the row before was written
+                    done, end = done + 1, place
+                if done >= len(rows) or name != rows[done]["id"]:
+                    break
+                last = name
+            place += len(line)
+    os.truncate(partial, end)
+    return done
 
 
 def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:

@@ -27,13 +27,13 @@ from zipper_jax.evaluation.attention import cross_attention
 from zipper_jax.evaluation.controls import others
 from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.perplexity import perplexities
+from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, wer
 from zipper_jax.files import write_json
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
-from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
 
@@ -91,7 +91,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     if len(test) < 2:
         raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
     spoken = test[: settings.speech_sentences or None]
-    raw = _raw_audio(sources.corpus, spoken)
+    raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
     limits = models["zipper"].limits  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
@@ -233,19 +233,6 @@ def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
 
     rows = [row for row in read_examples(prepared, split) if row["text"] is not None and row["units"] is not None]
     return rows[: most or None]
-
-
-def _raw_audio(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-    from zipper_jax.data.prepared import part
-
-    rows = {row["id"]: row for row in read_manifest(corpus) if "audio" in row}
-    for example in examples:
-        if example["id"] not in rows:
-            raise UserError(
-                f"{corpus} has no audio for {example['id']!r}: the judge's raw-audio row needs the corpus that was "
-                "prepared"
-            )
-    return [load_audio(**part(corpus, rows[example["id"]])) for example in examples]
 
 
 def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged) -> None:

@@ -8,7 +8,7 @@ Writes a folder that `report_utterances` reads:
 The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from zipper_jax.data.prepared import read_examples
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.evaluator import EvalSettings, Say
 from zipper_jax.evaluation.hearing import speech_to_text
+from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.files import write_json
 from zipper_jax.speech.audio import load_audio, save_flac
-from zipper_jax.speech.corpus import read_manifest
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -43,14 +43,14 @@ def evaluate_split(
     Raises:
       UserError: no such run or split, fewer than two sentences with words, or audio that the corpus lacks.
     """
-    found = list(read_examples(prepared, split))
-    spoken = [example for example in found if normalise(example["text"])]
+    found = [example for example in read_examples(prepared, split) if example["units"] is not None]
+    spoken = [example for example in found if normalise(example["text"] or "")]
     examples = spoken[: settings.sentences or None]
     if len(examples) < 2:
         raise UserError(
             f"{prepared}: split {split!r} has {len(examples)} sentences with words; controls need at least 2"
         )
-    sounds = None if corpus is None else _sounds(corpus, examples)
+    sounds = None if corpus is None else recordings(corpus, examples)
     model = load(run)
     for modality in ("speech", "text"):
         if modality not in model.layout:
@@ -82,24 +82,11 @@ def evaluate_split(
     return results
 
 
-def _sounds(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """Where each sentence's audio lies, by its id."""
-    paths = {row["id"]: corpus / row["audio"] for row in read_manifest(corpus)}
-    for example in examples:
-        path = paths.get(example["id"])
-        if path is None or not path.is_file():
-            raise UserError(
-                f"--corpus {corpus} has no audio for {example['id']!r} ({path or 'not in its manifest'}); give the "
-                "corpus that was prepared, or leave --corpus out to hear the units through the vocoder"
-            )
-    return paths
-
-
 def _write_audio(
-    out: Path, number: int, model: Model, example: Mapping[str, Any], sounds: Mapping[str, Path] | None
+    out: Path, number: int, model: Model, example: Mapping[str, Any], sounds: Mapping[str, dict[str, Any]] | None
 ) -> str:
     path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
     path.parent.mkdir(parents=True, exist_ok=True)
     units = np.asarray(example["units"])
-    save_flac(path, model.vocode(units) if sounds is None else load_audio(sounds[example["id"]]))
+    save_flac(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
     return str(path.relative_to(out))

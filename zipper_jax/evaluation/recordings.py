@@ -1,0 +1,27 @@
+"""The recordings behind prepared examples, by the manifest of the corpus they were prepared from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.data.prepared import part
+from zipper_jax.errors import UserError
+from zipper_jax.speech.corpus import read_manifest
+
+
+def recordings(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """id -> arguments of `load_audio`, for every example.
+
+    Raises:
+      UserError: the corpus has no audio for one of them.
+    """
+    parts = {row["id"]: part(corpus, row) for row in read_manifest(corpus) if "audio" in row}
+    for example in examples:
+        found = parts.get(example["id"])
+        if found is None or not Path(found["source"]).is_file():
+            place = found["source"] if found else "not in its manifest"
+            raise UserError(
+                f"--corpus {corpus} has no audio for {example['id']!r} ({place}); give the corpus that was prepared "
+                "(or, with --split, none: then the units are heard through the vocoder)"
+            )
+    return {example["id"]: parts[example["id"]] for example in examples}
