@@ -188,7 +188,11 @@ class Arms:
         def config(places: Places, seed: int) -> TrainConfig:
             return TrainConfig(
                 model=Models(size, places).alone(modality),
-                data=DataConfig(places.data(), f"{modality}_lm", {modality: self.lengths[modality]}),
+                data=DataConfig(
+                    places.text() if modality == "text" else places.data(),
+                    f"{modality}_lm",
+                    {modality: self.lengths[modality]},
+                ),
                 batch_size=size.pretrain_rows,
                 steps=size.pretrain_steps[modality],
                 optimizer=self._optimizer("pretrain"),

@@ -340,4 +340,4 @@ class TestWhatIsSaid:
 
     def test_unknown_sizes(self):
         assert module._amount(["a", "b"], {"a": 1, "b": None}) == "2 files"
-        assert module._amount(["a"], {"a": 12_345_678_901_234}) == "1 file, 12345.7 GB,"
+        assert module._amount(["a"], {"a": 12_345_678_901_234}) == "1 file, 12.3 TB,"

@@ -11,6 +11,7 @@ import pytest
 
 from zipper_jax.cli.main import main
 from zipper_jax.speech.synthesis import find_engine
+from zipper_jax.sweep.plan import Places
 from zipper_jax.sweep.scores import read_results
 
 HERE = Path(__file__).parent
@@ -58,6 +59,19 @@ def swept(tmp_path_factory):
     page = out / "docs"
     assert main(["sweep", "report", *map(str, given), "--to", str(page)]) == 0
     return out, page, given
+
+
+def test_prose_for_the_text_tower(tmp_path):
+    """The text tower reads it, everything shares its vocabulary."""
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"the {n} th line of a book about zip fasteners\n" for n in range(60)))
+    given = [HERE / "tiny_sweep.py", "--size", find_engine("auto").name, "--out", tmp_path / "out"]
+    assert main(["sweep", "prepare", *map(str, given), "--prose", str(book)]) == 0
+    places = Places(tmp_path / "out")
+    assert places.text() == str(places.prose)
+    digests = {(folder / "vocabularies/text/vocabulary.json").read_text() for folder in (places.prose, places.prepared)}
+    assert len(digests) == 1
+    assert json.loads((places.prose / "rows/text_lm/train/meta.json").read_text())["examples"] > 40
 
 
 def test_the_blocked_packages_are_real_ones():

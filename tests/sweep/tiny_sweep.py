@@ -25,7 +25,8 @@ def alone(name: str):
     def config(places: Places, seed: int) -> TrainConfig:
         modality = ModalityConfig(name, places.vocabulary_size(name))
         model = ZipperConfig({name: tower(places, name)}, {name: modality}, **COMPUTE)
-        return run(model, places.data(), f"{name}_lm", {name: LENGTHS[name]})
+        folder = places.text() if name == "text" else places.data()
+        return run(model, folder, f"{name}_lm", {name: LENGTHS[name]})
 
     return Arm(f"{name}_lm", f"{name} alone", config, seeds=(0,), scored="no")
 

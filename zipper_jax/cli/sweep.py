@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="", help="comma-separated; default: all of each arm")
     parser.add_argument("--jobs", type=int, default=1, help="rows at once (%(default)s); on CPU they share the cores")
     parser.add_argument("--steps", type=int, help="a trial: so many steps per row instead of the file's")
+    parser.add_argument(
+        "--prose", nargs="+", type=Path, default=[], help="prepare: text files for the text tower (default: the corpus)"
+    )
     parser.add_argument("--to", type=Path, help="report: folder for README.md and its pictures")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--slot", default="0/1", help=argparse.SUPPRESS)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         case "prepare":
             from zipper_jax.sweep.prepare import prepare
 
-            prepare(sweep, places, _say)
+            prepare(sweep, places, _say, args.prose)
         case "run":
             return _run(args, sweep, rows, places)
         case "score":

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from humanize import naturalsize
+
 from zipper_jax.errors import UserError
 from zipper_jax.safetensors_files import FILE, INDEX
 from zipper_jax.vocabularies.hugging_face import FILES
@@ -227,9 +229,4 @@ def _amount(files: list[str], sizes: Mapping[str, int | None]) -> str:
     count = f"{len(files)} files" if len(files) > 1 else "1 file"
     if len(known) < len(files):
         return count
-    total = float(sum(known))
-    for unit in ("B", "kB", "MB", "GB"):
-        if total < 1000 or unit == "GB":
-            break
-        total /= 1000
-    return f"{count}, {total:.1f} {unit},"
+    return f"{count}, {naturalsize(sum(known))},"

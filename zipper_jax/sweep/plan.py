@@ -30,11 +30,16 @@ class Places:
         self.root = Path(root)
         self.corpus = self.root / "corpus"
         self.prepared = self.root / "prepared"
+        self.prose = self.root / "prose"
         self.results = self.root / "results.jsonl"
 
     def data(self, share: float = 1.0) -> str:
         """The prepared folder with that share of the pairs."""
         return str(self.prepared if share == 1 else self.root / "shares" / f"{share:g}")
+
+    def text(self) -> str:
+        """The prepared folder whose text a text tower is pretrained on: prose where it was given."""
+        return str(self.prose if self.prose.is_dir() else self.prepared)
 
     def run(self, arm: str, seed: int = 0) -> str:
         """The run folder of a row."""

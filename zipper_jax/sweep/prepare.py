@@ -1,8 +1,10 @@
 """The data of a sweep: corpus, prepared rows, a folder per share of the pairs, and the sentences that rows are scored
 on as token ids, so that whoever runs rows needs no vocabulary and no audio."""
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from zipper_jax.files import write_json
 from zipper_jax.sweep.plan import Places, Sweep
@@ -17,8 +19,16 @@ def prepared(sweep: Sweep, places: Places) -> bool:
     return all(os.path.isdir(f) for f in folders) and all(path.is_file() for path in sentences)
 
 
-def prepare(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
-    """Makes what is missing. Raises UserError when the folder holds data of other settings."""
+def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Sequence[Path] = ()) -> None:
+    """Makes what is missing.
+
+    Args:
+      prose: text files or folders for the text tower's pretraining, which the text vocabulary is then fitted on.
+
+    Raises:
+      UserError: the folder holds data of other settings.
+    """
+    from zipper_jax.data.import_corpus import import_corpus
     from zipper_jax.data.prepare_rows import prepare as prepare_rows
     from zipper_jax.data.prepare_settings import PrepareSettings
     from zipper_jax.data.prepared import read_examples, read_vocabularies
@@ -26,6 +36,11 @@ def prepare(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
     from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 
     settings = PrepareSettings(**sweep.prepare)
+    if prose:
+        import_corpus("text", prose, places.root / "prose_corpus", say=say)
+        prepare_rows(places.root / "prose_corpus", places.prose, settings, say=say)
+    if places.prose.is_dir():
+        settings = dataclasses.replace(settings, text_vocabulary=str(places.prose))
     synthesise_corpus(places.corpus, CorpusSettings(**sweep.corpus), progress=say)
     prepare_rows(places.corpus, places.prepared, settings, say=say)
     for share in sweep.shares:

@@ -4,7 +4,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from humanize import naturalsize
 
 from zipper_jax.errors import UserError
 from zipper_jax.files import new_folder, require_new
@@ -141,9 +142,4 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> str:
-    size: Any = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
+    return naturalsize(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

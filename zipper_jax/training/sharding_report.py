@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from humanize import naturalsize
 from jax.sharding import PartitionSpec
 
 from zipper_jax.models import zipper
@@ -42,26 +43,17 @@ def sharding_lines(
         totals["parameters"] += size / ways
         totals["optimizer"] += kept
         cut = ", ".join("-" if entry is None else str(entry) for entry in specs[key]) or "-"
-        note = "frozen" if key in frozen else f"+ {amount(kept)} optimizer"
+        note = "frozen" if key in frozen else f"+ {naturalsize(kept, binary=True)} optimizer"
         shape = ", ".join(map(str, leaf.shape))
-        yield f"array        {key} [{shape}] ({cut}): {amount(size / ways)} per device, {note}"
+        yield f"array        {key} [{shape}] ({cut}): {naturalsize(size / ways, binary=True)} per device, {note}"
         if ways == 1 and devices > 1 and size >= LARGE:
-            warnings.append(f"{key} is whole on every device: {amount(size)}")
+            warnings.append(f"{key} is whole on every device: {naturalsize(size, binary=True)}")
     for name, size in totals.items():
-        yield f"per device   {name}: {amount(size)}"
+        yield f"per device   {name}: {naturalsize(size, binary=True)}"
     for note in notes:
         yield f"note         {note}"
     for warning in warnings:
         yield f"warning      {warning}"
-
-
-def amount(size: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
 
 
 def _ways(spec: PartitionSpec, sizes: Mapping[str, int]) -> int:
