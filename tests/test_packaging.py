@@ -1,6 +1,9 @@
 """What the wheel holds, and the lock."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -42,3 +45,16 @@ def test_the_lock_has_every_direct_dependency():
     locked = set(re.findall(r"^([a-z0-9-]+)==", LOCK, re.MULTILINE))
     for dependency in named:
         assert re.match(r"[\w-]+", dependency)[0].lower().replace("_", "-") in locked, dependency
+
+
+def test_every_module_imports():
+    """An annotation with a name that is not there fails here, not at a user's."""
+    code = (
+        "import importlib, pkgutil, zipper_jax\n"
+        "for module in pkgutil.walk_packages(zipper_jax.__path__, 'zipper_jax.'):\n"
+        "    if module.name not in ('zipper_jax.t5x_adapter', 'zipper_jax.demo'):\n"
+        "        importlib.import_module(module.name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

@@ -34,10 +34,13 @@ def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def is_no_room(error: OSError) -> bool:
+def is_no_room(error: OSError | ValueError) -> bool:
     """Whether a disk or a quota was full."""
-    # numpy counts what it wrote and forgets why: "1024 requested and 12 written".
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)
+    full, text = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), str(error)
+    if isinstance(error, OSError):
+        # numpy counts what it wrote and forgets why: "1024 requested and 12 written".
+        return error.errno in full or "requested and" in text
+    return any(f"os_error_code='{number}'" in text for number in full)  # tensorstore's way to say it
 
 
 def require_new(out: str | Path) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ([""], {*COMMANDS, "--help", "--version"}),
         (["tr"], {"train", "transcribe"}),
-        (["data", ""], {"synth", "prepare"}),
+        (["data", ""], {"import", "inspect", "synth", "prepare", "tokenizer"}),
         (["data", "synth", "--see"], {"--seed"}),
         (["compile", "--what", ""], {"train", "decode"}),
         (["compile", "--what=d"], {"--what=decode"}),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -43,22 +44,34 @@ def zipper(*arguments, **environment):
     )
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """The folder of a finished sweep, and the report's."""
-    out = tmp_path_factory.mktemp("sweep")
-    size = find_engine("auto").name
-    given = [HERE / "tiny_sweep.py", "--size", size, "--out", out]
-    assert main(["sweep", "prepare", *map(str, given)]) == 0
+def on_a_bare_machine(out: Path, *arguments: object) -> None:
     bare = out / "bare"
     bare.mkdir()
     (bare / "sitecustomize.py").write_text(BARE.format(gone=set(GONE)))
-    done = zipper("run", *given, "--jobs", 2, first=str(bare))
+    done = zipper("run", *arguments, first=str(bare))
     assert done.returncode == 0, done.stderr
+
+
+def scored_and_reported(out: Path, given: list) -> str:
     assert main(["sweep", "score", *map(str, given)]) == 0
-    page = out / "docs"
-    assert main(["sweep", "report", *map(str, given), "--to", str(page)]) == 0
-    return out, page, given
+    assert main(["sweep", "report", *map(str, given), "--to", str(out / "docs")]) == 0
+    return (out / "docs" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """The arguments of a sweep whose data is prepared."""
+    out = tmp_path_factory.mktemp("sweep")
+    arguments = [HERE / "tiny_sweep.py", "--size", find_engine("auto").name, "--out", out]
+    assert main(["sweep", "prepare", *map(str, arguments)]) == 0
+    return arguments
+
+
+def copied(given: list, out: Path) -> list:
+    """The same for another folder with the same data."""
+    for name in ("corpus", "prepared", "shares", "sentences"):
+        shutil.copytree(given[-1] / name, out / name)
+    return [*given[:-1], out]
 
 
 def test_prose_for_the_text_tower(tmp_path):
@@ -79,25 +92,8 @@ def test_the_blocked_packages_are_real_ones():
     assert {"tensorflow", "sentencepiece", "soundfile", "gin"} <= known.keys()
 
 
-def test_every_row_has_its_errors_and_controls(swept):
-    lines = {(line["arm"], line["seed"]): line for line in read_results(swept[0] / "results.jsonl")}
-    assert sorted(lines) == sorted(
-        [(arm, seed) for arm in ("zipper", "single_decoder", "zipper.half") for seed in (0, 1)] + [("zipper.tried", 0)]
-    )
-    measures = lines["zipper", 1]["measures"]
-    for name in ("asr", "asr_shuffled", "asr_no_audio", "asr_gates_zero", "asr_nats", "tts_shuffled_nats"):
-        assert len(measures[name]) == 6
-    assert len(measures["tts"]) == 4
-    assert len(measures["asr_other"]) == len(measures["asr_validation"]) == 4
-    assert "asr_gates_zero" not in lines["single_decoder", 0]["measures"]
-    # Choosing between settings touches no test sentence.
-    assert {"asr", "asr_other", "tts"}.isdisjoint(lines["zipper.tried", 0]["measures"])
-    assert {"text_fused_before", "speech_unimodal_after"} <= lines["zipper", 0]["perplexity"].keys()
-
-
-def test_a_share_of_the_pairs_keeps_unimodal_rows_and_validation(swept):
-    out = swept[0]
-    whole, half = out / "prepared" / "rows", out / "shares" / "0.5" / "rows"
+def test_a_share_of_the_pairs_keeps_unimodal_rows_and_validation(given):
+    whole, half = given[-1] / "prepared" / "rows", given[-1] / "shares" / "0.5" / "rows"
 
     def examples(folder, task, split):
         return json.loads((folder / task / split / "meta.json").read_text())["examples"]
@@ -106,32 +102,51 @@ def test_a_share_of_the_pairs_keeps_unimodal_rows_and_validation(swept):
     assert examples(half, "asr", "validation") == examples(whole, "asr", "validation")
 
 
-def test_the_report_has_tables_verdicts_and_pictures(swept):
-    page = (swept[1] / "README.md").read_text()
-    assert "7 of 7 rows are scored" in page
-    assert "| zipper |" in page
-    assert "the zipper hears better" in page
-    assert "reversed audio" in page
-    assert (swept[1] / "by_length.png").is_file()
-    assert len((swept[1] / "results.jsonl").read_text().splitlines()) == 7
-
-
-def test_run_again_it_does_nothing_and_a_changed_row_is_not_taken_for_the_old_one(swept, capsys):
-    out, _, given = swept
-    before = {path: path.stat().st_mtime_ns for path in (out / "outputs").iterdir()}
-    assert main(["sweep", "run", *map(str, given)]) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (out / "outputs").iterdir()}
-    assert main(["sweep", "run", *map(str, given), "--steps", "3"]) == 2
+def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):
+    given = copied(given, tmp_path)
+    row = [*given, "--only", "single_decoder", "--seeds", "1"]
+    on_a_bare_machine(tmp_path, *row)
+    page = scored_and_reported(tmp_path, given)
+    assert "1 of 7 rows are scored" in page
+    (line,) = read_results(tmp_path / "results.jsonl")
+    assert (line["arm"], line["seed"], line["steps"]) == ("single_decoder", 1, 2)
+    lengths = {name: len(pairs) for name, pairs in line["measures"].items()}
+    assert lengths["asr"] == lengths["asr_shuffled"] == lengths["asr_no_audio"] == lengths["tts_shuffled_nats"] == 6
+    assert (lengths["tts"], lengths["asr_other"], lengths["asr_validation"]) == (4, 4, 4)
+    assert "asr_gates_zero" not in lengths
+    # Again: nothing to do. With other steps: another row, not this one's results.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").iterdir()}
+    assert main(["sweep", "run", *map(str, row)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").iterdir()}
+    assert main(["sweep", "run", *map(str, row), "--steps", "3"]) == 2
     assert "was run with another configuration" in capsys.readouterr().err
 
 
-def test_a_row_that_fails_is_named_with_its_log_and_the_others_go_on(swept, tmp_path):
+@pytest.mark.slow
+def test_a_whole_sweep(given, tmp_path):
+    """Two rows at a time, on a machine that has almost nothing."""
+    given = copied(given, tmp_path)
+    on_a_bare_machine(tmp_path, *given, "--jobs", 2)
+    page = scored_and_reported(tmp_path, given)
+    assert "7 of 7 rows are scored" in page
+    for part in ("| zipper |", "the zipper hears better", "reversed audio"):
+        assert part in page
+    assert (tmp_path / "docs" / "by_length.png").is_file()
+    assert len((tmp_path / "docs" / "results.jsonl").read_text().splitlines()) == 7
+    lines = {(line["arm"], line["seed"]): line for line in read_results(tmp_path / "results.jsonl")}
+    assert sorted(lines) == sorted(
+        [(arm, seed) for arm in ("zipper", "single_decoder", "zipper.half") for seed in (0, 1)] + [("zipper.tried", 0)]
+    )
+    assert len(lines["zipper", 1]["measures"]["asr_gates_zero"]) == 6
+    assert {"text_fused_before", "speech_unimodal_after"} <= lines["zipper", 0]["perplexity"].keys()
+    # Choosing between settings touches no test sentence.
+    assert {"asr", "asr_other", "tts"}.isdisjoint(lines["zipper.tried", 0]["measures"])
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_is_named_with_its_log_and_the_others_go_on(given, tmp_path):
     """Its data is damaged; rows that need it are left out."""
-    _, _, (file, *_, size, _, _) = swept
-    given = [file, "--size", size, "--out", tmp_path]
-    for name in ("corpus", "prepared", "shares", "sentences"):
-        (tmp_path / name).mkdir()
-        subprocess.run(["cp", "-r", f"{swept[0] / name}/.", tmp_path / name], check=True)
+    given = copied(given, tmp_path)
     (tmp_path / "prepared" / "rows" / "speech_lm" / "train" / "tokens.npy").write_bytes(b"damaged")
     done = zipper("run", *given, "--only", "zipper", "single_decoder", "--seeds", "0")
     assert done.returncode == 2

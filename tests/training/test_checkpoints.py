@@ -2,6 +2,7 @@
 
 import gc
 import json
+import resource
 import shutil
 import tarfile
 import time
@@ -102,6 +103,25 @@ def test_a_digest_is_the_same_on_any_mesh():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     cut = jax.device_put(values, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor")))
     assert manifest.table({"x": cut}) == manifest.table({"x": values})
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous):
+    """Files may not grow as large as the arrays': the run ends with one line, and goes on once there is room."""
+    save = replace(copied.save, asynchronous=asynchronous)
+    config = replace(copied, steps=6, save=save)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (56_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"no room to write a checkpoint in .*copy' \(step 4 is whole\): make room"):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert max(checkpoints.steps(config.model_dir)) == 4
+    assert not checkpoints.verify(config.model_dir, 4)
+    result, shown = run(config)
+    assert result.step == 6
+    assert "resuming after step 4" in shown
 
 
 def test_any_flipped_byte_cut_or_missing_file_is_found_and_named(copied, capsys):

@@ -79,6 +79,7 @@ def test_validation_examples_are_decoded_and_scored_in_the_loop(evaluated, prepa
     assert checkpoints.steps(evaluated.model_dir) == sorted({best, 4})
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_names_that_t5x_users_know(evaluated):
     run(evaluated, infer=in_loop.make(evaluated))
     events = scalars(Path(evaluated.model_dir) / "tensorboard")

@@ -122,9 +122,8 @@ def test_copies_of_the_model_exchange_gradients_and_nothing_else(text_run):
     assert asked <= total < 1.1 * asked, "the rest is the loss, its parts and the stop flag"
 
 
-@pytest.mark.parametrize(
-    "mesh", ["1x8x1", pytest.param("1x4x2", marks=pytest.mark.slow), pytest.param("2x2x2", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mesh", ["1x8x1", "1x4x2", "2x2x2"])
+@pytest.mark.slow
 def test_cut_parameters_are_gathered_and_activations_are_not(zipper_run, mesh):
     """What is sent grows with the rows only where ``tensor`` adds up activations, and by no more than that. (XLA's CPU
     compiler adds up whole gradients where a share would do: up to twice what is asked for.)"""

@@ -18,7 +18,8 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import is_no_room
 from zipper_jax.model_folder import is_model_folder, read_model_folder
 from zipper_jax.training import distributed, manifest, orbax_trees
 from zipper_jax.training.config import SaveCheckpointConfig
@@ -101,7 +103,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return once everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with self._room():
+            self._manager.wait_until_finished()
         self._join()  # of an earlier step, perhaps
         self.poll()
         self._join()
@@ -167,14 +170,30 @@ class Checkpoints:
             "metrics": dict(metrics or {}),
             "arrays": {item: manifest.table(flat) for item, flat in items.items()},
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                manifest=ocp.args.JsonSave(manifest.sealed(content)),
-                **{item: ocp.args.PyTreeSave(unflatten(flat)) for item, flat in items.items()},
-            ),
-        )
+        with self._room():  # asynchronous writing tells of an earlier step's failure here
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    manifest=ocp.args.JsonSave(manifest.sealed(content)),
+                    **{item: ocp.args.PyTreeSave(unflatten(flat)) for item, flat in items.items()},
+                ),
+            )
         self._untidy = True
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A full disk is no fault of the program: one line, and what was there before is still good."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if not is_no_room(error):
+                raise
+            last = max(steps(self.run_dir), default=None)
+            good = "there is none yet" if last is None else f"step {last} is whole"
+            raise UserError(
+                f"there is no room to write a checkpoint in {str(self.run_dir)!r} ({good}): make room, and run the "
+                "same command again"
+            ) from error
 
     def restore(self, like: TrainState, only: Sequence[int] | None = None) -> tuple[TrainState, dict[str, Any]]:
         """The state of the newest good step and its progress; damaged newer ones are reported and set aside.
