@@ -31,6 +31,26 @@ def test_an_order_holds_one_way_and_not_the_other():
     assert compare(claim, few, lines(draws(0.5, 2))).verdict == "undecided"
 
 
+def test_one_seed_decides_nothing_and_neither_do_seeds_that_disagree():
+    claim = Claim("x", "asr", "a", "b")
+    found = compare(claim, lines(draws(0.5, seeds=1)), lines(draws(2.0, 1, seeds=1)))
+    assert found.p < 1e-6
+    assert found.verdict == "undecided"
+    # Twice better, once worse: the sentences agree on average, the seeds do not.
+    a = np.concatenate([draws(0.6, 1, 2), draws(2.0, 2, 1)])
+    assert compare(claim, lines(a), lines(draws(1.4, 3))).verdict == "undecided"
+
+
+def test_ranks_against_rates_decide_nothing():
+    """a is worse on most sentences, b went astray on a few."""
+    a, b = np.full((3, 100), 2), np.ones((3, 100))
+    b[:, :15] = 40
+    found = compare(Claim("x", "asr", "a", "b"), lines(a), lines(b))
+    assert found.a < found.b
+    assert found.p < 0.01
+    assert found.verdict == "undecided"
+
+
 def test_equal_arms_are_undecided_not_an_error():
     errors = lines(draws(1.0))
     assert compare(Claim("same", "asr", "a", "b"), errors, errors).verdict == "undecided"

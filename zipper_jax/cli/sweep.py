@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="rows at once (%(default)s); on CPU they share the cores")
     parser.add_argument("--steps", type=int, help="a trial: so many steps per row instead of the file's")
     parser.add_argument(
-        "--prose", nargs="+", type=Path, default=[], help="prepare: text files for the text tower (default: the corpus)"
+        "--prose", nargs="+", type=Path, default=[], help="text files for the text tower (default: the corpus)"
     )
     parser.add_argument("--to", type=Path, help="report: folder for README.md and its pictures")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -90,7 +90,7 @@ def _run(args, sweep, rows, places) -> int:
     from zipper_jax.sweep.runner import run_rows
 
     if not prepared(sweep, places):  # asked first: preparing imports TensorFlow, which the machine may lack
-        prepare(sweep, places, _say)
+        prepare(sweep, places, _say, args.prose)
     waiting = [row for row in rows if not finished(sweep, row, places)]
     _say(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")
     steps = [] if args.steps is None else ["--steps", str(args.steps)]

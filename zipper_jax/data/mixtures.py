@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -131,12 +131,19 @@ class RowBatches:
     """``get(step)``: the batch of a step, a pure function of it. The next ones are made ahead in a thread."""
 
     def __init__(
-        self, mixture: RowMixture, layout: Layout, lengths: Mapping[str, int], batch_size: int, ahead: int = 2
+        self,
+        mixture: RowMixture,
+        layout: Layout,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        weights: Mapping[str, float],
+        ahead: int = 2,
     ):
         self.mixture = mixture
         self._layout = layout
         self._lengths = dict(lengths)
         self._batch_size = batch_size
+        self._weights = np.array([weights.get(task, 1.0) for task in mixture.tasks], np.float32)
         self._ahead = ahead
         self._pending: dict[int, Future] = {}
         self._lock = threading.Lock()
@@ -174,16 +181,25 @@ class RowBatches:
     def _make(self, step: int) -> dict[str, Any]:
         draws = range(step * self._batch_size, (step + 1) * self._batch_size)
         tasks, rows = zip(*(self.mixture.examples(n) for n in draws), strict=True)
-        return {"towers": rows_to_towers(rows, self._layout, self._lengths), "task": np.array(tasks, np.int32)}
+        towers = rows_to_towers(rows, self._layout, self._lengths)
+        for batch in towers.values():  # arrays of ours, just made
+            batch.weights[...] *= self._weights[list(tasks)][:, None]
+        return {"towers": towers, "task": np.array(tasks, np.int32)}
 
 
 def batches(
-    mixture: RowMixture, layout: Layout, lengths: Mapping[str, int], batch_size: int, ahead: int = 2
+    mixture: RowMixture,
+    layout: Layout,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    weights: Mapping[str, float] = MappingProxyType({}),
+    ahead: int = 2,
 ) -> RowBatches:
     """Batches of ``batch_size`` rows of ``mixture``: step s takes draws s * batch_size onwards.
 
     Args:
       lengths: tower -> slots per row; every tower of ``layout`` needs one.
+      weights: task -> factor on its tokens' loss weights; 1 where not named.
       ahead: batches made ahead in a thread; 0 for none.
 
     Raises:
@@ -203,4 +219,4 @@ def batches(
                     f"TASK_FEATURE_LENGTHS gives tower {tower!r} {lengths[tower]} slots, but rows of task {task!r} "
                     f"take up to {longest}: raise it to that, or prepare the rows again"
                 )
-    return RowBatches(mixture, layout, lengths, batch_size, ahead)
+    return RowBatches(mixture, layout, lengths, batch_size, weights, ahead)

@@ -3,6 +3,7 @@
 Shares are nested: the pairs of a smaller one are all in a larger one. Validation and test stay whole.
 """
 
+import json
 import shutil
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from zipper_jax.data.prepare_rows import pack_examples
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_vocabularies
 from zipper_jax.errors import UserError
-from zipper_jax.files import write_json
+from zipper_jax.files import new_folder, write_json
 from zipper_jax.sequences import TEMPLATES
 
 TRAIN = "train"
@@ -47,11 +48,15 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     chosen = {sentences[i] for i in order[:count]}
     kept = [e for e in examples if e["id"] in chosen]
     about = {
+        "of": json.loads((prepared / "header.json").read_text(encoding="utf-8"))["made_with"],
+        "lengths": settings.lengths,
         "share": share,
         "seed": seed,
         "sentences": count,
         "hours": round(sum(e["seconds"] for e in kept if not e["shift"]) / 3600, 5),
     }
+    if out.is_dir() and (out / ABOUT).is_file() and json.loads((out / ABOUT).read_text(encoding="utf-8")) != about:
+        raise UserError(f"{str(out)!r} holds a share of other data: remove the folder, or give another")
     vocabularies = read_vocabularies(prepared)
     for task in settings.tasks:
         if len(TEMPLATES[task]) == 1:
@@ -79,5 +84,8 @@ def _ids(vocabularies: Any, example: dict[str, Any]) -> np.ndarray:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all."""
     if not target.exists():
-        shutil.copytree(source, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(target) as aside:
+            shutil.copytree(source, aside, dirs_exist_ok=True)

@@ -22,12 +22,31 @@ from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.run_folder import resolved
 from zipper_jax.vocabularies import load_vocabulary
 
+MEASURES = {
+    "asr": "ASR WER",
+    "asr_other": "ASR WER, other",
+    "asr_validation": "ASR WER, validation",
+    "asr_shuffled": "… shuffled audio",
+    "asr_no_audio": "… no audio",
+    "asr_gates_zero": "… gates at 0",
+    "tts": "TTS WER",
+    "tts_target": "TTS WER, vs target",
+    "tts_short": "TTS WER, shorter half",
+    "tts_long": "TTS WER, longer half",
+    "tts_shuffled": "… shuffled text",
+    "asr_nats": "ASR nats/token",
+    "asr_shuffled_nats": "… shuffled audio",
+    "tts_nats": "TTS nats/token",
+    "tts_shuffled_nats": "… shuffled text",
+}
+"""measure -> heading. Error rates are fractions of the reference's words, shown in percent."""
+
 
 class Places:
     """Where a sweep keeps what; the one argument of an arm's ``config`` beside the seed."""
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self.corpus = self.root / "corpus"
         self.prepared = self.root / "prepared"
         self.prose = self.root / "prose"
@@ -48,6 +67,10 @@ class Places:
     def outputs(self, arm: str, seed: int) -> Path:
         """What the row's model said, see `row`."""
         return self.root / "outputs" / f"{arm}-{seed}.json"
+
+    def begun(self, arm: str, seed: int) -> Path:
+        """The digest that the row's run folder was begun with."""
+        return self.root / "begun" / f"{arm}-{seed}"
 
     def log(self, arm: str, seed: int) -> Path:
         return self.root / "logs" / f"{arm}-{seed}.log"
@@ -91,10 +114,18 @@ class Scoring:
     sentences: int = 0
     speech_sentences: int = 60
 
+    def __post_init__(self) -> None:
+        if self.sentences == 1 or self.speech_sentences == 1:
+            raise UserError("Scoring: one sentence has no other to be held against; give 0 (all) or at least 2")
+        if self.sentences and not 0 < self.speech_sentences <= self.sentences:
+            raise UserError(
+                f"Scoring.speech_sentences = {self.speech_sentences}: give 2 to {self.sentences} (Scoring.sentences)"
+            )
+
 
 @dataclass(frozen=True)
 class Table:
-    """Rows (arms) and columns (measures, see `scores.MEASURES`) of one table of the report."""
+    """Rows (arms) and columns (measures, see `MEASURES`) of one table of the report."""
 
     title: str
     arms: tuple[str, ...]
@@ -119,7 +150,7 @@ class Figure:
 class Claim:
     """Something said of two arms' ``measure``, tested on paired sentences.
 
-    relation: "lower" (a below b), or "similar" (no further apart than ``margin``, in the measure's unit).
+    relation: "lower" (a below b), or "similar" (no further apart than ``margin``: 0.02 is two points of an error rate).
     source: where it is said.
     """
 
@@ -130,6 +161,10 @@ class Claim:
     relation: Literal["lower", "similar"] = "lower"
     margin: float = 0.0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.relation == "similar" and not 0 < self.margin < 0.5:
+            raise UserError(f"claim {self.text!r}: margin = {self.margin}: give a fraction, 0.02 for two points")
 
 
 @dataclass(frozen=True)
@@ -164,6 +199,14 @@ class Sweep:
         }
         shown |= {name: f"claim {c.text!r}" for c in self.claims for name in (c.a, c.b)}
         shown |= {name: f"arm {arm.name!r} (needs)" for arm in self.arms for name in arm.needs}
+        measures = {m: f"table {t.title!r}" for t in self.tables for m in t.measures}
+        measures |= {f.measure: f"figure {f.name!r}" for f in self.figures}
+        measures |= {c.measure: f"claim {c.text!r}" for c in self.claims}
+        for measure, place in measures.items():
+            if measure not in MEASURES:
+                raise UserError(
+                    f"sweep {self.name!r}: {place} has measure {measure!r}, which is none{closest(measure, MEASURES)}"
+                )
         for name, place in shown.items():
             if name not in names:
                 raise UserError(f"sweep {self.name!r}: {place} names arm {name!r}, which is none{closest(name, names)}")
@@ -215,6 +258,8 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
         if needed.get(arm.name):
             for name in arm.needs:
                 needed.setdefault(name, set()).add(0)
+    if not any(needed.values()):
+        raise UserError(f"--seeds {sorted(wanted_seeds)}: no arm of {sweep.name!r} has one of them")
     # Seeds in turn: after the first third of a sweep there is a first answer to every question.
     found = [Row(arm, seed) for arm in sweep.arms for seed in sorted(needed.get(arm.name, ()))]
     return sorted(found, key=lambda row: row.seed)
@@ -227,12 +272,31 @@ def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
 
 
 def digest(sweep: Sweep, row: Row, places: Places) -> str:
-    """Of all that decides a row's result; folders may move."""
-    decides: dict[str, Any] = {"run": resolved(train_config(sweep, row, places)), "scored": row.arm.scored}
+    """Of all that decides a row's result, its data and what it starts from included; folders may move."""
+    decides: dict[str, Any] = {
+        "run": _moved(resolved(train_config(sweep, row, places)), str(places.root)),
+        "data": data_settings(sweep),
+        "starts_from": [digest(sweep, Row(sweep.arm(name), 0), places) for name in row.arm.needs],
+        "scored": row.arm.scored,
+    }
     if row.arm.scored != "no":
         decides |= {"scoring": to_dict(sweep.scoring), "perplexity": row.arm.perplexity}
-    text = json.dumps(decides, sort_keys=True).replace(str(places.root), "ROOT")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_settings(sweep: Sweep) -> dict[str, Any]:
+    """What decides a sweep's data, as JSON has it."""
+    return json.loads(json.dumps({"corpus": dict(sweep.corpus), "prepare": dict(sweep.prepare)}))
+
+
+def _moved(value: Any, root: str) -> Any:
+    """``value`` with paths below ``root`` as they would be anywhere."""
+    if isinstance(value, dict):
+        return {key: _moved(part, root) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(part, root) for part in value]
+    within = isinstance(value, str) and Path(value).is_relative_to(root) and value != ""
+    return f"ROOT/{Path(value).relative_to(root)}" if within else value
 
 
 def load_sweep(path: str | Path, size: str) -> Sweep:
@@ -248,7 +312,10 @@ def load_sweep(path: str | Path, size: str) -> Sweep:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as Python: {error}") from error
     make = getattr(module, "sweep", None)
     if not callable(make):
         raise UserError(f"{str(path)!r} has no function sweep(size) that returns a zipper_jax.sweep.plan.Sweep")

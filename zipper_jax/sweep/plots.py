@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.sweep.plan import Figure
-from zipper_jax.sweep.scores import MEASURES
+from zipper_jax.sweep.plan import MEASURES, Figure
 from zipper_jax.sweep.statistics import spread
 
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]

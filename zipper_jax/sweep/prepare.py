@@ -2,21 +2,38 @@
 on as token ids, so that whoever runs rows needs no vocabulary and no audio."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+from zipper_jax.configs import from_dict
+from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
-from zipper_jax.sweep.plan import Places, Sweep
+from zipper_jax.sweep.plan import Places, Sweep, data_settings
 
+MADE_WITH = "made_with.json"
+Settings = TypeVar("Settings")
 SCORED_SPLITS = ("validation", "test", "test_other")
 
 
 def prepared(sweep: Sweep, places: Places) -> bool:
-    """Whether `prepare` has nothing to do."""
-    folders = [places.data(share) for share in (1.0, *sweep.shares)]
-    sentences = [places.root / "sentences" / f"{split}.json" for split in SCORED_SPLITS]
-    return all(os.path.isdir(f) for f in folders) and all(path.is_file() for path in sentences)
+    """Whether `prepare` has nothing to do.
+
+    Raises:
+      UserError: the folder holds the data of another sweep, or of this one as it was.
+    """
+    path = places.root / MADE_WITH
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for part, wanted in data_settings(sweep).items():
+        if found[part] != wanted:
+            raise UserError(
+                f"{str(places.root)!r} holds data that was made with {part} = {found[part]}, the sweep file says "
+                f"{wanted}: give another --out"
+            )
+    return set(sweep.shares) <= set(found["shares"])
 
 
 def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Sequence[Path] = ()) -> None:
@@ -35,13 +52,15 @@ def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Seq
     from zipper_jax.data.subsets import write_share
     from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 
-    settings = PrepareSettings(**sweep.prepare)
+    prepared(sweep, places)  # another sweep's data is an error
+    settings = _settings(PrepareSettings, sweep.prepare, "prepare")
+    corpus = _settings(CorpusSettings, sweep.corpus, "corpus")
     if prose:
         import_corpus("text", prose, places.root / "prose_corpus", say=say)
         prepare_rows(places.root / "prose_corpus", places.prose, settings, say=say)
     if places.prose.is_dir():
         settings = dataclasses.replace(settings, text_vocabulary=str(places.prose))
-    synthesise_corpus(places.corpus, CorpusSettings(**sweep.corpus), progress=say)
+    synthesise_corpus(places.corpus, corpus, progress=say)
     prepare_rows(places.corpus, places.prepared, settings, say=say)
     for share in sweep.shares:
         about = write_share(places.prepared, places.data(share), share, settings)
@@ -60,3 +79,11 @@ def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Seq
             for example in read_examples(places.prepared, split)
         ]
         write_json(places.root / "sentences" / f"{split}.json", sentences)
+    write_json(places.root / MADE_WITH, {**data_settings(sweep), "shares": sweep.shares})  # last: all of it is there
+
+
+def _settings(kind: type[Settings], given: Mapping[str, Any], what: str) -> Settings:
+    try:
+        return from_dict(kind, given)
+    except UserError as error:
+        raise UserError(f"the sweep's {what}: {error}") from None

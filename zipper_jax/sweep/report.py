@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.errors import UserError
-from zipper_jax.sweep.plan import Places, Sweep, Table, rows
+from zipper_jax.sweep.plan import MEASURES, Places, Sweep, Table, rows
 from zipper_jax.sweep.plots import draw, scale_of
-from zipper_jax.sweep.scores import MEASURES, rate, read_results
+from zipper_jax.sweep.scores import rate, read_results
 from zipper_jax.sweep.statistics import LEVEL, compare, spread
 
 PAGE = "README.md"
@@ -62,7 +62,7 @@ def _made_by(sweep: Sweep, lines: Mapping[str, Sequence[Any]], command: str) -> 
         f"```bash\n{actions}\n{command.format('report')} --to THIS_FOLDER\n"
         f"{command.format('run')} --only zipper --seeds 1   # any single row\n```\n\n"
         "`results.jsonl` has every error of every sentence. Means over seeds ± their standard deviation. Test "
-        "sentences are in no fit and in no pretraining; learning rates were chosen on validation."
+        "sentences are in no fit and in no pretraining."
     )
 
 
@@ -80,7 +80,7 @@ def _claims(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
         scale = scale_of(claim.measure)
         digits = 1 if scale == 100 else 3
         low, high = (f"{x * scale:+.{digits}f}" for x in found.interval)
-        relation = f"|a − b| ≤ {claim.margin * 100:g}" if claim.relation == "similar" else "a < b"
+        relation = f"|a − b| ≤ {claim.margin * scale:g}" if claim.relation == "similar" else "a < b"
         outcome = [_NONE, _NONE, "0", _NONE, "not run"]
         if found.verdict != "not run":
             rates = (f"{x * scale:.{digits}f}" for x in (found.a, found.b))
@@ -91,8 +91,9 @@ def _claims(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
     text += [
         "",
         "n: sentences × seeds. p: Wilcoxon signed-rank, two-sided, on errors per sentence averaged over seeds; a "
-        f"claim of an order is decided below {LEVEL}. In brackets the 95 % interval of a − b (bootstrap over seeds and "
-        "sentences); a claim of likeness holds when it lies within the margin.",
+        f"claim of an order is decided when it is below {LEVEL} and the 95 % interval of a − b (in brackets; bootstrap "
+        "over seeds and sentences) excludes 0 the same way; one of likeness holds when the interval lies within the "
+        "margin. One seed decides nothing.",
     ]
     return "\n".join(text)
 
@@ -163,14 +164,14 @@ def _costs(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
     text = [
         "## Cost of training",
         "",
-        "| arm | steps | rows a step | TFLOP | trained, thousands | frozen, thousands |",
-        "|---|---|---|---|---|---|",
+        "| arm | steps | rows a step | TFLOP | TFLOP before it | trained, thousands | frozen, thousands |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm in sweep.arms:
         for line in list(lines.get(arm.name, ()))[:1]:
             text.append(
                 f"| {arm.name} | {line['steps']:,} | {line['rows_per_step']} | {line['flops'] / 1e12:.2f} "
-                f"| {line['trained'] / 1e3:,.0f} | {line['frozen'] / 1e3:,.0f} |"
+                f"| {line['flops_before'] / 1e12:.2f} | {line['trained'] / 1e3:,.0f} | {line['frozen'] / 1e3:,.0f} |"
             )
     return "\n".join(text)
 

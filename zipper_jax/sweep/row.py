@@ -4,7 +4,6 @@ Needs jax, flax, optax and orbax-checkpoint alone; `scores` makes words, audio a
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.evaluation.controls import close_gates, others
 from zipper_jax.evaluation.likelihood import Likelihood
 from zipper_jax.evaluation.perplexity import perplexities
-from zipper_jax.files import write_json
+from zipper_jax.files import write_bytes, write_json
 from zipper_jax.models import zipper
 from zipper_jax.sweep.plan import Places, Row, Sweep, digest, train_config
 from zipper_jax.training import program
@@ -54,7 +53,7 @@ def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
         say(f"{row.name}: finished before")
         return 0
     config = train_config(sweep, row, places)
-    began = time.monotonic()
+    _begin(places.begun(row.arm.name, row.seed), digest(sweep, row, places), config)
     result = train(config)
     if result.exit_code:
         return result.exit_code
@@ -67,10 +66,18 @@ def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
     }
     if row.arm.scored != "no":
         outputs |= _said(sweep, row, places, config, say)
-    outputs["seconds"] = round(time.monotonic() - began, 1)
     write_json(places.outputs(row.arm.name, row.seed), outputs)
-    say(f"{row.name}: finished in {outputs['seconds']} s")
+    say(f"{row.name}: finished")
     return 0
+
+
+def _begin(path: Path, wanted: str, config: TrainConfig) -> None:
+    """UserError when the run folder was begun as another row: a run may go on otherwise, a row may not."""
+    if path.is_file() and path.read_text(encoding="utf-8") != wanted:
+        raise UserError(
+            f"{config.model_dir!r} was begun with another configuration: remove it and {str(path)!r} to start anew"
+        )
+    write_bytes(path, wanted.encode())
 
 
 def read_examples(places: Places, split: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A line holds, under ``measures``, for each measure a list of ``[errors, words]``
 likelihoods), so that a report can average, pair and test them; and perplexities and costs as they were.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,28 +22,10 @@ from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.vocoder import synthesize
-from zipper_jax.sweep.plan import Places, Sweep
+from zipper_jax.sweep.plan import Places, Row, Sweep, digest
+from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
 from zipper_jax.vocabularies import load_vocabulary
-
-MEASURES = {
-    "asr": "ASR WER",
-    "asr_other": "ASR WER, other",
-    "asr_validation": "ASR WER, validation",
-    "asr_shuffled": "… shuffled audio",
-    "asr_no_audio": "… no audio",
-    "asr_gates_zero": "… gates at 0",
-    "tts": "TTS WER",
-    "tts_target": "TTS WER, vs target",
-    "tts_short": "TTS WER, shorter half",
-    "tts_long": "TTS WER, longer half",
-    "tts_shuffled": "… shuffled text",
-    "asr_nats": "ASR nats/token",
-    "asr_shuffled_nats": "… shuffled audio",
-    "tts_nats": "TTS nats/token",
-    "tts_shuffled_nats": "… shuffled text",
-}
-"""measure -> heading. Error rates are in percent of the reference's words."""
 
 ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}
 """split -> measure."""
@@ -53,25 +36,40 @@ Pairs = list[list[float]]
 def score(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
     """Scores every row that has outputs and no line yet (or a line of other outputs), and the judge's own controls.
 
+    Lines of rows that the sweep file no longer has, or has otherwise, are dropped.
+
     Raises:
       UserError: no outputs at all.
     """
     outputs = sorted((places.root / "outputs").glob("*.json"))
     if not outputs:
         raise UserError(f"there are no outputs in {str(places.root / 'outputs')!r}: run `zipper sweep run` first")
-    known = {(line["arm"], line["seed"]): line for line in read_results(places.results)}
+    before = {(line["arm"], line["seed"]): line for line in read_results(places.results)}
     _judge_controls(sweep, places, say)
+    rows = {places.outputs(row.arm.name, row.seed): row for row in all_rows(sweep)}
+    known: dict[tuple[str, int], dict[str, Any]] = {}
     for path in outputs:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        key = said["arm"], said["seed"]
-        if said["scored"] == "no" or known.get(key, {}).get("digest") == said["digest"]:
+        row, content = rows.get(path), path.read_bytes()
+        said = json.loads(content)
+        if row is None or said["digest"] != digest(sweep, row, places):
+            say(f"{path.stem}: left out, it is of another configuration than the sweep file's")
             continue
-        known[key] = _score_row(sweep, places, said)
+        if row.arm.scored == "no":
+            continue
+        key, made_of = (row.arm.name, row.seed), hashlib.sha256(content).hexdigest()[:16]
+        if before.get(key, {}).get("outputs") == made_of:
+            known[key] = before[key]
+            continue
+        known[key] = {**_score_row(sweep, places, row, said), "outputs": made_of}
         rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
         say(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
         # After every row: judging takes seconds a row, and nothing of it should be lost.
-        lines = [json.dumps(known[key], ensure_ascii=False) for key in sorted(known)]
-        write_bytes(places.results, ("\n".join(lines) + "\n").encode())
+        _write(places.results, {**before, **known})
+    _write(places.results, known)
+
+
+def _write(path: Path, lines: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    write_bytes(path, "".join(json.dumps(lines[key], ensure_ascii=False) + "\n" for key in sorted(lines)).encode())
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -87,7 +85,7 @@ def rate(pairs: Sequence[Sequence[float]]) -> float:
     return float(errors / words)
 
 
-def _score_row(sweep: Sweep, places: Places, said: Mapping[str, Any]) -> dict[str, Any]:
+def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) -> dict[str, Any]:
     main = said["scored"]
     texts = {
         split: _texts(sweep, places, split) for split in ("test", "test_other", "validation") if split in said["asr"]
@@ -105,8 +103,10 @@ def _score_row(sweep: Sweep, places: Places, said: Mapping[str, Any]) -> dict[st
         errors = _errors(spoken, judged)
         middle = float(np.median(letters))
         measures["tts"] = errors
-        measures["tts_short"] = [pair for pair, n in zip(errors, letters, strict=True) if n <= middle]
-        measures["tts_long"] = [pair for pair, n in zip(errors, letters, strict=True) if n > middle]
+        short = np.array(letters) <= middle
+        for name, half in (("tts_short", short), ("tts_long", ~short)):
+            if half.any():
+                measures[name] = np.array(errors)[half].tolist()
         measures["tts_shuffled"] = _errors(spoken, others(judged))
         target = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))["heard"]["gold_units"]
         known = [i for i, text in enumerate(target) if text]
@@ -116,6 +116,8 @@ def _score_row(sweep: Sweep, places: Places, said: Mapping[str, Any]) -> dict[st
             measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in said["nats"][f"{task}_{key}"]]
     kept = {k: v for k, v in said.items() if k not in ("asr", "tts", "nats")}
     hypotheses = {"asr": heard[main][:8], "tts": judged[:8]}
+    starts = [json.loads(places.outputs(name, 0).read_text(encoding="utf-8")) for name in row.arm.needs]
+    kept["flops_before"] = sum(start["flops"] for start in starts)
     return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
 
 

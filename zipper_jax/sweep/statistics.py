@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import Claim
 
 LEVEL = 0.05
@@ -41,31 +42,34 @@ def spread(lines: Sequence[Mapping[str, Any]], measure: str) -> tuple[float, flo
 def compare(claim: Claim, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Comparison:
     """Tests ``claim`` on the result lines of its two arms; only seeds that both have count.
 
-    "lower" holds when a's errors are fewer and Wilcoxon's p is below 0.05, does not when they are more at that level.
-    "similar" holds when the interval of the difference lies within the margin, does not when it lies outside.
+    "lower" is decided when the interval, in which seeds vary too, excludes 0 and Wilcoxon's p, the same way, is below
+    0.05. "similar" holds when the interval lies within the margin, does not when it lies outside. One seed decides
+    nothing.
     """
     one, two = _of_seeds(claim.measure, a), _of_seeds(claim.measure, b)
     seeds = sorted(one.keys() & two.keys())
     if not seeds:
         nan = float("nan")
         return Comparison(nan, nan, 0, 0, nan, (nan, nan), "not run")
+    if len({len(found[s]) for found in (one, two) for s in seeds}) > 1:
+        raise UserError(f"{claim.a} and {claim.b} were scored on different numbers of sentences: score them again")
     x, y = np.stack([one[s] for s in seeds]), np.stack([two[s] for s in seeds])  # [S, N, 2]
     rates = _rate(x.sum(axis=0)), _rate(y.sum(axis=0))
-    p = _wilcoxon(x[..., 0].mean(axis=0) - y[..., 0].mean(axis=0))
+    differences = x[..., 0].mean(axis=0) - y[..., 0].mean(axis=0)
     low, high = _interval(x, y)
-    return Comparison(
-        *rates, x.shape[1], len(seeds), p, (low, high), _verdict(claim, rates[0] - rates[1], p, low, high)
-    )
+    verdict: Verdict = _verdict(claim, differences, low, high) if len(seeds) > 1 else "undecided"
+    return Comparison(*rates, x.shape[1], len(seeds), _wilcoxon(differences), (low, high), verdict)
 
 
-def _verdict(claim: Claim, difference: float, p: float, low: float, high: float) -> Verdict:
-    if claim.relation == "lower":
-        if p >= LEVEL or difference == 0:
-            return "undecided"
-        return "holds" if difference < 0 else "does not hold"
-    if -claim.margin <= low and high <= claim.margin:
+def _verdict(claim: Claim, differences: Float[np.ndarray, " N"], low: float, high: float) -> Verdict:
+    if claim.relation == "similar":
+        if -claim.margin <= low and high <= claim.margin:
+            return "holds"
+        return "does not hold" if low > claim.margin or high < -claim.margin else "undecided"
+    # Ranks and rates can point different ways, where a few sentences went very wrong: then nothing is decided.
+    if high < 0 and _wilcoxon(differences, "less") < LEVEL / 2:
         return "holds"
-    return "does not hold" if low > claim.margin or high < -claim.margin else "undecided"
+    return "does not hold" if low > 0 and _wilcoxon(differences, "greater") < LEVEL / 2 else "undecided"
 
 
 def _of_seeds(measure: str, lines: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
@@ -77,11 +81,11 @@ def _rate(pairs: Float[np.ndarray, "N 2"]) -> float:
     return float(errors / words)
 
 
-def _wilcoxon(differences: Float[np.ndarray, " N"]) -> float:
-    """Two-sided p of the signed-rank test; 1 where all pairs are equal."""
+def _wilcoxon(differences: Float[np.ndarray, " N"], alternative: str = "two-sided") -> float:
+    """p of the signed-rank test; 1 where all pairs are equal."""
     from scipy.stats import wilcoxon  # comes with jax
 
-    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    return float(wilcoxon(differences, alternative=alternative).pvalue) if np.any(differences) else 1.0
 
 
 def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> tuple[float, float]:

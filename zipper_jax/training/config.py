@@ -19,6 +19,8 @@ class DataConfig:
         folder: A folder that ``zipper data prepare`` wrote.
         mixture: A task (``text_lm``, ``speech_lm``, ``asr``, ``tts``), or a name for what ``rates`` defines.
         rates: Task to its share of the rows; empty: ``mixture`` is a task.
+        task_weights: Task to a factor on the loss weight of its tokens; 1 where not named. In a model of several towers
+            each tower's loss is a mean of its own; where two modalities share a tower, this balances them.
         lengths: Tower to slots per row. Rows were packed to such lengths; longer slots are padding.
         skip_batches: Ranges ``(start, stop)`` of batches, counted from 0 over the whole run, that are left out.
     """
@@ -28,6 +30,7 @@ class DataConfig:
     lengths: dict[str, int]
     rates: dict[str, float] = field(default_factory=dict)
     skip_batches: tuple[tuple[int, int], ...] = ()
+    task_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for start, stop in self.skip_batches:
@@ -36,6 +39,11 @@ class DataConfig:
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
+        for task, weight in self.task_weights.items():
+            if task not in self.tasks:
+                raise UserError(f"DataConfig.task_weights: there is no task {task!r} here{closest(task, self.tasks)}")
+            if weight <= 0:
+                raise UserError(f"DataConfig.task_weights[{task!r}]={weight}: give a positive factor")
         for tower, length in self.lengths.items():
             if length < 1:
                 raise UserError(f"DataConfig.lengths[{tower!r}]={length}: give the number of slots per row, e.g. 256")

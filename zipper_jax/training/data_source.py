@@ -45,11 +45,11 @@ def open_data(config: TrainConfig) -> DataSource:
     assert training is not None
     validation = _mixture(config, "validation", VALIDATION_SEED) if config.eval_period else None
     rows = sum(len(store) for store in validation.stores.values()) if validation is not None else 0
-    size = config.batch_size
+    size, weights = config.batch_size, config.data.task_weights
     return DataSource(
         tasks=tuple(training.tasks),
-        batches=batches(training, layout, config.data.lengths, size),
-        validation=batches(validation, layout, config.data.lengths, size) if validation is not None else None,
+        batches=batches(training, layout, config.data.lengths, size, weights),
+        validation=batches(validation, layout, config.data.lengths, size, weights) if validation is not None else None,
         validation_batches=min(config.eval_batches, -(-rows // size)),
     )
 
