@@ -138,6 +138,17 @@ def test_batches_hold_the_drawn_rows():
     assert said.tolist() == [mix.examples(n)[1][0][1 if mix.row(n)[0] == 0 else 0].tokens[0] for n in range(8, 12)]
 
 
+def test_a_tasks_tokens_weigh_what_is_asked():
+    mix = mixture()
+    with batches(mix, LAYOUT, LENGTHS, 8) as plain, batches(mix, LAYOUT, LENGTHS, 8, {"asr": 2.5}) as heavy:
+        for step in range(3):
+            before, after = plain.get(step), heavy.get(step)
+            factor = np.where(np.array(mix.tasks)[before["task"]] == "asr", 2.5, 1.0)[:, None]
+            for tower in ("text", "speech"):
+                assert np.array_equal(after["towers"][tower].weights, before["towers"][tower].weights * factor)
+                assert np.array_equal(after["towers"][tower].tokens, before["towers"][tower].tokens)
+
+
 def test_batch_size_does_not_change_the_order_of_rows():
     with batches(mixture(), LAYOUT, LENGTHS, 6) as big, batches(mixture(), LAYOUT, LENGTHS, 2) as small:
         parts = [small.get(step)["towers"]["text"].tokens for step in range(3)]
