@@ -10,7 +10,10 @@ from pathlib import Path
 import making_sources as making
 import numpy as np
 import pytest
+import tokenizers
 from making_sources import SENTENCES, sound, write
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
@@ -23,7 +26,7 @@ from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
-from zipper_jax.vocabularies import load_vocabulary
+from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, open_rows=3)
@@ -136,6 +139,30 @@ def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tm
     for modality in ("text", "speech"):
         one, two = (load_vocabulary(tmp_path / n / "prepared" / "vocabularies" / modality) for n in ("first", "second"))
         assert one.digest == two.digest
+
+
+def test_any_tokenizer_on_disk_is_a_text_vocabulary(tmp_path):
+    """A sentencepiece model as a file, and a Hugging Face tokenizer's folder as it was downloaded."""
+    source = write(tmp_path / "a.txt", "\n".join(SENTENCES))
+    trained = train_sentencepiece(SENTENCES, 40)
+    trained.save(tmp_path / "spm")
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    tokenizer = tokenizers.Tokenizer(
+        WordLevel({token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *words])}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = Whitespace()
+    (tmp_path / "hf").mkdir()
+    tokenizer.save(str(tmp_path / "hf" / "tokenizer.json"))
+    write(tmp_path / "hf" / "tokenizer_config.json", '{"bos_token": "<s>", "eos_token": "</s>"}')
+    for name, given in (("spm", tmp_path / "spm" / "sentencepiece.model"), ("hf", tmp_path / "hf")):
+        made("text", source, tmp_path / f"of_{name}", dataclasses.replace(SETTINGS, text_vocabulary=str(given)))
+        vocabulary = load_vocabulary(tmp_path / f"of_{name}" / "prepared" / "vocabularies" / "text")
+        assert vocabulary.size == (trained.size if name == "spm" else 3 + len(words))
+        assert vocabulary.decode(vocabulary.encode(SENTENCES[0])) == SENTENCES[0]
+    with pytest.raises(UserError, match=r"text_vocabulary = .*/nothing': give .* a tokenizer's folder"):
+        prepare(
+            tmp_path / "of_hf" / "corpus", tmp_path / "no", PrepareSettings(text_vocabulary=str(tmp_path / "nothing"))
+        )
 
 
 def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):

@@ -8,13 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from running import Stopping, log, params, run
-from tiny_models import decoder_model, speech_model
+from tiny_models import SPEECH, decoder_model, speech_model
 
 from zipper_jax.errors import UserError
-from zipper_jax.training import checkpoints
+from zipper_jax.training import checkpoints, data_source
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.monitor import read_metrics
@@ -155,3 +156,21 @@ def test_training_from_packed_rows_never_imports_tensorflow(text_run):
         "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_tasks_may_lie_in_folders_of_their_own(zipper_run, prepared, tmp_path):
+    """The paper recognises one corpus and speaks another; the tokens must mean the same."""
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    shutil.rmtree(other / "rows" / "asr")
+    plain = zipper_run(steps=2)
+    apart = replace(plain, data=replace(plain.data, task_folders={"tts": str(other)}))
+    for one, two in zip(*(data_source.open_data(c).batches.get(3)["towers"].values() for c in (plain, apart))):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    with pytest.raises(UserError, match=r"task_folders: there is no task 'tss' here; did you mean 'tts'"):
+        replace(plain.data, task_folders={"tss": str(other)})
+    UnitVocabulary(SPEECH - 2, 50.0, "other units").save(other / "vocabularies" / "speech")
+    with pytest.raises(UserError, match=r"task_folders\['tts'\] = .*has another speech vocabulary.*--tokenizer"):
+        data_source.open_data(apart)
+    with pytest.raises(UserError, match=r"task_weights\['tts'\]=0: give a positive factor"):
+        replace(plain.data, task_weights={"tts": 0})

@@ -46,7 +46,7 @@ _HELP = {
     "grammar": "whose sentences: home (75 words) or wide (718)",
     "text_length": "slots of a packed row for text, begin and end tokens included",
     "speech_length": "slots of a packed row for units, begin and end tokens included",
-    "text_vocabulary": "sentencepiece, bytes, or a run or tower folder whose text vocabulary is taken",
+    "text_vocabulary": "sentencepiece, bytes, a .model file, a tokenizer's folder, or a run or tower that has one",
     "text_vocabulary_size": "tokens in all (sentencepiece)",
     "num_units": "codes of the unit tokenizer",
     "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units are taken; empty: fit them",

@@ -59,6 +59,20 @@ def text_vocabulary(
     return HuggingFaceVocabulary(contents, rows, begin_id, end_id)
 
 
+def whole_tokenizer(folder: str | Path) -> HuggingFaceVocabulary:
+    """The tokenizer of a folder with all its tokens, for a tower that is trained from nothing.
+
+    Raises:
+      UserError: as `text_vocabulary`.
+    """
+    about = Path(folder) / "config.json"
+    try:
+        config = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{str(about)!r} is damaged ({error}); get it again") from error
+    return text_vocabulary(folder, config, backend(read_files(folder)).size)
+
+
 def sentencepiece_vocabulary(
     path: str | Path, rows: int, begin: str | None = None, end: str | None = None
 ) -> HuggingFaceVocabulary:

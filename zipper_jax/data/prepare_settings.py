@@ -14,8 +14,9 @@ class PrepareSettings:
     """How a corpus becomes rows.
 
     text_length, speech_length: slots of a packed row, begin and end tokens included.
-    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", or a folder that holds a text
-      vocabulary: a run, a model folder (`zipper convert from-hf`), a prepared folder.
+    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", a sentencepiece .model file, the
+      folder of a Hugging Face tokenizer, or a folder that holds a text vocabulary: a run, a model folder (`zipper
+      convert from-hf`), a prepared folder.
     text_vocabulary_size: ids in all; sentencepiece only.
     tokenizer: "" (fitted on the training audio, or what made the corpus's own units), or a folder that holds one: a
       run, a prepared folder, what `zipper data tokenizer` wrote.

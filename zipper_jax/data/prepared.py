@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.configs import to_dict
+from zipper_jax.conversion.tokenizer import whole_tokenizer
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
@@ -36,7 +37,15 @@ from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.version import __version__
-from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, Vocabulary, load_vocabulary, train_sentencepiece
+from zipper_jax.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    UnitVocabulary,
+    Vocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
+from zipper_jax.vocabularies.hugging_face import DECISIVE
 
 FORMAT_VERSION = 1
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
@@ -278,13 +287,19 @@ def _text_vocabulary(folder: Path, sentences: list[str], settings: PrepareSettin
 
 def _given_vocabulary(modality: str, given: str) -> Vocabulary:
     folder = Path(given) / "vocabularies" / modality
-    if not folder.is_dir():
-        names = "'sentencepiece', 'bytes', or " if modality == "text" else ""
-        raise UserError(
-            f"{modality}_vocabulary = {given!r}: give {names}a folder that has vocabularies/{modality} (a run, a "
-            "prepared folder, or what `zipper convert from-hf` wrote)"
-        )
-    return load_vocabulary(folder)
+    if folder.is_dir():
+        return load_vocabulary(folder)
+    if modality == "text" and Path(given).is_file():
+        return SentencePieceVocabulary(Path(given).read_bytes())
+    if modality == "text" and any((Path(given) / name).is_file() for name in DECISIVE):
+        return whole_tokenizer(given)
+    names = (
+        "'sentencepiece', 'bytes', a sentencepiece .model file, a tokenizer's folder, or " if modality == "text" else ""
+    )
+    raise UserError(
+        f"{modality}_vocabulary = {given!r}: give {names}a folder that has vocabularies/{modality} (a run, a "
+        "prepared folder, or what `zipper convert from-hf` wrote)"
+    )
 
 
 def _given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) -> UnitVocabulary:

@@ -75,7 +75,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
 
 
 def _examples(config: TrainConfig, task: str, count: int) -> list[Example]:
-    folder = Path(config.data.folder) / "rows" / task / "validation"
+    folder = config.data.rows(task) / "validation"
     if not folder.is_dir():
         raise UserError(f"InferEvalConfig.metrics: task {task!r} has no validation rows in {config.data.folder!r}")
     store = RowStore(folder)

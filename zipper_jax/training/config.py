@@ -1,6 +1,7 @@
 """What one training run is. gin, flags and Python all build this one object; it checks itself."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from zipper_jax.configs import closest
@@ -17,6 +18,7 @@ class DataConfig:
 
     Attributes:
         folder: A folder that ``zipper data prepare`` wrote.
+        task_folders: Task to another such folder that its rows are in, prepared with the same vocabularies.
         mixture: A task (``text_lm``, ``speech_lm``, ``asr``, ``tts``), or a name for what ``rates`` defines.
         rates: Task to its share of the rows; empty: ``mixture`` is a task.
         task_weights: Task to a factor on the loss weight of its tokens; 1 where not named. In a model of several towers
@@ -31,6 +33,7 @@ class DataConfig:
     rates: dict[str, float] = field(default_factory=dict)
     skip_batches: tuple[tuple[int, int], ...] = ()
     task_weights: dict[str, float] = field(default_factory=dict)
+    task_folders: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for start, stop in self.skip_batches:
@@ -39,14 +42,20 @@ class DataConfig:
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
+        for name in ("task_weights", "task_folders"):
+            for task in getattr(self, name):
+                if task not in self.tasks:
+                    raise UserError(f"DataConfig.{name}: there is no task {task!r} here{closest(task, self.tasks)}")
         for task, weight in self.task_weights.items():
-            if task not in self.tasks:
-                raise UserError(f"DataConfig.task_weights: there is no task {task!r} here{closest(task, self.tasks)}")
             if weight <= 0:
                 raise UserError(f"DataConfig.task_weights[{task!r}]={weight}: give a positive factor")
         for tower, length in self.lengths.items():
             if length < 1:
                 raise UserError(f"DataConfig.lengths[{tower!r}]={length}: give the number of slots per row, e.g. 256")
+
+    def rows(self, task: str) -> Path:
+        """The folder of a task's rows, one folder per split in it."""
+        return Path(self.task_folders.get(task, self.folder)) / "rows" / task
 
     @property
     def tasks(self) -> dict[str, float]:

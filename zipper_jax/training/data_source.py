@@ -41,6 +41,7 @@ def open_data(config: TrainConfig) -> DataSource:
     if not folder.is_dir():
         raise UserError(f"data folder {config.data.folder!r} does not exist; write it with `zipper data prepare`")
     layout = open_layout(config)
+    _check_folders(config)
     training = _mixture(config, "train", config.seed)
     assert training is not None
     validation = _mixture(config, "validation", VALIDATION_SEED) if config.eval_period else None
@@ -69,17 +70,29 @@ def open_layout(config: TrainConfig) -> Layout:
 
 def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
     """The run's mixture over one split; None when no task has that split (only training rows are required)."""
-    rows = Path(config.data.folder) / "rows"
-    known = sorted(p.name for p in rows.iterdir() if p.is_dir()) if rows.is_dir() else []
     stores: dict[str, RowStore] = {}
     for task in config.data.tasks:
-        if task not in known:
+        home = config.data.rows(task)
+        if not home.is_dir():
+            known = sorted(p.name for p in home.parent.iterdir() if p.is_dir()) if home.parent.is_dir() else []
             raise UserError(
-                f"DataConfig (MIXTURE_OR_TASK_NAME): {rows} has no task {task!r} (there: {', '.join(known) or 'none'})"
-                f"{closest(task, known)}"
+                f"DataConfig (MIXTURE_OR_TASK_NAME): {home.parent} has no task {task!r} (there: "
+                f"{', '.join(known) or 'none'}){closest(task, known)}"
             )
-        if split == "train" or (rows / task / split).is_dir():
-            stores[task] = RowStore(rows / task / split)
+        if split == "train" or (home / split).is_dir():
+            stores[task] = RowStore(home / split)
     if set(stores) != set(config.data.tasks):
         return None
     return RowMixture(stores, config.data.tasks, seed)
+
+
+def _check_folders(config: TrainConfig) -> None:
+    """UserError when another folder's tokens mean something else than those of ``DataConfig.folder``."""
+    for task, folder in config.data.task_folders.items():
+        for modality in config.model.modalities:
+            here, there = (Path(f) / "vocabularies" / modality for f in (config.data.folder, folder))
+            if load_vocabulary(here).digest != load_vocabulary(there).digest:
+                raise UserError(
+                    f"DataConfig.task_folders[{task!r}] = {folder!r} has another {modality} vocabulary than "
+                    f"{config.data.folder!r}: prepare it with that folder's (--tokenizer, --text_vocabulary)"
+                )
