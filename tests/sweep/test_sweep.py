@@ -13,6 +13,7 @@ import pytest
 from zipper_jax.cli.main import main
 from zipper_jax.speech.synthesis import find_engine
 from zipper_jax.sweep.plan import Places
+from zipper_jax.sweep.prepare import MADE_WITH
 from zipper_jax.sweep.scores import read_results
 
 HERE = Path(__file__).parent
@@ -71,6 +72,7 @@ def copied(given: list, out: Path) -> list:
     """The same for another folder with the same data."""
     for name in ("corpus", "prepared", "shares", "sentences"):
         shutil.copytree(given[-1] / name, out / name)
+    shutil.copy(given[-1] / MADE_WITH, out)
     return [*given[:-1], out]
 
 
@@ -100,6 +102,16 @@ def test_a_share_of_the_pairs_keeps_unimodal_rows_and_validation(given):
 
     assert [examples(half, task, "train") for task in ("asr", "tts", "text_lm", "speech_lm")] == [12, 12, 24, 24]
     assert examples(half, "asr", "validation") == examples(whole, "asr", "validation")
+
+
+def test_data_of_another_sweep_is_refused(given, tmp_path, capsys):
+    """As it would be if the file had changed behind the data's back."""
+    given = copied(given, tmp_path)
+    found = json.loads((tmp_path / MADE_WITH).read_text())
+    (tmp_path / MADE_WITH).write_text(json.dumps({**found, "corpus": {**found["corpus"], "train": 25}}))
+    for action in ("run", "prepare"):
+        assert main(["sweep", action, *map(str, given)]) == 2
+        assert "holds data that was made with corpus = " in capsys.readouterr().err
 
 
 def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):
