@@ -183,12 +183,15 @@ def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: no room to write")
-    assert not list(folder.rglob("*.partial"))
+    assert [path.name for path in folder.rglob("*.partial")] == ["train.jsonl.partial"]  # to be gone on with
     vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
     before = vocabulary.stat().st_mtime_ns
     settings = PrepareSettings(text_length=24, text_vocabulary="bytes", tasks=("text_lm",))
-    metas = prepare(tmp_path / "corpus", folder, settings, processes=1)
+    said: list[str] = []
+    metas = prepare(tmp_path / "corpus", folder, settings, processes=1, say=said.append)
     assert metas["text_lm", "train"]["examples"] == 800
+    assert any(line.startswith("train: continuing behind ") for line in said)
+    assert not list(folder.rglob("*.partial"))
     assert vocabulary.stat().st_mtime_ns == before
 
 
