@@ -21,17 +21,19 @@ def draw(figure: Figure, lines: Lines, path: Path) -> bool:
 
     canvas = Canvas(figsize=(6.4, 4.0), layout="constrained")
     axes = canvas.add_subplot()
-    drawn = False
+    drawn = list[float]()
     for label, points in figure.series.items():
         x, y, error = _by_length(lines, points[0][1]) if figure.by_length else _by_arm(figure, lines, points)
         if len(x):
             axes.errorbar(x, y, yerr=error, label=label, marker="o", markersize=3, linewidth=1.2, capsize=2)
-            drawn = True
+            drawn.extend(x)
     if not drawn:
         return False
     axes.set(title=figure.title, xlabel=figure.x_label, ylabel=_heading(figure.measure), ylim=(0, None))
     if figure.log_x:
         axes.set_xscale("log")
+        axes.set_xticks(sorted(set(drawn)), [f"{x:g}" for x in sorted(set(drawn))])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
