@@ -1,0 +1,18 @@
+"""Tables in the docs are those of the committed results."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(("name", "page"), [("preparation", "your_data.md"), ("compute", "findings/README.md")])
+def test_a_table_is_that_of_its_results(name, page):
+    command = [sys.executable, f"benchmarks/{name}.py", f"--out=benchmarks/results/{name}.json", "--table"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=environment)
+    assert done.stdout.strip() in (ROOT / "docs" / page).read_text()
