@@ -174,7 +174,7 @@ IDENTITY: dict[str, Any] = {
     "gate_init": 1.0,
     "projection": ProjectionConfig(depth=1, final_activation="none"),
 }
-"""Our form: with PRESERVING, text without speech stays what it was, before training and after it."""
+"""Our form: with PRESERVING, text without speech starts as what it was, and only its input projection can change it."""
 PRETRAINED = {"text": "text_lm", "speech": "speech_lm"}
 
 

@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(("name", "page"), [("preparation", "your_data.md"), ("compute", "findings/README.md")])
+@pytest.mark.parametrize(
+    ("name", "page"), [("pods", "pods.md"), ("preparation", "your_data.md"), ("compute", "findings/README.md")]
+)
 def test_a_table_is_that_of_its_results(name, page):
     command = [sys.executable, f"benchmarks/{name}.py", f"--out=benchmarks/results/{name}.json", "--table"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

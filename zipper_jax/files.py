@@ -67,3 +67,11 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     aside.replace(target)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder aside, then renames it into place; nothing happens when the target exists."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(target) as aside:
+            shutil.copytree(source, aside, dirs_exist_ok=True)

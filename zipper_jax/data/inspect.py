@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.data import prepared
+from zipper_jax.data.encode import part
 from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
@@ -59,7 +60,7 @@ def _corpus(folder: Path, examples: int, out: Path | None) -> Iterator[str]:
     for row in _spread([row for row in rows if row["split"] == "train"], examples):
         yield f"example {row['id']}: {json.dumps(row, ensure_ascii=False)}"
         if out is not None and "audio" in row:
-            yield f"  {_write(out, row, load_audio(**prepared.part(folder, row)))}"
+            yield f"  {_write(out, row, load_audio(**part(folder, row)))}"
 
 
 def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> Iterator[str]:

@@ -10,14 +10,12 @@ vocabulary, one without speech no units. A stage is finished when its file is th
 examples/<split>.jsonl.partial is gone on with); header.json pins the settings and the corpus that they were made with.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,17 @@ import numpy as np
 
 from zipper_jax.configs import to_dict
 from zipper_jax.conversion.tokenizer import whole_tokenizer
+from zipper_jax.data.encode import encode_split, part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
-from zipper_jax.progress import Say, telling
+from zipper_jax.progress import Say
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
-from zipper_jax.speech.workers import parallel_map
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import (
     ByteVocabulary,
@@ -119,9 +117,11 @@ def write_examples(
         about = {"num_units": tokenizer.num_units, "rate_hz": tokenizer.rate_hz, "tokenizer": tokenizer.digest}
     if any("text" in _modalities(row) for row in rows):
         _text_vocabulary(folder, [row["text"] for row in training if row.get("text")], settings, say)
+    home = folder / "vocabularies" / "speech"
     for split in named:
         shifts = settings.shifts if split == "train" else 1
-        _encode_split(corpus, folder, split, [row for row in rows if row["split"] == split], shifts, say, processes)
+        mine = [row for row in rows if row["split"] == split]
+        encode_split(_examples(folder, split), corpus, home, mine, shifts, say, processes)
     header = read_header(folder) | {
         **about,
         "vocabularies": {name: vocabulary.digest for name, vocabulary in read_vocabularies(folder).items()},
@@ -220,12 +220,6 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, sa
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed, say)
 
 
-def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_audio` for a row of a manifest."""
-    within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
-    return {"source": str(corpus / row["audio"]), **within}
-
-
 def _given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
     """Of the corpus's own units, or that of ``settings.tokenizer``; None: one is to be fitted."""
     about = (read_header_of_corpus(corpus) or {}).get("units")
@@ -319,73 +313,6 @@ def _given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) 
     if tokenizer is not None and given.codebook not in ("", tokenizer.digest):
         raise UserError(f"speech_vocabulary = {place!r} names another unit tokenizer: its unit 7 is another sound")
     return given
-
-
-def _encode_split(
-    corpus: Path, folder: Path, split: str, rows: list[dict[str, Any]], shifts: int, say: Say, processes: int | None
-) -> None:
-    path = _examples(folder, split)
-    if path.is_file():
-        return
-    begun = time.monotonic()
-    home = folder / "vocabularies" / "speech"
-    partial = path.with_name(f"{path.name}.partial")
-    done = _keep_whole_rows(partial, rows)
-    if done:
-        say(f"{split}: continuing behind {done} of {len(rows)} examples")
-    rows = rows[done:]
-    jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
-    encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(home), "shifts": shifts}, jobs, processes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
-        results = telling(encoded, len(jobs), say, f"{split}: {{}} utterances encoded")
-        for row in rows:
-            variants, seconds = [row.get("units")], row.get("seconds") or 0.0
-            if "audio" in row and "units" not in row:
-                variants, seconds = next(results)
-            about = {"id": row["id"], "split": split, "text": row.get("text") or None, "voice": row.get("voice")}
-            for shift, units in enumerate(variants):
-                example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
-                out.write(json.dumps(example, ensure_ascii=False) + "\n")
-            out.flush()
-    os.replace(partial, path)
-    say(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
-
-
-def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
-    """How many of the first ``rows`` an interrupted run encoded; the last one it wrote, perhaps in part, is cut off."""
-    if not partial.is_file():
-        return 0
-    done, end, place, last = 0, 0, 0, None
-    with partial.open("rb") as lines:
-        for line in lines:
-            try:
-                name = json.loads(line)["id"]
-            except (ValueError, KeyError, TypeError):  # half a line
-                break
-            if name != last:
-                if last is not None:  # all of the row before was written
-                    done, end = done + 1, place
-                if done >= len(rows) or name != rows[done]["id"]:
-                    break
-                last = name
-            place += len(line)
-    os.truncate(partial, end)
-    return done
-
-
-def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:
-    """For the workers: a function from arguments of `load_audio` to units from each starting point, and seconds."""
-    units = load_tokenizer(tokenizer)
-    step = SAMPLE_RATE / units.rate_hz
-
-    def encode(part: dict[str, Any]) -> tuple[list[list[int]], float]:
-        waveform = load_audio(**part)
-        starts = [int(step * shift / shifts) for shift in range(shifts)]
-        variants = [units.encode(waveform[start:]).tolist() for start in starts if start < len(waveform)]
-        return variants, len(waveform) / SAMPLE_RATE
-
-    return encode
 
 
 def _examples(folder: Path, split: str) -> Path:

@@ -9,15 +9,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
 from zipper_jax.data.prepare_rows import pack_examples
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_vocabularies
 from zipper_jax.errors import UserError
-from zipper_jax.files import new_folder, write_json
+from zipper_jax.files import copy_folder, write_json
 from zipper_jax.sequences import TEMPLATES
 
 TRAIN = "train"
@@ -60,32 +58,24 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     vocabularies = read_vocabularies(prepared)
     for task in settings.tasks:
         if len(TEMPLATES[task]) == 1:
-            _copy(prepared / "rows" / task, out / "rows" / task)
+            copy_folder(prepared / "rows" / task, out / "rows" / task)
             continue
         for split in (path.name for path in sorted((prepared / "rows" / task).iterdir())):
             home = out / "rows" / task / split
             if split != TRAIN:
-                _copy(prepared / "rows" / task / split, home)
+                copy_folder(prepared / "rows" / task / split, home)
             elif (read_meta(home) or {}).get("of") != about:
                 contents = (
-                    {"text": vocabularies["text"].encode(e["text"]), "speech": _ids(vocabularies, e)} for e in kept
+                    {
+                        "text": vocabularies["text"].encode(e["text"]),
+                        "speech": vocabularies["speech"].encode(e["units"]),
+                    }
+                    for e in kept
                 )
                 rows, counts = pack_examples(task, contents, settings)
                 digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
                 write_rows(home, rows, {**counts, "task": task, "split": split, "of": about, "vocabularies": digests})
-    _copy(prepared / "vocabularies", out / "vocabularies")
+    copy_folder(prepared / "vocabularies", out / "vocabularies")
     shutil.copy(prepared / "header.json", out / "header.json")
     write_json(out / ABOUT, about)
     return about
-
-
-def _ids(vocabularies: Any, example: dict[str, Any]) -> np.ndarray:
-    return vocabularies["speech"].encode(example["units"])
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(target) as aside:
-            shutil.copytree(source, aside, dirs_exist_ok=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def close_gates(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,3 +19,13 @@ def others(items: Sequence[Any]) -> list[Any]:
     """Another sentence's item for each: turned by half the list."""
     half = len(items) // 2
     return [*items[half:], *items[:half]]
+
+
+def sounds(recordings: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """What a judge of speech should hear beside it: the recordings, the same backwards, and as much noise."""
+    rng = np.random.default_rng(0)
+    return {
+        "raw_audio": list(recordings),
+        "reversed": [waveform[::-1].copy() for waveform in recordings],
+        "noise": [rng.standard_normal(len(waveform)).astype(np.float32) * 0.1 for waveform in recordings],
+    }

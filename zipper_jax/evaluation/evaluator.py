@@ -16,21 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
-from zipper_jax.configs import from_dict
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.attention import cross_attention
-from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation.controls import others, sounds
 from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, wer
 from zipper_jax.files import write_json
-from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -82,6 +79,8 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     """
     began = time.monotonic()
     from zipper_jax.data.prepared import splits
+    from zipper_jax.training.cost import parameters
+    from zipper_jax.training.run_folder import stored_config
 
     _check_origins(sources)
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
@@ -115,7 +114,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
     say("perplexities")
     results |= _perplexities(sources, test)
-    results["parameters"] = {name: _parameters(run) for name, run in sources.runs.items()}
+    results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
 
     out.mkdir(parents=True, exist_ok=True)
@@ -134,13 +133,10 @@ def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> l
 
 def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[str, list[str]]]:
     """Error rates of the judge on generated speech and on its controls, one setting for all; and what it heard."""
-    rng = np.random.default_rng(0)
     audio = {
         **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
         "gold_units": [model.vocode(e["units"]) for e in examples],
-        "raw_audio": raw,
-        "reversed": [w[::-1].copy() for w in raw],
-        "noise": [rng.standard_normal(len(w)).astype(np.float32) * 0.1 for w in raw],
+        **sounds(raw),
     }
     flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf())
     judged = {name: flat[i * len(examples) : (i + 1) * len(examples)] for i, name in enumerate(audio)}
@@ -161,9 +157,8 @@ def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[
 
 def _perplexities(sources: Sources, test) -> dict[str, float]:
     """Text-only and speech-only perplexity before fusion (the run's own step 0) and after it."""
-    from zipper_jax.training.config import TrainConfig
     from zipper_jax.training.initial import initial_params
-    from zipper_jax.training.run_format import read_config
+    from zipper_jax.training.run_folder import stored_config
 
     results: dict[str, float] = {}
     for name in ("zipper", "other_form"):
@@ -171,8 +166,7 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
             continue
         after = load(sources.runs[name])
         form = form_of(after.config)
-        header = read_config(sources.runs[name])
-        train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
+        train = stored_config(sources.runs[name])
         before = initial_params(train.model, train.seed, train.initialise_from, train.restore, allow_changes=True)
         texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
         units = [after.vocabularies["speech"].encode(e["units"]) for e in test]
@@ -211,21 +205,6 @@ def form_of(config: ZipperConfig) -> str:
     """ "identity" where the fused path equals the towers while gates are 0 and nothing is visible, else "paper"."""
     kept = all(p.form in ("residual", "none") for p in config.input_projections.values())
     return "identity" if kept and all(z.feed_forward == "where_visible" for z in config.zips) else "paper"
-
-
-def _parameters(run: Path) -> dict[str, int]:
-    from zipper_jax.training.config import TrainConfig
-    from zipper_jax.training.partition_tree import split
-    from zipper_jax.training.run_format import read_config
-
-    header = read_config(run)
-    train = from_dict(TrainConfig, {"model": header["model"], **header["train"]})
-    trained, frozen = split(zipper.abstract_params(train.model), train.freeze)
-    return {"trained": _size(trained), "frozen": _size(frozen)}
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:

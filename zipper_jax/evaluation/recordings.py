@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.data.prepared import part
+from zipper_jax.data.encode import part
 from zipper_jax.errors import UserError
 from zipper_jax.speech.corpus import read_manifest
 

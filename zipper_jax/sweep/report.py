@@ -10,8 +10,8 @@ from typing import Any
 from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import MEASURES, Places, Sweep, Table, rows
 from zipper_jax.sweep.plots import draw, scale_of
-from zipper_jax.sweep.scores import rate, read_results
-from zipper_jax.sweep.statistics import LEVEL, compare, spread
+from zipper_jax.sweep.scores import read_results
+from zipper_jax.sweep.statistics import LEVEL, compare, rate, spread
 
 PAGE = "README.md"
 _NONE = "–"

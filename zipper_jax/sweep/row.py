@@ -17,13 +17,11 @@ from zipper_jax.evaluation.controls import close_gates, others
 from zipper_jax.evaluation.likelihood import Likelihood
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.files import write_bytes, write_json
-from zipper_jax.models import zipper
 from zipper_jax.sweep.plan import Places, Row, Sweep, digest, train_config
-from zipper_jax.training import program
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.training.cost import cost, parameters
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.loop import train
-from zipper_jax.training.partition_tree import split
 
 Say = Callable[[str], None]
 
@@ -90,18 +88,14 @@ def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
 
 def _cost(config: TrainConfig) -> dict[str, Any]:
     """What the training cost, counted, and what is trained."""
-    built = program.build(config, len(config.data.tasks))
-    trained, frozen = split(zipper.abstract_params(config.model), config.freeze)
-    slots = sum(config.data.lengths.values()) * config.batch_size
-    goodput = json.loads((Path(config.model_dir) / "goodput.json").read_text(encoding="utf-8"))
+    found = cost(config)
     return {
         "steps": config.steps,
         "rows_per_step": config.batch_size,
-        "slots": slots * config.steps,
-        "flops": built.flops_per_step * config.steps,
-        "trained": _size(trained),
-        "frozen": _size(frozen),
-        "goodput": goodput,
+        "slots": found.slots,
+        "flops": found.flops,
+        **parameters(config),
+        "goodput": json.loads((Path(config.model_dir) / "goodput.json").read_text(encoding="utf-8")),
         "device": jax.devices()[0].device_kind,
     }
 
@@ -166,7 +160,3 @@ def _perplexities(model: Model, config: TrainConfig, examples: Sequence[Mapping[
             )
             found |= {f"{modality}_{path}_{when}": value for when, value in zip(("before", "after"), pair, strict=True)}
     return found
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

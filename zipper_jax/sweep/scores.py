@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation.controls import others, sounds
 from zipper_jax.evaluation.wer import per_sentence_errors
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.speech import grammar
@@ -25,6 +25,7 @@ from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.sweep.plan import Places, Row, Sweep, digest
 from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
+from zipper_jax.sweep.statistics import rate
 from zipper_jax.vocabularies import load_vocabulary
 
 ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}
@@ -79,12 +80,6 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def rate(pairs: Sequence[Sequence[float]]) -> float:
-    """All errors over all words."""
-    errors, words = np.asarray(pairs, np.float64).sum(axis=0)
-    return float(errors / words)
-
-
 def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) -> dict[str, Any]:
     main = said["scored"]
     texts = {
@@ -130,13 +125,9 @@ def _judge_controls(sweep: Sweep, places: Places, say: Callable[[str], None]) ->
         return
     say("the judge's controls")
     raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
-    rng = np.random.default_rng(0)
-    noise = [rng.standard_normal(len(w)).astype(np.float32) * 0.1 for w in raw]
     heard = {
         "gold_units": _listen(sweep, places, [e["contents"]["speech"] for e in examples]),
-        "raw_audio": transcribe_all(raw, _jsgf(sweep)),
-        "reversed": transcribe_all([w[::-1].copy() for w in raw], _jsgf(sweep)),
-        "noise": transcribe_all(noise, _jsgf(sweep)),
+        **{name: transcribe_all(waveforms, _jsgf(sweep)) for name, waveforms in sounds(raw).items()},
     }
     texts = [e["text"] for e in examples]
     errors = {name: _errors(texts, found) for name, found in heard.items()}

@@ -31,9 +31,15 @@ class Comparison(NamedTuple):
     verdict: Verdict
 
 
+def rate(pairs: Sequence[Sequence[float]] | Float[np.ndarray, "N 2"]) -> float:
+    """All errors over all words."""
+    errors, words = np.asarray(pairs, np.float64).sum(axis=0)
+    return float(errors / words)
+
+
 def spread(lines: Sequence[Mapping[str, Any]], measure: str) -> tuple[float, float, int]:
     """Mean rate over the seeds, their standard deviation (nan for one), and how many have the measure."""
-    rates = [_rate(np.asarray(line["measures"][measure])) for line in lines if measure in line["measures"]]
+    rates = [rate(line["measures"][measure]) for line in lines if measure in line["measures"]]
     if not rates:
         return float("nan"), float("nan"), 0
     return float(np.mean(rates)), float(np.std(rates, ddof=1)) if len(rates) > 1 else float("nan"), len(rates)
@@ -54,7 +60,7 @@ def compare(claim: Claim, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[st
     if len({len(found[s]) for found in (one, two) for s in seeds}) > 1:
         raise UserError(f"{claim.a} and {claim.b} were scored on different numbers of sentences: score them again")
     x, y = np.stack([one[s] for s in seeds]), np.stack([two[s] for s in seeds])  # [S, N, 2]
-    rates = _rate(x.sum(axis=0)), _rate(y.sum(axis=0))
+    rates = rate(x.sum(axis=0)), rate(y.sum(axis=0))
     differences = x[..., 0].mean(axis=0) - y[..., 0].mean(axis=0)
     low, high = _interval(x, y)
     verdict: Verdict = _verdict(claim, differences, low, high) if len(seeds) > 1 else "undecided"
@@ -76,11 +82,6 @@ def _of_seeds(measure: str, lines: Sequence[Mapping[str, Any]]) -> dict[int, np.
     return {line["seed"]: np.asarray(line["measures"][measure]) for line in lines if measure in line["measures"]}
 
 
-def _rate(pairs: Float[np.ndarray, "N 2"]) -> float:
-    errors, words = pairs.sum(axis=0)
-    return float(errors / words)
-
-
 def _wilcoxon(differences: Float[np.ndarray, " N"], alternative: str = "two-sided") -> float:
     """p of the signed-rank test; 1 where all pairs are equal."""
     from scipy.stats import wilcoxon  # comes with jax
@@ -94,6 +95,6 @@ def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> t
     found = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
         s, n = rng.integers(seeds, size=seeds), rng.integers(sentences, size=sentences)
-        found[i] = _rate(x[s][:, n].sum(axis=0)) - _rate(y[s][:, n].sum(axis=0))
+        found[i] = rate(x[s][:, n].sum(axis=0)) - rate(y[s][:, n].sum(axis=0))
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)

@@ -8,12 +8,12 @@ from pathlib import Path
 from humanize import naturalsize
 
 from zipper_jax.errors import UserError
-from zipper_jax.files import new_folder, require_new
+from zipper_jax.files import copy_folder, new_folder, require_new
 from zipper_jax.training import checkpoints, manifest
 from zipper_jax.training.config import SaveCheckpointConfig
 from zipper_jax.training.frozen import TABLE
 from zipper_jax.training.manifest import DamagedError
-from zipper_jax.training.run_folder import copy_folder, locked, stored_config
+from zipper_jax.training.run_folder import locked, stored_config
 from zipper_jax.training.run_format import read_config, write_config
 
 

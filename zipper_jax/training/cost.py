@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.training import partition_tree as tree
@@ -34,6 +36,13 @@ def cost(config: TrainConfig) -> Cost:
     rows = config.steps * config.batch_size
     lengths = config.data.lengths
     return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, axes, trainable, lengths))
+
+
+def parameters(config: TrainConfig) -> dict[str, int]:
+    """How many numbers of the model are ``trained`` and how many ``frozen``."""
+    trained, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    count = {"trained": trained, "frozen": frozen}
+    return {name: sum(int(np.prod(leaf.shape)) for leaf in part.values()) for name, part in count.items()}
 
 
 def lines(config: TrainConfig, mfu: float) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Opening a run folder: a new one is set up, an old one must hold the same run."""
 
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from zipper_jax.configs import from_dict, to_dict
 from zipper_jax.errors import UserError
+from zipper_jax.files import copy_folder
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.training.run_format import read_config, write_atomically, write_config
@@ -105,16 +105,6 @@ def stored_config(run_dir: str | Path) -> TrainConfig:
     """The TrainConfig of a run folder; fields it lacks have their defaults, ``model_dir`` is the folder given."""
     stored = read_config(run_dir)
     return replace(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}), model_dir=str(run_dir))
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder aside, then rename it into place; nothing happens when the target exists."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copytree(source, aside)
-    aside.replace(target)
 
 
 def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:

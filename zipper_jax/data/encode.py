@@ -1,0 +1,91 @@
+"""From a corpus's rows to examples: audio becomes units, in worker processes; an interrupted split is gone on with."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.progress import Say, telling
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.tokenizers import load_tokenizer
+from zipper_jax.speech.workers import parallel_map
+
+
+def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_audio` for a row of a manifest."""
+    within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
+    return {"source": str(corpus / row["audio"]), **within}
+
+
+def encode_split(
+    path: Path, corpus: Path, tokenizer: Path, rows: list[dict[str, Any]], shifts: int, say: Say, processes: int | None
+) -> None:
+    """Writes ``path`` (``<split>.jsonl``) where it is not there yet.
+
+    Args:
+      tokenizer: its folder. rows: of the corpus's manifest, of this split.
+      shifts: see PrepareSettings. processes: default one per core.
+    """
+    if path.is_file():
+        return
+    begun, split = time.monotonic(), path.stem
+    partial = path.with_name(f"{path.name}.partial")
+    done = _keep_whole_rows(partial, rows)
+    if done:
+        say(f"{split}: continuing behind {done} of {len(rows)} examples")
+    rows = rows[done:]
+    jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
+    encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
+        results = telling(encoded, len(jobs), say, f"{split}: {{}} utterances encoded")
+        for row in rows:
+            variants, seconds = [row.get("units")], row.get("seconds") or 0.0
+            if "audio" in row and "units" not in row:
+                variants, seconds = next(results)
+            about = {"id": row["id"], "split": split, "text": row.get("text") or None, "voice": row.get("voice")}
+            for shift, units in enumerate(variants):
+                example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
+                out.write(json.dumps(example, ensure_ascii=False) + "\n")
+            out.flush()
+    os.replace(partial, path)
+    say(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
+
+
+def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
+    """How many of the first ``rows`` an interrupted run encoded; the last one it wrote, perhaps in part, is cut off."""
+    if not partial.is_file():
+        return 0
+    done, end, place, last = 0, 0, 0, None
+    with partial.open("rb") as lines:
+        for line in lines:
+            try:
+                name = json.loads(line)["id"]
+            except (ValueError, KeyError, TypeError):  # half a line
+                break
+            if name != last:
+                if last is not None:  # all of the row before was written
+                    done, end = done + 1, place
+                if done >= len(rows) or name != rows[done]["id"]:
+                    break
+                last = name
+            place += len(line)
+    os.truncate(partial, end)
+    return done
+
+
+def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:
+    """For the workers: a function from arguments of `load_audio` to units from each starting point, and seconds."""
+    units = load_tokenizer(tokenizer)
+    step = SAMPLE_RATE / units.rate_hz
+
+    def encode(part: dict[str, Any]) -> tuple[list[list[int]], float]:
+        waveform = load_audio(**part)
+        starts = [int(step * shift / shifts) for shift in range(shifts)]
+        variants = [units.encode(waveform[start:]).tolist() for start in starts if start < len(waveform)]
+        return variants, len(waveform) / SAMPLE_RATE
+
+    return encode
