@@ -126,6 +126,7 @@ def test_generation_goes_through_added_tokens_and_replays(folders):
     np.testing.assert_allclose(log_probs[np.arange(len(tokens)), tokens], speech.log_probs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
     """`runs/fuse_from.gin` from the fused folder; the frozen text tower leaves as it came; added rows learn."""
     vocabularies = {name: load_vocabulary(folders / "fused" / "vocabularies" / name) for name in ("text", "speech")}

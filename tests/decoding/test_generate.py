@@ -178,7 +178,7 @@ def check_chunks(name, seed):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "relative" else n for n in MODELS])
 def test_any_chunks_through_the_caches_equal_the_full_pass(name):
-    print("largest difference of logits:", max(check_chunks(name, seed) for seed in range(6)))
+    print("largest difference of logits:", max(check_chunks(name, seed) for seed in range(3)))
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def copied(given: list, out: Path) -> list:
     return [*given[:-1], out]
 
 
+@pytest.mark.slow
 def test_prose_for_the_text_tower(tmp_path):
     """The text tower reads it, everything shares its vocabulary."""
     book = tmp_path / "book.txt"

@@ -105,7 +105,7 @@ def test_a_digest_is_the_same_on_any_mesh():
     assert manifest.table({"x": cut}) == manifest.table({"x": values})
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous):
     """Files may not grow as large as the arrays': the run ends with one line, and goes on once there is room."""
     save = replace(copied.save, asynchronous=asynchronous)
@@ -359,6 +359,7 @@ def test_the_newest_step_is_sealed_soon_and_good_before_that(copied):
     assert 5 in sealed[-3], "while training goes on, not at the next save"
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
     """Written by the version before digests: two steps of five, and the losses which that version then logged."""
     expected = [7.025000095367432, 6.573155403137207, 6.348919868469238]

@@ -76,6 +76,7 @@ def test_a_mesh_that_leaves_a_process_idle_is_refused(prepared, tmp_path):
     assert "the mesh takes 1 of 2 devices in 2 processes" in job.said()
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_alone_ends_the_group(prepared, tmp_path):
     """Only process 0 writes TensorBoard's files; it must not wait for the others, who wait for it."""
     alone = Job(tmp_path, "run", prepared, 3)

@@ -220,6 +220,7 @@ def test_best_checkpoints_stay(text_run):
         text_run(eval_period=2, save=SaveCheckpointConfig(period=3, keep_best=1))
 
 
+@pytest.mark.slow
 def test_replay_after_a_return_knows_what_was_left_out(guarded, capsys):
     """The return is in no checkpoint yet when the next bad batch comes."""
     run(guarded, wrap_batches=poisoned(5, 6, 7, 9))

@@ -110,6 +110,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(prepared, tmp_path):
     assert slow.finish("--gin.TRAIN_STEPS=12") == 0
 
 
+@pytest.mark.slow
 def test_a_stop_takes_no_longer_than_its_grace(prepared, tmp_path):
     """A hundredth of a second is not enough to save: the process ends all the same, and what it had before is good."""
     job = Job(tmp_path, "run", prepared, 100_000, bindings=("--gin.SaveCheckpointConfig.grace_seconds=0.01",))
