@@ -77,6 +77,7 @@ SIZES = {
             "grammar": "wide",
             "engine": "flite",
             "voices": ("slt", "kal16", "rms", "awb"),
+            "other_pitches": (1.0,),  # rms has no other
             "train": 40_000,
             "validation": 200,
             "test": 500,

@@ -8,6 +8,9 @@ import tiny_sweep
 
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
+from zipper_jax.speech import flite
+from zipper_jax.speech.corpus import CorpusSettings, plan
+from zipper_jax.speech.synthesis import find_engine
 from zipper_jax.sweep.plan import Arm, Claim, Places, Table, load_sweep, rows
 from zipper_jax.sweep.report import command_of, write_report
 
@@ -91,6 +94,13 @@ def test_the_shipped_findings_are_a_sweep(tmp_path):
         assert Places(tmp_path).data(0.01).endswith("shares/0.01")
     with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu"):
         load_sweep(experiments, "tpu")
+
+
+@pytest.mark.skipif(not flite.is_available(), reason="flite's libraries are not installed")
+@pytest.mark.parametrize(("size", "utterances"), [("cpu", 4400), ("gpu", 41_200)])
+def test_flite_can_speak_the_corpus_of_the_findings(size, utterances):
+    settings = CorpusSettings(**load_sweep(ROOT / "experiments" / "findings.py", size).corpus)
+    assert len(plan(settings, find_engine("flite"))) == utterances
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "findings").glob("*/")), ids=lambda path: path.name)

@@ -224,14 +224,20 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
             pitches = settings.other_pitches if other else settings.pitches
             # Voices change fastest, pitches slowest, so that every combination occurs.
             turn = index // len(voices)
+            voice, pitch = voices[index % len(voices)], pitches[turn // len(rates) % len(pitches)]
+            if pitch != 1.0 and voice in engine.without_pitch:
+                raise UserError(
+                    f"corpus settings: {'other_pitches' if other else 'pitches'} has {pitch}, but {engine.name}'s voice "
+                    f"{voice!r} has no pitch control: give (1.0,), or other voices"
+                )
             utterances.append(
                 Utterance(
                     id=f"{split}_{index:06d}",
                     split=split,
                     text=next(sentences),
-                    voice=voices[index % len(voices)],
+                    voice=voice,
                     rate=round(rate * rates[turn % len(rates)], 4),
-                    pitch=pitches[turn // len(rates) % len(pitches)],
+                    pitch=pitch,
                     snr_db=settings.other_snr_db if other else None,
                 )
             )

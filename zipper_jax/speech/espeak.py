@@ -37,6 +37,7 @@ class EspeakEngine:
     voices = ("en-us", "en-us+f2", "en-us+f4", "en-us+m3", "en-us+m7", "gmw/en", "gmw/en+f2", "gmw/en+m3")
     default_voices = ("en-us+f2", "gmw/en+f2")
     default_rate = 1.2
+    without_pitch = ()
 
     def __init__(self):
         # -P: without it the worker's own folder comes first on its path, and a module there could hide a library's

@@ -19,7 +19,6 @@ from zipper_jax.speech.requests import check_request
 
 # What flite's own registration sets as a voice's tempo; our rate multiplies it.
 _STRETCH = {"slt": 1.0, "awb": 1.0, "kal16": 1.1, "rms": 1.0}
-_WITHOUT_PITCH = ("rms",)  # mixed excitation: flite ignores f0_shift for this voice
 
 
 class _Wave(ctypes.Structure):
@@ -47,6 +46,7 @@ class FliteEngine:
     voices = tuple(_STRETCH)
     default_voices = ("slt", "kal16")  # a woman, and the one voice that takes 2 ms a sentence (the others 35)
     default_rate = 1.4
+    without_pitch = ("rms",)  # mixed excitation: flite ignores f0_shift for this voice
 
     def __init__(self, libflite: ctypes.CDLL, voices: dict[str, ctypes._Pointer]):
         self._libflite = libflite
@@ -57,7 +57,7 @@ class FliteEngine:
     def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
         """See `synthesis.Engine.say`. The voice rms has no pitch control."""
         check_request(self.name, self.voices, text, voice, rate, pitch)
-        if pitch != 1.0 and voice in _WITHOUT_PITCH:
+        if pitch != 1.0 and voice in self.without_pitch:
             raise UserError(
                 f"flite's voice {voice!r} has no pitch control, pitch is {pitch}: give 1.0 or another voice"
             )

@@ -30,6 +30,8 @@ class Engine(Protocol):
     """The voices a corpus uses unless told otherwise: the few that the judge understands best."""
     default_rate: float
     """The rate a corpus uses unless told otherwise: the fastest at which the judge still understands the units."""
+    without_pitch: tuple[str, ...]
+    """Voices that can be given no pitch but their own."""
 
     def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
         """16 kHz float32 audio of ``text``; ``rate`` and ``pitch`` multiply the voice's own."""
