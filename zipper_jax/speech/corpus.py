@@ -227,8 +227,8 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
             voice, pitch = voices[index % len(voices)], pitches[turn // len(rates) % len(pitches)]
             if pitch != 1.0 and voice in engine.without_pitch:
                 raise UserError(
-                    f"corpus settings: {'other_pitches' if other else 'pitches'} has {pitch}, but {engine.name}'s voice "
-                    f"{voice!r} has no pitch control: give (1.0,), or other voices"
+                    f"corpus settings: {'other_pitches' if other else 'pitches'} has {pitch}, but {engine.name}'s "
+                    f"voice {voice!r} has no pitch control: give (1.0,), or other voices"
                 )
             utterances.append(
                 Utterance(
