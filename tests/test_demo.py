@@ -8,15 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import open_page
 from tiny_run import tone, write_run
 
 from zipper_jax import load
+from zipper_jax.api import Model
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.attention import cross_attention
+from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.models.zipper import init_params
+from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "mlp_width": 16}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,38 @@ def test_attention_of_both_directions_lies_text_first(run, task):
     sums = weights[0].sum(2 if task == "asr" else 1)
     assert (sums <= 1 + 1e-5).all()
     assert sums.max() > 0.5, "text looks into speech, or speech into text"
+
+
+def test_attention_takes_units_as_they_are_spoken_of():
+    """Of a vocabulary whose units begin elsewhere: the weights are those of the same ids."""
+    text, ids = ByteVocabulary().size, 19
+    model = ZipperConfig(
+        towers={name: TowerConfig(n, 1, 16, **SIZES) for name, n in (("text", text), ("speech", ids))},
+        modalities={"text": ModalityConfig("text", text), "speech": ModalityConfig("speech", ids)},
+        zips=(ZipConfig(("speech", "text"), pairs=((1, 1),), gate_init=1.0),),
+    )
+    params = init_params(model, 0)
+
+    def weights(speech, units):
+        vocabularies = {"text": ByteVocabulary(), "speech": speech}
+        return cross_attention(Model(model, params, vocabularies, {"text": 16, "speech": 16}), "go", units, "asr")[1]
+
+    found = weights(UnitVocabulary(12, 25.0, first=5), [0, 1, 2])
+    np.testing.assert_array_equal(found[0], weights(UnitVocabulary(17, 25.0), [5, 6, 7])[0])
+    assert not np.array_equal(found[0], weights(UnitVocabulary(17, 25.0), [0, 1, 2])[0])
+
+
+def test_a_single_decoder_has_no_zip_to_look_into():
+    text, units = ByteVocabulary(), UnitVocabulary(12, 25.0)
+    model = ZipperConfig(
+        towers={"decoder": TowerConfig(text.size + units.size, 1, 16, **SIZES)},
+        modalities={
+            "text": ModalityConfig("decoder", text.size),
+            "speech": ModalityConfig("decoder", units.size, offset=text.size),
+        },
+    )
+    loaded = Model(model, init_params(model, 0), {"text": text, "speech": units}, {"decoder": 64})
+    assert cross_attention(loaded, "go", [1, 2, 3], "asr") == (["<bos>", "g", "o", "<eos>"], {})
 
 
 @pytest.fixture(scope="module")

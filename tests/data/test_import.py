@@ -482,6 +482,16 @@ def test_ctrl_c_in_the_middle(tmp_path):
     assert read_header(tmp_path / "out")["complete"]
 
 
+def test_a_manifest_of_somebody_elses_is_left_alone(tmp_path, capsys):
+    row = '{"id": "a", "units": [1, 2], "text": "go", "split": "train"}\n'
+    write(tmp_path / "header.json", '{"num_units": 9, "rate_hz": 25}')
+    manifest = write(tmp_path / "manifest.jsonl", row)
+    for more in ([], ["--overwrite"]):
+        assert cli.main(["data", "import", "units", str(manifest), "--out", str(tmp_path), *more]) == 2
+        assert "has a manifest.jsonl that no import wrote" in capsys.readouterr().err
+        assert manifest.read_text() == row
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     """A real limit on the size of files, met by the manifest."""
     source = write(tmp_path / "a.txt", "\n".join(f"sentence {n}" for n in range(400)))

@@ -200,6 +200,14 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
         prepare_rows.prepare(write_corpus(tmp_path / "c", seed=1), folder, fewer, processes=1)
 
 
+def test_folders_of_somebody_elses_are_left_alone(corpus, tmp_path, capsys):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "mine.csv").write_text("1,2")
+    assert cli.main(["data", "prepare", "--corpus", str(corpus), "--out", str(tmp_path)]) == 2
+    assert "has rows, but no header.json that says they were prepared" in capsys.readouterr().err
+    assert (tmp_path / "rows" / "mine.csv").read_text() == "1,2"
+
+
 def test_seqio_tasks_and_the_live_path(made):
     import seqio
     import tensorflow as tf

@@ -3,8 +3,26 @@
 import pytest
 
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.evaluator import Sources, evaluate
+from zipper_jax.evaluation.evaluator import Sources, _grammar, evaluate
+from zipper_jax.files import write_json
+from zipper_jax.speech.corpus import FORMAT_VERSION
 from zipper_jax.training.run_format import write_config
+
+
+def test_the_judge_listens_for_the_corpus_own_sentences(tmp_path):
+    def corpus(settings):
+        write_json(tmp_path / "corpus.json", {"format_version": FORMAT_VERSION, "settings": settings})
+
+    corpus({"voices": ["slt"], "grammar": "wide"})
+    assert _grammar(tmp_path) == "wide"
+    corpus({"voices": ["slt"]})
+    assert _grammar(tmp_path) == "home"
+    corpus({"format": "librispeech"})
+    run = tmp_path / "zipper"
+    run.mkdir()
+    write_config(run, {"model": {}, "train": {"initialise_from": {}}})
+    with pytest.raises(UserError, match=r"this corpus has none .* give --split test"):
+        evaluate(Sources({"zipper": run}, tmp_path / "prepared", tmp_path), tmp_path / "out")
 
 
 def test_a_tower_run_that_is_gone_is_said_before_anything_else(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from browser import open_page
@@ -11,6 +12,7 @@ from tiny_run import UNITS, tone, write_run
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.report_utterances import ORDERS, write_utterances
 from zipper_jax.evaluation.wer import NORMALISER, per_sentence_errors
+from zipper_jax.speech.given_units import GivenUnits
 
 TEXTS = {"u/1": "on", "u/2": "go on", "u <3>": "off", "silence": "...", "u/5": "on and off"}
 
@@ -69,6 +71,22 @@ def test_the_corpus_gives_the_recordings(run, command, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command, *more]) == 2
     assert "has no audio for 'u/2' (not in its manifest)" in capsys.readouterr().err
+
+
+def test_units_that_nothing_makes_audible_leave_the_page_without_sound(run, command, tmp_path, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    speech = copied / "vocabularies" / "speech"
+    for path in speech.iterdir():
+        if path.name != "vocabulary.json":
+            path.unlink()
+    GivenUnits(UNITS, 25.0).save(speech)
+    command = [str(copied) if part == str(run) else part for part in command]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "the page will have no sound" in capsys.readouterr().err
+    page = Page((tmp_path / "out" / "utterances.html").read_text())
+    assert "audio" not in page.tags
+    assert "You hear" not in page.text
 
 
 def write_three(folder):

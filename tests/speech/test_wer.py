@@ -1,8 +1,10 @@
 """Word error rate: corpus level, one normaliser, empty hypotheses allowed."""
 
+import numpy as np
 import pytest
 
 from zipper_jax.errors import UserError
+from zipper_jax.evaluation.metrics import word_error_rate
 from zipper_jax.evaluation.wer import normalise, per_sentence_errors, wer
 
 
@@ -13,10 +15,17 @@ from zipper_jax.evaluation.wer import normalise, per_sentence_errors, wer
         ("don’t 'quote' it_now", "don't quote it now"),
         (" ... ", ""),
         ("zażółć 42", "zażółć 42"),
+        ("e\u0301tude", "\u00e9tude"),  # one word, however its accent is written
+        ("नमस्ते, दुनिया!", "नमस्ते दुनिया"),
     ],
 )
 def test_normaliser(text, expected):
     assert normalise(text) == expected
+
+
+def test_a_sentence_without_words_ends_no_training_run():
+    assert word_error_rate(["go on", "?!"], ["go", "x"]) == {"wer": 0.5}
+    assert np.isnan(word_error_rate(["..."], ["x"])["wer"])
 
 
 def test_rate_is_over_the_corpus_not_over_sentences():

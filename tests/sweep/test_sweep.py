@@ -113,6 +113,9 @@ def test_data_of_another_sweep_is_refused(given, tmp_path, capsys):
     for action in ("run", "prepare"):
         assert main(["sweep", action, *map(str, given)]) == 2
         assert "holds data that was made with corpus = " in capsys.readouterr().err
+    (tmp_path / MADE_WITH).write_text(json.dumps(found))
+    assert main(["sweep", "run", *map(str, given), "--prose", str(tmp_path)]) == 2
+    assert "was prepared without it" in capsys.readouterr().err
 
 
 def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):

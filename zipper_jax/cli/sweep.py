@@ -89,7 +89,10 @@ def _run(args, sweep, rows, places) -> int:
     from zipper_jax.sweep.row import finished
     from zipper_jax.sweep.runner import run_rows
 
-    if not prepared(sweep, places):  # asked first: preparing imports TensorFlow, which the machine may lack
+    ready = prepared(sweep, places)
+    if ready and args.prose and not places.prose.is_dir():
+        raise UserError(f"--prose: {str(places.root)!r} was prepared without it; give another --out")
+    if not ready:  # asked first: preparing imports TensorFlow, which the machine may lack
         prepare(sweep, places, _say, args.prose)
     waiting = [row for row in rows if not finished(sweep, row, places)]
     _say(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")

@@ -55,6 +55,10 @@ def import_corpus(
     out = Path(out)
     what = to_dict(settings) | {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
     found = read_header(out)
+    there = out / "manifest.jsonl"
+    is_source = {str(out.absolute()), str(there.absolute())} & set(what["sources"])
+    if found is None and there.exists() and (is_source or not overwrite):
+        raise UserError(f"{str(out)!r} has a manifest.jsonl that no import wrote: give another --out")
     if found is not None and not overwrite:
         if found["settings"] != what:
             raise UserError(f"{str(out)!r} holds a corpus made otherwise: give --overwrite or another --out")

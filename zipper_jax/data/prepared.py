@@ -168,8 +168,14 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
         (folder / "header.json").unlink()  # first: without it nothing here counts as finished
         header = None
     if header is None:
-        for name in ("vocabularies", "examples", "rows"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        there = [name for name in ("vocabularies", "examples", "rows") if (folder / name).exists()]
+        if there and not overwrite:
+            raise UserError(
+                f"{str(folder)!r} has {', '.join(there)}, but no header.json that says they were prepared: give "
+                "another --out, or --overwrite to delete them"
+            )
+        for name in there:
+            shutil.rmtree(folder / name)
         start = {
             "format_version": FORMAT_VERSION,
             "made_with": made_with,

@@ -3,6 +3,7 @@
 Axis letters: N heads, T text tokens, S speech units.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -26,8 +27,10 @@ def cross_attention(
       task: ``asr``: what text draws from speech; ``tts``: what speech draws from text, turned so that text lies first.
     """
     tokens = np.asarray(model.vocabularies["text"].encode(text), np.int32)
-    contents = {"speech": np.asarray(units, np.int32), "text": tokens}
-    lengths = {model.layout[m].tower: len(c) + 2 for m, c in contents.items()}
+    contents = {"speech": np.asarray(model.vocabularies["speech"].encode(units), np.int32), "text": tokens}
+    lengths: Counter[str] = Counter()
+    for modality, content in contents.items():
+        lengths[model.layout[modality].tower] += len(content) + 2
     towers = rows_to_towers([[fill_template(task, contents)]], model.layout, lengths)
     found = jax.jit(partial(zipper.cross_attention_weights, model.config))(model.params, towers)
     target = TEMPLATES[task][-1][0]

@@ -26,11 +26,12 @@ from zipper_jax.evaluation.controls import others, sounds
 from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.recordings import recordings
-from zipper_jax.evaluation.wer import NORMALISER, wer
+from zipper_jax.evaluation.wer import NORMALISER, normalise, wer
 from zipper_jax.files import write_json
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
+from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
 
@@ -83,6 +84,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     from zipper_jax.training.run_folder import stored_config
 
     _check_origins(sources)
+    judged_by = _grammar(sources.corpus)
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     test = _examples(sources.prepared, "test", settings.sentences)
     there = "test_other" in splits(sources.prepared)
@@ -90,6 +92,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     if len(test) < 2:
         raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
     spoken = test[: settings.speech_sentences or None]
+    models["zipper"].vocode(spoken[0]["units"])  # units that nothing here makes audible are told now
     raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
     limits = models["zipper"].limits  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
@@ -109,7 +112,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
 
     say("judging speech")
-    rates, judged = _judge(models["zipper"], spoken, raw, speech)
+    rates, judged = _judge(models["zipper"], spoken, raw, speech, judged_by)
     results |= rates
     say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
     say("perplexities")
@@ -131,14 +134,25 @@ def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> l
     return [Speech(model.vocode(row[0].content), SAMPLE_RATE, row[0].content, row[0].truncated) for row in rows]
 
 
-def _judge(model: Model, examples, raw, speech) -> tuple[dict[str, float], dict[str, list[str]]]:
+def _grammar(corpus: Path) -> str:
+    """Whose sentences the judge listens for."""
+    settings = (read_header(corpus) or {}).get("settings", {})
+    if "voices" not in settings:
+        raise UserError(
+            f"--corpus {corpus}: generated speech is judged by its sentences' grammar, and this corpus has none (it "
+            "was not made by `zipper data synth`): give --split test, for speech to text alone"
+        )
+    return settings.get("grammar", LATER_FIELDS["grammar"])
+
+
+def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[str, float], dict[str, list[str]]]:
     """Error rates of the judge on generated speech and on its controls, one setting for all; and what it heard."""
     audio = {
         **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
         "gold_units": [model.vocode(e["units"]) for e in examples],
         **sounds(raw),
     }
-    flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf())
+    flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf(judged_by))
     judged = {name: flat[i * len(examples) : (i + 1) * len(examples)] for i, name in enumerate(audio)}
     texts = [e["text"] for e in examples]
     rates = {
@@ -210,7 +224,7 @@ def form_of(config: ZipperConfig) -> str:
 def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
     from zipper_jax.data.prepared import read_examples
 
-    rows = [row for row in read_examples(prepared, split) if row["text"] is not None and row["units"] is not None]
+    rows = [row for row in read_examples(prepared, split) if row["units"] is not None and normalise(row["text"] or "")]
     return rows[: most or None]
 
 

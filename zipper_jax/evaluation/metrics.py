@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.wer import wer
+from zipper_jax.evaluation.wer import normalise, wer
 
 MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
 def word_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Corpus-level word error rate of sentences, a fraction."""
-    return {"wer": wer(targets, predictions)}
+    """Corpus-level word error rate of sentences, a fraction; of those that have words (nan where none has)."""
+    pairs = [(t, p) for t, p in zip(targets, predictions, strict=True) if normalise(t)]
+    return {"wer": wer(*zip(*pairs, strict=True)) if pairs else float("nan")}
 
 
 def unit_error_rate(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:

@@ -96,7 +96,7 @@ def _utterances(folder: Path, results: Mapping[str, Any], rows: Sequence[Mapping
         "Every sentence",
         "<del>Crossed out</del>: a word that was left out; <ins>with a plus</ins>: one that was added; "
         '<span class="swap"><del>one</del><ins>another</ins></span>: one that was replaced. Both sides are normalised: '
-        f"{escape(results['normaliser'])}. You hear {escape(results['heard'])}.",
+        f"{escape(results['normaliser'])}." + (f" You hear {escape(results['heard'])}." if results["heard"] else ""),
         f'<div class="sorts">{sorts}'
         '<label><input type="checkbox" id="only_wrong"> only sentences with errors</label></div>',
         f'<ol class="utterances">{"".join(lines)}</ol>',

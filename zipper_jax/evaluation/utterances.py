@@ -3,7 +3,7 @@
 Writes a folder that `report_utterances` reads:
 
     utterances.json     the error rate and its controls; each sentence with its alignment and counts
-    audio/*.flac        what was heard: the corpus's audio where it is given, else the units through the vocoder
+    audio/*.flac        what was heard: the corpus's audio where it is given, else the units through the vocoder, if any
 
 The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
 """
@@ -55,6 +55,13 @@ def evaluate_split(
     for modality in ("speech", "text"):
         if modality not in model.layout:
             raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+    heard = "the recordings" if sounds is not None else "the units through the vocoder"
+    try:
+        if sounds is None:
+            model.vocode(examples[0]["units"])
+    except UserError as error:  # units from elsewhere: the page does without sound
+        say(f"the page will have no sound: {error}")
+        heard = ""
     say(f"{run}: {len(examples)} sentences of {split}, and the controls")
     rates, hypotheses = speech_to_text(model, examples, [], model.limits, settings.beams)
     say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
@@ -65,14 +72,14 @@ def evaluate_split(
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
-    for place in worst[:WITH_AUDIO]:
+    for place in worst[:WITH_AUDIO] if heard else ():
         rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
     results = {
         "run": str(run),
         "split": split,
         "normaliser": NORMALISER,
         "beams": settings.beams,
-        "heard": "the recordings" if corpus is not None else "the units through the vocoder",
+        "heard": heard,
         "without_words": len(found) - len(spoken),
         "left_out": len(spoken) - len(examples),
         "rates": rates,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +13,9 @@ NORMALISER = "lower case; only letters, digits and apostrophes inside words; sin
 
 def normalise(text: str) -> str:
     """``text`` as it is compared, see `NORMALISER`."""
-    kept = re.sub(r"[^\w']|_", " ", text.lower().replace("’", "'"))
+    text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
+    # Marks belong to their letters: vowels of Hindi, accents that have no composed form.
+    kept = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
     return " ".join(word for piece in kept.split() if (word := piece.strip("'")))
 
 

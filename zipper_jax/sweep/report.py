@@ -91,9 +91,9 @@ def _claims(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
     text += [
         "",
         "n: sentences × seeds. p: Wilcoxon signed-rank, two-sided, on errors per sentence averaged over seeds; a "
-        f"claim of an order is decided when it is below {LEVEL} and the 95 % interval of a − b (in brackets; bootstrap "
-        "over seeds and sentences) excludes 0 the same way; one of likeness holds when the interval lies within the "
-        "margin. One seed decides nothing.",
+        f"claim of an order is decided when it is below {LEVEL} and the 95 % interval of a − b (in brackets; Student's "
+        "over seeds and the normal one over sentences, added in squares) excludes 0 the same way; one of likeness "
+        "holds when the interval lies within the margin. One seed decides nothing.",
     ]
     return "\n".join(text)
 
