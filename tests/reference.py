@@ -1,4 +1,4 @@
-"""The forward pass of one example in float64 numpy, written from the paper's equations (docs: spec §2 and §3).
+"""The forward pass of one example in float64 numpy, written from the paper's equations (§3).
 
 It shares no code with the package: no packing, no segments, no intervals, no schedule. Positions are counted here,
 masks are dense comparisons of global positions, and post-fusion states call each other recursively.

@@ -34,7 +34,7 @@ def test_without_gradio_it_says_how_to_get_it(run, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo", "--model", str(run)]) == 2
     assert capsys.readouterr().err == (
-        "error: zipper demo needs gradio, which is not installed: pip install 'zipper-jax[demo]'\n"
+        "error: zipper demo needs gradio, which is not installed: pip install --editable '.[demo]' in the checkout\n"
     )
     assert main(["demo", "--model", str(run), "--port", "0"]) == 2
     assert "--port 0: give 1 to 65535" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Zip pretrained decoders of different modalities into one model that reads and writes both.
 
     import zipper_jax
-    model = zipper_jax.load("runs/smoke/fusion")
+    model = zipper_jax.load("runs/smoke/zipper")
     model.transcribe(audio, sample_rate)      # -> text
     model.speak("set the lamp to nine")       # -> audio
     tower = zipper_jax.from_hf("folder or hub id")

@@ -20,10 +20,10 @@ DISTRIBUTION = "zipper-jax"
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")
 """Distributions that bring the module ``tensorflow``; seqio asks for it, not we."""
 OPTIONAL = {
-    "gradio": "for `zipper demo`: pip install 'zipper-jax[demo]'",
-    "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install 'zipper-jax[tpu]'",
-    "torch": "for `zipper convert verify --against` a Hugging Face folder: pip install 'zipper-jax[verify]'",
-    "transformers": "for `zipper convert verify --against` a Hugging Face folder: pip install 'zipper-jax[verify]'",
+    "gradio": "for `zipper demo`: pip install --editable '.[demo]' in the checkout",
+    "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install --editable '.[tpu]' in the checkout",
+    "torch": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
+    "transformers": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
 }
 """Distribution -> what it is for and how to get it."""
 GIB = 1024.0**3
@@ -129,7 +129,9 @@ def devices() -> Iterator[Finding]:
 
 def synthesisers() -> Finding:
     """flite or espeak-ng, which only the synthesis of a corpus needs."""
-    purpose = "for `zipper data synth` only: apt-get install flite, or pip install 'zipper-jax[espeak]'"
+    purpose = (
+        "for `zipper data synth` only: apt-get install flite, or pip install --editable '.[espeak]' in the checkout"
+    )
     try:
         from zipper_jax.speech.synthesis import available_engines
     except ImportError as error:  # a package is missing, which has a line of its own

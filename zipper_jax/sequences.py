@@ -73,7 +73,7 @@ TEMPLATES: dict[str, tuple[tuple[str, float], ...]] = {
     "asr": (("speech", 0.0), ("text", 1.0)),
     "tts": (("text", 0.0), ("speech", 1.0)),
 }
-"""task -> (modality, loss weight) of each span, in order. No task tag is needed: the order tells the task (spec §4)."""
+"""task -> (modality, loss weight) of each span, in order. No task tag is needed: the order tells the task."""
 
 
 def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) -> dict[str, Place]:

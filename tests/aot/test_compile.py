@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIBTPU = ROOT / ".cache" / "libtpu"
 needs_libtpu = pytest.mark.skipif(
-    find_spec("libtpu") is None and not LIBTPU.is_dir(), reason="no libtpu: pip install 'zipper-jax[tpu]'"
+    find_spec("libtpu") is None and not LIBTPU.is_dir(), reason="no libtpu: pip install --editable '.[tpu]'"
 )
 
 SMALL = """
@@ -108,4 +108,4 @@ def test_without_libtpu_the_way_to_it_is_named(small):
         pytest.skip("libtpu is installed")
     done = zipper("compile", small, "--topology=v5e:2x2", without=True)
     assert done.returncode == 2
-    assert "pip install 'zipper-jax[tpu]'" in done.stderr
+    assert "pip install --editable '.[tpu]'" in done.stderr

@@ -193,6 +193,14 @@ def test_verify_tells_another_model_by_its_exit_status(folders, tiny, tmp_path, 
     assert "DIFFERENT" in capsys.readouterr().out
 
 
+def test_verify_against_no_model_is_one_line(folders, tmp_path, capsys):
+    tower = str(folders / "text")
+    assert main(["convert", "verify", tower, "--against", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere' does not exist (the id of a model on the hub is ORG/NAME)" in capsys.readouterr().err
+    assert main(["convert", "verify", tower, "--against", str(tmp_path)]) == 2
+    assert re.fullmatch(r"error: --against .*: transformers cannot read it \(.*\): give .*\n", capsys.readouterr().err)
+
+
 def test_bfloat16_export_halves_the_file_and_stays_near(folders, tmp_path):
     assert main(["convert", "export", str(folders / "fused"), "--out", str(tmp_path / "bf16"), "--bf16"]) == 0
     sizes = [(folder / FILE).stat().st_size for folder in (tmp_path / "bf16", folders / "fused")]

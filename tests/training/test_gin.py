@@ -22,6 +22,8 @@ GIVEN = {
     "pretrain_speech": {},
     "fuse": {"TEXT_RUN": "t", "SPEECH_RUN": "s"},
     "single_decoder": {"TEXT_RUN": "t"},
+    "paper/gecko_128m": {"TEXT_RUN": "t", "SPEECH_RUN": "s"},
+    "paper/gecko_1b": {"TEXT_RUN": "t", "SPEECH_RUN": "s"},
 }
 
 
@@ -45,6 +47,12 @@ def test_vocabulary_sizes_come_from_the_data(prepared):
     assert decoder.towers["decoder"].vocab_size == 54
     assert decoder.towers["decoder"].num_layers == build(prepared, "fuse").model.towers["text"].num_layers
     assert (decoder.modalities["speech"].offset, decoder.modalities["speech"].size) == (22, 32)
+
+
+@pytest.mark.parametrize("size", ["128m", "1b"])
+def test_a_larger_tower_keeps_nothing_of_the_one_that_it_replaces(prepared, size):
+    alone = build(prepared, "pretrain_speech", f"--gin_file=towers/speech_{size}.gin").model
+    assert alone.towers["speech"] == build(prepared, f"paper/gecko_{size}").model.towers["speech"]
 
 
 def test_macros_and_parameters_from_the_command_line(prepared):

@@ -34,7 +34,7 @@ def devices(name: str, slices: int = 1) -> list[Any]:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
     except ImportError:
         raise UserError(
-            "compiling for TPUs needs libtpu (it runs without a TPU): pip install 'zipper-jax[tpu]'"
+            "compiling for TPUs needs libtpu (it runs without a TPU): pip install --editable '.[tpu]' in the checkout"
         ) from None
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

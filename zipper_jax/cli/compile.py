@@ -8,7 +8,8 @@ from zipper_jax.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
-Compile what `zipper train` would run, for a TPU slice, on a machine without one (pip install 'zipper-jax[tpu]').
+Compile what `zipper train` would run, for a TPU slice, on a machine without one (pip install --editable '.[tpu]' in the
+checkout).
 Prints memory per device against the chip's, what is sent between devices against what must be, and an estimate of the
 time of a step. Exit status 1: it does not fit, or leaves less than --spare.
 

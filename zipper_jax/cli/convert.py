@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     one = command("verify", "compare a tower's logits with another model's")
     one.add_argument("run", help="a run or model folder")
-    one.add_argument("--against", required=True, help="a Hugging Face folder, or a run or model folder")
+    one.add_argument("--against", required=True, help="a Hugging Face folder or hub id, or a run or model folder")
     one.add_argument("--tower", help="which (default: the only one)")
     one.add_argument("--text", help="a text file (default: random tokens)")
     one.add_argument("--length", type=int, default=256, help="tokens per row (default 256)")

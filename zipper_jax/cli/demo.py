@@ -10,7 +10,8 @@ from zipper_jax.errors import UserError
 
 DESCRIPTION = """\
 Serve a page on this machine alone (127.0.0.1): record or upload speech and read it, write a sentence and hear it, and
-see where text and speech looked at each other. Needs gradio: pip install 'zipper-jax[demo]'. Ctrl-C ends it.
+see where text and speech looked at each other. Ctrl-C ends it.
+Needs gradio: pip install --editable '.[demo]' in the checkout.
 
   zipper demo --model runs/smoke/zipper
 """
@@ -28,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.port <= 65_535:
         raise UserError(f"--port {args.port}: give 1 to 65535, e.g. 7860")
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("zipper demo needs gradio, which is not installed: pip install 'zipper-jax[demo]'")
+        raise UserError(
+            "zipper demo needs gradio, which is not installed: pip install --editable '.[demo]' in the checkout"
+        )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     from zipper_jax import demo
     from zipper_jax.api import load

@@ -42,9 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 EXAMPLE = """\
 example:
   zipper data synth --out data/corpus
-  zipper data prepare --corpus data/corpus --out data/prepared
-  zipper train --gin_file=runs/pretrain_text.gin --gin.MODEL_DIR=runs/text --gin.TRAIN_STEPS=500
-  zipper transcribe --model runs/fusion hello.wav
+  zipper data prepare --corpus data/corpus --out data/prepared --text_length 32 --speech_length 128
+  zipper train --gin_file=runs/pretrain_text.gin --gin.DATA=data/prepared --gin.MODEL_DIR=runs/text
+  zipper transcribe --model runs/smoke/zipper hello.wav     # what `make smoke` trained
 
 "zipper COMMAND --help" tells what a command takes.
 """

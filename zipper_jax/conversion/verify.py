@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from zipper_jax.api import Model, load
+from zipper_jax.conversion import hub
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.sequences import TowerBatch
@@ -82,10 +83,10 @@ def our_logits(model: Model, tower: str) -> Logits:
 
 
 def reference(path: str | Path, tower: str) -> Logits:
-    """transformers' logits of a Hugging Face folder, or ours of a run or model folder.
+    """transformers' logits of a Hugging Face folder or hub id, or ours of a run or model folder.
 
     Raises:
-      UserError: a Hugging Face folder where transformers or torch is not installed.
+      UserError: none of these, or a Hugging Face model where transformers or torch is not installed.
     """
     if (Path(path) / "vocabularies").is_dir():
         other = load(path)
@@ -96,10 +97,20 @@ def reference(path: str | Path, tower: str) -> Logits:
         import transformers
     except ImportError as error:
         raise UserError(
-            f"--against {str(path)!r} is a Hugging Face folder, which transformers is asked about, and {error.name} is "
-            "not installed: pip install 'zipper-jax[verify]'; or compare with a run or model folder"
+            f"--against {str(path)!r} is a Hugging Face model, which transformers is asked about, and {error.name} is "
+            "not installed: pip install --editable '.[verify]' in the checkout; or compare with a run or model folder"
         ) from error
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
+    folder = hub.model_folder(str(path))
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:  # no config.json, no weights, a model_type that it does not know
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--against {str(path)!r}: transformers cannot read it ({reason}): give a Hugging Face folder or hub id, "
+            "or a run or model folder"
+        ) from error
     model.eval()
 
     def logits(tokens: Int32[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:

@@ -1,6 +1,6 @@
 """What a model is: frozen dataclasses that check themselves. gin, flags and JSON only build them.
 
-Every silence of the paper (spec §12) is a field here, with the paper's choice, or the code it points to, as default.
+Every silence of the paper is a field here, with the paper's choice, or the code it points to, as default.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class TowerConfig:
     vocab_size: rows of the embedding, begin and end tokens included.
     num_layers, width (D), num_heads (N), num_kv_heads (K), head_size (H, free of D / N), mlp_width (F).
     rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the MLP.
-    tied_head: the output softmax shares the embedding table (the paper, §2.5).
+    tied_head: the output softmax shares the embedding table (the paper, §3).
     embedding_scale: factor on the embedding as it enters the tower.
     positions: "rotary" (RoPE on query and key), "learned" (a table, added to the embedding, on the fused path behind
       the input projection), "relative" (T5: a bias on the scores per head and bucket of distances, for all layers).
@@ -212,7 +212,7 @@ class ZipConfig:
     mlp_multiplier, mlp_activation, bias, norm: of the feed-forward and its norms (open_flamingo: 4, gelu, no bias,
       LayerNorm). normalise_source: also norm the keys' and values' input (open_flamingo: no).
     gate_init: start of both scalar tanh gates (Flamingo: 0).
-    projection: ReLU(3-layer MLP) from the source's width to the receiver's (paper §2.3, §4.1).
+    projection: ReLU(3-layer MLP) from the source's width to the receiver's (paper §3, §4.1).
     feed_forward: "always" (Flamingo, so also for tokens that see nothing) or "where_visible" (then text without
       speech stays what it was after training too).
     positions: "learned" adds a vector per local position to the keys' input (after the projection and its norm) and

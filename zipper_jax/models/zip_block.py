@@ -1,6 +1,6 @@
 """One direction of a zip: projection from the source tower, gated cross-attention and feed-forward into the receiver.
 
-Paper §2.3 and §2.4 (Flamingo's gated cross-attention), written as the *effect* that is added to the pre-fusion state m:
+Paper §3 (Flamingo's gated cross-attention), written as the *effect* that is added to the pre-fusion state m:
 
     h  = ReLU(g(m_source))                            the cross-tower projection, into the receiver's width
     a  = tanh(attention_gate) * attend(norm(m), h)

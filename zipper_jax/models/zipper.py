@@ -158,7 +158,7 @@ def cross_attention_weights(
 
 
 def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch) -> Float[Array, "B T V"]:
-    """One tower alone: what it was before fusion if its weights are (spec §9.1). Float32 logits.
+    """One tower alone: what it was before fusion if its weights are. Float32 logits.
 
     Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
     """
@@ -173,7 +173,7 @@ def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch
 
 
 def embed(makers: Makers, tower: str, params: Params, tokens, local_positions) -> State:
-    """h0 = input_projection(embedding(tokens)) (paper §2.1): the start of the fused path. Learned positions are added
+    """h0 = input_projection(embedding(tokens)) (paper §3): the start of the fused path. Learned positions are added
     behind the projection."""
     embedding = makers.bind(makers.embedding(tower), tower, params["towers"][tower]["embedding"])
     added = params.get("added_embeddings", {}).get(tower)
@@ -184,7 +184,7 @@ def embed(makers: Makers, tower: str, params: Params, tokens, local_positions) -
 
 
 def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bool = False) -> Float[Array, "B T V"]:
-    """Final norm and output softmax's logits; the input projection is not on this path (paper §2.5). The fused path's
+    """Final norm and output softmax's logits; the input projection is not on this path (paper §3). The fused path's
     added tokens come behind the tower's own."""
     config, own = makers.config.towers[tower], params["towers"][tower]
     x = makers.bind(makers.final_norm(tower), tower, own["final_norm"])(x)
