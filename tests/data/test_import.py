@@ -96,6 +96,17 @@ def test_a_table_with_columns_of_other_names(tmp_path):
     assert rows["en-c1"]["voice"] == "me"
 
 
+@pytest.mark.parametrize("name, mark", [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_line_with_more_cells_than_the_header_is_not_cut(tmp_path, name, mark):
+    for number in range(3):
+        sound(tmp_path / f"{number}.wav")
+    lines = [f"0.wav{mark}hello{mark} dear world", f"1.wav{mark}hello{mark}", f"2.wav{mark}good bye"]
+    path = write(tmp_path / name, "\n".join([f"audio{mark}text", *lines]))
+    header, rows = run("table", path, tmp_path / "out")
+    assert problems(header) == {"more columns than the header": 1}
+    assert {row["text"] for row in rows.values()} == {"hello", "good bye"}
+
+
 def test_kaldi_with_one_folder_and_with_a_folder_per_split(tmp_path):
     header, rows = run("kaldi", making.kaldi(tmp_path / "all"), tmp_path / "out")
     assert header["counts"]["train"] == 6
@@ -104,6 +115,13 @@ def test_kaldi_with_one_folder_and_with_a_folder_per_split(tmp_path):
         making.kaldi(tmp_path / "data" / split, first, 1)
     header, _ = run("kaldi", tmp_path / "data", tmp_path / "out2", ImportSettings())
     assert header["counts"] == {"train": 1, "validation": 1, "test": 1, "test_other": 0}
+
+
+def test_a_linked_folder_keeps_the_name_of_its_link(tmp_path):
+    making.kaldi(tmp_path / "data" / "exp_2020")
+    (tmp_path / "data" / "test").symlink_to("exp_2020")
+    with pytest.raises(UserError, match="6 held out"):
+        run("kaldi", tmp_path / "data" / "test", tmp_path / "out")
 
 
 def test_kaldi_segments_are_parts_of_files(tmp_path):
@@ -150,6 +168,22 @@ def test_text_in_every_wrapping(tmp_path):
     assert all(row.keys() == {"id", "split", "text"} for row in rows.values())
     assert header["splits"]["train"]["words"] == 6
     assert header["dropped"] == {}
+
+
+def test_text_files_take_their_split_from_their_name_else_from_the_nearest_folder(tmp_path):
+    names = {
+        "corpus/train/a.txt": "train",
+        "corpus/test/b.txt": "test",
+        "corpus/test/en/c.txt": "test",
+        "corpus/train/valid.txt": "validation",
+        "corpus/wiki.test.txt.gz": "test",
+        "corpus/my.tests.txt": "train",
+        "dev/d.txt": "validation",
+    }
+    for name in names:
+        write(tmp_path / name, gzip.compress(name.encode()) if name.endswith("gz") else name)
+    import_corpus("text", [tmp_path / "corpus", tmp_path / "dev"], tmp_path / "out", NONE_HELD_OUT)
+    assert {row["text"]: row["split"] for row in read_manifest(tmp_path / "out")} == names
 
 
 def test_paragraphs_and_pieces(tmp_path):

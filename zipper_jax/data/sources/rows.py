@@ -1,6 +1,7 @@
 """What every reader of a source yields, and how sources name their splits."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,4 +108,4 @@ def require_folder(path: Path, wants: str) -> Path:
     """``path``, absolute. Raises UserError when it is no folder; ``wants`` says what should be in it."""
     if not path.is_dir():
         raise UserError(f"{str(path)!r} is no folder: give one with {wants}")
-    return path.resolve()
+    return Path(os.path.abspath(path))  # where a folder is a link, its name, which may be a split's, is the link's

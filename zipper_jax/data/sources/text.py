@@ -1,6 +1,7 @@
 """Text alone: .txt (a document per line, or per paragraph) and .jsonl, compressed or not; files, or folders of them."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,17 @@ _ENDINGS = (".txt", ".jsonl")
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """A file called train, dev, valid, test, … is that split; a .jsonl line may name its own in "split"."""
+    """Files and folders called train, dev, valid, test, … are that split; a .jsonl line may name its own in "split"."""
     for file, name in _files(path):
-        split = lines.stem(file) if split_of(lines.stem(file)) else ""
+        split = _split(file, path)
         yield from (_jsonl if lines.ending(file) == ".jsonl" else _txt)(file, name, split, settings)
+
+
+def _split(file: Path, path: Path) -> str:
+    """What names the split of ``file``: itself (valid.txt, wiki.valid.txt), or the nearest folder up to ``path``."""
+    stem = lines.stem(file)
+    folders = [*Path(os.path.abspath(path)).parts[-1:], *file.relative_to(path).parts[:-1]] if path.is_dir() else []
+    return next(filter(split_of, [stem, *stem.split("."), *reversed(folders)]), "")
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
