@@ -21,7 +21,7 @@ from making_sources import SENTENCES, sound, write
 from zipper_jax.cli import main as cli
 from zipper_jax.data import check_audio
 from zipper_jax.data.import_corpus import import_corpus
-from zipper_jax.data.sources.rows import ImportSettings, split_of
+from zipper_jax.data.sources.rows import ImportSettings, audio_files, split_of
 from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import read_header, read_manifest
@@ -141,7 +141,7 @@ def test_audio_alone_is_cut_and_takes_its_speaker_from_the_folder(tmp_path):
     sound(tmp_path / "small" / "100" / "sea_fairies" / "01.flac", seconds=1.0)
     sound(tmp_path / "small" / "22" / "emma" / "01.flac", seconds=0.25)
     header, rows = run("audio", tmp_path / "small", tmp_path / "out", ImportSettings(0, 0, piece_seconds=0.4))
-    pieces = [rows[f"100-sea_fairies-01-{n}"] for n in range(3)]
+    pieces = [rows[f"100-sea_fairies-01~{n}"] for n in range(3)]
     assert [row["start"] for row in pieces] == [0.0, 0.3333, 0.6667]
     assert {row["seconds"] for row in pieces} == {0.3333}
     assert rows["22-emma-01"]["voice"] == "22"
@@ -184,6 +184,41 @@ def test_text_files_take_their_split_from_their_name_else_from_the_nearest_folde
         write(tmp_path / name, gzip.compress(name.encode()) if name.endswith("gz") else name)
     import_corpus("text", [tmp_path / "corpus", tmp_path / "dev"], tmp_path / "out", NONE_HELD_OUT)
     assert {row["text"]: row["split"] for row in read_manifest(tmp_path / "out")} == names
+
+
+def test_shards_of_one_name_are_all_read(tmp_path):
+    names = ["en/all.txt", "fr/all.txt", "de/all.txt", "de/x/y.txt", "de/x-y.txt", "de/all.jsonl"]
+    for name in names:
+        write(tmp_path / name, json.dumps({"text": name}) if name.endswith("jsonl") else name)
+    paths = [tmp_path / name for name in ("en", "fr", "de", "de/all.txt")]
+    header = import_corpus("text", paths, tmp_path / "out", NONE_HELD_OUT)
+    texts = {row["id"]: row["text"] for row in read_manifest(tmp_path / "out")}
+    assert sorted(texts.values()) == sorted(names)
+    assert texts.keys() == {"all-1", "all-1-2", "all-1-3", "all-1-4", "x-y-1", "x-y-1-2"}
+    assert problems(header) == {"id twice": 1}  # the file that was given twice
+
+
+def test_pieces_take_no_other_rows_id(tmp_path):
+    sound(tmp_path / "t" / "x.wav", seconds=0.6)
+    sound(tmp_path / "t" / "x-1.wav")
+    _, rows = run("audio", tmp_path / "t", tmp_path / "out", ImportSettings(0, 0, piece_seconds=0.4))
+    assert rows.keys() == {"x~0", "x~1", "x-1"}
+
+
+def test_linked_folders_are_read_and_loops_are_not_followed(tmp_path):
+    source = making.librispeech(tmp_path / "LibriSpeech")
+    for subset in ("train-clean-100", "test-clean"):
+        (source / subset).rename(tmp_path / f"disk_{subset}")
+        (source / subset).symlink_to(tmp_path / f"disk_{subset}")
+    (source / "dev-clean" / "up").symlink_to("..")
+    header, _ = run("librispeech", source, tmp_path / "out", ImportSettings())
+    assert header["counts"] == {"train": 4, "validation": 2, "test": 2, "test_other": 2}
+    assert header["dropped"] == {}
+    write(tmp_path / "disk" / "a.txt", "linked")
+    (tmp_path / "prose").mkdir()
+    (tmp_path / "prose" / "en").symlink_to("../disk")
+    assert list(run("text", tmp_path / "prose", tmp_path / "out2")[1]) == ["en-a-1"]
+    assert [path.name for path in audio_files(source)][:2] == ["84-198-0000.flac", "84-198-0001.flac"]
 
 
 def test_paragraphs_and_pieces(tmp_path):

@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from zipper_jax.errors import UserError
 
-AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"}
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 NO_AUDIO = "transcript without audio"
 NO_TEXT = "audio without transcript"
@@ -94,9 +93,23 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def audio_files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """Every file below ``folder``, in order of path; linked folders count, each once (links can make loops)."""
+    found, seen = [], set()
+    for home, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(home)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if (path := Path(home, name)).is_file()]
+    return sorted(found)
+
+
+def audio_files(folder: Path) -> list[Path]:
     """Every audio file below ``folder``, in order of path."""
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_ENDINGS and path.is_file())
+    return [path for path in files_below(folder) if path.suffix.lower() in AUDIO_ENDINGS]
 
 
 def id_of(path: Path, folder: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
-from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, split_of
+from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, files_below, split_of
 from zipper_jax.errors import UserError
 
 _ENDINGS = (".txt", ".jsonl")
@@ -30,7 +30,7 @@ def _files(path: Path) -> list[tuple[Path, str]]:
     """The files and what their rows' ids begin with."""
     kinds = f"{' or '.join(_ENDINGS)} (also {', '.join(lines.COMPRESSED)})"
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if lines.ending(file) in _ENDINGS and file.is_file()]
+        found = [file for file in files_below(path) if lines.ending(file) in _ENDINGS]
         if not found:
             raise UserError(f"folder {str(path)!r} holds no text: give one with files that end in {kinds}")
         return [(file, "-".join([*file.relative_to(path).parts[:-1], lines.stem(file)])) for file in found]
