@@ -128,7 +128,7 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
     text = out.read_bytes().decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     done = set()
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
         try:
             found = json.loads(line)
             done.add(str(found["audio"]))
