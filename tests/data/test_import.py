@@ -221,6 +221,32 @@ def test_linked_folders_are_read_and_loops_are_not_followed(tmp_path):
     assert [path.name for path in audio_files(source)][:2] == ["84-198-0000.flac", "84-198-0001.flac"]
 
 
+def test_utf_16_is_no_text(tmp_path):
+    write(tmp_path / "a" / "windows.txt", "\n".join(SENTENCES[:3]).encode("utf-16"))
+    write(tmp_path / "a" / "good.txt", "one\n")
+    header, rows = run("text", tmp_path / "a", tmp_path / "out")
+    assert [row["text"] for row in rows.values()] == ["one"]
+    assert problems(header) == {"text that is not UTF-8": 3}
+
+
+def test_what_cannot_be_written_as_utf_8_is_dropped(tmp_path, capsys):
+    latin = os.fsdecode(b"caf\xe9")
+    write(tmp_path / "a" / "a.jsonl", r'{"text": "bad \ud83d emoji"}' + "\n" + r'{"text": "good \ud83d\ude00"}')
+    write(tmp_path / "a" / f"{latin}.txt", "of a name that nobody needs")
+    sound(tmp_path / "b" / "good.wav")
+    sound(tmp_path / "b" / "bad.wav").rename(tmp_path / "b" / f"{latin}.wav")
+    for kind, folder in (("text", "a"), ("audio", "b")):
+        arguments = ["--out", str(tmp_path / kind), "--validation=0", "--test=0", "--processes=1"]
+        assert cli.main(["data", "import", kind, str(tmp_path / folder), *arguments]) == 0
+    assert {row["text"] for row in read_manifest(tmp_path / "text")} == {
+        "good \U0001f600",
+        "of a name that nobody needs",
+    }
+    assert problems(read_header(tmp_path / "text")) == {"text that is not UTF-8": 1}
+    assert [row["id"] for row in read_manifest(tmp_path / "audio")] == ["good"]
+    assert r"1 file name that is not UTF-8 (first: " in capsys.readouterr().out
+
+
 def test_paragraphs_and_pieces(tmp_path):
     path = write(tmp_path / "book.txt", "it was a\ndark night\n\n\nand so\n" + "on " * 9)
     settings = ImportSettings(0, 0, documents="paragraphs", piece_words=5)
@@ -235,6 +261,26 @@ def test_units_with_their_header(tmp_path):
     assert header["splits"]["train"]["units"] == 250
     assert header["splits"]["train"]["words"] == 30
     assert len(rows["u0"]["units"]) == 25
+
+
+@pytest.mark.parametrize(
+    "field, value, problem",
+    [
+        ("seconds", "0.5", "seconds that are no number"),
+        ("seconds", float("nan"), "seconds that are no number"),
+        ("voice", ["a"], "voice that is no name"),
+    ],
+)
+def test_units_with_fields_of_other_types(tmp_path, field, value, problem):
+    path = making.units(tmp_path / "u")
+    row = json.loads(path.read_text().split("\n")[0])
+    with path.open("a") as file:
+        file.write(
+            json.dumps({**row, "id": "bad", field: value}) + "\n" + json.dumps({**row, "id": "good", "voice": 7})
+        )
+    header, rows = run("units", path, tmp_path / "out")
+    assert problems(header) == {problem: 1}
+    assert rows["good"]["voice"] == "7"
 
 
 def test_equal_sentences_stay_together_and_a_growing_source_keeps_its_splits(tmp_path):
@@ -441,6 +487,7 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
         ('{"num_units": 0, "rate_hz": 50}', "num_units is 0: give a whole number"),
         ('{"num_units": 20, "rate_hz": -1}', "rate_hz is -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder is 5: give text"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):
