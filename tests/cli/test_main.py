@@ -1,3 +1,4 @@
+import json
 import platform
 import subprocess
 import sys
@@ -6,8 +7,10 @@ import types
 import pytest
 
 import zipper_jax
+from zipper_jax.cli import generate, transcribe
 from zipper_jax.cli import main as cli
 from zipper_jax.errors import UserError
+from zipper_jax.sweep.scores import read_results
 
 
 def command(monkeypatch, run):
@@ -60,6 +63,7 @@ def test_arguments_and_extras_reach_the_command(monkeypatch):
     ("error", "status", "line"),
     [
         (UserError("mend this"), 2, "error: mend this\n"),
+        (IsADirectoryError(21, "Is a directory", "lines/"), 2, "error: 'lines/': Is a directory\n"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
     ],
 )
@@ -70,6 +74,23 @@ def test_errors_are_one_line(monkeypatch, capsys, error, status, line):
     command(monkeypatch, run)
     assert cli.main(["try"]) == status
     assert capsys.readouterr().err == line
+
+
+def test_lines_of_json_end_at_newlines_alone(tmp_path):
+    """JSON may hold other characters that end lines elsewhere, such as U+2028."""
+    path = tmp_path / "lines.jsonl"
+    row = {"prompt": [["text", "one\u2028two\x85"]], "audio": "a\u2029.wav", "model": "m", "beams": 1}
+    path.write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
+    assert list(generate._read(path, ["text"])) == 2 * [{"outputs": ["text"], **row}]
+    assert transcribe._finished(path, {"model": "m", "beams": 1}) == {"a\u2029.wav"}
+    assert read_results(path) == 2 * [row]
+
+
+def test_output_into_a_folder_that_is_missing(tmp_path, capsys):
+    (tmp_path / "in").write_text("")
+    arguments = ["--model", "none", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "no" / "x.jsonl")]
+    assert cli.main(["generate", *arguments]) == 2
+    assert capsys.readouterr().err.endswith("x.jsonl: the folder does not exist\n")
 
 
 def test_unknown_options_are_refused_with_a_hint(monkeypatch, capsys):

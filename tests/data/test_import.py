@@ -21,7 +21,7 @@ from making_sources import SENTENCES, sound, write
 from zipper_jax.cli import main as cli
 from zipper_jax.data import check_audio
 from zipper_jax.data.import_corpus import import_corpus
-from zipper_jax.data.sources.rows import ImportSettings, split_of
+from zipper_jax.data.sources.rows import ImportSettings, audio_files, split_of
 from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import read_header, read_manifest
@@ -96,6 +96,17 @@ def test_a_table_with_columns_of_other_names(tmp_path):
     assert rows["en-c1"]["voice"] == "me"
 
 
+@pytest.mark.parametrize("name, mark", [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_line_with_more_cells_than_the_header_is_not_cut(tmp_path, name, mark):
+    for number in range(3):
+        sound(tmp_path / f"{number}.wav")
+    lines = [f"0.wav{mark}hello{mark} dear world", f"1.wav{mark}hello{mark}", f"2.wav{mark}good bye"]
+    path = write(tmp_path / name, "\n".join([f"audio{mark}text", *lines]))
+    header, rows = run("table", path, tmp_path / "out")
+    assert problems(header) == {"more columns than the header": 1}
+    assert {row["text"] for row in rows.values()} == {"hello", "good bye"}
+
+
 def test_kaldi_with_one_folder_and_with_a_folder_per_split(tmp_path):
     header, rows = run("kaldi", making.kaldi(tmp_path / "all"), tmp_path / "out")
     assert header["counts"]["train"] == 6
@@ -104,6 +115,13 @@ def test_kaldi_with_one_folder_and_with_a_folder_per_split(tmp_path):
         making.kaldi(tmp_path / "data" / split, first, 1)
     header, _ = run("kaldi", tmp_path / "data", tmp_path / "out2", ImportSettings())
     assert header["counts"] == {"train": 1, "validation": 1, "test": 1, "test_other": 0}
+
+
+def test_a_linked_folder_keeps_the_name_of_its_link(tmp_path):
+    making.kaldi(tmp_path / "data" / "exp_2020")
+    (tmp_path / "data" / "test").symlink_to("exp_2020")
+    with pytest.raises(UserError, match="6 held out"):
+        run("kaldi", tmp_path / "data" / "test", tmp_path / "out")
 
 
 def test_kaldi_segments_are_parts_of_files(tmp_path):
@@ -123,7 +141,7 @@ def test_audio_alone_is_cut_and_takes_its_speaker_from_the_folder(tmp_path):
     sound(tmp_path / "small" / "100" / "sea_fairies" / "01.flac", seconds=1.0)
     sound(tmp_path / "small" / "22" / "emma" / "01.flac", seconds=0.25)
     header, rows = run("audio", tmp_path / "small", tmp_path / "out", ImportSettings(0, 0, piece_seconds=0.4))
-    pieces = [rows[f"100-sea_fairies-01-{n}"] for n in range(3)]
+    pieces = [rows[f"100-sea_fairies-01~{n}"] for n in range(3)]
     assert [row["start"] for row in pieces] == [0.0, 0.3333, 0.6667]
     assert {row["seconds"] for row in pieces} == {0.3333}
     assert rows["22-emma-01"]["voice"] == "22"
@@ -152,6 +170,83 @@ def test_text_in_every_wrapping(tmp_path):
     assert header["dropped"] == {}
 
 
+def test_text_files_take_their_split_from_their_name_else_from_the_nearest_folder(tmp_path):
+    names = {
+        "corpus/train/a.txt": "train",
+        "corpus/test/b.txt": "test",
+        "corpus/test/en/c.txt": "test",
+        "corpus/train/valid.txt": "validation",
+        "corpus/wiki.test.txt.gz": "test",
+        "corpus/my.tests.txt": "train",
+        "dev/d.txt": "validation",
+    }
+    for name in names:
+        write(tmp_path / name, gzip.compress(name.encode()) if name.endswith("gz") else name)
+    import_corpus("text", [tmp_path / "corpus", tmp_path / "dev"], tmp_path / "out", NONE_HELD_OUT)
+    assert {row["text"]: row["split"] for row in read_manifest(tmp_path / "out")} == names
+
+
+def test_shards_of_one_name_are_all_read(tmp_path):
+    names = ["en/all.txt", "fr/all.txt", "de/all.txt", "de/x/y.txt", "de/x-y.txt", "de/all.jsonl"]
+    for name in names:
+        write(tmp_path / name, json.dumps({"text": name}) if name.endswith("jsonl") else name)
+    paths = [tmp_path / name for name in ("en", "fr", "de", "de/all.txt")]
+    header = import_corpus("text", paths, tmp_path / "out", NONE_HELD_OUT)
+    texts = {row["id"]: row["text"] for row in read_manifest(tmp_path / "out")}
+    assert sorted(texts.values()) == sorted(names)
+    assert texts.keys() == {"all-1", "all-1-2", "all-1-3", "all-1-4", "x-y-1", "x-y-1-2"}
+    assert problems(header) == {"id twice": 1}  # the file that was given twice
+
+
+def test_pieces_take_no_other_rows_id(tmp_path):
+    sound(tmp_path / "t" / "x.wav", seconds=0.6)
+    sound(tmp_path / "t" / "x-1.wav")
+    _, rows = run("audio", tmp_path / "t", tmp_path / "out", ImportSettings(0, 0, piece_seconds=0.4))
+    assert rows.keys() == {"x~0", "x~1", "x-1"}
+
+
+def test_linked_folders_are_read_and_loops_are_not_followed(tmp_path):
+    source = making.librispeech(tmp_path / "LibriSpeech")
+    for subset in ("train-clean-100", "test-clean"):
+        (source / subset).rename(tmp_path / f"disk_{subset}")
+        (source / subset).symlink_to(tmp_path / f"disk_{subset}")
+    (source / "dev-clean" / "up").symlink_to("..")
+    header, _ = run("librispeech", source, tmp_path / "out", ImportSettings())
+    assert header["counts"] == {"train": 4, "validation": 2, "test": 2, "test_other": 2}
+    assert header["dropped"] == {}
+    write(tmp_path / "disk" / "a.txt", "linked")
+    (tmp_path / "prose").mkdir()
+    (tmp_path / "prose" / "en").symlink_to("../disk")
+    assert list(run("text", tmp_path / "prose", tmp_path / "out2")[1]) == ["en-a-1"]
+    assert [path.name for path in audio_files(source)][:2] == ["84-198-0000.flac", "84-198-0001.flac"]
+
+
+def test_utf_16_is_no_text(tmp_path):
+    write(tmp_path / "a" / "windows.txt", "\n".join(SENTENCES[:3]).encode("utf-16"))
+    write(tmp_path / "a" / "good.txt", "one\n")
+    header, rows = run("text", tmp_path / "a", tmp_path / "out")
+    assert [row["text"] for row in rows.values()] == ["one"]
+    assert problems(header) == {"text that is not UTF-8": 3}
+
+
+def test_what_cannot_be_written_as_utf_8_is_dropped(tmp_path, capsys):
+    latin = os.fsdecode(b"caf\xe9")
+    write(tmp_path / "a" / "a.jsonl", r'{"text": "bad \ud83d emoji"}' + "\n" + r'{"text": "good \ud83d\ude00"}')
+    write(tmp_path / "a" / f"{latin}.txt", "of a name that nobody needs")
+    sound(tmp_path / "b" / "good.wav")
+    sound(tmp_path / "b" / "bad.wav").rename(tmp_path / "b" / f"{latin}.wav")
+    for kind, folder in (("text", "a"), ("audio", "b")):
+        arguments = ["--out", str(tmp_path / kind), "--validation=0", "--test=0", "--processes=1"]
+        assert cli.main(["data", "import", kind, str(tmp_path / folder), *arguments]) == 0
+    assert {row["text"] for row in read_manifest(tmp_path / "text")} == {
+        "good \U0001f600",
+        "of a name that nobody needs",
+    }
+    assert problems(read_header(tmp_path / "text")) == {"text that is not UTF-8": 1}
+    assert [row["id"] for row in read_manifest(tmp_path / "audio")] == ["good"]
+    assert r"1 file name that is not UTF-8 (first: " in capsys.readouterr().out
+
+
 def test_paragraphs_and_pieces(tmp_path):
     path = write(tmp_path / "book.txt", "it was a\ndark night\n\n\nand so\n" + "on " * 9)
     settings = ImportSettings(0, 0, documents="paragraphs", piece_words=5)
@@ -166,6 +261,26 @@ def test_units_with_their_header(tmp_path):
     assert header["splits"]["train"]["units"] == 250
     assert header["splits"]["train"]["words"] == 30
     assert len(rows["u0"]["units"]) == 25
+
+
+@pytest.mark.parametrize(
+    "field, value, problem",
+    [
+        ("seconds", "0.5", "seconds that are no number"),
+        ("seconds", float("nan"), "seconds that are no number"),
+        ("voice", ["a"], "voice that is no name"),
+    ],
+)
+def test_units_with_fields_of_other_types(tmp_path, field, value, problem):
+    path = making.units(tmp_path / "u")
+    row = json.loads(path.read_text().split("\n")[0])
+    with path.open("a") as file:
+        file.write(
+            json.dumps({**row, "id": "bad", field: value}) + "\n" + json.dumps({**row, "id": "good", "voice": 7})
+        )
+    header, rows = run("units", path, tmp_path / "out")
+    assert problems(header) == {problem: 1}
+    assert rows["good"]["voice"] == "7"
 
 
 def test_equal_sentences_stay_together_and_a_growing_source_keeps_its_splits(tmp_path):
@@ -372,6 +487,7 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
         ('{"num_units": 0, "rate_hz": 50}', "num_units is 0: give a whole number"),
         ('{"num_units": 20, "rate_hz": -1}', "rate_hz is -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder is 5: give text"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):

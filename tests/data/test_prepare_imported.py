@@ -255,6 +255,10 @@ def test_tfds(dataset, tmp_path):
     (tmp_path / "out" / "manifest.jsonl").unlink()
     import_corpus("tfds:tiny_speech", [dataset], tmp_path / "out", ImportSettings(0, -1), overwrite=True, processes=1)
     assert {path: path.stat().st_mtime_ns for path in files} == files  # written once
+    other = ImportSettings(0, -1, sample_rate=16_000)
+    import_corpus("tfds:tiny_speech", [dataset], tmp_path / "out", other, overwrite=True, processes=1)
+    rows = {row["id"]: row for row in read_manifest(tmp_path / "out")}
+    assert len(load_audio(rows["train_clean100-5"]["audio"])) == 3500  # not what was written for 8 kHz
 
 
 @pytest.mark.parametrize(

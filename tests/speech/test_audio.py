@@ -1,11 +1,22 @@
 """Files and arrays in; clear messages for what cannot be used."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 
 from zipper_jax.errors import UserError
-from zipper_jax.speech.audio import LEVEL, SAMPLE_RATE, add_noise, load_audio, normalise_level, save_flac, trim_silence
+from zipper_jax.speech.audio import (
+    LEVEL,
+    SAMPLE_RATE,
+    AudioError,
+    add_noise,
+    load_audio,
+    normalise_level,
+    save_flac,
+    trim_silence,
+)
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)).astype(np.float32)  # one second at 48 kHz
 
@@ -47,6 +58,73 @@ def test_bad_files_are_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"bad\.wav.*{message}"):
         load_audio(path)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.mp3", "a.flac"])
+def test_a_file_that_was_cut_off_is_corrupt(tmp_path, name):
+    rng, path = np.random.default_rng(0), tmp_path / name
+    soundfile.write(path, 0.1 * rng.uniform(-1, 1, 32_000), 16_000)
+    assert len(load_audio(path)) == 32_000
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(AudioError, match=name) as caught:
+        load_audio(path)
+    assert caught.value.reason == "corrupt audio"
+    if not name.endswith("flac"):  # what is there of the others can be used
+        assert len(load_audio(path, start=0.5, seconds=0.5)) == 8_000
+
+
+def test_an_ogg_file_that_is_damaged_in_the_middle_is_corrupt(tmp_path):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).uniform(-1, 1, 64_000), 16_000)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=r"a\.ogg' ends .* s too early"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_streamed_wav_states_no_length(tmp_path, size):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, TONE, 48_000)
+    content = bytearray(path.read_bytes())
+    where = content.index(b"data") + 4
+    content[where : where + 4] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(load_audio(path)) == 16_000
+
+
+def test_an_mp3_whose_length_is_guessed_is_whole(tmp_path):
+    """Variable bit rate without the header that tells the length: the guess is far off."""
+    path = tmp_path / "a.mp3"
+    loud = np.random.default_rng(0).uniform(-1, 1, 64_000) * np.repeat([0.0001, 0.5], 32_000)
+    soundfile.write(path, loud, 16_000, bitrate_mode="VARIABLE", compression_level=0.5)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(content[:2], 10) :])
+    assert soundfile.info(path).frames > 96_000
+    assert len(load_audio(path)) >= 64_000
+
+
+def test_a_part_beyond_the_end(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, TONE, 48_000)
+    assert len(load_audio(path, start=0.5, seconds=0.7)) == 8_000
+    for start, seconds in ((0.5, 29.5), (3.0, 1.0)):
+        with pytest.raises(AudioError, match=r"has 1 s, .* are asked for") as caught:
+            load_audio(path, start=start, seconds=seconds)
+        assert caught.value.reason == "part beyond its end"
+
+
+@pytest.mark.parametrize("name", ["a.raw", f"{'a' * 300}.wav", os.fsdecode(b"caf\xe9.wav")])
+def test_names_that_cannot_be_opened(tmp_path, name):
+    if len(name) < 255:
+        soundfile.write(tmp_path / "a.wav", TONE, 48_000)
+        (tmp_path / "a.wav").rename(tmp_path / name)
+    with pytest.raises(AudioError, match="cannot be read") as caught:
+        load_audio(tmp_path / name)
+    str(caught.value).encode()
 
 
 def test_file_without_samples_and_file_with_nan(tmp_path):

@@ -118,6 +118,9 @@ def test_bad_manifests(made, tmp_path):
     path.write_text('{"id": "a", "split": "test"}\n')
     with pytest.raises(UserError, match="line 1 lacks audio, text"):
         read_manifest(tmp_path)
+    path.write_text('{"id": "a", "split": "test", "text": "x"}\n\n' * 2)
+    with pytest.raises(UserError, match="line 3 has id 'a', as line 1 has: give each row an id of its own"):
+        read_manifest(tmp_path)
 
 
 def test_noise_is_the_same_in_every_run(made, engine, tmp_path):

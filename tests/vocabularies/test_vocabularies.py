@@ -72,6 +72,12 @@ def test_trained_size_is_exact_and_training_deterministic(size):
     assert first.encode("<unused_0>").max() < size
 
 
+def test_long_sentences_are_fitted_on():
+    vocabulary = train_sentencepiece([*["abc abc"] * 50, *["ü" * 10 + "é" * 4200] * 3], 24)
+    assert vocabulary.decode(vocabulary.encode("éa")) == "éa"
+    assert vocabulary.decode(vocabulary.encode("ü")) == "ü"
+
+
 def test_digests_differ():
     units = (UnitVocabulary(64, 25), UnitVocabulary(64, 50), UnitVocabulary(64, 25, "a"), UnitVocabulary(64, 25, "b"))
     digests = {v.digest for v in (TEXT, ByteVocabulary(), *units)}

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give at least 1")
     default = [name.strip() for name in args.outputs.split(",") if name.strip()]
+    if args.output is not None and not args.output.absolute().parent.is_dir():
+        raise UserError(f"--output {args.output}: the folder does not exist")
     requests = list(_read(args.input, default))
     from zipper_jax.api import load
     from zipper_jax.decoding.sampling import SamplingConfig
@@ -66,7 +68,7 @@ def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
     """Checks every line before the model is loaded."""
     name = "standard input" if path is None else str(path)
     try:
-        lines = (sys.stdin.read() if path is None else path.read_text(encoding="utf-8")).splitlines()
+        lines = (sys.stdin.read() if path is None else path.read_text(encoding="utf-8")).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name}: {error}") from error
     for number, line in enumerate(lines, 1):

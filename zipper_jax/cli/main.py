@@ -64,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if not is_no_room(error):
+        if is_no_room(error):
+            print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
+        elif error.filename is not None:  # a folder where a file is wanted, no permission, …
+            print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
         return 2
 
 

@@ -22,9 +22,6 @@ Run again with the same --out it goes on: files that have a line are skipped. Fi
 skipped, and the exit status is then 1. The real-time factor is working time over seconds of audio.
 """
 
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
-"""What a file in a folder must end in to be taken for audio."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
@@ -101,15 +98,17 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
     Raises:
       UserError: a path that does not exist, or a folder without audio.
     """
+    from zipper_jax.data.sources.rows import AUDIO_ENDINGS, audio_files
+
     seen = set()
     for path in given:
         if not path.exists():
             raise UserError(f"audio file or folder {str(path)!r} does not exist: check the path")
         found = [path]
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            found = audio_files(path)
             if not found:
-                raise UserError(f"folder {str(path)!r} holds no audio ({', '.join(ENDINGS)})")
+                raise UserError(f"folder {str(path)!r} holds no audio ({', '.join(AUDIO_ENDINGS)})")
         for file in found:
             if file not in seen:
                 seen.add(file)
@@ -129,7 +128,7 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
     text = out.read_bytes().decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     done = set()
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
         try:
             found = json.loads(line)
             done.add(str(found["audio"]))

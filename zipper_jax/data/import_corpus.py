@@ -28,6 +28,9 @@ from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.corpus import FORMAT_VERSION, SPLITS, read_header
 from zipper_jax.speech.given_units import GivenUnits
 
+_MADE_UP = ("text", "audio")
+"""Formats whose ids are made of file names: equal ones need not be one row twice."""
+
 
 def import_corpus(
     kind: str,
@@ -68,7 +71,7 @@ def import_corpus(
     say(f"reading {kind}")
     rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
     given = _given_units(kind, paths, settings)
-    rows = _mark_twice(rows)
+    rows = _mark_twice(rows, kind in _MADE_UP)
     out.mkdir(parents=True, exist_ok=True)
     rows, rates = _check(out, rows, settings, say, processes)
     if given is not None:
@@ -122,14 +125,23 @@ def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: Import
     return next(iter(headers), None)
 
 
-def _mark_twice(rows: Sequence[Row]) -> list[Row]:
-    """The rows with ids fit for file names, and a problem where one was there before."""
-    seen: set[str] = set()
+def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
+    """The rows with ids fit for file names, and a problem where one was there before.
+
+    An id that is made up gets a number instead (shards of one name, x/y.txt beside x-y.txt), but in a place read twice.
+    """
+    seen: Counter = Counter()
+    places: set[str] = set()
     marked = []
     for row in rows:
-        row = dataclasses.replace(row, id=row.id.replace("/", "-"))
-        marked.append(dataclasses.replace(row, problem="id twice") if row.id in seen and not row.problem else row)
-        seen.add(row.id)
+        name = own = row.id.replace("/", "-")
+        while made_up and own in seen and row.place not in places:
+            seen[name] += 1
+            own = f"{name}-{seen[name]}"
+        twice = own in seen and not row.problem
+        marked.append(dataclasses.replace(row, id=own, problem="id twice" if twice else row.problem))
+        seen[own] = seen[own] or 1
+        places.add(row.place)
     return marked
 
 
@@ -154,14 +166,17 @@ def _check(
 
 
 def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
-    """A row of one modality in equal pieces where it is long: what is whole together has to stay so only in pairs."""
+    """A row of one modality in equal pieces where it is long: what is whole together has to stay so only in pairs.
+
+    Piece 1 of x is x~1: x-1 may be another row's id.
+    """
     if row.text is None and row.audio is not None:
         assert row.seconds is not None
         count = math.ceil(row.seconds / settings.piece_seconds)
         for number in range(count):
             start, seconds = (row.start or 0.0) + number * row.seconds / count, row.seconds / count
             part = dataclasses.replace(row, start=round(start, 4), seconds=round(seconds, 4))
-            yield dataclasses.replace(part, id=f"{row.id}-{number}") if count > 1 else row
+            yield dataclasses.replace(part, id=f"{row.id}~{number}") if count > 1 else row
         return
     words = [match.span() for match in re.finditer(r"\S+", row.text or "")] if row.text and not row.units else []
     count = math.ceil(len(words) / settings.piece_words) if settings.piece_words and not row.audio else 1
@@ -172,7 +187,7 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
     for number, (first, last) in enumerate(pairwise(cuts)):
         assert row.text is not None
         text = row.text[words[first][0] : words[last - 1][1]]
-        yield dataclasses.replace(row, id=f"{row.id}-{number}", text=text)
+        yield dataclasses.replace(row, id=f"{row.id}~{number}", text=text)
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

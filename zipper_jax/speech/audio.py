@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ LEVEL = 0.1  # root mean square of normalised speech
 _MOST_CHANNELS = 32
 _BLOCK = SAMPLE_RATE // 100
 _SILENCE = 1e-4  # of the loudest block's power (-40 dB): a quieter block of 10 ms is silence
+_LOST = 0.1  # seconds that a whole file may lack: some encoders' lengths are rounded to blocks
+_BEYOND = 0.5  # seconds that a part may exceed its file by: hand-made times are rounded
+_STREAMED = 2**31 - 2**16
 
 
 class AudioError(UserError):
-    """Audio that cannot be used; ``reason`` says why in two words."""
+    """Audio that cannot be used; ``reason`` says why in a few words."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -73,14 +77,28 @@ def read_audio(
 ) -> tuple[Float[np.ndarray, " N"], int]:
     """A file, or a part of it, as float32 mono at its own rate, and that rate. Raises AudioError."""
     name = _name(path)
-    if not Path(path).is_file():
-        raise AudioError(f"{name} does not exist (or is not a file): check the path", "missing audio")
     try:
+        if not Path(path).is_file():
+            raise AudioError(f"{name} does not exist (or is not a file): check the path", "missing audio")
         with soundfile.SoundFile(path) as file:
-            file.seek(min(round(start * file.samplerate), file.frames))
-            waveform = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
-            return _mono(waveform, name), file.samplerate
-    except soundfile.LibsndfileError as error:
+            rate, whole = file.samplerate, _stated_frames(file)
+            file.seek(min(round(start * rate), file.frames))
+            left = max(0, whole - round(start * rate))
+            wanted = left if seconds is None else round(seconds * rate)
+            if wanted > left + _BEYOND * rate:
+                raise AudioError(
+                    f"{name} has {whole / rate:g} s, {start:g} to {start + wanted / rate:g} s are asked for: mend it",
+                    "part beyond its end",
+                )
+            waveform = file.read(min(wanted, file.frames - file.tell()), dtype="float32")
+            if len(waveform) < min(wanted, left) - _LOST * rate and not _is_guess(path, file.format):
+                raise AudioError(
+                    f"{name} ends {(min(wanted, left) - len(waveform)) / rate:.1f} s too early: get it again",
+                    "corrupt audio",
+                )
+            return _mono(waveform, name), rate
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+        # Not only libsndfile's: a name that is too long, is not UTF-8, or ends in .raw; a length that no memory holds.
         raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
 
 
@@ -126,6 +144,21 @@ def _loud_blocks(waveform: np.ndarray) -> np.ndarray:
 
 def _name(path: str | os.PathLike) -> str:
     return f"audio file {os.fspath(path)!r}"
+
+
+def _stated_frames(file: soundfile.SoundFile) -> int:
+    """How long a file says that it is: libsndfile takes what is there of a WAV or AIFF that was cut off, and notes it.
+
+    One that was streamed states the most there can be (about 2 or 4 GiB), which means nothing.
+    """
+    note = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    stated, there = map(int, note.groups()) if note else (1, 1)
+    return file.frames if stated > _STREAMED or not there else round(file.frames * stated / there)
+
+
+def _is_guess(path: str | os.PathLike, kind: str) -> bool:
+    """Whether a file does not state its length: an MP3 without the header that has it, where libsndfile guesses."""
+    return kind == "MP3" and not re.search(b"Xing|Info", Path(path).read_bytes())
 
 
 def _mono(waveform: np.ndarray, name: str) -> np.ndarray:

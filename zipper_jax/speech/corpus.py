@@ -169,7 +169,8 @@ def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[d
             f"{str(path)!r} does not exist: finish the corpus first (zipper data synth, zipper data import), or check "
             "the folder"
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    lines: dict[Any, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -186,6 +187,11 @@ def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[d
             raise UserError(
                 f"{str(path)!r} line {number} lacks {', '.join(sorted(CONTENT))}: give at least one of them"
             )
+        if first := lines.get(row["id"]):
+            raise UserError(
+                f"{str(path)!r} line {number} has id {row['id']!r}, as line {first} has: give each row an id of its own"
+            )
+        lines[row["id"]] = number
         rows.append(row)
     return [row for row in rows if split in (None, row["split"])]
 

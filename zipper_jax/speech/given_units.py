@@ -59,6 +59,9 @@ class GivenUnits:
             raise UserError(
                 f"an object with num_units and rate_hz is wanted (and if known name, vocoder), not {value!r}"
             )
+        for field in ("name", "vocoder"):
+            if not isinstance(value.get(field, ""), str):
+                raise UserError(f"{field} is {value[field]!r}: give text")
         return cls(**value)
 
     @property

@@ -77,7 +77,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """The lines of ``results.jsonl``; none where there is no such file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) -> dict[str, Any]:

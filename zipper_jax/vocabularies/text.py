@@ -17,6 +17,7 @@ from zipper_jax.files import write_bytes
 from zipper_jax.vocabularies import files
 
 MODEL_NAME = "sentencepiece.model"
+_SENTENCEPIECES_LONGEST = 4192  # bytes of a sentence that it takes, when it is not told otherwise
 
 
 class SentencePieceVocabulary:
@@ -119,6 +120,10 @@ def train_sentencepiece(
     if not any(sentence.strip() for sentence in sentences):
         raise UserError("there is no sentence to train a text vocabulary on: check the corpus's training split")
 
+    # sentencepiece leaves longer ones out. The argument becomes part of the model, so only where it is needed.
+    longest = max(len(sentence.encode()) for sentence in sentences)
+    length: dict[str, Any] = {"max_sentence_length": longest} if longest > _SENTENCEPIECES_LONGEST else {}
+
     def train(placeholders: int) -> SentencePieceVocabulary:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -138,6 +143,7 @@ def train_sentencepiece(
             pad_id=-1,
             num_threads=1,  # more threads give other floating-point sums, so other pieces
             minloglevel=2,
+            **length,
         )
         return SentencePieceVocabulary(model.getvalue())
 

@@ -3,12 +3,14 @@
 What is wrong with a row is a word in it, to be dropped and counted; what is wrong with the source is a UserError.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from zipper_jax.configs import closest
 from zipper_jax.data.sources import audio, kaldi, librispeech, ljspeech, table, text, tfds, units
-from zipper_jax.data.sources.rows import ImportSettings, Row
+from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row
 from zipper_jax.errors import UserError
 
 READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
@@ -21,6 +23,8 @@ READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
     "units": units.read,
 }
 """format -> reader. ``tfds:NAME`` is one more."""
+
+_WORDS = ("id", "place", "split", "text", "audio", "voice")
 
 
 def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Path) -> Iterator[Row]:
@@ -37,4 +41,17 @@ def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Pa
     for path in paths:
         if not path.exists():
             raise UserError(f"{str(path)!r} does not exist: check the path")
-        yield from READERS[kind](path, settings)
+        yield from map(_writable, READERS[kind](path, settings))
+
+
+def _writable(row: Row) -> Row:
+    """The row, with a problem where it cannot be written as UTF-8: half an emoji in JSON, a file's name in Latin-1."""
+    words: dict[str, Any] = {name: value for name in _WORDS if isinstance(value := getattr(row, name), str)}
+    try:
+        "".join(words.values()).encode()
+        return row
+    except UnicodeEncodeError:
+        escaped = {name: value.encode(errors="backslashreplace").decode() for name, value in words.items()}
+    bad = {name for name, value in words.items() if escaped[name] != value}
+    problem = NOT_UTF8 if "text" in bad else "file name that is not UTF-8" if "audio" in bad else ""
+    return dataclasses.replace(row, **{**escaped, "problem": row.problem or problem})

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
-from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row, audio_files, require_folder
+from zipper_jax.data.sources.rows import (
+    NO_TEXT,
+    NOT_UTF8,
+    ImportSettings,
+    Row,
+    audio_files,
+    files_below,
+    require_folder,
+)
 from zipper_jax.errors import UserError
 
 _DEPTH = 3  # SUBSET/SPEAKER/CHAPTER
@@ -16,7 +24,7 @@ _DEPTH = 3  # SUBSET/SPEAKER/CHAPTER
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
     """Give the folder that holds the subsets, or one above it, or one subset."""
     folder = require_folder(path, "LibriSpeech's subsets, such as train-clean-100 and dev-clean")
-    transcripts = sorted(folder.rglob("*.trans.txt"))
+    transcripts = [file for file in files_below(folder) if file.name.endswith(".trans.txt")]
     if not transcripts:
         raise UserError(f"{str(path)!r} holds no *.trans.txt: give LibriSpeech's folder (SUBSET/SPEAKER/CHAPTER/…)")
     named = set()

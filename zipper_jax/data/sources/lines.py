@@ -39,7 +39,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | None]]:
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 try:
-                    yield number, line.rstrip(b"\r\n").decode()
+                    yield number, None if b"\0" in line else line.rstrip(b"\r\n").decode()  # a zero byte: UTF-16
                 except UnicodeDecodeError:
                     yield number, None
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:

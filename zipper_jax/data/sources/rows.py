@@ -1,14 +1,14 @@
 """What every reader of a source yields, and how sources name their splits."""
 
 import dataclasses
+import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from zipper_jax.errors import UserError
 
-AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"}
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 NO_AUDIO = "transcript without audio"
 NO_TEXT = "audio without transcript"
@@ -93,9 +93,23 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def audio_files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """Every file below ``folder``, in order of path; linked folders count, each once (links can make loops)."""
+    found, seen = [], set()
+    for home, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(home)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if (path := Path(home, name)).is_file()]
+    return sorted(found)
+
+
+def audio_files(folder: Path) -> list[Path]:
     """Every audio file below ``folder``, in order of path."""
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_ENDINGS and path.is_file())
+    return [path for path in files_below(folder) if path.suffix.lower() in AUDIO_ENDINGS]
 
 
 def id_of(path: Path, folder: Path) -> str:
@@ -107,4 +121,4 @@ def require_folder(path: Path, wants: str) -> Path:
     """``path``, absolute. Raises UserError when it is no folder; ``wants`` says what should be in it."""
     if not path.is_dir():
         raise UserError(f"{str(path)!r} is no folder: give one with {wants}")
-    return path.resolve()
+    return Path(os.path.abspath(path))  # where a folder is a link, its name, which may be a split's, is the link's

@@ -33,6 +33,8 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             cells = dict(zip(header, (cell.strip() for cell in record), strict=False))
             file = cells.get(audio, "")
             problem = NO_TEXT if text in header and not cells.get(text) else ""
+            if any(cell.strip() for cell in record[len(header) :]):  # a text with commas that nobody quoted
+                problem = "more columns than the header"
             yield Row(
                 id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/"),
                 place=place,

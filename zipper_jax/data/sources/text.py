@@ -1,28 +1,36 @@
 """Text alone: .txt (a document per line, or per paragraph) and .jsonl, compressed or not; files, or folders of them."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
-from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, split_of
+from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, files_below, split_of
 from zipper_jax.errors import UserError
 
 _ENDINGS = (".txt", ".jsonl")
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """A file called train, dev, valid, test, … is that split; a .jsonl line may name its own in "split"."""
+    """Files and folders called train, dev, valid, test, … are that split; a .jsonl line may name its own in "split"."""
     for file, name in _files(path):
-        split = lines.stem(file) if split_of(lines.stem(file)) else ""
+        split = _split(file, path)
         yield from (_jsonl if lines.ending(file) == ".jsonl" else _txt)(file, name, split, settings)
+
+
+def _split(file: Path, path: Path) -> str:
+    """What names the split of ``file``: itself (valid.txt, wiki.valid.txt), or the nearest folder up to ``path``."""
+    stem = lines.stem(file)
+    folders = [*Path(os.path.abspath(path)).parts[-1:], *file.relative_to(path).parts[:-1]] if path.is_dir() else []
+    return next(filter(split_of, [stem, *stem.split("."), *reversed(folders)]), "")
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
     """The files and what their rows' ids begin with."""
     kinds = f"{' or '.join(_ENDINGS)} (also {', '.join(lines.COMPRESSED)})"
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if lines.ending(file) in _ENDINGS and file.is_file()]
+        found = [file for file in files_below(path) if lines.ending(file) in _ENDINGS]
         if not found:
             raise UserError(f"folder {str(path)!r} holds no text: give one with files that end in {kinds}")
         return [(file, "-".join([*file.relative_to(path).parts[:-1], lines.stem(file)])) for file in found]

@@ -39,7 +39,7 @@ def read(name: str, data_dir: Path | None, settings: ImportSettings, out: Path) 
     if not rate:
         raise UserError(f"tfds:{name} does not state its sample rate: give --sample_rate, in Hz")
     for split in sorted(builder.info.splits):
-        home = out / "audio" / builder.info.full_name.replace("/", "-") / split
+        home = out / "audio" / f"{builder.info.full_name.replace('/', '-')}-{audio}-{rate}" / split
         for number, example in enumerate(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))):
             own = _string(example["id"]) if "id" in example else f"{split}-{number}"
             file = home / f"{(own or str(number)).replace('/', '-')}.flac"

@@ -6,6 +6,7 @@ of one name are the same units) and "vocoder", a command that makes audio of the
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,15 +35,21 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
         except (ValueError, KeyError, TypeError):
             yield Row(place, place, problem='line that is no JSON object with "id" and "units"')
             continue
-        text = value.get("text")
+        text, voice, seconds = value.get("text"), value.get("voice"), value.get("seconds")
+        problem = ""
+        if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
+            problem = "seconds that are no number"
+        if not isinstance(voice, str | int | None):
+            problem = "voice that is no name"
         yield Row(
             id=own,
             place=place,
             split=str(value.get("split") or ""),
             text=text.strip() if isinstance(text, str) and text.strip() else None,
             units=units,
-            voice=value.get("voice"),
-            seconds=value.get("seconds"),
+            voice=None if problem or voice is None else str(voice),
+            seconds=None if problem else seconds,
+            problem=problem,
         )
 
 
