@@ -177,5 +177,5 @@ def test_files_that_are_no_kmeans(tmp_path):
 
 def test_without_torch_the_error_says_what_to_install(hubert, kmeans, waveform, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'zipper-jax\[verify\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[verify\]'"):
         HubertTokenizer(hubert, 2, read_centroids(kmeans)).encode(waveform)

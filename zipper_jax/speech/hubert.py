@@ -128,7 +128,7 @@ class HubertTokenizer:
             from transformers.utils import logging
         except ImportError as error:
             raise UserError(
-                f"HuBERT needs torch and transformers ({error}): pip install 'zipper-jax[verify]'"
+                f"HuBERT needs torch and transformers ({error}): pip install --editable '.[verify]'"
             ) from error
         logging.disable_progress_bar()  # one per worker, for a second of loading
         return HubertModel.from_pretrained(self.model, local_files_only=True).eval()
