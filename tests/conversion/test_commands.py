@@ -105,6 +105,7 @@ def test_fused_towers_are_as_they_were_and_added_tokens_stay_outside_them(folder
     assert 0.5 < np.sqrt((added**2).mean() / (rows**2).mean()) < 2
 
 
+@pytest.mark.slow
 def test_generation_goes_through_added_tokens_and_replays(folders):
     """The unit model's begin token is an added row: what is decoded is what the fused path computes."""
     model = zipper_jax.load(folders / "fused")

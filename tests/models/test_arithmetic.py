@@ -20,15 +20,8 @@ from zipper_jax.models.zipper import abstract_params, forward, init_params, para
 # ---- scan, remat, dtype ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"remat": "full"},
-        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
-        pytest.param({"scan": False}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan": False}], ids=str)
 def test_remat_and_unrolling_give_the_same_gradients(changes):
     config = dataclasses.replace(OPTIONS["paper"], **changes)
     params = random_params(config)
