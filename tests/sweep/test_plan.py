@@ -8,11 +8,14 @@ import tiny_sweep
 
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
+from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
 from zipper_jax.speech import flite
 from zipper_jax.speech.corpus import CorpusSettings, plan
 from zipper_jax.speech.synthesis import find_engine
-from zipper_jax.sweep.plan import Arm, Claim, Places, Table, load_sweep, rows
+from zipper_jax.sweep.plan import Arm, Claim, Places, Row, Sweep, Table, load_sweep, rows, train_config
 from zipper_jax.sweep.report import command_of, write_report
+from zipper_jax.training.config import DataConfig, TrainConfig
+from zipper_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -94,6 +97,24 @@ def test_the_shipped_findings_are_a_sweep(tmp_path):
         assert Places(tmp_path).data(0.01).endswith("shares/0.01")
     with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu"):
         load_sweep(experiments, "tpu")
+
+
+def test_a_trial_of_few_steps_cuts_the_warm_up(tmp_path):
+    towers = {"text": TowerConfig(9, 1, 16, 2, 2, 8, 32)}
+    config = TrainConfig(
+        model=ZipperConfig(towers, {"text": ModalityConfig("text", 9)}),
+        data=DataConfig("-", "text_lm", {"text": 8}),
+        model_dir="-",
+        steps=800,
+        batch_size=2,
+        optimizer=OptimizerConfig(schedule="cosine", warmup_steps=30),
+    )
+    arm = Arm("text_lm", "", lambda places, seed: config)
+    for steps, (wanted, warmup) in {None: (800, 30), 1: (1, 0), 2: (2, 1), 100: (100, 30)}.items():
+        sweep = Sweep("trial", {}, {}, (arm,), steps=steps)
+        found = train_config(sweep, Row(arm, 3), Places(tmp_path))
+        assert (found.steps, found.optimizer.warmup_steps, found.seed) == (wanted, warmup, 3)
+        learning_rate_schedule(found.optimizer, found.steps)
 
 
 @pytest.mark.skipif(not flite.is_available(), reason="flite's libraries are not installed")

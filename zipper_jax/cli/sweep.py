@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     sweep = plan.load_sweep(args.file, args.size)
     if args.steps is not None:
-        sweep = replace(sweep, overrides={"steps": args.steps})
+        sweep = replace(sweep, steps=args.steps)
     places = plan.Places(args.out)
     rows = plan.rows(sweep, args.only, _seeds(args.seeds))
     if args.row:

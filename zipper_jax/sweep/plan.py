@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -173,7 +173,7 @@ class Sweep:
 
     corpus, prepare: fields of CorpusSettings and PrepareSettings that are not their defaults (by name, since those
       classes need audio libraries that a machine which only runs rows may lack). arms: in the order they are run.
-    overrides: fields of every row's TrainConfig, for a trial (``{"steps": 1}``).
+    steps: of every row instead of its own, for a trial; warm-ups that do not fit are cut.
     """
 
     name: str
@@ -186,7 +186,7 @@ class Sweep:
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
     about: str = ""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -267,8 +267,11 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
 
 def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
     """The row's run."""
-    config = row.arm.config(places, row.seed)
-    return replace(config, model_dir=places.run(row.arm.name, row.seed), seed=row.seed, **sweep.overrides)
+    config = replace(row.arm.config(places, row.seed), model_dir=places.run(row.arm.name, row.seed), seed=row.seed)
+    if sweep.steps is None:
+        return config
+    warmup_steps = min(config.optimizer.warmup_steps, sweep.steps // 2)
+    return replace(config, steps=sweep.steps, optimizer=replace(config.optimizer, warmup_steps=warmup_steps))
 
 
 def digest(sweep: Sweep, row: Row, places: Places) -> str:
