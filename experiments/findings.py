@@ -34,7 +34,7 @@ class Size:
     steps: int
     rows: int
     rates: dict[str, float]  # peak learning rates: pretrain, zipper, single_decoder
-    tried: tuple[float, ...]  # rates that were compared on validation
+    tried: dict[str, tuple[float, ...]]  # rates that are compared on validation
     warmup_steps: int
     save: int
     equal_steps: int  # of a Single Decoder, for as much arithmetic as the zipper's steps
@@ -61,8 +61,8 @@ SIZES = {
         pretrain_rows=16,
         steps=800,
         rows=4,
-        rates={"pretrain": 3e-3, "zipper": 2e-3, "single_decoder": 2e-3},
-        tried=(1e-3, 2e-3, 4e-3),
+        rates={"pretrain": 3e-3, "zipper": 2e-3, "single_decoder": 4e-3},
+        tried={"zipper": (1e-3, 2e-3, 4e-3), "single_decoder": (2e-3, 4e-3, 8e-3)},
         warmup_steps=30,
         save=10_000,
         equal_steps=2950,
@@ -97,7 +97,7 @@ SIZES = {
         steps=2000,
         rows=16,
         rates={"pretrain": 1e-3, "zipper": 5e-4, "single_decoder": 5e-4},
-        tried=(2.5e-4, 5e-4, 1e-3),
+        tried={"zipper": (2.5e-4, 5e-4, 1e-3), "single_decoder": (2.5e-4, 5e-4, 1e-3)},
         warmup_steps=100,
         save=2000,
         equal_steps=3440,
@@ -107,6 +107,16 @@ SIZES = {
         scoring=Scoring(sentences=500, speech_sentences=200),
     ),
 }
+
+# The gpu size in all but sentences and rows: with --steps 1, whether everything of it runs, before a GPU is paid for.
+SIZES["gpu_trial"] = replace(
+    SIZES["gpu"],
+    corpus={**SIZES["gpu"].corpus, "train": 400, "validation": 4, "test": 4, "test_other": 4},
+    pretrain_rows=2,
+    rows=2,
+    about="A trial of the gpu size on 400 sentences: that it runs, not what it reaches.",
+    scoring=Scoring(sentences=4, speech_sentences=4),
+)
 
 
 def tower(size: dict[str, int], vocabulary: int) -> TowerConfig:
@@ -363,8 +373,11 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         zipper("zipper.gate_1", "gates start at 1", form={**PAPER, "gate_init": 1.0}),
         zipper("zipper.linear", "cross-tower projection linear", form={**PAPER, "projection": IDENTITY["projection"]}),
         # The learning rates, chosen on validation.
-        *(zipper(f"zipper.lr_{lr:g}", f"peak rate {lr:g}", learning_rate=lr, **_TUNING) for lr in size.tried),
-        *(single(f"single_decoder.lr_{lr:g}", f"peak rate {lr:g}", learning_rate=lr, **_TUNING) for lr in size.tried),
+        *(
+            make(f"{name}.lr_{lr:g}", f"peak rate {lr:g}", learning_rate=lr, **_TUNING)
+            for name, make in (("zipper", zipper), ("single_decoder", single))
+            for lr in size.tried[name]
+        ),
     ]
     return tuple(found)
 
@@ -398,7 +411,7 @@ def tables(size: Size) -> tuple[Table, ...]:
         Table("Ablations (Figure 4 and more)", (*ablations, "zipper.gate_1", "zipper.linear", "identity"), both),
         Table(
             "Learning rates, chosen on validation",
-            tuple(f"{arm}.lr_{lr:g}" for arm in ("zipper", "single_decoder") for lr in size.tried),
+            tuple(f"{arm}.lr_{lr:g}" for arm, rates in size.tried.items() for lr in rates),
             ("asr_validation", "asr_nats", "tts_nats"),
         ),
     )
