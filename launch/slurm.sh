@@ -38,7 +38,9 @@ number gpus_per_node 1 nodes 1 cpus_per_task 1 grace_seconds 0 restarts 0
 train_command /
 [ -n "$script" ] || script=$job_name.sbatch
 
-step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task" --gpu-bind=none)
+# No --gpu-bind: by default a task sees all GPUs of the step. With "none" SLURM 22.05 leaves out CUDA_VISIBLE_DEVICES, and
+# where devices are not kept apart by cgroups a job with a part of a node would take another job's GPUs.
+step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task")
 [ -z "$container_image" ] || step+=("--container-image=$container_image" "--container-mounts=$container_mounts")
 
 # srun's own status is the highest of its tasks', and a task that was killed with the rest counts more than the first
