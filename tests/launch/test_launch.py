@@ -1,6 +1,7 @@
 """launch/: printed commands are documented ones, mistakes are named, and what runs lasts until training is done."""
 
 import contextlib
+import gzip
 import importlib.util
 import os
 import re
@@ -195,6 +196,7 @@ def test_help_names_every_option_and_an_example(script):
         assert re.search(rf"^  --{name}\b", done.stdout, re.MULTILINE)
     assert f"launch/{script} --" in done.stdout
     assert "set -euo" not in done.stdout
+    assert "shellcheck" not in done.stdout
 
 
 def test_a_dry_run_quotes_so_that_a_shell_reads_the_same_words():
@@ -474,6 +476,32 @@ def test_the_tables_agree_with_an_installed_gcloud():
             for flag in command.flags:
                 kind = {**root["flags"], **node["flags"]}[flag.removesuffix("=")]
                 assert (kind == "bool") == (not flag.endswith("=")), f"{name} {flag}: {kind}"
+
+
+@pytest.mark.parametrize("tool", ["sbatch", "srun", "scancel", "squeue"])
+def test_the_tables_agree_with_an_installed_slurm(tool):
+    """Its man pages (`apt-get install slurm-client`); --help has less. Those of pyxis, a plugin, are not there."""
+    page = Path(f"/usr/share/man/man1/{tool}.1.gz")
+    if not page.exists():
+        pytest.skip("no SLURM here")
+    text = re.sub(r"\\f.|\\", "", gzip.decompress(page.read_bytes()).decode())
+    for flag in documented.COMMANDS[tool].flags:
+        if not flag.startswith("--container-"):
+            name, value, _ = flag.partition("=")
+            forms = re.findall(rf"^(?:-\w, )?{name}(\[?=|$)", text, re.MULTILINE)
+            assert forms, f"{tool} {flag}"
+            assert all(form.endswith("=") == bool(value) for form in forms), f"{tool} {flag}"
+
+
+def test_the_tables_agree_with_an_installed_xpk():
+    if not shutil.which("xpk"):
+        pytest.skip("no xpk here")
+    for name, command in documented.COMMANDS.items():
+        if name.startswith("xpk "):
+            text = subprocess.run([*name.split(), "--help"], capture_output=True, text=True, check=True).stdout
+            for flag in command.flags:
+                after = " [A-Z{]" if flag.endswith("=") else r"[]\s]"
+                assert re.search(rf"[\[\s]{flag.removesuffix('=')}{after}", text), f"{name} {flag}"
 
 
 def pods_commands():
