@@ -98,8 +98,7 @@ END
 }
 
 if [ -n "$dry_run" ]; then
-  note "$script:"
-  batch_script | sed 's/^/#| /'
+  printf "cat >%s <<'END_OF_SCRIPT'\n%s\nEND_OF_SCRIPT\n" "$(quoted "$script")" "$(batch_script)"
 else
   command -v sbatch >/dev/null || fail "no sbatch on PATH: run this on a login node of the cluster"
   batch_script >"$script"

@@ -80,7 +80,9 @@ def inner(words):
 
 def commands(text):
     """The command lines of a dry run, as words; #SBATCH lines and the step of a batch script among them."""
-    script = "\n".join(line.removeprefix("#| ") for line in text.splitlines() if line.startswith("#| "))
+    text, _, rest = text.partition("cat >fuse-1.sbatch <<'END_OF_SCRIPT'\n")
+    script, _, after = rest.partition("END_OF_SCRIPT\n")
+    text += after
     if script:
         yield ["sbatch", *re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)]
         yield shlex.split(re.search(r"^  (srun .*?) &$", script, re.DOTALL | re.MULTILINE)[1])
@@ -418,6 +420,18 @@ def test_a_slurm_job_lasts_until_training_is_done(tmp_path, steps, status, reque
     assert cloud.noted("scontrol") == requeued
     assert cloud.noted("scancel") == ("--signal=TERM 7" if requeued else "")
     assert list(cloud.share.iterdir()) == []
+
+
+def test_a_dry_run_pasted_submits_the_same_script(tmp_path):
+    cloud = Cloud(tmp_path / "cloud", steps=[])
+    program(cloud.folder / "bin" / "sbatch", '#!/bin/sh\ncat "$1"\n')
+    arguments = [*SLURM, *TRAIN, f"--gin.MODEL_DIR={cloud.share}/r"]
+    done = [launch("slurm.sh", *more, *arguments, env=cloud.environment, cwd=tmp_path) for more in ([], ["--dry_run"])]
+    (tmp_path / "fuse-1.sbatch").unlink()
+    pasted = subprocess.run(
+        ["bash", "-eu"], input=done[1].stdout, env=cloud.environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done[0].stdout == pasted.stdout != "", pasted.stderr
 
 
 def test_a_slurm_job_gives_up(tmp_path):
