@@ -42,7 +42,7 @@ option() { # option NAME required|optional|default|switch|repeated EXAMPLE_OR_DE
 }
 
 print_help() { # the script's first comment, then its options
-  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+  awk 'NR > 1 { if (!/^#/ || /^# shellcheck/) exit; sub(/^# ?/, ""); print }' "$0"
   echo
   echo "options:"
   local key left

@@ -38,7 +38,9 @@ number gpus_per_node 1 nodes 1 cpus_per_task 1 grace_seconds 0 restarts 0
 train_command /
 [ -n "$script" ] || script=$job_name.sbatch
 
-step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task" --gpu-bind=none)
+# No --gpu-bind: by default a task sees all GPUs of the step. With "none" SLURM 22.05 leaves out CUDA_VISIBLE_DEVICES, and
+# where devices are not kept apart by cgroups a job with a part of a node would take another job's GPUs.
+step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task")
 [ -z "$container_image" ] || step+=("--container-image=$container_image" "--container-mounts=$container_mounts")
 
 # srun's own status is the highest of its tasks', and a task that was killed with the rest counts more than the first
@@ -96,8 +98,7 @@ END
 }
 
 if [ -n "$dry_run" ]; then
-  note "$script:"
-  batch_script | sed 's/^/#| /'
+  printf "cat >%s <<'END_OF_SCRIPT'\n%s\nEND_OF_SCRIPT\n" "$(quoted "$script")" "$(batch_script)"
 else
   command -v sbatch >/dev/null || fail "no sbatch on PATH: run this on a login node of the cluster"
   batch_script >"$script"

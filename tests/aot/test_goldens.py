@@ -4,7 +4,7 @@ Hours in all: `pytest -m slow tests/aot/test_goldens.py -k "tiny_128m and v5e"` 
 """
 
 import json
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
 import pytest
 from test_compile import LIBTPU, ROOT, zipper
@@ -28,3 +28,12 @@ def test_every_shipped_configuration_leaves_a_tenth_of_the_memory():
     assert FOUND
     for name, golden in FOUND.items():
         assert golden["peak"] <= 0.9 * golden["limit"], name
+
+
+def test_every_case_that_is_shipped_has_its_row():
+    """Made by the very command that the case has now."""
+    spec = spec_from_file_location("pods", ROOT / "benchmarks" / "pods.py")
+    pods = module_from_spec(spec)
+    spec.loader.exec_module(pods)
+    shipped = {case.name: f"zipper {' '.join(case.arguments)}" for case in pods.CASES}
+    assert {name: golden["command"] for name, golden in FOUND.items()} == shipped

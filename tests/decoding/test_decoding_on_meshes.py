@@ -35,6 +35,7 @@ def placed(config, mesh_config):
         pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=1, fsdp=4, tensor=2), marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=8), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, fsdp=8), marks=pytest.mark.slow),
     ],
     ids=str,
 )

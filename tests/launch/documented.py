@@ -106,7 +106,7 @@ COMMANDS: dict[str, Command] = dict(
             "srun",
             # the last two: https://github.com/NVIDIA/pyxis/wiki/Usage
             "https://slurm.schedmd.com/srun.html",
-            *("--kill-on-bad-exit=", "--ntasks-per-node=", "--cpus-per-task=", "--gpu-bind="),
+            *("--kill-on-bad-exit=", "--ntasks-per-node=", "--cpus-per-task="),
             *("--container-image=", "--container-mounts="),
         ),
         _tool("scontrol requeue", "https://slurm.schedmd.com/scontrol.html"),

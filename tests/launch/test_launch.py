@@ -1,6 +1,7 @@
 """launch/: printed commands are documented ones, mistakes are named, and what runs lasts until training is done."""
 
 import contextlib
+import gzip
 import importlib.util
 import os
 import re
@@ -79,7 +80,9 @@ def inner(words):
 
 def commands(text):
     """The command lines of a dry run, as words; #SBATCH lines and the step of a batch script among them."""
-    script = "\n".join(line.removeprefix("#| ") for line in text.splitlines() if line.startswith("#| "))
+    text, _, rest = text.partition("cat >fuse-1.sbatch <<'END_OF_SCRIPT'\n")
+    script, _, after = rest.partition("END_OF_SCRIPT\n")
+    text += after
     if script:
         yield ["sbatch", *re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)]
         yield shlex.split(re.search(r"^  (srun .*?) &$", script, re.DOTALL | re.MULTILINE)[1])
@@ -129,7 +132,8 @@ def test_the_group_rule_is_in_what_clusters_are_told():
     options, step = list(commands(launch("slurm.sh", "--dry_run", *SLURM, *ON_DISK).stdout))[:2]
     assert "--kill-on-bad-exit=1" in step
     assert {"--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=B:USR1@180"} <= set(options)
-    assert "--gpu-bind=none" in step  # a task that saw one GPU only would not find the one of its local number
+    # JAX takes the GPU of a task's local number: each must see all of the step's, which is what SLURM does unasked.
+    assert not [word for word in step if word.startswith(("--gpu", "--gres", "--tres", "--ntasks-per-gpu"))]
 
 
 def test_every_kind_of_tpu_gets_its_runtime():
@@ -194,6 +198,7 @@ def test_help_names_every_option_and_an_example(script):
         assert re.search(rf"^  --{name}\b", done.stdout, re.MULTILINE)
     assert f"launch/{script} --" in done.stdout
     assert "set -euo" not in done.stdout
+    assert "shellcheck" not in done.stdout
 
 
 def test_a_dry_run_quotes_so_that_a_shell_reads_the_same_words():
@@ -417,6 +422,18 @@ def test_a_slurm_job_lasts_until_training_is_done(tmp_path, steps, status, reque
     assert list(cloud.share.iterdir()) == []
 
 
+def test_a_dry_run_pasted_submits_the_same_script(tmp_path):
+    cloud = Cloud(tmp_path / "cloud", steps=[])
+    program(cloud.folder / "bin" / "sbatch", '#!/bin/sh\ncat "$1"\n')
+    arguments = [*SLURM, *TRAIN, f"--gin.MODEL_DIR={cloud.share}/r"]
+    done = [launch("slurm.sh", *more, *arguments, env=cloud.environment, cwd=tmp_path) for more in ([], ["--dry_run"])]
+    (tmp_path / "fuse-1.sbatch").unlink()
+    pasted = subprocess.run(
+        ["bash", "-eu"], input=done[1].stdout, env=cloud.environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done[0].stdout == pasted.stdout != "", pasted.stderr
+
+
 def test_a_slurm_job_gives_up(tmp_path):
     cloud = Cloud(tmp_path / "cloud", steps=[9] * 3)
     done = job(cloud, "--restarts=2")
@@ -473,6 +490,32 @@ def test_the_tables_agree_with_an_installed_gcloud():
             for flag in command.flags:
                 kind = {**root["flags"], **node["flags"]}[flag.removesuffix("=")]
                 assert (kind == "bool") == (not flag.endswith("=")), f"{name} {flag}: {kind}"
+
+
+@pytest.mark.parametrize("tool", ["sbatch", "srun", "scancel", "squeue"])
+def test_the_tables_agree_with_an_installed_slurm(tool):
+    """Its man pages (`apt-get install slurm-client`); --help has less. Those of pyxis, a plugin, are not there."""
+    page = Path(f"/usr/share/man/man1/{tool}.1.gz")
+    if not page.exists():
+        pytest.skip("no SLURM here")
+    text = re.sub(r"\\f.|\\", "", gzip.decompress(page.read_bytes()).decode())
+    for flag in documented.COMMANDS[tool].flags:
+        if not flag.startswith("--container-"):
+            name, value, _ = flag.partition("=")
+            forms = re.findall(rf"^(?:-\w, )?{name}(\[?=|$)", text, re.MULTILINE)
+            assert forms, f"{tool} {flag}"
+            assert all(form.endswith("=") == bool(value) for form in forms), f"{tool} {flag}"
+
+
+def test_the_tables_agree_with_an_installed_xpk():
+    if not shutil.which("xpk"):
+        pytest.skip("no xpk here")
+    for name, command in documented.COMMANDS.items():
+        if name.startswith("xpk "):
+            text = subprocess.run([*name.split(), "--help"], capture_output=True, text=True, check=True).stdout
+            for flag in command.flags:
+                after = " [A-Z{]" if flag.endswith("=") else r"[]\s]"
+                assert re.search(rf"[\[\s]{flag.removesuffix('=')}{after}", text), f"{name} {flag}"
 
 
 def pods_commands():

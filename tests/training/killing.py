@@ -52,6 +52,7 @@ class Job:
         launch: Options of ``zipper launch``; None: plain ``zipper train``.
         devices: Virtual devices of each process.
         bindings: Further gin flags.
+        gin: What is trained.
     """
 
     def __init__(
@@ -63,11 +64,12 @@ class Job:
         launch: tuple[str, ...] | None = None,
         devices: int = 1,
         bindings: tuple[str, ...] = (),
+        gin: str = GIN,
     ):
         self.run_dir = folder / name
-        gin = folder / f"{name}.gin"
-        gin.write_text(GIN)
-        train = ["train", f"--gin_file={gin}", f"--gin.DATA={str(data)!r}", f"--gin.MODEL_DIR={str(self.run_dir)!r}"]
+        file = folder / f"{name}.gin"
+        file.write_text(gin)
+        train = ["train", f"--gin_file={file}", f"--gin.DATA={str(data)!r}", f"--gin.MODEL_DIR={str(self.run_dir)!r}"]
         train += [f"--gin.TRAIN_STEPS={steps}", *bindings]
         command = train if launch is None else ["launch", *launch, "--", *train]
         self.command = [sys.executable, "-m", "zipper_jax.cli.main", *command]

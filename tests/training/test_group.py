@@ -6,10 +6,35 @@ import subprocess
 
 import numpy as np
 import pytest
-from killing import Job
+from killing import GIN, Job
 
 from zipper_jax.errors import UserError
 from zipper_jax.training.distributed import Group
+
+FUSION = """
+include 'runs/base.gin'
+include 'models/zipper.gin'
+include 'tasks/asr_tts.gin'
+TASK_FEATURE_LENGTHS = {'text': 16, 'speech': 24}
+BATCH_SIZE = 4
+ZIP_PAIRS = ((1, 1),)
+FreezeConfig.towers = ('text',)
+text/ModalityConfig.tower = 'text'
+text/ModalityConfig.size = 22
+speech/ModalityConfig.tower = 'speech'
+speech/ModalityConfig.size = 32
+text/TowerConfig.vocab_size = 22
+speech/TowerConfig.vocab_size = 32
+text/TowerConfig.width = 16
+speech/TowerConfig.width = 24
+TowerConfig.num_layers = 1
+TowerConfig.num_heads = 4
+TowerConfig.num_kv_heads = 2
+TowerConfig.head_size = 4
+TowerConfig.mlp_width = 32
+OptimizerConfig.learning_rate = 1e-2
+TrainConfig.log_period = 1
+"""
 
 
 def losses(job: Job) -> list[float]:
@@ -39,15 +64,17 @@ def test_one_two_and_four_processes_compute_the_same_losses(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_may_share_one_copy_of_the_model(prepared, tmp_path):
+@pytest.mark.parametrize("gin", [GIN, FUSION], ids=["pretraining", "fusion, text frozen"])
+def test_processes_may_share_one_copy_of_the_model(prepared, tmp_path, gin):
     """Parameters cut over the devices of 1, 2 and 4 processes, losses within 1e-6."""
     cut = ("--gin.MeshConfig.data=1", "--gin.MeshConfig.fsdp=2", "--gin.MeshConfig.tensor=2")
     runs = [
-        Job(tmp_path, f"of_{n}", prepared, 8, (f"--processes={n}", "--restarts=0"), devices=4 // n, bindings=cut)
+        Job(tmp_path, f"of_{n}", prepared, 8, (f"--processes={n}", "--restarts=0"), 4 // n, bindings=cut, gin=gin)
         for n in (1, 2, 4)
     ]
     for job in runs:
         assert job.finish() == 0, job.said()
+    assert len(losses(runs[0])) == 8
     for job in runs[1:]:
         np.testing.assert_allclose(losses(job), losses(runs[0]), rtol=1e-6)
 
