@@ -17,7 +17,7 @@ import numpy as np
 from zipper_jax.api import Model, load
 from zipper_jax.data.prepared import read_examples
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.evaluator import EvalSettings, Say
+from zipper_jax.evaluation.evaluator import EvalSettings, Say, check_units
 from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
@@ -41,7 +41,8 @@ def evaluate_split(
     """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
 
     Raises:
-      UserError: no such run or split, fewer than two sentences with words, or audio that the corpus lacks.
+      UserError: no such run or split, fewer than two sentences with words, other units than the model's, or audio that
+        the corpus lacks.
     """
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if normalise(example["text"] or "")]
@@ -55,6 +56,7 @@ def evaluate_split(
     for modality in ("speech", "text"):
         if modality not in model.layout:
             raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+    check_units(prepared, run, model)
     heard = "the recordings" if sounds is not None else "the units through the vocoder"
     try:
         if sounds is None:
