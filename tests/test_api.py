@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny_run import SENTENCES, tone, write_run
+from tiny_run import SENTENCES, UNITS, tone, write_run
 
 from zipper_jax import load
 from zipper_jax.cli.main import main
@@ -18,6 +19,7 @@ from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.vocabularies import UnitVocabulary
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,53 @@ def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, argumen
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def _without(name):
+    def spoil(run):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
+
+
+def _with(vocabulary, modality="speech"):
+    return lambda run: vocabulary.save(run / "vocabularies" / modality)
+
+
+def _half_written(run):
+    (run / "checkpoints" / "2").rename(run / "checkpoints" / "2.orbax-checkpoint-tmp-1")
+
+
+def _changed_vocabulary(run):
+    path = run / "vocabularies" / "speech" / "vocabulary.json"
+    path.write_text(path.read_text().replace('"rate_hz": 25.0', '"rate_hz": 50.0'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without("config.json"), "has no config.json: it is no run folder; give one"),
+        (_without("checkpoints"), "has no complete checkpoint yet; train it first"),
+        (_half_written, "has no complete checkpoint yet; train it first"),
+        (_without("checkpoints/2/trainable"), "is damaged: step 2: trainable is missing"),
+        (_without("checkpoints/2/manifest"), "is damaged: step 2: "),
+        (_without("vocabularies/text"), "text/vocabulary.json' does not exist: check the folder"),
+        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model was made for a vocabulary of 14 tokens"),
+        (_with(UnitVocabulary(UNITS, 25.0, "theirs")), "is not the one whose units this model knows"),
+        (_changed_vocabulary, "has changed since"),
+        (_without("vocabularies/speech/tokenizer.npz"), "tokenizer.npz' does not exist: check the folder"),
+    ],
+)
+def test_a_run_that_is_not_whole_or_has_another_vocabulary(run, tmp_path, capsys, spoil, message):
+    copied, wav = tmp_path / "run", str(tone(tmp_path / "a.wav", 16_000, 1))
+    shutil.copytree(run, copied)
+    spoil(copied)
+    assert main(["transcribe", "--model", str(copied), wav, "--out", str(tmp_path / "out.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_tensorflow_is_not_imported_by_loading_decoding_or_training_from_rows(run, tmp_path):

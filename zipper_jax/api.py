@@ -111,7 +111,14 @@ class Model:
         self._require("speech")
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
-        return load_tokenizer(self.folder / "vocabularies" / "speech")
+        home, named = self.folder / "vocabularies" / "speech", getattr(self.vocabularies["speech"], "codebook", "")
+        loaded = load_tokenizer(home)
+        if named not in ("", loaded.digest):
+            raise UserError(
+                f"the tokenizer in {str(home)!r} is not the one whose units this model knows (digest {loaded.digest}, "
+                f"not {named}): put back the one that lay there, or that of the data it was trained on"
+            )
+        return loaded
 
     def generate(
         self,
