@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.configs import closest
-from zipper_jax.data.quiet import quiet_stderr
+from zipper_jax.data.quiet import interruptible, quiet_stderr
 from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row
 from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import AudioError, load_audio, save_flac
@@ -24,7 +24,7 @@ def read(name: str, data_dir: Path | None, settings: ImportSettings, out: Path) 
     import os
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_stderr():
+    with interruptible(), quiet_stderr():
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
