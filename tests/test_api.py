@@ -2,10 +2,12 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 import soundfile
 from tiny_run import SENTENCES, UNITS, tone, write_run
 
-from zipper_jax import load
+from zipper_jax import api, load
+from zipper_jax.api import Speech
 from zipper_jax.cli.main import main
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
@@ -73,6 +76,23 @@ def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
         assert speech.truncated == (len(speech.content) == 4 and speech.log_probs.size == 5 and speech.truncated)
     with pytest.raises(UserError, match="no modality 'image'"):
         model.generate([[("image", [1])]], ("text",))
+
+
+def test_a_full_disk_keeps_the_recording_that_was_there(tmp_path, capsys, monkeypatch):
+    """A real limit on the size of files."""
+    spoken = Speech(np.zeros(16_000, np.float32), 16_000, np.zeros(25, np.int32), False)
+    monkeypatch.setattr(api, "load", lambda path: SimpleNamespace(speak=lambda text, sampling: spoken))
+    out = tmp_path / "on.wav"
+    out.write_bytes(b"precious")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        assert main(["speak", "on", "--model", "run", "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.startswith("error: no room to write (")
+    assert out.read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["on.wav"]
 
 
 def test_a_lone_tower_gives_the_stored_towers_logits_and_a_perplexity(model):

@@ -57,12 +57,9 @@ class Speech:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes 16-bit audio; the ending decides the format (.wav, .flac, .ogg)."""
-        import soundfile
+        from zipper_jax.speech.audio import save_audio
 
-        try:
-            soundfile.write(str(path), self.waveform, self.sample_rate)
-        except (soundfile.LibsndfileError, TypeError, OSError) as error:
-            raise UserError(f"cannot write {str(path)!r}: {error}; use an ending such as .wav or .flac") from error
+        save_audio(path, self.waveform, self.sample_rate)
 
 
 class Model:

@@ -294,6 +294,21 @@ def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path
     assert "exists" in capsys.readouterr().err
 
 
+def test_an_export_onto_a_full_disk_leaves_nothing(copied, tmp_path, capsys):
+    assert not checkpoints.verify(copied.model_dir, 4)  # compiled here: jax stores what it compiles
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        assert main(["ckpt", "export", copied.model_dir, "--out", str(tmp_path / "exported")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "(File too large): mend that, or make room, then run the same command again\n" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
 def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):
     run_dir = Path(copied.model_dir)
     (run_dir / "frozen" / "unneeded").mkdir()

@@ -22,7 +22,7 @@ from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.files import write_json
-from zipper_jax.speech.audio import load_audio, save_flac
+from zipper_jax.speech.audio import load_audio, save_audio
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -97,5 +97,5 @@ def _write_audio(
     path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
     path.parent.mkdir(parents=True, exist_ok=True)
     units = np.asarray(example["units"])
-    save_flac(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
+    save_audio(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
     return str(path.relative_to(out))

@@ -102,10 +102,20 @@ def read_audio(
         raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
 
 
-def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, " N"]) -> None:
-    """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
+def save_audio(path: str | os.PathLike, waveform: Float[np.ndarray, " N"], sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes mono, atomically (aside, then renamed); samples outside ±1 are clipped.
+
+    Args:
+      path: its ending decides the format; WAV and FLAC have 16 bits.
+
+    Raises:
+      UserError: an ending that names no format.
+    """
     content = io.BytesIO()  # libsndfile would not say that a disk is full
-    soundfile.write(content, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    try:
+        soundfile.write(content, np.clip(waveform, -1.0, 1.0), sample_rate, format=Path(path).suffix[1:])
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise UserError(f"cannot write {os.fspath(path)!r}: {error}; use an ending such as .wav or .flac") from error
     write_bytes(path, content.getvalue())
 
 

@@ -27,7 +27,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.progress import telling
 from zipper_jax.speech import grammar
-from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_flac, trim_silence
+from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
 
@@ -260,7 +260,7 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
         if utterance.snr_db is not None:
             # Seeded by the utterance, so that a resumed corpus has the same noise.
             waveform = add_noise(waveform, utterance.snr_db, np.random.default_rng(zlib.crc32(utterance.id.encode())))
-        save_flac(Path(folder) / utterance.audio, waveform)
+        save_audio(Path(folder) / utterance.audio, waveform)
 
     return speak
 

@@ -13,7 +13,7 @@ from zipper_jax.configs import closest
 from zipper_jax.data.quiet import interruptible, quiet_stderr
 from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row
 from zipper_jax.errors import UserError
-from zipper_jax.speech.audio import AudioError, load_audio, save_flac
+from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")
 _VOICE = ("speaker_id", "speaker", "client_id")
@@ -100,5 +100,5 @@ def _write(file: Path, samples: np.ndarray, rate: int) -> str:
         waveform = load_audio(samples, int(rate))
     except AudioError as error:
         return error.reason
-    save_flac(file, waveform)
+    save_audio(file, waveform)
     return ""
