@@ -15,6 +15,7 @@ from making_sources import SENTENCES, sound, write
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.packed_rows import RowStore
@@ -128,6 +129,31 @@ def test_corpora_that_contradict_themselves(tmp_path, row, header, settings, mes
     settings = dataclasses.replace(SETTINGS, **{"num_units": 1024, **settings})
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, tmp_path / "out", settings, processes=1)
+
+
+@pytest.mark.parametrize(
+    "manifest, message",
+    [
+        (None, "manifest.jsonl' does not exist: finish the corpus first"),
+        (b"", "has no training split (splits: none)"),
+        (b'{"id": "a", "split": "train", "text": "caf\xe9"}\n', "manifest.jsonl' line 1 is not a JSON object in UTF-8"),
+        ('{"id": "a", "split": "train", "text": "go"}\n'.encode("utf-16"), "line 1 is not a JSON object in UTF-8"),
+        (b'{"id": "a", "split": "train", "audio": "empty.wav"}\n', "empty.wav' is empty (0 samples)"),
+        (b'{"id": "a", "split": "train", "audio": "corrupt.wav"}\n', "corrupt.wav' cannot be read"),
+        (b'{"id": "a", "split": "train", "text": "go", "units": [-1]}\n', "but corpus.json does not say which"),
+    ],
+)
+def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
+    """Made by hand: nobody has checked them."""
+    sound(tmp_path / "empty.wav", seconds=0.0)
+    write(tmp_path / "corrupt.wav", "RIFF, then nothing of use")
+    if manifest is not None:
+        write(tmp_path / "manifest.jsonl", manifest)
+    assert cli.main(["data", "prepare", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tmp_path):

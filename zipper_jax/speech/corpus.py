@@ -171,15 +171,15 @@ def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[d
         )
     rows: list[dict[str, Any]] = []
     lines: dict[Any, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             missing = {"id", "split"} - row.keys()
-        except (json.JSONDecodeError, AttributeError) as error:
+        except (ValueError, AttributeError) as error:
             raise UserError(
-                f"{str(path)!r} line {number} is not a JSON object: repair it or make the corpus again"
+                f"{str(path)!r} line {number} is not a JSON object in UTF-8: repair it or make the corpus again"
             ) from error
         if missing:
             raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
@@ -204,7 +204,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         version = header["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
