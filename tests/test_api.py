@@ -137,6 +137,8 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
     (folder / "deep").mkdir(parents=True)
     good = [tone(folder / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]
     (folder / "broken.wav").write_text("no audio")
+    for name, waveform in (("long.wav", np.random.default_rng(0).normal(0, 0.1, 48_000)), ("mute.wav", np.zeros(9000))):
+        soundfile.write(folder / name, waveform, 16_000)
     (folder / "notes.txt").write_text("not audio either")
     command = ["transcribe", "--model", str(run), str(folder), str(good[0]), "--out", str(out)]
     assert main([*command, "--batch_size", "2"]) == 1
@@ -145,6 +147,9 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
     assert "3 files, 3.0 s of audio in " in told.err
     assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
     assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
+    long = "the audio has 3.0 s of speech, the rows that this model was trained on 2.5: cut it into pieces"
+    assert f"skipped: {folder / 'long.wav'}: {long}" in told.err
+    assert f"skipped: {folder / 'mute.wav'}: the audio is silent: check the recording" in told.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["audio"] for line in lines] == list(map(str, good))
     assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3
@@ -152,7 +157,8 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
 
     whole = out.read_text()
     out.write_text(whole[: len(whole) - 20])  # killed while writing the last line
-    (folder / "broken.wav").unlink()
+    for name in ("broken.wav", "long.wav", "mute.wav"):
+        (folder / name).unlink()
     assert main(command) == 0
     assert out.read_text() == whole
     assert "2 of 3 files are finished" in capsys.readouterr().err
