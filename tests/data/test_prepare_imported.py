@@ -84,6 +84,23 @@ def test_rows_of_all_kinds_in_one_corpus(tmp_path):
     assert metas["asr", "train"]["dropped"] == {"empty": 0, "too_long": 0}
 
 
+def test_a_manifest_made_by_hand_is_checked_for_leaks(tmp_path, capsys):
+    """What import drops, prepare cannot: the rows are somebody's choice. It is said, and inspect says it again."""
+    rows = [
+        {"id": "a", "split": "train", "text": "open the door", "voice": "v"},
+        {"id": "b", "split": "train", "text": "close the door", "voice": "w"},
+        {"id": "c", "split": "test", "text": " Open  the Door", "voice": "v"},
+    ]
+    write(tmp_path / "c" / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    lines: list[str] = []
+    settings = dataclasses.replace(SETTINGS, text_vocabulary="bytes")
+    prepared.write_examples(tmp_path / "c", tmp_path / "p", settings, False, lines.append, 1)
+    sentences, voices = (f"{what}: 1 of the held-out ones are in training too" for what in ("sentences", "voices"))
+    assert {sentences, voices} <= set(lines)
+    assert cli.main(["data", "inspect", str(tmp_path / "c")]) == 0
+    assert {sentences, voices} <= set(capsys.readouterr().out.splitlines())
+
+
 def test_given_units_are_taken_as_they_are(tmp_path):
     path = making.units(tmp_path / "u", vocoder="unit2wav {units} {wav}")
     path.write_text(path.read_text() + '{"id": "alone", "units": [19, 0, 7]}\n')
