@@ -68,8 +68,12 @@ def test_the_corpus_gives_the_recordings(run, command, tmp_path, capsys):
     assert main([*command, *more]) == 0
     results = json.loads((tmp_path / "out" / "utterances.json").read_text())
     assert (len(results["utterances"]), results["left_out"], results["heard"]) == (2, 2, "the recordings")
-    (corpus / "manifest.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    sound.write_bytes(b"RIFF, then nothing of use")  # what was measured is not lost for it
     capsys.readouterr()
+    assert main([*command, *more[:-1], str(tmp_path / "mute")]) == 0
+    assert f"  no sound of 'u/1': audio file {str(sound)!r} cannot be read" in capsys.readouterr().err
+    assert "audio" not in Page((tmp_path / "mute" / "utterances.html").read_text()).tags
+    (corpus / "manifest.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert main([*command, *more]) == 2
     assert "has no audio for 'u/2' (not in its manifest)" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.files import write_json
-from zipper_jax.speech.audio import load_audio, save_audio
+from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -75,7 +75,10 @@ def evaluate_split(
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
     for place in worst[:WITH_AUDIO] if heard else ():
-        rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
+        try:
+            rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
+        except AudioError as error:  # a recording gone bad since it was prepared
+            say(f"  no sound of {rows[place]['id']!r}: {error}")
     results = {
         "run": str(run),
         "split": split,
