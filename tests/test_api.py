@@ -2,22 +2,27 @@
 
 import json
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny_run import SENTENCES, tone, write_run
+from tiny_run import SENTENCES, UNITS, tone, write_run
 
-from zipper_jax import load
+from zipper_jax import api, load
+from zipper_jax.api import Speech
 from zipper_jax.cli.main import main
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.vocabularies import UnitVocabulary
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,23 @@ def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
         model.generate([[("image", [1])]], ("text",))
 
 
+def test_a_full_disk_keeps_the_recording_that_was_there(tmp_path, capsys, monkeypatch):
+    """A real limit on the size of files."""
+    spoken = Speech(np.zeros(16_000, np.float32), 16_000, np.zeros(25, np.int32), False)
+    monkeypatch.setattr(api, "load", lambda path: SimpleNamespace(speak=lambda text, sampling: spoken))
+    out = tmp_path / "on.wav"
+    out.write_bytes(b"precious")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        assert main(["speak", "on", "--model", "run", "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.startswith("error: no room to write (")
+    assert out.read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["on.wav"]
+
+
 def test_a_lone_tower_gives_the_stored_towers_logits_and_a_perplexity(model):
     tower = model.tower("text")
     logits = tower.logits("on")
@@ -115,6 +137,8 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
     (folder / "deep").mkdir(parents=True)
     good = [tone(folder / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]
     (folder / "broken.wav").write_text("no audio")
+    for name, waveform in (("long.wav", np.random.default_rng(0).normal(0, 0.1, 48_000)), ("mute.wav", np.zeros(9000))):
+        soundfile.write(folder / name, waveform, 16_000)
     (folder / "notes.txt").write_text("not audio either")
     command = ["transcribe", "--model", str(run), str(folder), str(good[0]), "--out", str(out)]
     assert main([*command, "--batch_size", "2"]) == 1
@@ -123,6 +147,9 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
     assert "3 files, 3.0 s of audio in " in told.err
     assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
     assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
+    long = "the audio has 3.0 s of speech, the rows that this model was trained on 2.5: cut it into pieces"
+    assert f"skipped: {folder / 'long.wav'}: {long}" in told.err
+    assert f"skipped: {folder / 'mute.wav'}: the audio is silent: check the recording" in told.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["audio"] for line in lines] == list(map(str, good))
     assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3
@@ -130,7 +157,8 @@ def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, caps
 
     whole = out.read_text()
     out.write_text(whole[: len(whole) - 20])  # killed while writing the last line
-    (folder / "broken.wav").unlink()
+    for name in ("broken.wav", "long.wav", "mute.wav"):
+        (folder / name).unlink()
     assert main(command) == 0
     assert out.read_text() == whole
     assert "2 of 3 files are finished" in capsys.readouterr().err
@@ -173,6 +201,53 @@ def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, argumen
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def _without(name):
+    def spoil(run):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
+
+
+def _with(vocabulary, modality="speech"):
+    return lambda run: vocabulary.save(run / "vocabularies" / modality)
+
+
+def _half_written(run):
+    (run / "checkpoints" / "2").rename(run / "checkpoints" / "2.orbax-checkpoint-tmp-1")
+
+
+def _changed_vocabulary(run):
+    path = run / "vocabularies" / "speech" / "vocabulary.json"
+    path.write_text(path.read_text().replace('"rate_hz": 25.0', '"rate_hz": 50.0'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without("config.json"), "has no config.json: it is no run folder; give one"),
+        (_without("checkpoints"), "has no complete checkpoint yet; train it first"),
+        (_half_written, "has no complete checkpoint yet; train it first"),
+        (_without("checkpoints/2/trainable"), "is damaged: step 2: trainable is missing"),
+        (_without("checkpoints/2/manifest"), "is damaged: step 2: "),
+        (_without("vocabularies/text"), "text/vocabulary.json' does not exist: check the folder"),
+        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model was made for a vocabulary of 14 tokens"),
+        (_with(UnitVocabulary(UNITS, 25.0, "theirs")), "is not the one whose units this model knows"),
+        (_changed_vocabulary, "has changed since"),
+        (_without("vocabularies/speech/tokenizer.npz"), "tokenizer.npz' does not exist: check the folder"),
+    ],
+)
+def test_a_run_that_is_not_whole_or_has_another_vocabulary(run, tmp_path, capsys, spoil, message):
+    copied, wav = tmp_path / "run", str(tone(tmp_path / "a.wav", 16_000, 1))
+    shutil.copytree(run, copied)
+    spoil(copied)
+    assert main(["transcribe", "--model", str(copied), wav, "--out", str(tmp_path / "out.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_tensorflow_is_not_imported_by_loading_decoding_or_training_from_rows(run, tmp_path):

@@ -57,12 +57,9 @@ class Speech:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes 16-bit audio; the ending decides the format (.wav, .flac, .ogg)."""
-        import soundfile
+        from zipper_jax.speech.audio import save_audio
 
-        try:
-            soundfile.write(str(path), self.waveform, self.sample_rate)
-        except (soundfile.LibsndfileError, TypeError, OSError) as error:
-            raise UserError(f"cannot write {str(path)!r}: {error}; use an ending such as .wav or .flac") from error
+        save_audio(path, self.waveform, self.sample_rate)
 
 
 class Model:
@@ -111,7 +108,14 @@ class Model:
         self._require("speech")
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
-        return load_tokenizer(self.folder / "vocabularies" / "speech")
+        home, named = self.folder / "vocabularies" / "speech", getattr(self.vocabularies["speech"], "codebook", "")
+        loaded = load_tokenizer(home)
+        if named not in ("", loaded.digest):
+            raise UserError(
+                f"the tokenizer in {str(home)!r} is not the one whose units this model knows (digest {loaded.digest}, "
+                f"not {named}): put back the one that lay there, or that of the data it was trained on"
+            )
+        return loaded
 
     def generate(
         self,
@@ -179,11 +183,27 @@ class Model:
         return texts if many else texts[0]
 
     def units(self, audio: Any, sample_rate: int | None = None) -> np.ndarray:
-        """The units of one piece of audio, see `transcribe`, without silence at either end."""
-        from zipper_jax.speech.audio import load_audio, trim_silence
+        """The units of one piece of audio, see `transcribe`, without silence at either end.
 
+        Raises:
+          AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
+            take all memory.
+        """
+        from zipper_jax.speech.audio import AudioError, is_silent, load_audio, trim_silence
+
+        tokenizer = self.tokenizer
         # The corpus has no silence at either end, so its units there would be foreign to the model.
-        return self.tokenizer.encode(trim_silence(load_audio(audio, sample_rate)))
+        waveform = trim_silence(load_audio(audio, sample_rate))
+        if is_silent(waveform):
+            raise AudioError("the audio is silent: check the recording", "silent audio")
+        seconds, most = len(waveform) / SAMPLE_RATE, self.limits["speech"] / tokenizer.rate_hz
+        if seconds > most:
+            raise AudioError(
+                f"the audio has {seconds:.1f} s of speech, the rows that this model was trained on {most:.1f}: cut it "
+                "into pieces",
+                "too long",
+            )
+        return tokenizer.encode(waveform)
 
     def speak(self, text: Any, *, sampling: SamplingConfig = SamplingConfig(), seed: int | None = None) -> Any:
         """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else."""

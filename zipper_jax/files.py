@@ -74,4 +74,23 @@ def copy_folder(source: Path, target: Path) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target) as aside:
-            shutil.copytree(source, aside, dirs_exist_ok=True)
+            copy_tree(source, aside, dirs_exist_ok=True)
+
+
+def copy_tree(source: Path, target: Path, **options: Any) -> None:
+    """`shutil.copytree` that ends at the first file that fails; shutil's own tries them all, and lists them as text.
+
+    Raises:
+      UserError: a file cannot be read or written, for example on a full disk.
+    """
+
+    def copy(one: str, other: str) -> None:
+        try:
+            shutil.copy2(one, other)
+        except OSError as error:
+            raise UserError(
+                f"{one!r} cannot be copied to {other!r} ({error.strerror}): mend that, or make room, then run the "
+                "same command again"
+            ) from error
+
+    shutil.copytree(source, target, copy_function=copy, **options)

@@ -10,7 +10,6 @@ float32, exactly.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from zipper_jax.configs import to_dict
-from zipper_jax.files import new_folder
+from zipper_jax.files import copy_tree, new_folder
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.safetensors_files import FILE, Reader, Writer
@@ -103,7 +102,7 @@ def write_model_folder(
         for modality, vocabulary in vocabularies.items():
             home = folder / "vocabularies" / modality
             if isinstance(vocabulary, Path):
-                shutil.copytree(vocabulary, home)
+                copy_tree(vocabulary, home)
             else:
                 vocabulary.save(home)
         written = dict(default_lengths(model) if lengths is None else lengths)

@@ -64,6 +64,11 @@ def test_arguments_and_extras_reach_the_command(monkeypatch):
     [
         (UserError("mend this"), 2, "error: mend this\n"),
         (IsADirectoryError(21, "Is a directory", "lines/"), 2, "error: 'lines/': Is a directory\n"),
+        (
+            OSError(28, "No space"),
+            2,
+            "error: no room to write ([Errno 28] No space); make room, then run the same command again\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
     ],
 )

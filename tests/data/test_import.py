@@ -372,7 +372,7 @@ def test_what_formats_lack_is_counted(tmp_path):
     assert problems(header) == {"transcript without audio": 2, "audio without transcript": 1}
 
 
-def test_bad_units(tmp_path):
+def test_bad_units(tmp_path, capsys):
     path = making.units(tmp_path / "u")
     bad = [
         {"id": "a", "units": [0, -1]},
@@ -385,7 +385,12 @@ def test_bad_units(tmp_path):
         {"id": "fine", "units": [1, 2]},
     ]
     path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in bad))
-    header, rows = run("units", path, tmp_path / "out")
+    arguments = ["data", "import", "units", str(path), "--validation=0", "--test=0"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    for number, problem in ((11, "negative unit"), (12, "unit above 19"), (15, "not 50 units per second")):
+        assert f"1 {problem} (first: {path}:{number})" in said
+    header, rows = read_header(tmp_path / "out"), {row["id"]: row for row in read_manifest(tmp_path / "out")}
     assert problems(header) == {
         "negative unit": 1,
         "unit above 19": 1,
@@ -396,6 +401,9 @@ def test_bad_units(tmp_path):
         'line that is no JSON object with "id" and "units"': 1,
     }
     assert rows["fine"] == {"id": "fine", "split": "train", "units": [1, 2], "seconds": 0.04}
+    assert cli.main([*arguments, "--out", str(tmp_path / "strict"), "--strict"]) == 2
+    assert "error: --strict, and 7 of 18 rows cannot be used: 1 negative unit (first: " in capsys.readouterr().err
+    assert not (tmp_path / "strict" / "manifest.jsonl").exists()
 
 
 def _librispeech_without_transcripts(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
 SETTINGS = PrepareSettings(text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3)
+ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 12, "validation": 4, "test": 3}
 
 
@@ -180,6 +182,49 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+PRESSED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with Ctrl-C ignored
+from zipper_jax.cli import data, main
+say = data._say
+def press(line):
+    say(line)
+    if line.startswith(sys.argv[1]):
+        os.killpg(0, signal.SIGINT)
+data._say = press
+sys.exit(main.main(sys.argv[2:]))
+"""
+DEAF = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    pass  # as the real one does here and there
+"""
+
+
+@pytest.mark.parametrize("stage", ["fitting 8 units", "text vocabulary: ", "test: 3 examples", "the import of seqio"])
+def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
+    """The real command, a real signal to all its processes: exit status 130, one line; the next run goes on."""
+    (tmp_path / "seqio.py").write_text(DEAF)
+    (tmp_path / "tensorflow.py").write_text("class config: set_visible_devices = print")
+    folder = tmp_path / "p"
+    arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(folder), "--text_vocabulary_size=24"]
+    done = subprocess.run(
+        [sys.executable, "-c", PRESSED, stage, *arguments, "--num_units=8", "--processes=2"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert "prepared" not in done.stdout
+    header = prepared.read_header(folder)
+    assert header["complete"] == (stage == "the import of seqio")
+    assert not list(folder.rglob("*.partial"))
+
+
 def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path):
     folder = tmp_path / "p"
     one = dataclasses.replace(SETTINGS, tasks=("asr",))
@@ -278,7 +323,7 @@ with batches(RowMixture({{"asr": store}}, {{"asr": 1.0}}, 0), layout, {{"text": 
     assert b.get(0)["towers"]["text"].weights.sum() > 0
 assert not {{"tensorflow", "seqio", "jax"}} & set(sys.modules), sorted(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_units_get_the_ids_that_a_unit_model_has_for_them(corpus, made, tmp_path):

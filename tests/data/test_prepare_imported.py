@@ -15,6 +15,7 @@ from making_sources import SENTENCES, sound, write
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.packed_rows import RowStore
@@ -83,6 +84,23 @@ def test_rows_of_all_kinds_in_one_corpus(tmp_path):
     assert metas["asr", "train"]["dropped"] == {"empty": 0, "too_long": 0}
 
 
+def test_a_manifest_made_by_hand_is_checked_for_leaks(tmp_path, capsys):
+    """What import drops, prepare cannot: the rows are somebody's choice. It is said, and inspect says it again."""
+    rows = [
+        {"id": "a", "split": "train", "text": "open the door", "voice": "v"},
+        {"id": "b", "split": "train", "text": "close the door", "voice": "w"},
+        {"id": "c", "split": "test", "text": " Open  the Door", "voice": "v"},
+    ]
+    write(tmp_path / "c" / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    lines: list[str] = []
+    settings = dataclasses.replace(SETTINGS, text_vocabulary="bytes")
+    prepared.write_examples(tmp_path / "c", tmp_path / "p", settings, False, lines.append, 1)
+    sentences, voices = (f"{what}: 1 of the held-out ones are in training too" for what in ("sentences", "voices"))
+    assert {sentences, voices} <= set(lines)
+    assert cli.main(["data", "inspect", str(tmp_path / "c")]) == 0
+    assert {sentences, voices} <= set(capsys.readouterr().out.splitlines())
+
+
 def test_given_units_are_taken_as_they_are(tmp_path):
     path = making.units(tmp_path / "u", vocoder="unit2wav {units} {wav}")
     path.write_text(path.read_text() + '{"id": "alone", "units": [19, 0, 7]}\n')
@@ -128,6 +146,31 @@ def test_corpora_that_contradict_themselves(tmp_path, row, header, settings, mes
     settings = dataclasses.replace(SETTINGS, **{"num_units": 1024, **settings})
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, tmp_path / "out", settings, processes=1)
+
+
+@pytest.mark.parametrize(
+    "manifest, message",
+    [
+        (None, "manifest.jsonl' does not exist: finish the corpus first"),
+        (b"", "has no training split (splits: none)"),
+        (b'{"id": "a", "split": "train", "text": "caf\xe9"}\n', "manifest.jsonl' line 1 is not a JSON object in UTF-8"),
+        ('{"id": "a", "split": "train", "text": "go"}\n'.encode("utf-16"), "line 1 is not a JSON object in UTF-8"),
+        (b'{"id": "a", "split": "train", "audio": "empty.wav"}\n', "empty.wav' is empty (0 samples)"),
+        (b'{"id": "a", "split": "train", "audio": "corrupt.wav"}\n', "corrupt.wav' cannot be read"),
+        (b'{"id": "a", "split": "train", "text": "go", "units": [-1]}\n', "but corpus.json does not say which"),
+    ],
+)
+def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
+    """Made by hand: nobody has checked them."""
+    sound(tmp_path / "empty.wav", seconds=0.0)
+    write(tmp_path / "corrupt.wav", "RIFF, then nothing of use")
+    if manifest is not None:
+        write(tmp_path / "manifest.jsonl", manifest)
+    assert cli.main(["data", "prepare", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tmp_path):

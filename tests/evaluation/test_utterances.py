@@ -13,6 +13,7 @@ from zipper_jax.cli.main import main
 from zipper_jax.evaluation.report_utterances import ORDERS, write_utterances
 from zipper_jax.evaluation.wer import NORMALISER, per_sentence_errors
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.vocabularies import UnitVocabulary
 
 TEXTS = {"u/1": "on", "u/2": "go on", "u <3>": "off", "silence": "...", "u/5": "on and off"}
 
@@ -67,8 +68,12 @@ def test_the_corpus_gives_the_recordings(run, command, tmp_path, capsys):
     assert main([*command, *more]) == 0
     results = json.loads((tmp_path / "out" / "utterances.json").read_text())
     assert (len(results["utterances"]), results["left_out"], results["heard"]) == (2, 2, "the recordings")
-    (corpus / "manifest.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    sound.write_bytes(b"RIFF, then nothing of use")  # what was measured is not lost for it
     capsys.readouterr()
+    assert main([*command, *more[:-1], str(tmp_path / "mute")]) == 0
+    assert f"  no sound of 'u/1': audio file {str(sound)!r} cannot be read" in capsys.readouterr().err
+    assert "audio" not in Page((tmp_path / "mute" / "utterances.html").read_text()).tags
+    (corpus / "manifest.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert main([*command, *more]) == 2
     assert "has no audio for 'u/2' (not in its manifest)" in capsys.readouterr().err
 
@@ -87,6 +92,29 @@ def test_units_that_nothing_makes_audible_leave_the_page_without_sound(run, comm
     page = Page((tmp_path / "out" / "utterances.html").read_text())
     assert "audio" not in page.tags
     assert "You hear" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (UnitVocabulary(UNITS + 1, 25.0), "num_units 13, not 12"),
+        (UnitVocabulary(UNITS, 50.0), "rate_hz 50.0, not 25.0"),
+        (UnitVocabulary(UNITS, 25.0, "theirs"), "codebook theirs, not ours"),
+    ],
+)
+def test_data_of_other_units_is_refused(run, tmp_path, capsys, theirs, message):
+    """They would be heard as other sounds, and the rates would blame the model."""
+    copied = tmp_path / "all"
+    shutil.copytree(run.parent, copied)
+    UnitVocabulary(UNITS, 25.0, "ours").save(copied / "run" / "vocabularies" / "speech")
+    theirs.save(copied / "prepared" / "vocabularies" / "speech")
+    arguments = ["--run", str(copied / "run"), "--data", str(copied / "prepared"), "--split", "test"]
+    assert main(["eval", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {str(copied / 'prepared')!r} has other units than ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def write_three(folder):

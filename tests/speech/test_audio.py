@@ -14,7 +14,7 @@ from zipper_jax.speech.audio import (
     add_noise,
     load_audio,
     normalise_level,
-    save_flac,
+    save_audio,
     trim_silence,
 )
 
@@ -42,10 +42,17 @@ def test_arrays_of_any_type_are_scaled_alike():
     np.testing.assert_array_equal(load_audio(TONE.astype(np.float64), 16_000), TONE)
 
 
-def test_flac_round_trip(tmp_path):
-    save_flac(tmp_path / "x.flac", 2 * TONE)
-    np.testing.assert_allclose(load_audio(tmp_path / "x.flac"), load_audio(2 * TONE, SAMPLE_RATE), atol=1e-4)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.flac"]
+@pytest.mark.parametrize("name", ["x.flac", "x.wav", "x.OGG"])
+def test_round_trip(tmp_path, name):
+    save_audio(tmp_path / name, TONE / 2)
+    error = np.abs(load_audio(tmp_path / name) - TONE / 2).max()
+    assert error < (0.1 if name == "x.OGG" else 1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_samples_outside_one_are_clipped(tmp_path):
+    save_audio(tmp_path / "x.flac", 4 * TONE)
+    np.testing.assert_allclose(load_audio(tmp_path / "x.flac"), np.clip(4 * TONE, -1, 1), atol=1e-4)
 
 
 @pytest.mark.parametrize(

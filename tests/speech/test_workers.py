@@ -18,6 +18,8 @@ def make(offset):
     def run(job):
         if job == "user":
             raise UserError("mend this")
+        if job == "full":
+            raise OSError(28, "No space left on device")
         if job == "die":
             os._exit(3)
         if job == "pid":
@@ -42,6 +44,8 @@ def test_results_keep_the_order_of_the_jobs():
 def test_errors_reach_the_caller():
     with pytest.raises(UserError, match="mend this"):
         list(parallel_map(TARGET, {"offset": 1}, [1, "user", 2, 3], processes=2))
+    with pytest.raises(OSError, match="No space left"):  # the command line tells it in one line
+        list(parallel_map(TARGET, {"offset": 1}, [1, "full", 2], processes=1))
     with pytest.raises(RuntimeError, match="TypeError"):
         list(parallel_map(TARGET, {"offset": None}, [1, 2], processes=2))
     with pytest.raises(RuntimeError, match="exit status 3"):

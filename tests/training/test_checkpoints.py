@@ -16,6 +16,7 @@ from running import log, params, run
 from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
+from zipper_jax import gin_bindings
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig
@@ -106,17 +107,21 @@ def test_a_digest_is_the_same_on_any_mesh():
 
 
 @pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous):
+def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypatch, capsys):
     """Files may not grow as large as the arrays': the run ends with one line, and goes on once there is room."""
     save = replace(copied.save, asynchronous=asynchronous)
     config = replace(copied, steps=6, save=save)
+    monkeypatch.setattr(gin_bindings, "train_config", lambda: config)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (56_000, hard))
     try:
-        with pytest.raises(UserError, match=r"no room to write a checkpoint in .*copy' \(step 4 is whole\): make room"):
-            run(config)
+        assert main(["train", "--gin_file=runs/fuse.gin"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: there is no room to write a checkpoint in {config.model_dir!r} (step 4 is whole): " + (
+        "make room, and run the same command again"
+    )
     assert max(checkpoints.steps(config.model_dir)) == 4
     assert not checkpoints.verify(config.model_dir, 4)
     result, shown = run(config)
@@ -292,6 +297,21 @@ def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path
     assert zipper_jax.load(out).limits == {"text": 14, "speech": 22}
     assert main(["ckpt", "export", str(out), "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_an_export_onto_a_full_disk_leaves_nothing(copied, tmp_path, capsys):
+    assert not checkpoints.verify(copied.model_dir, 4)  # compiled here: jax stores what it compiles
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        assert main(["ckpt", "export", copied.model_dir, "--out", str(tmp_path / "exported")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "(File too large): mend that, or make room, then run the same command again\n" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):

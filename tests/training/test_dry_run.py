@@ -122,6 +122,32 @@ def test_the_command(prepared, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("ZIP_PAIRS=((1, 99),)", "zip speech-text: pair (1, 99) lies outside towers of 4 (speech) and 3 (text) blocks"),
+        ("ZIP_PAIRS=((0, 1),)", "zip speech-text: pair (0, 1) lies outside"),
+        ("ZIP_PAIRS=((1, 2), (2, 1))", "the zips form a cycle: speech block 1 waits for text block 2; text block 1 "),
+        ("ZipConfig.towers=('text', 'image')", "zip image-text names tower 'image'; known: ['speech', 'text']"),
+        ("speech/ModalityConfig.tower=spech", "modality 'speech' names tower 'spech'"),
+        ("TASK_FEATURE_LENGTHS={'txt': 32, 'speech': 64}", "DataConfig.lengths (TASK_FEATURE_LENGTHS) names ['speech"),
+        ("FreezeConfig.towers=('txt',)", "there is no tower 'txt' (towers: speech, text); did you mean 'text'?"),
+        ("TrainConfig.initialise_from={'txt': 'x'}", "'txt'"),
+        ("DataConfig.rates={'ars': 1.0}", "no task 'ars' (there: asr, speech_lm, text_lm, tts); did you mean 'asr'?"),
+    ],
+)
+def test_towers_zips_and_tasks_that_are_not_there(prepared, tmp_path, capsys, flag, message):
+    given = {"DATA": prepared, "MODEL_DIR": tmp_path / "run", "TEXT_RUN": "x", "SPEECH_RUN": "x"}
+    flags = [f"--gin.{name}='{value}'" for name, value in given.items()]
+    fresh = "--gin.TrainConfig.initialise_from={}"
+    assert main(["train", "--gin_file=runs/fuse.gin", *flags, fresh, f"--gin.{flag}", "--dry_run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_tell_their_cost_and_then_what_is_missing(recipe, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

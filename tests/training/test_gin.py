@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 
 import jax
 import pytest
@@ -16,6 +17,7 @@ from zipper_jax.configs import from_dict, to_dict
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.vocabularies import UnitVocabulary
 
 GIVEN = {
     "pretrain_text": {},
@@ -135,6 +137,36 @@ def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_pat
     assert "there is no 'fdsp'; did you mean 'fsdp'" in capsys.readouterr().err
     with pytest.raises(UserError, match="does not exist"):
         list(inspect.summary(str(tmp_path / "nothing")))
+
+
+def test_what_stops_a_run_that_has_begun_has_a_status_and_spoils_nothing(prepared, tmp_path, capsys):
+    """Another configuration, another vocabulary, and a folder that is no run."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(prepared, data)
+    sizes = ["--gin.BATCH_SIZE=8", "--gin.text/TowerConfig.num_layers=1"]
+    sizes += ["--gin.OptimizerConfig.schedule=constant", "--gin.OptimizerConfig.warmup_steps=0"]
+    command = ["train", "--gin_file=runs/pretrain_text.gin", f"--gin.DATA={data}", f"--gin.MODEL_DIR={run}", *sizes]
+    assert main([*command, "--gin.TRAIN_STEPS=1"]) == 0
+    capsys.readouterr()
+
+    assert main([*command, "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=16"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {str(run)!r} holds another run; what differs:\n  train.batch_size: 8 -> 16\n")
+    assert "choose another MODEL_DIR, " in error
+
+    UnitVocabulary(20, 25.0, codebook="another").save(data / "vocabularies" / "text")
+    assert main([*command, "--gin.TRAIN_STEPS=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: MODEL_DIR = {str(run)!r} was trained with another text vocabulary than that of ")
+    assert main(["ckpt", "verify", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("step 1: good\n")
+
+    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("precious")
+    assert main([*command, f"--gin.MODEL_DIR={thesis.parent}"]) == 2
+    assert "is not empty and is no run folder; choose another one" in capsys.readouterr().err
+    assert list(thesis.parent.iterdir()) == [thesis]
 
 
 PAPER = {  # run: parameters of the text and the speech tower in billions, zips

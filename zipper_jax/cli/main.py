@@ -14,6 +14,7 @@ from types import ModuleType
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.files import is_no_room
+from zipper_jax.interrupts import interruptible
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -53,7 +54,8 @@ example:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``zipper ARGUMENTS`` and returns the exit status: 0, what the command says, 2 (user error), 130 (Ctrl-C)."""
     try:
-        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        with interruptible(at_end=False):
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,8 +18,9 @@ file: path, tab, text; or, with --out, appends JSON lines {"audio", "text", "sec
   zipper transcribe --model runs/smoke/zipper hello.wav other.flac
   zipper transcribe --model runs/smoke/zipper recordings/ --out recordings.jsonl
 
-Run again with the same --out it goes on: files that have a line are skipped. Files that cannot be read are named and
-skipped, and the exit status is then 1. The real-time factor is working time over seconds of audio.
+Run again with the same --out it goes on: files that have a line are skipped. Files that cannot be read, are
+silent, or longer than the rows that the model was trained on are named and skipped, and the exit status is then 1. The
+real-time factor is working time over seconds of audio.
 """
 
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 1 when files were skipped because they could not be read."""
+    """Returns 0, or 1 when files were skipped."""
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give at least 1")
     files = list(_files(args.files))
@@ -58,24 +59,31 @@ def run(args: argparse.Namespace) -> int:
 def _transcribe(
     model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
 ) -> dict[Path, str]:
-    """Writes a line per file, batch by batch; returns the files that could not be read, and why."""
+    """Writes a line per file, batch by batch; returns the files that were skipped, and why."""
     from zipper_jax.cli.progress import Progress
     from zipper_jax.decoding.sampling import SamplingConfig
-    from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+    from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 
     bad: dict[Path, str] = {}
     began, heard, progress = time.monotonic(), 0.0, Progress(len(files), "files")
     for start in range(0, len(files), size):
-        batch, audio = files[start : start + size], {}
+        batch = files[start : start + size]
+        lengths: dict[Path, float] = {}
+        prompts = []
         for path in batch:
             try:
-                audio[path] = load_audio(path)
+                waveform = load_audio(path)
             except UserError as error:
                 bad[path] = str(error)
-        prompts = [[("speech", model.units(waveform, SAMPLE_RATE))] for waveform in audio.values()]
+                continue
+            try:
+                prompts.append([("speech", model.units(waveform, SAMPLE_RATE))])
+            except AudioError as error:
+                bad[path] = f"{path}: {error}"
+                continue
+            lengths[path] = len(waveform) / SAMPLE_RATE
         rows = model.generate(prompts, ("text",), sampling=SamplingConfig(beams=about["beams"]))
-        for (path, waveform), (spoken,) in zip(audio.items(), rows, strict=True):
-            seconds = len(waveform) / SAMPLE_RATE
+        for (path, seconds), (spoken,) in zip(lengths.items(), rows, strict=True):
             heard += seconds
             line = {"audio": str(path), "text": spoken.content, "seconds": round(seconds, 3)}
             line |= {"truncated": spoken.truncated, **about}

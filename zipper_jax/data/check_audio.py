@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from zipper_jax.progress import Say, telling
-from zipper_jax.speech.audio import AudioError, read_audio
+from zipper_jax.speech.audio import AudioError, is_silent, read_audio
 from zipper_jax.speech.workers import parallel_map
 
-_SILENCE = 1e-3  # of full scale (-60 dB): audio that never gets louder is taken for silence
 _JOURNAL = "checked.jsonl"
 
 Part = tuple[str, float, float | None]
@@ -58,7 +55,7 @@ def make_checker() -> Callable[[Part], Checked]:
             waveform, rate = read_audio(*part)
         except AudioError as error:
             return Checked(0.0, 0, error.reason)
-        problem = "silent audio" if np.abs(waveform).max() < _SILENCE else ""
+        problem = "silent audio" if is_silent(waveform) else ""
         return Checked(len(waveform) / rate, rate, problem)
 
     return check

@@ -107,8 +107,7 @@ def summary(header: dict[str, Any]) -> Iterator[str]:
         sizes = [f"{part['hours']:.2f} hours"] * bool(part["hours"])
         sizes += [f"{part[name]:,} {name}" for name in ("words", "units", "voices") if part[name]]
         yield f"{split}: {header['counts'][split]:,} rows, {', '.join(sizes)}"
-    if header["shared_voices"]:
-        yield f"voices: {header['shared_voices']} of the held-out ones are in training too"
+    yield from leaks(header)
     others = {rate: count for rate, count in header.get("sample_rates", {}).items() if rate != str(SAMPLE_RATE)}
     if others:
         told = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
@@ -191,26 +190,41 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a manifest's rows add up to: counts, hours, words, units, voices."""
+    """What a manifest's rows add up to: counts, hours, words, units, voices; and what is on both sides of a split."""
     parts: dict[str, dict[str, Any]] = {}
     voices: dict[str, set[str]] = {}
+    sentences: dict[str, set[str]] = {}
     for split in SPLITS:
         mine = [row for row in rows if row["split"] == split]
         if mine:
             voices[split] = {row["voice"] for row in mine if row.get("voice")}
+            sentences[split] = {splits.sentence(row["text"]) for row in mine if row.get("text")}
             parts[split] = {
                 "hours": round(sum(row.get("seconds") or 0.0 for row in mine) / 3600, 4),
                 "words": sum(len(row["text"].split()) for row in mine if row.get("text")),
                 "units": sum(len(row["units"]) for row in mine if row.get("units")),
                 "voices": len(voices[split]),
             }
-    held_out = set().union(*(names for split, names in voices.items() if split != "train"))
     return {
         "counts": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
         "hours": round(sum(part["hours"] for part in parts.values()), 4),
         "splits": parts,
-        "shared_voices": len(voices.get("train", set()) & held_out),
+        "shared_voices": _shared(voices),
+        "shared_sentences": _shared(sentences),
     }
+
+
+def leaks(header: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that say what `figures` found on both sides."""
+    for what in ("sentences", "voices"):
+        if header.get(f"shared_{what}"):  # import drops such sentences; who writes a manifest by hand may not have
+            yield f"{what}: {header[f'shared_{what}']} of the held-out ones are in training too"
+
+
+def _shared(found: Mapping[str, set[str]]) -> int:
+    """How many of the held-out splits are in training, too."""
+    held_out = set().union(*(ones for split, ones in found.items() if split != "train"))
+    return len(found.get("train", set()) & held_out)
 
 
 def _manifest_row(row: Row) -> dict[str, Any]:

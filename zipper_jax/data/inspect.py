@@ -13,7 +13,7 @@ from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
 from zipper_jax.errors import UserError
-from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.audio import load_audio, save_audio
 from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
 from zipper_jax.speech.given_units import run_vocoder
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
@@ -104,11 +104,8 @@ def _sound(tokenizer: Tokenizer, units: np.ndarray, vocoder: bool) -> np.ndarray
 
 
 def _write(out: Path, row: Mapping[str, Any], waveform: np.ndarray, kind: str = "") -> Path:
-    import soundfile
-
     path = out / f"{str(row['id']).replace('/', '-')}{kind}.wav"
-    out.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, waveform, SAMPLE_RATE)
+    save_audio(path, waveform)
     return path
 
 

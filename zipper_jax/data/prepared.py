@@ -24,6 +24,7 @@ import numpy as np
 from zipper_jax.configs import to_dict
 from zipper_jax.conversion.tokenizer import whole_tokenizer
 from zipper_jax.data.encode import encode_split, part
+from zipper_jax.data.import_corpus import figures, leaks
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
@@ -109,6 +110,8 @@ def write_examples(
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
     _begin(corpus, folder, settings, overwrite, say)
+    for line in leaks(figures(rows)):
+        say(line)
     training = [row for row in rows if row["split"] == "train"]
     about: dict[str, Any] = {}
     if any("speech" in _modalities(row) for row in rows):

@@ -61,9 +61,14 @@ def _ours(row: Row) -> str:
     return split
 
 
+def sentence(text: str) -> str:
+    """Equal for equal sentences, whatever their case and spaces."""
+    return " ".join(text.casefold().split())
+
+
 def _key(row: Row) -> str:
-    """Equal for equal sentences, whatever their case and spaces; rows without text stand alone."""
-    return " ".join(row.text.casefold().split()) if row.text else f"\0{row.id}"
+    """Of its sentence; rows without text stand alone."""
+    return sentence(row.text) if row.text else f"\0{row.id}"
 
 
 def _draw(rows: Sequence[Row], counts: dict[str, int]) -> dict[str, str]:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.data.quiet import quiet_stderr
+from zipper_jax.interrupts import interruptible
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with quiet_stderr():  # a dozen lines about CUDA and oneDNN that no setting silences
+with interruptible(), quiet_stderr():  # a dozen lines about CUDA and oneDNN that no setting silences
     import seqio
     import tensorflow as tf
 

@@ -34,6 +34,7 @@ from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
+from zipper_jax.vocabularies import load_vocabulary
 
 Say = Callable[[str], None]
 
@@ -86,6 +87,8 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     _check_origins(sources)
     judged_by = _grammar(sources.corpus)
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
+    for name, model in models.items():
+        check_units(sources.prepared, sources.runs[name], model)
     test = _examples(sources.prepared, "test", settings.sentences)
     there = "test_other" in splits(sources.prepared)
     other = _examples(sources.prepared, "test_other", settings.sentences) if there else []
@@ -213,6 +216,18 @@ def _check_origins(sources: Sources) -> None:
                     f"{str(run)!r} took {what} from {origin!r}, which is not there, and perplexity before fusion needs "
                     "it: put that folder back, or run from the folder where the training command was given"
                 )
+
+
+def check_units(prepared: Path, run: Path, model: Model) -> None:
+    """UserError when the units of the examples are other sounds than those that the model was trained on."""
+    theirs, ours = load_vocabulary(prepared / "vocabularies" / "speech"), model.vocabularies["speech"]
+    for name in ("num_units", "rate_hz", "codebook"):  # not the ids: examples hold unit numbers
+        found, wanted = getattr(theirs, name), getattr(ours, name)
+        if found != wanted and "" not in (found, wanted):
+            raise UserError(
+                f"{str(prepared)!r} has other units than {str(run)!r} ({name} {found}, not {wanted}): give the data "
+                f"it was trained on, or prepare this with --tokenizer {run}"
+            )
 
 
 def form_of(config: ZipperConfig) -> str:

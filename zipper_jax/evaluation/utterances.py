@@ -17,12 +17,12 @@ import numpy as np
 from zipper_jax.api import Model, load
 from zipper_jax.data.prepared import read_examples
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.evaluator import EvalSettings, Say
+from zipper_jax.evaluation.evaluator import EvalSettings, Say, check_units
 from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.files import write_json
-from zipper_jax.speech.audio import load_audio, save_flac
+from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -41,7 +41,8 @@ def evaluate_split(
     """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
 
     Raises:
-      UserError: no such run or split, fewer than two sentences with words, or audio that the corpus lacks.
+      UserError: no such run or split, fewer than two sentences with words, other units than the model's, or audio that
+        the corpus lacks.
     """
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if normalise(example["text"] or "")]
@@ -55,6 +56,7 @@ def evaluate_split(
     for modality in ("speech", "text"):
         if modality not in model.layout:
             raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+    check_units(prepared, run, model)
     heard = "the recordings" if sounds is not None else "the units through the vocoder"
     try:
         if sounds is None:
@@ -73,7 +75,10 @@ def evaluate_split(
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
     for place in worst[:WITH_AUDIO] if heard else ():
-        rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
+        try:
+            rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
+        except AudioError as error:  # a recording gone bad since it was prepared
+            say(f"  no sound of {rows[place]['id']!r}: {error}")
     results = {
         "run": str(run),
         "split": split,
@@ -95,5 +100,5 @@ def _write_audio(
     path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
     path.parent.mkdir(parents=True, exist_ok=True)
     units = np.asarray(example["units"])
-    save_flac(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
+    save_audio(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
     return str(path.relative_to(out))

@@ -23,6 +23,7 @@ LEVEL = 0.1  # root mean square of normalised speech
 _MOST_CHANNELS = 32
 _BLOCK = SAMPLE_RATE // 100
 _SILENCE = 1e-4  # of the loudest block's power (-40 dB): a quieter block of 10 ms is silence
+_MUTE = 1e-3  # of full scale (-60 dB): audio that never gets louder is taken for silence
 _LOST = 0.1  # seconds that a whole file may lack: some encoders' lengths are rounded to blocks
 _BEYOND = 0.5  # seconds that a part may exceed its file by: hand-made times are rounded
 _STREAMED = 2**31 - 2**16
@@ -102,11 +103,26 @@ def read_audio(
         raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
 
 
-def save_flac(path: str | os.PathLike, waveform: Float[np.ndarray, " N"]) -> None:
-    """Writes 16 kHz mono as 16-bit FLAC, atomically (aside, then renamed); samples outside ±1 are clipped."""
+def save_audio(path: str | os.PathLike, waveform: Float[np.ndarray, " N"], sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes mono, atomically (aside, then renamed); samples outside ±1 are clipped.
+
+    Args:
+      path: its ending decides the format; WAV and FLAC have 16 bits.
+
+    Raises:
+      UserError: an ending that names no format.
+    """
     content = io.BytesIO()  # libsndfile would not say that a disk is full
-    soundfile.write(content, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    try:
+        soundfile.write(content, np.clip(waveform, -1.0, 1.0), sample_rate, format=Path(path).suffix[1:])
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise UserError(f"cannot write {os.fspath(path)!r}: {error}; use an ending such as .wav or .flac") from error
     write_bytes(path, content.getvalue())
+
+
+def is_silent(waveform: Float[np.ndarray, " N"]) -> bool:
+    """Whether it never gets louder than -60 dB of full scale."""
+    return bool(np.abs(waveform).max(initial=0.0) < _MUTE)
 
 
 def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:

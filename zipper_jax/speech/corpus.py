@@ -27,7 +27,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.progress import telling
 from zipper_jax.speech import grammar
-from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_flac, trim_silence
+from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
 
@@ -171,15 +171,15 @@ def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[d
         )
     rows: list[dict[str, Any]] = []
     lines: dict[Any, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             missing = {"id", "split"} - row.keys()
-        except (json.JSONDecodeError, AttributeError) as error:
+        except (ValueError, AttributeError) as error:
             raise UserError(
-                f"{str(path)!r} line {number} is not a JSON object: repair it or make the corpus again"
+                f"{str(path)!r} line {number} is not a JSON object in UTF-8: repair it or make the corpus again"
             ) from error
         if missing:
             raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
@@ -204,7 +204,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         version = header["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
@@ -260,7 +260,7 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
         if utterance.snr_db is not None:
             # Seeded by the utterance, so that a resumed corpus has the same noise.
             waveform = add_noise(waveform, utterance.snr_db, np.random.default_rng(zlib.crc32(utterance.id.encode())))
-        save_flac(Path(folder) / utterance.audio, waveform)
+        save_audio(Path(folder) / utterance.audio, waveform)
 
     return speak
 

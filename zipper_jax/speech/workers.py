@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.errors import UserError
+from zipper_jax.files import is_no_room
 
 
 def parallel_map(
@@ -36,6 +37,7 @@ def parallel_map(
 
     Raises:
       UserError: as raised by the target or the function.
+      OSError: a worker met a full disk.
       RuntimeError: any other failure, with the worker's traceback.
 
     A caller that may stop early closes the generator (``contextlib.closing``), which ends the workers.
@@ -106,6 +108,8 @@ class _Worker:
             raise RuntimeError(f"a speech worker ended unexpectedly (exit status {self._process.wait()})") from error
         if kind == "user_error":
             raise UserError(value)
+        if kind == "no_room":
+            raise value
         if kind == "failure":
             raise RuntimeError(f"a speech worker failed:\n{value}")
         return value
@@ -142,6 +146,8 @@ def _serve(target: str) -> None:
                 answer = ("ok", function(job))
             except UserError as error:
                 answer = ("user_error", str(error))
+            except OSError as error:  # a full disk is the user's to mend
+                answer = ("no_room", error) if is_no_room(error) else ("failure", traceback.format_exc())
             except Exception:
                 answer = ("failure", traceback.format_exc())
             pickle.dump(answer, answers)

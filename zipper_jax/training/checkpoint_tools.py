@@ -8,7 +8,7 @@ from pathlib import Path
 from humanize import naturalsize
 
 from zipper_jax.errors import UserError
-from zipper_jax.files import copy_folder, new_folder, require_new
+from zipper_jax.files import copy_folder, copy_tree, new_folder, require_new
 from zipper_jax.training import checkpoints, manifest
 from zipper_jax.training.config import SaveCheckpointConfig
 from zipper_jax.training.frozen import TABLE
@@ -83,13 +83,13 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
     left_out = shutil.ignore_patterns("optimizer", "guard", manifest.FILES)
     with new_folder(out) as folder:
         copied = folder / "checkpoints" / str(step)
-        shutil.copytree(root / "checkpoints" / str(step), copied, ignore=left_out)
+        copy_tree(root / "checkpoints" / str(step), copied, ignore=left_out)
         if (copied / "manifest").is_dir():
             lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
             (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
             manifest.seal_files(copied)
         if content["frozen"]:
-            shutil.copytree(root / "frozen" / content["frozen"], folder / "frozen" / content["frozen"])
+            copy_tree(root / "frozen" / content["frozen"], folder / "frozen" / content["frozen"])
             table = root / "frozen" / TABLE.format(content["frozen"])
             if table.is_file():
                 shutil.copy(table, folder / "frozen" / table.name)

@@ -13,7 +13,8 @@ from zipper_jax.configs import closest
 from zipper_jax.data.quiet import quiet_stderr
 from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row
 from zipper_jax.errors import UserError
-from zipper_jax.speech.audio import AudioError, load_audio, save_flac
+from zipper_jax.interrupts import interruptible
+from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")
 _VOICE = ("speaker_id", "speaker", "client_id")
@@ -24,7 +25,7 @@ def read(name: str, data_dir: Path | None, settings: ImportSettings, out: Path) 
     import os
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_stderr():
+    with interruptible(), quiet_stderr():
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
@@ -100,5 +101,5 @@ def _write(file: Path, samples: np.ndarray, rate: int) -> str:
         waveform = load_audio(samples, int(rate))
     except AudioError as error:
         return error.reason
-    save_flac(file, waveform)
+    save_audio(file, waveform)
     return ""
