@@ -134,6 +134,7 @@ def test_the_command(prepared, tmp_path, capsys):
         ("FreezeConfig.towers=('txt',)", "there is no tower 'txt' (towers: speech, text); did you mean 'text'?"),
         ("TrainConfig.initialise_from={'txt': 'x'}", "'txt'"),
         ("DataConfig.rates={'ars': 1.0}", "no task 'ars' (there: asr, speech_lm, text_lm, tts); did you mean 'asr'?"),
+        ("MIXTURE_OR_TASK_NAME='asr'", "DataConfig.mixture='asr' is a task, but DataConfig.rates mixes asr, tts"),
     ],
 )
 def test_towers_zips_and_tasks_that_are_not_there(prepared, tmp_path, capsys, flag, message):

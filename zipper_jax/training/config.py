@@ -7,6 +7,7 @@ from typing import Literal
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.sequences import TEMPLATES
 from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, compile_pattern
@@ -42,6 +43,11 @@ class DataConfig:
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
+        if self.rates and self.mixture in TEMPLATES:  # t5x users name a task; here the rates would win silently
+            raise UserError(
+                f"DataConfig.mixture={self.mixture!r} is a task, but DataConfig.rates mixes {', '.join(self.rates)}: "
+                "for the task alone give --gin.DataConfig.rates={}, for the mixture a name of its own"
+            )
         for name in ("task_weights", "task_folders"):
             for task in getattr(self, name):
                 if task not in self.tasks:
