@@ -23,6 +23,7 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.modules import Params
 from zipper_jax.models.zipper import Placer, anywhere
 from zipper_jax.sequences import Layout, Place
+from zipper_jax.training.distributed import fetch
 
 Given = tuple[str, np.ndarray]
 """A given span: (modality, content token ids)."""
@@ -216,7 +217,7 @@ def decode_span(
 
 def _to_host(spans, place: Place):
     """(content ids, truncated, log probs) of each row."""
-    out, scores, cut_off = jax.device_get(spans)
+    out, scores, cut_off = fetch(spans)
     for row, row_scores, truncated in zip(out - place.offset, scores, cut_off, strict=True):
         n = int(np.argmax(row == place.end))
         yield row[:n].astype(np.int32), bool(truncated), row_scores[: n + 1]

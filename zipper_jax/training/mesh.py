@@ -113,11 +113,18 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     With ``data`` = -1 every device is used; sizes that are all given may leave some idle.
 
     Raises:
-        UserError: The sizes do not fit the devices, or ``slices`` is not the number of TPU slices there are.
+        UserError: The sizes do not fit the devices, leave some idle in a group of processes, or ``slices`` is not the
+            number of TPU slices there are.
     """
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    devices = devices[: int(np.prod(shape))]
+    size = int(np.prod(shape))
+    if size < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"the mesh takes {size} of {len(devices)} devices in {jax.process_count()} processes: every process must "
+            "have its share; give MeshConfig sizes whose product is the number of devices"
+        )
+    devices = devices[:size]
     # GPUs have a slice_index, too, but their nodes may be joined in any way.
     found = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if found > 1 and found != config.slices:

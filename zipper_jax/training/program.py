@@ -112,12 +112,6 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
                 "--gin_file=xla/tpu.gin"
             )
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
-    idle = len(devices) - mesh.size
-    if idle and jax.process_count() > 1:
-        raise UserError(
-            f"the mesh takes {mesh.size} of {len(devices)} devices in {jax.process_count()} processes: every "
-            "process must have its share; give MeshConfig sizes whose product is the number of devices"
-        )
     axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
     placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
