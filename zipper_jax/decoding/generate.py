@@ -23,7 +23,6 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.modules import Params
 from zipper_jax.models.zipper import Placer, anywhere
 from zipper_jax.sequences import Layout, Place
-from zipper_jax.training.distributed import fetch
 
 Given = tuple[str, np.ndarray]
 """A given span: (modality, content token ids)."""
@@ -215,9 +214,18 @@ def decode_span(
     return cache, (out, scores, cut_off)
 
 
+def _fetch(arrays):
+    """Arrays as numpy, whole in every process; where they lie on the devices of several, all make the same calls."""
+    if all(array.is_fully_addressable for array in jax.tree.leaves(arrays)):
+        return jax.device_get(arrays)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(arrays, tiled=True)
+
+
 def _to_host(spans, place: Place):
     """(content ids, truncated, log probs) of each row."""
-    out, scores, cut_off = fetch(spans)
+    out, scores, cut_off = _fetch(spans)
     for row, row_scores, truncated in zip(out - place.offset, scores, cut_off, strict=True):
         n = int(np.argmax(row == place.end))
         yield row[:n].astype(np.int32), bool(truncated), row_scores[: n + 1]

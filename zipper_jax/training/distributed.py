@@ -144,15 +144,6 @@ def gather(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 
-def fetch(arrays: T) -> T:
-    """Arrays as numpy, whole in every process; where they lie on several's devices, all call it at the same place."""
-    if all(array.is_fully_addressable for array in jax.tree.leaves(arrays)):
-        return jax.device_get(arrays)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(arrays, tiled=True)
-
-
 def barrier(name: str) -> None:
     """Return once every process is here."""
     if jax.process_count() > 1:
