@@ -127,6 +127,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
         compiler_options=config.xla_options,
     )
+    idle = len(devices) - mesh.size
     chips = [chip(d.device_kind) for d in mesh.devices.flat]
     counted = (config.model, {**trainable, **frozen}, axes, trainable, config.data.lengths)
     return Program(
