@@ -92,6 +92,6 @@ def test_ctrl_c_before_training_has_begun(tmp_path):
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,  # jax is imported first
     )
     assert (done.returncode, done.stderr) == (130, "interrupted; run the same command again to go on\n")

@@ -43,7 +43,7 @@ class Output(NamedTuple):
     modality: str
     content: Any
     truncated: bool
-    log_probs: Float[np.ndarray, "n"]
+    log_probs: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Packing(NamedTuple):
     dropped: list[int]
 
 
-def pack(lengths: Int[np.ndarray, "E W"], capacity: Int[np.ndarray, "W"], open_rows: int = 64) -> Packing:
+def pack(lengths: Int[np.ndarray, "E W"], capacity: Int[np.ndarray, " W"], open_rows: int = 64) -> Packing:
     """Puts each example, in order, into the first open row with room for it in every tower.
 
     Deterministic. At most ``open_rows`` rows are open at a time (the oldest is closed for a new one), so that the work

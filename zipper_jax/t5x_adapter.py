@@ -112,7 +112,7 @@ class ZipperModel(t5x_models.BaseModel):
         }
         return loss, metrics
 
-    def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Float[Array, "B"]:
+    def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Float[Array, " B"]:
         """Log probability of each row's weighted targets, all towers together."""
         if return_intermediates:
             raise NotImplementedError("zipper models keep no intermediates")

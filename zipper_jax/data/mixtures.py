@@ -102,7 +102,7 @@ class RowMixture:
         return permutation(len(self.stores[name]), self.seed, 1, zlib.crc32(name.encode()), epoch)
 
 
-def permutation(size: int, seed: int, *key: int) -> Int[np.ndarray, "size"]:
+def permutation(size: int, seed: int, *key: int) -> Int[np.ndarray, " size"]:
     """An order of ``range(size)`` that depends only on the arguments, on any machine and numpy version."""
     # A seed may be negative; SeedSequence wants words of 32 bits, which this keeps apart from the key.
     words = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *key]

@@ -42,7 +42,7 @@ class Cache(NamedTuple):
 
     towers: dict[str, KeyValue]
     zips: dict[tuple[str, str], KeyValue]
-    lengths: dict[str, Int[Array, "B"]]
+    lengths: dict[str, Int[Array, " B"]]
 
 
 def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = anywhere) -> Cache:
@@ -77,7 +77,7 @@ def advance(
     cache: Cache,
     tower: str,
     tokens: Int[Array, "B T"],
-    counts: Int[Array, "B"],
+    counts: Int[Array, " B"],
     placer: Placer = anywhere,
 ) -> tuple[Float[Array, "B T V"], Cache]:
     """Feeds ``counts[b]`` tokens of row b through ``tower`` on the fused path.
@@ -140,7 +140,7 @@ def _outgoing(config: ZipperConfig, tower: str) -> dict[int, list[tuple[str, int
     return outgoing
 
 
-def _everything_so_far(length: Int[Array, "B"], fed: Array, capacity: int):
+def _everything_so_far(length: Int[Array, " B"], fed: Array, capacity: int):
     """The other tower's tokens so far are exactly those that came earlier in the linear sequence."""
     start = jnp.where(fed, 0, capacity)
     return start, jnp.where(fed, length[:, None], capacity)

@@ -44,7 +44,7 @@ class SamplingConfig:
             raise UserError(f"sampling: beam search with temperature = {self.temperature}; set temperature to 0")
 
 
-def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: int, top_p: float) -> Int[Array, "B"]:
+def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: int, top_p: float) -> Int[Array, " B"]:
     """One token per row; ``keys`` holds one random key per row. Tokens at -inf are never chosen."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -62,7 +62,7 @@ def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: 
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def allowed_tokens(config: ZipperConfig, place: Place) -> Bool[Array, "V"]:
+def allowed_tokens(config: ZipperConfig, place: Place) -> Bool[Array, " V"]:
     """[V] of the tower, added tokens included: the modality's own tokens but its begin token, never a target in
     training."""
     ids = jnp.arange(config.rows(place.tower)) - place.offset

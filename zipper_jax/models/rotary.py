@@ -26,7 +26,7 @@ RELATIVE_DISTANCES = 129  # 0 to 127, and 128 for all beyond
 class Rotation(NamedTuple):
     """What RoPE does in one layer: radians per position, and the factor on sine and cosine."""
 
-    frequencies: Float[Array, "R"]
+    frequencies: Float[Array, " R"]
     amplitude: float | Float[Array, ""]
 
 
@@ -58,7 +58,7 @@ def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], by: Rotatio
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
-def relative_buckets() -> Int[np.ndarray, "W"]:
+def relative_buckets() -> Int[np.ndarray, " W"]:
     """T5's bucket (arXiv 1910.10683) of each distance back: exact up to 15, then logarithmic up to 128."""
     exact = RELATIVE_BUCKETS // 2
     distances = np.arange(RELATIVE_DISTANCES)
@@ -68,7 +68,7 @@ def relative_buckets() -> Int[np.ndarray, "W"]:
 
 
 @cache
-def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.ndarray, "L"]]:
+def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.ndarray, " L"]]:
     """(frequencies, amplitudes) of every layer; of one, when all are the same."""
     plain = _frequencies(config.rope_base, config.rotary_size)
     scaled, amplitude = _scaled(plain, config.rope_base, config.rope_scaling)
@@ -81,11 +81,11 @@ def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.
     return np.stack([f for f, _ in layers]).astype(np.float32), np.array([a for _, a in layers], np.float32)
 
 
-def _frequencies(base: float, size: int) -> Float[np.ndarray, "R"]:
+def _frequencies(base: float, size: int) -> Float[np.ndarray, " R"]:
     return base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
-def _scaled(plain: Float[np.ndarray, "R"], base: float, scaling: RopeScaling | None) -> tuple[np.ndarray, float]:
+def _scaled(plain: Float[np.ndarray, " R"], base: float, scaling: RopeScaling | None) -> tuple[np.ndarray, float]:
     if scaling is None:
         return plain, 1.0
     divided = plain / scaling.factor

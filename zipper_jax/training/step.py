@@ -30,9 +30,9 @@ Forward = Callable[[dict[str, Any], dict[str, Any]], dict[str, Float[Array, "B T
 class Sums(NamedTuple):
     """Sums over a tower's tokens, per task."""
 
-    nll: Float[Array, "Q"]
-    correct: Float[Array, "Q"]
-    weight: Float[Array, "Q"]
+    nll: Float[Array, " Q"]
+    correct: Float[Array, " Q"]
+    weight: Float[Array, " Q"]
 
 
 class Metrics(NamedTuple):

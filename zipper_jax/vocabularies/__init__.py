@@ -41,7 +41,7 @@ class Vocabulary(Protocol):
     end_id: int
     digest: str
 
-    def encode(self, content: Any) -> Int32[np.ndarray, "n"]:
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
         """Token ids of ``content``, without begin and end. Raises UserError for content it cannot represent."""
         ...
 

@@ -55,7 +55,7 @@ class HuggingFaceVocabulary:
         parts = [self.contents[name] for name in DECISIVE if name in self.contents]
         self.digest = files.digest(b"hugging_face", *parts, f"{rows} {begin_id} {end_id}".encode())
 
-    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
         return np.asarray(self._backend.encode(content), dtype=np.int32)
 
     def decode(self, ids: Any) -> str:

@@ -51,7 +51,7 @@ class SentencePieceVocabulary:
                 f"these {len(self._model)} bytes are no sentencepiece model ({error}): give a .model file"
             ) from error
 
-    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
         return np.asarray(self._processor.encode(content), dtype=np.int32)
 
     def decode(self, ids: Any) -> str:
@@ -80,7 +80,7 @@ class ByteVocabulary:
     def __init__(self) -> None:
         self.digest = files.digest(b"bytes")
 
-    def encode(self, content: str) -> Int32[np.ndarray, "n"]:
+    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
         return np.frombuffer(content.encode(), dtype=np.uint8).astype(np.int32)
 
     def decode(self, ids: Any) -> str:

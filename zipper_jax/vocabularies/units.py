@@ -51,7 +51,7 @@ class UnitVocabulary:
             decisive.append(f"places {places}")
         self.digest = files.digest(b"units", *(part.encode() for part in decisive))
 
-    def encode(self, content: Any) -> Int32[np.ndarray, "n"]:
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
         """``content``: unit numbers. Raises UserError for one outside ``[0, num_units)``."""
         units = np.asarray(content, dtype=np.int64).reshape(-1)
         wrong = units[(units < 0) | (units >= self.num_units)]
@@ -59,7 +59,7 @@ class UnitVocabulary:
             raise UserError(f"unit {wrong[0]} lies outside 0 to {self.num_units - 1}: was another tokenizer used?")
         return (units + self.first).astype(np.int32)
 
-    def decode(self, ids: Any) -> Int32[np.ndarray, "n"]:
+    def decode(self, ids: Any) -> Int32[np.ndarray, " n"]:
         """Unit numbers; begin and end, and a unit model's rows that are no units, are left out."""
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids >= self.size)]
