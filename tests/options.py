@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import jax
 import numpy as np
+from passes import forward
 from tiny import (
     PAIR_LAYOUT,
     PAIR_LENGTHS,
@@ -19,7 +20,6 @@ from tiny import (
 )  # fmt: skip
 
 from zipper_jax.models.config import ProjectionConfig, RopeScaling, ZipConfig
-from zipper_jax.models.zipper import forward
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Span, rows_to_towers
 
@@ -80,6 +80,22 @@ OPTIONS = {
     "relative": pair(
         text=dataclasses.replace(TEXT, positions="relative", attention_scale=1.0, logit_scale=0.5, gated_mlp=False),
         speech=dataclasses.replace(SPEECH, positions="relative", rope_fraction=0.0), scan=False,
+    ),
+    # Fusions that the package knows nothing of: see outside_fusions.py.
+    "ungated": pair(
+        zips=(
+            ZipConfig(
+                ("text", "speech"), {"text": 1, "speech": 2}, into=("text",), fusion="outside_fusions:OneWay",
+                options={"scale": 0.7},
+            ),
+        ),
+    ),
+    "shared": pair(
+        text=dataclasses.replace(TEXT, attention_softcap=3.0, attention_scale=0.4),
+        speech=dataclasses.replace(SPEECH, windows=(3, 0, 2, 3, 0), query_key_norm=True),
+        zips=(
+            ZipConfig(("text", "speech"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
+        ),
     ),
     "trio": trio(),
     "trio unrolled": trio(scan=False),

@@ -9,6 +9,7 @@ Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head s
 import math
 
 import numpy as np
+from outside_fusions import one_way_effect, shared_keys_and_values
 
 
 def logits(config, params, example, layout, fused=True):
@@ -53,6 +54,8 @@ class _Model:
             m = self.pre(tower, block)
             total = m
             for z in self.config.zips if self.fused else ():
+                if z.fusion.endswith("SharedAttention"):
+                    continue  # inside the block
                 receivers = z.into or z.towers
                 for member, pair in enumerate(self.pairs(z)):
                     at = dict(zip(z.towers, pair, strict=True))
@@ -65,22 +68,12 @@ class _Model:
     def pre(self, tower, block):
         """m: the output of the block, counted from 1."""
         if ("pre", tower, block) not in self.memo:
-            p = _tree({"p": self.params["towers"][tower]["blocks"]})["p"]
-            p = _member(p, block - 1)
+            p = _member(self.params["towers"][tower]["blocks"], block - 1)
             t, x = self.config.towers[tower], self.post(tower, block - 1)
             local = np.arange(len(x))
             a = p["attention"]
-            y = tower_norm(t, x, p["attention_norm"])
-            q, k, v = heads(y, a["query"]), heads(y, a["key"]), heads(y, a["value"])
-            if t.query_key_norm:
-                q, k = (
-                    rms_norm(z, a[n], t.norm_epsilon, t.norm_offset) for z, n in ((q, "query_norm"), (k, "key_norm"))
-                )
+            q, k, v = self.heads(tower, block)
             window = t.windows[block - 1] if t.windows else 0
-            if t.positions == "rotary":
-                near = bool(window) and t.window_rope_base is not None
-                base, scaling = (t.window_rope_base, None) if near else (t.rope_base, t.rope_scaling)
-                q, k = (partial_rope(z, local, base, scaling, t.rope_fraction) for z in (q, k))
             distance = local[:, None] - local[None, :]
             bias = None
             if t.positions == "relative":
@@ -88,6 +81,9 @@ class _Model:
                 bias = np.array([[table[bucket(d)] for d in row] for row in np.maximum(distance, 0)])
                 bias = bias.reshape(*distance.shape, t.num_heads)
             mask = (distance >= 0) & (distance < (window or len(x) + 1))
+            for k_more, v_more, mask_more in self.inside(tower, block):
+                k, v, mask = (np.concatenate(x) for x in ((k, k_more), (v, v_more), (mask.T, mask_more.T)))
+                mask = mask.T
             mixed = attend(q, k, v, mask, t.attention_scale, t.attention_softcap, bias)
             out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"]) + a["output"].get("bias", 0.0)
             if t.norm_placement == "both":
@@ -101,6 +97,32 @@ class _Model:
                 fed = tower_norm(t, fed, p["mlp_output_norm"])
             self.memo["pre", tower, block] = x + out + fed
         return self.memo["pre", tower, block]
+
+    def heads(self, tower, block):
+        """Query, key and value of the block's input."""
+        p, t = _member(self.params["towers"][tower]["blocks"], block - 1), self.config.towers[tower]
+        x = self.post(tower, block - 1)
+        y, a, local = tower_norm(t, x, p["attention_norm"]), p["attention"], np.arange(len(x))
+        q, k, v = heads(y, a["query"]), heads(y, a["key"]), heads(y, a["value"])
+        if t.query_key_norm:
+            q, k = (rms_norm(z, a[n], t.norm_epsilon, t.norm_offset) for z, n in ((q, "query_norm"), (k, "key_norm")))
+        if t.positions == "rotary":
+            near = bool(t.windows and t.windows[block - 1]) and t.window_rope_base is not None
+            base, scaling = (t.window_rope_base, None) if near else (t.rope_base, t.rope_scaling)
+            q, k = (partial_rope(z, local, base, scaling, t.rope_fraction) for z in (q, k))
+        return q, k, v
+
+    def inside(self, tower, block):
+        """Further keys, values and their mask of the block's attention."""
+        for z in self.config.zips if self.fused else ():
+            for member, pair in enumerate(self.pairs(z)):
+                at = dict(zip(z.towers, pair, strict=True))
+                if z.fusion.endswith("SharedAttention") and tower in (z.into or z.towers) and at.get(tower) == block:
+                    (source,) = set(z.towers) - {tower}
+                    p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{tower}"], member)
+                    _, k, v = self.heads(source, at[source])
+                    mask = self.places[source][None, :] < self.places[tower][:, None]
+                    yield *shared_keys_and_values(p, k, v), mask
 
     def start(self, tower):
         t, own = self.config.towers[tower], self.params["towers"][tower]["embedding"]
@@ -118,6 +140,9 @@ class _Model:
     def effect(self, z, member, receiver, source, m, m_source):
         """f_cross(m, h) - m."""
         p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{receiver}"], member)
+        if z.fusion.endswith("OneWay"):
+            mask = self.places[source][None, :] < self.places[receiver][:, None]
+            return one_way_effect(z, p, m, m_source, mask, attend)
         h = m_source if z.projection.form == "none" else project(z.projection, p["projection"], m_source)
         norm = layer_norm if z.norm == "layer" else rms_norm
         if z.normalise_source:

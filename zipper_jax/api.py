@@ -11,7 +11,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.evaluation import perplexity
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.module import Placer, unsharded
 from zipper_jax.sequences import make_layout, own_tokens
 from zipper_jax.training.mesh import MeshConfig, make_mesh
 from zipper_jax.training.partition_tree import flatten, unflatten
@@ -79,12 +80,12 @@ class Model:
         mesh: MeshConfig | None = None,
     ):
         self.params: dict[str, Any]
-        placer: zipper.Placer = zipper.anywhere
+        placer: Placer = unsharded
         if mesh is None:
             self.params = jax.tree.map(jnp.asarray, dict(params))
         else:
             devices, flat = make_mesh(mesh), flatten(params)
-            shardings, _ = param_shardings(flat, flatten(zipper.param_axes(config)), devices, mesh)
+            shardings, _ = param_shardings(flat, zipper.parameters(config), devices, mesh)
             self.params, placer = unflatten(jax.device_put(flat, shardings)), Placement(devices, mesh)
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
@@ -240,7 +241,7 @@ class Unimodal:
 
     def __init__(self, model: Model, tower: str):
         self._model, self._tower = model, tower
-        self._logits = jax.jit(partial(zipper.unimodal, model.config), static_argnames=("tower",))
+        self._logits = jax.jit(lambda params, batch: zipper.bind_params(model.config, params).towers[tower](batch))
 
     def logits(self, content: Any, modality: str | None = None) -> Float[np.ndarray, "T V"]:
         """Float32 logits at ``begin, content..., end``; row t predicts token t + 1.
@@ -252,7 +253,7 @@ class Unimodal:
         own.check_length(len(tokens) + 2, f"tokens of this {modality}")
         batch = perplexity.pack_contents(self._model.layout, modality, [tokens], {})[self._tower]
         batch = own_tokens(batch, own.vocab_size)
-        logits = self._logits(self._model.params, self._tower, batch)
+        logits = self._logits(self._model.params, batch)
         length = int((batch.segment_ids[0] > 0).sum())
         return np.asarray(logits[0, :length])
 

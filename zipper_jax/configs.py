@@ -16,6 +16,34 @@ from zipper_jax.errors import UserError
 T = TypeVar("T")
 
 
+class FrozenDict(dict):
+    """A dict that a frozen dataclass may hold: hashable, never changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a configuration is never changed; use dataclasses.replace")
+
+    def __reduce__(self) -> Any:
+        return FrozenDict, (dict(self),)
+
+    __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = __ior__ = _refuse
+
+
+def freeze(value: Any) -> Any:
+    """``value`` with dicts and lists in it made hashable."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: freeze(item) for key, item in value.items()})
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def freeze_fields(config: Any, *names: str) -> None:
+    """Make the named fields of a frozen dataclass hashable; for its ``__post_init__``."""
+    for name in names:
+        object.__setattr__(config, name, freeze(getattr(config, name)))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'width'?`` to append to an error about a mistyped ``name``; empty where nothing is near."""
     near = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)

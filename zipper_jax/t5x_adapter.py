@@ -26,11 +26,11 @@ from t5x import models as t5x_models
 
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.decoding.cache import advance, init_cache
 from zipper_jax.decoding.generate import decode_span
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
+from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Layout, TowerBatch, make_layout
@@ -92,7 +92,7 @@ class ZipperModel(t5x_models.BaseModel):
         """The loss of ``zipper train``, and t5x metrics."""
         del dropout_rng
         towers = _towers(batch)
-        logits = zipper.forward(self.config, self._stopped(params), towers)
+        logits = zipper.bind_params(self.config, self._stopped(params))(towers)
         loss, weight, correct = jnp.float32(0.0), jnp.float32(0.0), jnp.float32(0.0)
         metrics: dict[str, Any] = {}
         for name, tower in sorted(towers.items()):
@@ -117,7 +117,7 @@ class ZipperModel(t5x_models.BaseModel):
         if return_intermediates:
             raise NotImplementedError("zipper models keep no intermediates")
         towers = _towers(batch)
-        logits = zipper.forward(self.config, _plain(params), towers)
+        logits = zipper.bind_params(self.config, _plain(params))(towers)
         parts = [cross_entropy(logits[name], tower.targets, tower.weights)[0] for name, tower in towers.items()]
         return -sum(jnp.sum(nll, axis=1) for nll in parts)  # type: ignore[return-value]
 
@@ -134,10 +134,9 @@ class ZipperModel(t5x_models.BaseModel):
         capacity[place.tower] = max(capacity[place.tower], self._limit + 2)
         plain = _plain(params)
         cache = init_cache(self.config, rows, capacity)
-        for name, tower in sorted(towers.items()):
-            if name != place.tower:
-                counts = jnp.sum(tower.segment_ids > 0, axis=1, dtype=jnp.int32)
-                _, cache = advance(self.config, plain, cache, name, tower.tokens, counts)
+        given = {name: tower for name, tower in towers.items() if name != place.tower}
+        if given:
+            _, cache = zipper.bind_params(self.config, plain).hidden(given, cache)
         keys = jax.random.split(jax.random.key(0), rows)
         _, (tokens, scores, _) = decode_span(
             self.config, plain, cache, keys, place=place, limit=self._limit, sampling=SamplingConfig()

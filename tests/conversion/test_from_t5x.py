@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tensorstore
 from flax.serialization import msgpack_restore, msgpack_serialize
+from passes import unimodal
 
 from gin import config_parser
 from zipper_jax.conversion import t5x, t5x_checkpoint
 from zipper_jax.conversion.t5x_gin import GinFiles
 from zipper_jax.errors import UserError
-from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training.partition_tree import unflatten
@@ -548,7 +548,7 @@ def our_logits(plan, tokens):
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
     ones = np.ones_like(tokens)
     batch = TowerBatch(tokens, tokens, ones.astype(np.float32), positions, positions, ones)
-    return np.asarray(jax.jit(lambda params, batch: zipper.unimodal(model, params, "tower", batch))(params, batch))
+    return np.asarray(jax.jit(lambda params, batch: unimodal(model, params, "tower", batch))(params, batch))
 
 
 def difference(found, wanted):

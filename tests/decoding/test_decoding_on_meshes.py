@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from passes import advance
 from tiny import PAIR_LAYOUT, pair, random_params
 
 from zipper_jax.aot.hlo import collectives
-from zipper_jax.decoding.cache import advance, init_cache
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.models import zipper
+from zipper_jax.models.cache import init_cache
 from zipper_jax.training.mesh import MeshConfig, make_mesh
 from zipper_jax.training.partition_tree import flatten, unflatten
 from zipper_jax.training.partitioning import Placement, param_shardings
@@ -23,8 +24,8 @@ LIMITS = {"text": 4, "speech": 4}
 def placed(config, mesh_config):
     mesh = make_mesh(mesh_config)
     params = jax.tree.map(jnp.asarray, random_params(config, seed=5))
-    shapes, axes = flatten(params), flatten(zipper.param_axes(config))
-    shardings, _ = param_shardings(shapes, axes, mesh, mesh_config)
+    shapes, known = flatten(params), zipper.parameters(config)
+    shardings, _ = param_shardings(shapes, known, mesh, mesh_config)
     return unflatten(jax.device_put(shapes, shardings)), Placement(mesh, mesh_config)
 
 

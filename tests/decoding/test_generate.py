@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import OPTIONS
+from passes import advance, forward
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
 from zipper_jax.decoding.beam import beam_span
-from zipper_jax.decoding.cache import advance, init_cache
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.decoding.sampling import SamplingConfig, choose
 from zipper_jax.errors import UserError
+from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
-from zipper_jax.models.zipper import forward
 from zipper_jax.sequences import Place, Span, rows_to_towers
 
 TOLERANCE = 2e-5  # float32 log probabilities and logits of order 1
@@ -37,6 +37,8 @@ MODELS = {
     ),
     "borrowed": (dataclasses.replace(OPTIONS["borrowed"], scan=False), PAIR_LAYOUT),
     "relative": (OPTIONS["relative"], PAIR_LAYOUT),
+    "ungated": (OPTIONS["ungated"], PAIR_LAYOUT),
+    "shared": (OPTIONS["shared"], PAIR_LAYOUT),
 }  # fmt: skip
 LIMITS = {"text": 6, "speech": 7, "image": 5, "sign": 5}
 CHUNK = 8
@@ -121,7 +123,7 @@ GIVEN = {
         [("text", content()), ("sign", content(2))],
     ],
 }
-GIVEN["positions"] = GIVEN["pair"]
+GIVEN |= dict.fromkeys(("positions", "ungated", "shared"), GIVEN["pair"])
 
 
 # ---- rule 2: caches equal the full pass ------------------------------------------------------------------------------
@@ -193,6 +195,8 @@ def test_many_chunks_through_the_caches_equal_the_full_pass(seed, name):
     [
         ("pair", ("text", "speech", "text")),
         ("trio", ("sign", "text")),
+        ("ungated", ("text", "speech", "text")),
+        ("shared", ("text", "speech", "text")),
         pytest.param("positions", ("speech", "text"), marks=pytest.mark.slow),
         pytest.param("trio", ("sign", "text", "image", "speech"), marks=pytest.mark.slow),
     ],
@@ -411,8 +415,7 @@ def test_one_beam_is_greedy():
     run = generator("small")
     greedy = run(SMALL_GIVEN, ("text",), {"text": 5})
     state = init_cache(config, 4, dict.fromkeys(config.towers, 64))
-    for index in range(2):
-        state = run._feed_spans(state, [row[index] if index < len(row) else None for row in SMALL_GIVEN])
+    state = run._feed(params_of("small"), state, run._towers(SMALL_GIVEN))
     span = partial(beam_span, config, place=layout["text"], limit=5, beams=1, length_penalty=1.0)
     _, (out, scores, cut_off) = jax.jit(span)(params_of("small"), state)
     for b, (g,) in enumerate(greedy):

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from options import OPTIONS, batch_of, gradient_program, losses, numpy_tree, program
+from passes import forward
 from tiny import ZIP, is_gate, pair, paths, random_params, with_gates
 
 import zipper_jax
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
-from zipper_jax.models.zipper import abstract_params, forward, init_params, param_axes
+from zipper_jax.models.zipper import abstract_params, init_params, param_axes
 
 # ---- scan, remat, dtype ----------------------------------------------------------------------------------------------
 

@@ -100,9 +100,9 @@ def test_slices_are_the_outermost_blocks_of_devices():
 
 def test_specs_need_no_devices(zipper_run):
     model = zipper_run().model
-    shapes, axes = flatten(zipper.abstract_params(model)), flatten(zipper.param_axes(model))
+    shapes, known = flatten(zipper.abstract_params(model)), zipper.parameters(model)
     sizes = {"slices": 1, "data": 1, "fsdp": 256, "tensor": 2}
-    specs, notes = param_specs(shapes, axes, sizes, MeshConfig(fsdp=256, tensor=2))
+    specs, notes = param_specs(shapes, known, sizes, MeshConfig(fsdp=256, tensor=2))
     assert tuple(specs["towers/text/blocks/mlp/up/kernel"]) == (None, None, "tensor")
     assert any("'embed' of size 16 is not cut 256 ways" in note for note in notes)
 

@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.fusion import fusion_class
 from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.zipper import parameters
 from zipper_jax.training.chips import Chip
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.mesh import BATCH_AXES, batch_ways
@@ -85,7 +87,7 @@ def _memory(config: TrainConfig, built: Program) -> float:
     for z in model.zips:
         for into in z.receivers:
             slots, seen = rows * config.data.lengths[into], config.data.lengths[z.other(into)]
-            heads = z.num_heads or model.towers[into].num_heads
+            heads, _ = fusion_class(z.fusion).heads(z, model.towers[into])
             total += 8 * len(zip_pairs(z, model.towers)) * 4.0 * slots * seen * heads / tensor
     return total
 
@@ -102,12 +104,13 @@ def _network(config: TrainConfig, built: Program) -> float:
     copies = int(np.prod([sizes[a] for a in BATCH_AXES if a != "fsdp"]))
     total = 0.0
     gathers = 1 if model.remat == "none" else 2  # forward, and once for all that is done backward
+    known = parameters(model)
     for key, leaf in {**built.like.trainable, **built.like.frozen}.items():
-        path = base_path(key)
+        found = known[base_path(key)]
         of_tensor = float(np.prod(leaf.shape)) / (tensor if "tensor" in leaf.sharding.spec else 1)
-        in_use = of_tensor * (item if path.endswith(("kernel", "table")) else 4)
+        in_use = of_tensor * (item if found.use in ("product", "lookup") else 4)
         cut = "fsdp" in leaf.sharding.spec
-        if cut and (not path.endswith("table") or _is_head(model, path)):  # of other tables only some rows are read
+        if cut and (found.use != "lookup" or found.output):  # of other tables only some rows are read
             total += micro * gathers * _share(fsdp) * in_use
         if key in built.like.trainable and cut:
             total += micro * in_use * (_share(fsdp) + 2 * _share(copies) / fsdp)
@@ -116,18 +119,16 @@ def _network(config: TrainConfig, built: Program) -> float:
     return total + micro * _activations(config, built, item, tensor)
 
 
-def _is_head(model: ZipperConfig, path: str) -> bool:
-    """Whether logits are products with this table."""
-    top, name, *rest = path.split("/")
-    tied = name in model.towers and model.towers[name].tied_head
-    return top == "towers" and rest == ["embedding" if tied else "head", "table"]
-
-
 def _activations(config: TrainConfig, built: Program, item: int, tensor: int) -> float:
     """Sums over ``tensor``: behind attention and MLP forward, in front of them backward; the same in zips."""
     rows = config.batch_size / batch_ways(built.mesh) / config.microbatches
-    leaves = {**built.like.trainable, **built.like.frozen}
-    cut = {key.split("/")[1] for key, leaf in leaves.items() if "/blocks/" in key and "tensor" in leaf.sharding.spec}
+    known = parameters(config.model)
+    leaves = {
+        key: leaf
+        for key, leaf in {**built.like.trainable, **built.like.frozen}.items()
+        if "tensor" in leaf.sharding.spec
+    }
+    cut = {found.owner for key in leaves if (found := known[base_path(key)]).axes[:1] == ("layers",)}
     counts = {name: 2 * tower.num_layers for name, tower in config.model.towers.items()}
     for z in config.model.zips:
         for into in z.receivers:

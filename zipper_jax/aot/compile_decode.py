@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zipper_jax.aot.bounds import Bounds, held_bytes, itemsize
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
 from zipper_jax.configs import closest
-from zipper_jax.decoding.cache import Cache, init_cache
 from zipper_jax.decoding.generate import decode_span
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
+from zipper_jax.models.cache import Axes, Cache, cache_axes, init_cache
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Place
 from zipper_jax.training.config import TrainConfig
@@ -46,12 +46,12 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     if config.batch_size % batch_ways(mesh):
         raise UserError(f"batch_size={config.batch_size} rows must be a multiple of {batch_ways(mesh)}: data x fsdp")
     placer = Placement(mesh, config.mesh)
-    shapes, axes = flatten(zipper.abstract_params(model)), flatten(zipper.param_axes(model))
-    shardings, notes = param_shardings(shapes, axes, mesh, config.mesh)
+    shapes, known = flatten(zipper.abstract_params(model)), zipper.parameters(model)
+    shardings, notes = param_shardings(shapes, known, mesh, config.mesh)
     params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[k]) for k, s in shapes.items()}
     rows = config.batch_size
     whole = NamedSharding(mesh, PartitionSpec())
-    cache = _cache(jax.eval_shape(partial(init_cache, model, rows, config.data.lengths)), placer, whole)
+    cache = _cache(jax.eval_shape(partial(init_cache, model, rows, config.data.lengths)), cache_axes(model), placer)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=whole)
     modality = model.modalities[output]
@@ -63,21 +63,14 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     return compiled(lowered, advice, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
 
 
-def _cache(empty: Cache, placer: Placement, whole: NamedSharding) -> Cache:
+def _cache(empty: Cache, axes: Cache, placer: Placement) -> Cache:
     """The shapes of a cache with their shardings, as `init_cache` places them."""
 
-    def cut(tower: str, kept: Any) -> Any:
-        names = (None, "batch", None, "kv_heads", None)
-        specs = [NamedSharding(placer.mesh, placer.spec(x.shape, tower, *names)) for x in kept]
-        return type(kept)(
-            *(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(kept, specs, strict=True))
-        )
+    def of(axes: Axes | None, x: Any) -> Any:
+        spec = PartitionSpec() if axes is None else placer.spec(x.shape, axes.tower, *axes.names)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(placer.mesh, spec))
 
-    return Cache(
-        {name: cut(name, kept) for name, kept in empty.towers.items()},
-        {(name, into): cut(into, kept) for (name, into), kept in empty.zips.items()},
-        {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for k, x in empty.lengths.items()},  # type: ignore
-    )
+    return jax.tree.map(of, axes, empty, is_leaf=lambda x: x is None)
 
 
 def _bounds(
@@ -85,11 +78,12 @@ def _bounds(
 ) -> Bounds:
     """One token of every row: each kernel that it goes through is read once, each cache once."""
     item = itemsize(model)
-    used = {key: shape for key, shape in params.items() if _is_used(key, tower)}
+    known = zipper.parameters(model)
+    used = {key: shape for key, shape in params.items() if known[key].tokens == tower}
     weights = sum(float(np.prod(s.shape)) for s in used.values())
     held = sum(held_bytes(s) for s in used.values())
     incoming = [value for (_, into), value in cache.zips.items() if into == tower]
-    caches = jax.tree.leaves((cache.towers[tower], incoming))
+    caches = jax.tree.leaves((cache.towers[tower].key, cache.towers[tower].value, incoming))
     kept = sum(held_bytes(x) for x in caches)
     rows, ways = config.batch_size / batch_ways(mesh), mesh.shape["tensor"]
     sums = 2 * model.towers[tower].num_layers * rows * model.towers[tower].width * item
@@ -97,13 +91,3 @@ def _bounds(
     cut = sum(float(np.prod(s.shape)) for s in used.values() if "fsdp" in s.sharding.spec) * item / ways
     network = 2 * sums * (ways - 1) / ways + cut * (fsdp - 1) / fsdp
     return Bounds(2 * weights * rows / ways, held + kept, network)
-
-
-def _is_used(key: str, tower: str) -> bool:
-    """Whether a parameter is used for a token of ``tower``: a zip's source reads what its receiver attends to."""
-    top, name, *rest = key.split("/")
-    if top != "zips":
-        return name == tower
-    reads = rest[1] == "projection" or rest[1:3] in (["attention", "key"], ["attention", "value"])
-    receives = rest[0] == f"into_{tower}"
-    return receives != reads and (receives or tower in name.split("-"))

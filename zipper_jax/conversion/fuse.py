@@ -9,7 +9,7 @@ import numpy as np
 from zipper_jax.configs import from_dict
 from zipper_jax.errors import UserError
 from zipper_jax.model_folder import Loaded, Weights, is_model_folder, write_model_folder
-from zipper_jax.models import modules, zipper
+from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig, ZipperConfig
 from zipper_jax.safetensors_files import Reader, Writer
 from zipper_jax.training.checkpoints import load_params
@@ -90,10 +90,9 @@ def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | Path, 
     def fill(writer: Writer) -> None:
         for path, (source, leaf) in copied.items():
             writer.write(path, source.read(leaf))
-        for part, (make, count, _) in zipper.Makers(model).parts().items():
-            if part[0] not in ("towers", "added_embeddings"):
-                for leaf, array in flatten(modules.init(make, seed, part, count)).items():
-                    writer.write("/".join((*part, leaf)), array)
+        for path, draw in zipper.initialisers(model, seed).items():
+            if path not in copied:
+                writer.write(path, draw())
 
     vocabularies = {
         name: source.folder / "vocabularies" / there

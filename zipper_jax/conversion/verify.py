@@ -71,7 +71,7 @@ def compare(ours: Logits, theirs: Logits, rows: Int32[np.ndarray, "B T"]) -> Com
 
 def our_logits(model: Model, tower: str) -> Logits:
     """The unimodal path of one tower."""
-    run = jax.jit(lambda params, batch: zipper.unimodal(model.config, params, tower, batch))
+    run = jax.jit(lambda params, batch: zipper.bind_params(model.config, params).towers[tower](batch))
 
     def logits(tokens: Int32[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:
         positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)

@@ -6,10 +6,11 @@ Axis letters: B rows, W beams, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from zipper_jax.decoding.cache import Cache, advance
 from zipper_jax.decoding.sampling import allowed_tokens
+from zipper_jax.models.cache import Cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.models.zipper import Placer, anywhere
+from zipper_jax.models.module import Params, Placer, unsharded
+from zipper_jax.models.zipper import bind_params
 from zipper_jax.sequences import Place
 
 _NEVER = -1e30
@@ -17,14 +18,14 @@ _NEVER = -1e30
 
 def beam_span(
     config: ZipperConfig,
-    params,
+    params: Params,
     cache: Cache,
     *,
     place: Place,
     limit: int,
     beams: int,
     length_penalty: float,
-    placer: Placer = anywhere,
+    placer: Placer = unsharded,
 ):
     """Like greedy decoding of one span, keeping the ``beams`` best prefixes of each row.
 
@@ -36,13 +37,15 @@ def beam_span(
     """
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
     allowed, end = allowed_tokens(config, place), place.offset + place.end
-    cache = _take_rows(cache, jnp.repeat(jnp.arange(rows), width))
+    cache = cache.take_rows(jnp.repeat(jnp.arange(rows), width))
+    model = bind_params(config, params, placer)
 
     def body(state):
         step, cache, token, active, total, out, scores, cut_off = state
         counts = active.reshape(-1).astype(jnp.int32)
-        flat = advance(config, params, cache, place.tower, token.reshape(-1, 1), counts, placer)
-        logits, cache = flat[0].reshape(rows, width, -1), flat[1]
+        batch = next_tokens(cache, place.tower, token.reshape(-1, 1), counts)
+        flat, cache = model.last_logits({place.tower: batch}, cache)
+        logits = flat[place.tower].reshape(rows, width, -1)
         predicting = active & (token != end)
         log_probs = jnp.where(allowed, jax.nn.log_softmax(logits, axis=-1), _NEVER)
         forced = jnp.full_like(log_probs, _NEVER).at[..., end].set(log_probs[..., end])
@@ -63,7 +66,7 @@ def beam_span(
         out = inherit(out).at[:, :, step].set(jnp.where(predicting, chosen, end))
         scores = inherit(scores).at[:, :, step].set(jnp.where(predicting, gain, 0.0))
         cut_off = inherit(cut_off) | (predicting & (step >= limit) & (inherit(wanted) != end))
-        cache = _take_rows(cache, (jnp.arange(rows)[:, None] * width + parent).reshape(-1))
+        cache = cache.take_rows((jnp.arange(rows)[:, None] * width + parent).reshape(-1))
         return step + 1, cache, chosen, predicting, total, out, scores, cut_off
 
     shape = (rows, width)
@@ -85,14 +88,4 @@ def beam_span(
     def pick(x):
         return jnp.take_along_axis(x, best.reshape((rows,) + (1,) * (x.ndim - 1)), axis=1)[:, 0]
 
-    cache = _take_rows(cache, jnp.arange(rows) * width + best)
-    return cache, (pick(out), pick(scores), pick(cut_off))
-
-
-def _take_rows(cache: Cache, rows) -> Cache:
-    """The cache with these rows, in this order."""
-    return Cache(
-        jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache.towers),
-        jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache.zips),
-        jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache.lengths),
-    )
+    return cache.take_rows(jnp.arange(rows) * width + best), (pick(out), pick(scores), pick(cut_off))

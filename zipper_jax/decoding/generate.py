@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipper_jax.decoding.beam import beam_span
-from zipper_jax.decoding.cache import Cache, advance, init_cache
 from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
 from zipper_jax.errors import UserError
+from zipper_jax.models.cache import Cache, init_cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.models.modules import Params
-from zipper_jax.models.zipper import Placer, anywhere
-from zipper_jax.sequences import Layout, Place
+from zipper_jax.models.module import Params, Placer, unsharded
+from zipper_jax.models.zipper import bind_params
+from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
 
 Given = tuple[str, np.ndarray]
 """A given span: (modality, content token ids)."""
@@ -55,11 +55,11 @@ class Generator:
         params: Params,
         layout: Layout,
         lengths: Mapping[str, int] | None = None,
-        placer: Placer = anywhere,
+        placer: Placer = unsharded,
     ):
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self.placer = placer
-        self._feed = jax.jit(partial(_feed, config, placer), static_argnames=("tower",), donate_argnums=(1,))
+        self._feed = jax.jit(partial(_feed, config, placer), donate_argnums=(1,))
         decode = partial(decode_span, config, placer=placer)
         self._decode = jax.jit(decode, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
         beam = partial(beam_span, config, placer=placer)
@@ -94,8 +94,8 @@ class Generator:
             return []
         rows = len(given)
         cache = init_cache(self.config, rows, self._capacity(given, outputs, limits), self.placer)
-        for index in range(max(len(spans) for spans in given)):
-            cache = self._feed_spans(cache, [spans[index] if index < len(spans) else None for spans in given])
+        if towers := self._towers(given):
+            cache = self._feed(self.params, cache, towers)
         results: list[list[Generated]] = [[] for _ in range(rows)]
         for number, modality in enumerate(outputs):
             setting = sampling if isinstance(sampling, SamplingConfig) else sampling[modality]
@@ -113,23 +113,14 @@ class Generator:
                 results[b].append(Generated(modality, *span))
         return results
 
-    def _feed_spans(self, cache: Cache, spans: Sequence[Given | None]) -> Cache:
-        """Feeds one given span of each row, tower by tower; rows without one of that tower are left as they are."""
-        places = {self.layout[s[0]].tower for s in spans if s is not None}
-        for tower in sorted(places):
-            fed: list[np.ndarray] = []
-            for span in spans:
-                if span is None or self.layout[span[0]].tower != tower:
-                    fed.append(np.zeros(0, np.int32))
-                else:
-                    place = self.layout[span[0]]
-                    fed.append(np.concatenate([[place.begin], span[1], [place.end]]) + place.offset)
-            counts = np.array([len(f) for f in fed], np.int32)
-            tokens = np.zeros((len(fed), _bucket(int(counts.max()))), np.int32)
-            for b, f in enumerate(fed):
-                tokens[b, : len(f)] = f
-            cache = self._feed(self.params, cache, tokens, counts, tower=tower)
-        return cache
+    def _towers(self, given: Sequence[Sequence[Given]]) -> dict[str, TowerBatch]:
+        """What is given, each row one example; towers without a token are left out."""
+        examples = [tuple(Span(modality, tokens, 0.0) for modality, tokens in spans) for spans in given]
+        used = [tower_lengths(example, self.layout) for example in examples]
+        longest = {tower: max(lengths[tower] for lengths in used) for tower in used[0]}
+        lengths = {tower: _bucket(length) for tower, length in longest.items() if length}
+        present = {m: place for m, place in self.layout.items() if place.tower in lengths}
+        return rows_to_towers([[example] if example else [] for example in examples], present, lengths)
 
     def _capacity(self, given, outputs, limits) -> dict[str, int]:
         """Slots of each tower's cache: the longest row of what is given, plus the limits of what may come."""
@@ -170,24 +161,32 @@ def _bucket(n: int, step: int = 32) -> int:
     return max(step, -(-int(n) // step) * step)
 
 
-def _feed(config, placer, params, cache, tokens, counts, *, tower):
-    # Logits are not returned, so XLA drops the head.
-    return advance(config, params, cache, tower, tokens, counts, placer)[1]
+def _feed(config: ZipperConfig, placer: Placer, params: Params, cache: Cache, towers: dict[str, TowerBatch]) -> Cache:
+    # The states are not returned, so XLA drops what only they need.
+    return bind_params(config, params, placer).hidden(towers, cache)[1]
 
 
 def decode_span(
-    config, params, cache, keys, *, place: Place, limit: int, sampling: SamplingConfig, placer: Placer = anywhere
+    config: ZipperConfig,
+    params: Params,
+    cache: Cache,
+    keys: jax.Array,
+    *,
+    place: Place,
+    limit: int,
+    sampling: SamplingConfig,
+    placer: Placer = unsharded,
 ):
     """Begin token, then tokens until each row's end token has itself been fed. All rows step together."""
     rows = keys.shape[0]
     allowed = allowed_tokens(config, place)
-    end = place.offset + place.end
+    end, model = place.offset + place.end, bind_params(config, params, placer)
 
     def body(state):
         step, cache, token, active, out, scores, cut_off = state
-        counts = active.astype(jnp.int32)
-        logits, cache = advance(config, params, cache, place.tower, token[:, None], counts, placer)
-        logits = logits[:, 0]
+        batch = next_tokens(cache, place.tower, token[:, None], active.astype(jnp.int32))
+        all_logits, cache = model.last_logits({place.tower: batch}, cache)
+        logits = all_logits[place.tower]
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         masked = jnp.where(allowed, logits, -jnp.inf)
         chosen = choose(masked, step_keys, sampling.temperature, sampling.top_k, sampling.top_p)

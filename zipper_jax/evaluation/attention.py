@@ -5,7 +5,6 @@ Axis letters: N heads, T text tokens, S speech units.
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -32,7 +31,8 @@ def cross_attention(
     for modality, content in contents.items():
         lengths[model.layout[modality].tower] += len(content) + 2
     towers = rows_to_towers([[fill_template(task, contents)]], model.layout, lengths)
-    found = jax.jit(partial(zipper.cross_attention_weights, model.config))(model.params, towers)
+    run = jax.jit(lambda params, towers: zipper.bind_params(model.config, params).attention_weights(towers))
+    found = run(model.params, towers)
     target = TEMPLATES[task][-1][0]
     weights = {}
     for (_, into, index), w in sorted(found.items()):

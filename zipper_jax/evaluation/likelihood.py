@@ -52,7 +52,7 @@ class Likelihood:
 
 
 def _nats(config, params, towers):
-    logits = zipper.forward(config, params, towers)
+    logits = zipper.bind_params(config, params)(towers)
     total = count = jnp.zeros(())
     for name, batch in towers.items():
         nats, _ = cross_entropy(logits[name], jnp.asarray(batch.targets), jnp.asarray(batch.weights))

@@ -75,6 +75,7 @@ def _towers(layout, modality, rows, lengths) -> dict[str, TowerBatch]:
 
 def _sums(config, tower, fused, params, towers):
     batch = towers[tower]
-    logits = zipper.forward(config, params, towers)[tower] if fused else zipper.unimodal(config, params, tower, batch)
+    model = zipper.bind_params(config, params)
+    logits = model(towers)[tower] if fused else model.towers[tower](batch)
     nats, _ = cross_entropy(logits, jnp.asarray(batch.targets), jnp.asarray(batch.weights))
     return jnp.sum(nats), jnp.sum(batch.weights)

@@ -5,8 +5,9 @@ Every silence of the paper is a field here, with the paper's choice, or the code
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from zipper_jax.configs import freeze_fields
 from zipper_jax.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_exact", "silu", "squared_relu"]
@@ -201,8 +202,11 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class ZipConfig:
-    """The joining points between two towers, and the gated cross-attention in each direction.
+    """The joining points between two towers, and what joins them in each direction.
 
+    fusion: what flows between them: a name in `models.fusion.FUSIONS`, or ``package.module:Class`` of your own. The
+      fields from num_heads on are those of "gated_cross_attention", the paper's; others have theirs in ``options``.
+    options: fields of another fusion's ``Options``.
     towers: the two names. intervals: {tower: i}, zip n joins block n*i of each (blocks counted from 1), for as long
       as both towers have one; pairs: explicit block numbers in the order of ``towers`` instead. Give one of the two.
     after_last_block: whether intervals may zip behind a tower's last block (the equations allow it; Figure 1 shows
@@ -238,8 +242,11 @@ class ZipConfig:
     feed_forward: Literal["always", "where_visible"] = "always"
     positions: Literal["none", "learned"] = "none"
     max_positions: int = 2048
+    fusion: str = "gated_cross_attention"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        freeze_fields(self, "towers", "intervals", "pairs", "into", "options")
         a, b = self.towers
         _check(a != b, f"ZipConfig.towers = {self.towers}: a zip joins two different towers")
         _check(
@@ -273,11 +280,6 @@ class ZipConfig:
     def receivers(self) -> tuple[str, ...]:
         return tuple(sorted(self.into if self.into is not None else self.towers))
 
-    def kv_shape(self, receiver: TowerConfig) -> tuple[int, int]:
-        """Key/value heads and head size of the cross-attention into ``receiver``."""
-        heads = self.num_kv_heads or self.num_heads or receiver.num_kv_heads
-        return heads, self.head_size or receiver.head_size
-
     def other(self, tower: str) -> str:
         return self.towers[1] if tower == self.towers[0] else self.towers[0]
 
@@ -302,6 +304,7 @@ class ZipperConfig:
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
+        freeze_fields(self, "towers", "modalities", "zips", "input_projections", "added_tokens")
         known = sorted(self.towers)
         for name in known:
             _check(
@@ -328,23 +331,14 @@ class ZipperConfig:
             len({z.name for z in self.zips}) == len(self.zips),
             f"two zips join the same towers: {[z.name for z in self.zips]}; give all their pairs in one ZipConfig",
         )
+        from zipper_jax.models.fusion import fusion_class  # these need this module
+        from zipper_jax.models.schedule import make_schedule  # checks pairs and cycles
+
         for z in self.zips:
             for tower in z.towers:
                 _check(tower in self.towers, f"zip {z.name} names tower {tower!r}; known: {known}")
-            widths = [self.towers[t].width for t in z.towers]
-            _check(
-                z.projection.form != "none" or widths[0] == widths[1],
-                f"zip {z.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'",
-            )
             for tower in z.receivers:
-                heads, kv_heads = z.num_heads or self.towers[tower].num_heads, z.kv_shape(self.towers[tower])[0]
-                _check(
-                    heads % kv_heads == 0,
-                    f"zip {z.name} into {tower}: num_heads = {heads} must be a multiple of num_kv_heads = {kv_heads} "
-                    "(what the zip leaves out is the tower's)",
-                )
-        from zipper_jax.models.schedule import make_schedule  # checks pairs and cycles; it needs this module
-
+                fusion_class(z.fusion).check(z, self.towers[z.other(tower)], self.towers[tower], tower)
         make_schedule(self)
 
     def rows(self, tower: str) -> int:

@@ -1,10 +1,11 @@
 """The small parts: linear maps, norms, feed-forwards, projections.
 
-Axis letters: B rows, T slots, D width, E output width, F hidden width.
+Axis letters: B rows, T positions, D width, E output width, F hidden width.
 """
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zipper_jax.models.config import ProjectionConfig
-from zipper_jax.models.modules import param
+from zipper_jax.models.module import Module, param
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -24,20 +25,31 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Linear(nnx.Module):
-    """An einsum with a kernel (and a bias over the output axes); computes in ``dtype``."""
+class Linear(Module):
+    """An einsum with a kernel (and a bias over the last ``outputs`` axes); computes in ``dtype``."""
 
-    def __init__(self, equation, shape, axes, rngs, *, fan_in, dtype, bias=False, outputs=1):
+    def __init__(
+        self,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        fan_in: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        bias: bool = False,
+        outputs: int = 1,
+    ):
         self.equation, self.dtype = equation, dtype
-        self.kernel = param(rngs, shape, axes, fan_in=fan_in)
-        self.bias = param(rngs, shape[-outputs:], axes[-outputs:]) if bias else None
+        self.kernel = param(shape, axes, use="product", fan_in=fan_in)
+        self.bias = param(shape[-outputs:], axes[-outputs:], use="scale") if bias else None
 
     def __call__(self, x: Array) -> Array:
         y = jnp.einsum(self.equation, x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-class Norm(nnx.Module):
+class Norm(Module):
     """RMSNorm, or LayerNorm with a bias, over the last axis; statistics in float32, output in the input's dtype.
 
     ``offset`` is added to the stored scale.
@@ -46,16 +58,16 @@ class Norm(nnx.Module):
     def __init__(
         self,
         width: int,
-        rngs: nnx.Rngs,
         *,
+        rngs: nnx.Rngs,
         kind: str = "rms",
         epsilon: float = 1e-6,
         offset: float = 0.0,
         axis: str = "embed",
     ):
         self.kind, self.epsilon, self.offset = kind, epsilon, offset
-        self.scale = param(rngs, (width,), (axis,), fill=1.0 - offset)
-        self.bias = param(rngs, (width,), (axis,)) if kind == "layer" else None
+        self.scale = param((width,), (axis,), use="scale", fill=1.0 - offset)
+        self.bias = param((width,), (axis,), use="scale") if kind == "layer" else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
@@ -68,48 +80,51 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-class GatedMLP(nnx.Module):
-    """down(activation(gate(x)) * up(x))."""
-
-    def __init__(self, width: int, hidden: int, activation: str, bias: bool, rngs: nnx.Rngs, dtype):
-        self.activation = activation
-        kind = {"dtype": dtype, "bias": bias}
-        self.gate = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, **kind)
-        self.up = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, **kind)
-        self.down = Linear("BTF,FD->BTD", (hidden, width), ("mlp", "embed"), rngs, fan_in=hidden, **kind)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
-
-
-class MLP(nnx.Module):
+class MLP(Module):
     """down(activation(up(x))): of towers without a gate, and of Flamingo's gated cross-attention."""
 
-    def __init__(self, width: int, hidden: int, activation: str, bias: bool, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
+    ):
         self.activation = activation
-        kind = {"dtype": dtype, "bias": bias}
-        self.up = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), rngs, fan_in=width, **kind)
-        self.down = Linear("BTF,FD->BTD", (hidden, width), ("mlp", "embed"), rngs, fan_in=hidden, **kind)
+        kind: dict[str, Any] = {"dtype": dtype, "bias": bias, "rngs": rngs}
+        self.up = Linear("BTD,DF->BTF", (width, hidden), ("embed", "mlp"), fan_in=width, **kind)
+        self.down = Linear("BTF,FD->BTD", (hidden, width), ("mlp", "embed"), fan_in=hidden, **kind)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
-class Projection(nnx.Module):
+class GatedMLP(MLP):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
+    ):
+        super().__init__(width, hidden, activation, rngs=rngs, bias=bias, dtype=dtype)
+        axes = ("embed", "mlp")
+        self.gate = Linear("BTD,DF->BTF", (width, hidden), axes, fan_in=width, dtype=dtype, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+class Projection(Module):
     """A projection from width D to width E: ReLU(MLP(x)), x + tanh(gate) * MLP(x), or x itself (ProjectionConfig)."""
 
-    def __init__(self, config: ProjectionConfig, width: int, out_width: int, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, config: ProjectionConfig, width: int, out_width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         self.config = config
-        self.gate = param(rngs, (), (), fill=config.gate_init) if config.form == "residual" else None
+        self.gate = param((), (), use="gate", fill=config.gate_init) if config.form == "residual" else None
         hidden = config.hidden_width or out_width
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
         layers = {} if config.form == "none" else dict(enumerate(itertools.pairwise(widths)))
         for number, (d, e) in layers.items():
             # Output features have a name of their own, so that no layer puts one mesh axis on both of its axes.
             in_name = "embed" if number == 0 else "projection"
-            layer = Linear(
-                "BTD,DE->BTE", (d, e), (in_name, "projection_out"), rngs, fan_in=d, dtype=dtype, bias=config.bias
-            )
+            axes = (in_name, "projection_out")
+            layer = Linear("BTD,DE->BTE", (d, e), axes, fan_in=d, dtype=dtype, bias=config.bias, rngs=rngs)
             setattr(self, f"layer_{number}", layer)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T E"]:

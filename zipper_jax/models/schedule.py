@@ -1,17 +1,19 @@
 """In which order blocks run and zips fire: pure Python on the configuration, no arrays.
 
-A zip joins block k of one tower with block l of another. Every zip at a block reads pre-fusion states (the outputs of
-the blocks), so the order is a topological order of pre- and post-fusion states. Blocks are numbered from 1, as in the
-paper.
+A zip joins block k of one tower with block l of another, at a *stop* of each: behind the block, or (fusions whose
+placement is "inside") in front of it. Every zip at a stop reads the state before any fusion there, so the order is a
+topological order of these states and of what follows them. Blocks are numbered from 1, as in the paper.
 """
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from zipper_jax.errors import UserError
+from zipper_jax.models.config import TowerConfig, ZipConfig, ZipperConfig
 
 
 class Source(NamedTuple):
-    """One zip's effect on a receiving block: the member'th pair of ``zip`` reads ``tower`` behind block ``block``."""
+    """One zip's effect at a stop of the receiver: the member'th pair of ``zip`` reads ``tower`` at ``block``."""
 
     zip: str
     member: int
@@ -19,25 +21,40 @@ class Source(NamedTuple):
     block: int
 
 
+class Read(NamedTuple):
+    """What a source gives at one of its stops: the member'th pair of ``zip`` reads it for ``into``."""
+
+    zip: str
+    member: int
+    tower: str
+    block: int
+    into: str
+    inside: bool = False
+
+
 class Fusion(NamedTuple):
-    """The post-fusion state of ``tower`` behind ``block``: m + the sum of the effects, in sorted zip order."""
+    """What happens at a stop of ``tower``: behind ``block``, its state becomes m + the sum of the effects;
+    inside, ``block`` runs with the further keys and values of its sources (none: it is only read from)."""
 
     tower: str
     block: int
     sources: tuple[Source, ...]
+    inside: bool = False
 
 
 class Stage(NamedTuple):
-    """Blocks ``first`` to ``last`` (from 1, inclusive) of some towers, then fusions of what is ready.
+    """Blocks ``first`` to ``last`` (from 1, inclusive) of some towers, then what happens at the stops reached.
 
-    runs: (tower, first, last). fusions: as they fire, all reading pre-fusion states.
+    runs: (tower, first, last). fusions: as they fire, all reading states before any of them. reads: of the towers that
+    reached a stop in this stage.
     """
 
     runs: tuple[tuple[str, int, int], ...]
     fusions: tuple[Fusion, ...]
+    reads: tuple[Read, ...] = ()
 
 
-def zip_pairs(zip_config, towers) -> tuple[tuple[int, int], ...]:
+def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple[tuple[int, int], ...]:
     """The block pairs of one ZipConfig in the order of its ``towers``, sorted; raises UserError outside the towers."""
     a, b = zip_config.towers
     depth_a, depth_b = towers[a].num_layers, towers[b].num_layers
@@ -51,98 +68,147 @@ def zip_pairs(zip_config, towers) -> tuple[tuple[int, int], ...]:
                 f"{depth_b} blocks; use smaller intervals, explicit pairs, or after_last_block = True"
             )
         return tuple((n * step_a, n * step_b) for n in range(1, count + 1))
-    for block_a, block_b in zip_config.pairs:
+    pairs = zip_config.pairs or ()
+    for block_a, block_b in pairs:
         if not (1 <= block_a <= depth_a and 1 <= block_b <= depth_b):
             raise UserError(
                 f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and "
                 f"{depth_b} ({b}) blocks; blocks are counted from 1"
             )
-    if len(set(zip_config.pairs)) != len(zip_config.pairs):
-        raise UserError(f"zip {zip_config.name}: a pair is given twice: {zip_config.pairs}")
-    return tuple(sorted(zip_config.pairs))
+    if len(set(pairs)) != len(pairs):
+        raise UserError(f"zip {zip_config.name}: a pair is given twice: {pairs}")
+    return tuple(sorted(pairs))
 
 
-def tower_fusions(config) -> dict[str, dict[int, tuple[Source, ...]]]:
-    """tower -> block -> what is read there. A block that is only read from has an entry with no sources."""
-    points: dict[str, dict[int, list[Source]]] = {name: {} for name in config.towers}
+class _Stops(NamedTuple):
+    """A stop is a number: 2 * block behind it, 2 * block - 1 inside it. tower -> stop -> what fires, what is read."""
+
+    fusions: dict[str, dict[int, tuple[Source, ...]]]
+    reads: dict[str, dict[int, tuple[Read, ...]]]
+
+
+def _stops(config: ZipperConfig) -> _Stops:
+    """The stops of every tower, in order; one that is only read from has no sources."""
+    from zipper_jax.models.fusion import fusion_class
+
+    fusions: dict[str, dict[int, list[Source]]] = {name: {} for name in config.towers}
+    reads: dict[str, dict[int, list[Read]]] = {name: {} for name in config.towers}
     for z in sorted(config.zips, key=lambda z: z.name):
+        inside = fusion_class(z.fusion).placement == "inside"
         for index, pair in enumerate(zip_pairs(z, config.towers)):
             block = dict(zip(z.towers, pair, strict=True))
             for tower in z.towers:
-                sources = points[tower].setdefault(block[tower], [])
+                stop = 2 * block[tower] - inside
+                sources, readers = fusions[tower].setdefault(stop, []), reads[tower].setdefault(stop, [])
+                other = z.other(tower)
                 if tower in z.receivers:
-                    other = z.other(tower)
                     sources.append(Source(z.name, index, other, block[other]))
-    return {t: {b: tuple(s) for b, s in sorted(blocks.items())} for t, blocks in points.items()}
+                if other in z.receivers:
+                    readers.append(Read(z.name, index, tower, block[tower], other, inside))
+    return _Stops(
+        {t: {s: tuple(found) for s, found in sorted(stops.items())} for t, stops in fusions.items()},
+        {t: {s: tuple(found) for s, found in stops.items()} for t, stops in reads.items()},
+    )
 
 
-def make_schedule(config) -> tuple[Stage, ...]:
-    """The stages of the joint forward pass. Raises UserError naming the blocks of a cycle.
+def make_schedule(config: ZipperConfig, towers: Collection[str] | None = None) -> tuple[Stage, ...]:
+    """The stages of a pass over ``towers`` (None: all); what other towers gave earlier is there already.
 
-    Round by round, every tower runs up to its next zip; then every zip fires whose states are there. A tower that waits
-    for another's state keeps its place. A round in which nothing happens is a cycle.
+    Round by round, every tower runs up to its next stop; then everything fires whose states are there. A tower that
+    waits for another's state keeps its place. A round in which nothing happens is a cycle.
+
+    Raises:
+        UserError: A cycle; it names the blocks.
     """
-    points = tower_fusions(config)
-    done = dict.fromkeys(sorted(config.towers), 0)  # blocks run
-    passed = dict(done)  # the block behind which the tower has been fused, or needed no fusing
-    stages = []
-    while any(passed[tower] < config.towers[tower].num_layers for tower in done):
-        runs, fusions = [], []
-        for tower, ran in done.items():
-            goal = min((b for b in points[tower] if b > passed[tower]), default=config.towers[tower].num_layers)
-            if goal > ran:
-                runs.append((tower, ran + 1, goal))
-                done[tower] = goal
-        for tower, block in done.items():
-            sources = points[tower].get(block, ())
-            if passed[tower] == block or any(source.block > done[source.tower] for source in sources):
+    stops, depth = _stops(config), {t: 2 * config.towers[t].num_layers for t in config.towers}
+    reached = dict.fromkeys(sorted(config.towers if towers is None else towers), 0)
+    passed, ran = dict(reached), dict(reached)
+    stages: list[Stage] = []
+    while any(passed[t] < depth[t] for t in reached):
+        before = dict(reached), dict(passed)
+        runs: list[tuple[str, int, int]] = []
+        fusions: list[Fusion] = []
+        reads: list[Read] = []
+        for tower in reached:
+            goal = min((s for s in stops.fusions[tower] if s > passed[tower]), default=depth[tower])
+            if goal > reached[tower]:
+                reached[tower] = goal
+                reads += stops.reads[tower].get(goal, ())
+            if goal // 2 > ran[tower]:
+                runs.append((tower, ran[tower] + 1, goal // 2))
+                ran[tower] = goal // 2
+        for tower, stop in reached.items():
+            sources = stops.fusions[tower].get(stop, ())
+            waits = any(s.tower in reached and _stop_of(s, stop) > reached[s.tower] for s in sources)
+            if passed[tower] == stop or waits:
                 continue
-            if sources:
-                fusions.append(Fusion(tower, block, sources))
-            passed[tower] = block
-        if not runs and not fusions:
-            raise UserError(_cycle_message(points, done, passed))
-        stages.append(Stage(tuple(runs), tuple(fusions)))
+            inside = stop % 2 == 1
+            if sources or inside:
+                fusions.append(Fusion(tower, (stop + 1) // 2, sources, inside))
+            passed[tower] = stop
+            ran[tower] += inside
+        if (reached, passed) == before:
+            raise UserError(_cycle_message(stops, reached, passed))
+        if runs or fusions:
+            stages.append(Stage(tuple(runs), tuple(fusions), tuple(reads)))
     return tuple(stages)
 
 
-def _cycle_message(points, done, passed) -> str:
-    stuck = [
-        f"{tower} block {block} waits for {' and '.join(f'{s.tower} block {s.block}' for s in points[tower][block])}"
-        for tower, block in done.items()
-        if passed[tower] < block
-    ]
+def _stop_of(source: Source, stop: int) -> int:
+    """The stop at which ``source`` is read; both ends of a zip have the same placement."""
+    return 2 * source.block - stop % 2
+
+
+def _cycle_message(stops: _Stops, reached: Mapping[str, int], passed: Mapping[str, int]) -> str:
+    stuck = []
+    for tower, stop in reached.items():
+        if passed[tower] < stop:
+            sources = " and ".join(f"{s.tower} block {s.block}" for s in stops.fusions[tower][stop])
+            stuck.append(f"{tower} block {(stop + 1) // 2} waits for {sources}")
     return f"the zips form a cycle: {'; '.join(stuck)}; change ZipConfig.pairs so that later blocks join later blocks"
 
 
 def group_stages(stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], ...]:
     """Joins consecutive stages that one scan can run: equal numbers of blocks, the same zips one member further on."""
-    kept = {read for stage in stages for read in _reads_elsewhere(stage)}
+    present = {tower for stage in stages for tower, _, _ in stage.runs}
+    present |= {fusion.tower for stage in stages for fusion in stage.fusions}
+    kept = {read for stage in stages for read in _reads_elsewhere(stage, present)}
     groups: list[list[Stage]] = []
     for stage in stages:
-        if groups and _follows(groups[-1][-1], stage, kept):
+        if groups and _follows(groups[-1][-1], stage, kept, present):
             groups[-1].append(stage)
         else:
             groups.append([stage])
     return tuple(tuple(group) for group in groups)
 
 
-def _follows(before: Stage, after: Stage, kept: set[tuple[str, int]]) -> bool:
+State = tuple[str, int, bool]
+"""(tower, block, inside): the state that a zip at that stop reads."""
+
+
+def _follows(before: Stage, after: Stage, kept: set[State], present: set[str]) -> bool:
     """Whether ``after`` is ``before`` over again, and neither needs or leaves a state for another stage."""
     for stage in (before, after):
-        if not stage.fusions or _reads_elsewhere(stage) or any((t, last) in kept for t, _, last in stage.runs):
+        if not (stage.fusions or stage.reads) or _reads_elsewhere(stage, present) or _states(stage) & kept:
             return False
 
-    def shape(stage, shift):
+    def shape(stage: Stage, shift: int) -> object:
         runs = [(tower, last - first) for tower, first, last in stage.runs]
-        return runs, [(f.tower, [(s.zip, s.member - shift, s.tower) for s in f.sources]) for f in stage.fusions]
+        fired = [(f.tower, f.inside, [(s.zip, s.member - shift, s.tower) for s in f.sources]) for f in stage.fusions]
+        return runs, fired, [(r.zip, r.member - shift, r.tower, r.into) for r in stage.reads]
 
     return shape(before, 0) == shape(after, 1)
 
 
-def _reads_elsewhere(stage: Stage) -> set[tuple[str, int]]:
-    """Pre-fusion states that the stage fuses or reads but that an earlier stage computed."""
-    ends = {(tower, last) for tower, _, last in stage.runs}
-    used = {(f.tower, f.block) for f in stage.fusions}
-    used |= {(s.tower, s.block) for f in stage.fusions for s in f.sources}
-    return used - ends
+def _states(stage: Stage) -> set[State]:
+    """States that the stage computes and zips may read: outputs of its runs, inputs of the blocks it runs inside."""
+    inside = {(f.tower, f.block, True) for f in stage.fusions if f.inside}
+    return inside | {(tower, last, False) for tower, _, last in stage.runs}
+
+
+def _reads_elsewhere(stage: Stage, present: set[str]) -> set[State]:
+    """States that the stage fuses or reads but that an earlier stage computed."""
+    used = {(f.tower, f.block, f.inside) for f in stage.fusions}
+    used |= {(s.tower, s.block, f.inside) for f in stage.fusions for s in f.sources if s.tower in present}
+    used |= {(r.tower, r.block, r.inside) for r in stage.reads}
+    return used - _states(stage)

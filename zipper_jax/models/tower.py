@@ -1,75 +1,84 @@
 """One tower: embedding, blocks, final norm, head.
 
-A block comes apart into ``project``, ``attend`` and ``finish``, so that training (attention over the row) and decoding
-(attention over a cache) run the same code.
+``tower(batch)`` is the unimodal path. The fused path (`models.zipper`) runs the same blocks, in pieces between zips.
 
-Axis letters: B rows, T slots, S key slots, D width, V vocabulary, A added tokens, N query heads, K key/value heads,
-H head size, W distances.
+Axis letters: B rows, T positions, S key positions, D width, V vocabulary, A added tokens, L layers, N query heads, K
+key/value heads, H head size, W distances.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.models import rotary
+from zipper_jax.models.cache import KEY_AXES, TowerCache, write
 from zipper_jax.models.config import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
-from zipper_jax.models.modules import param
+from zipper_jax.models.masks import Order, Range, attention_range
+from zipper_jax.models.module import Execution, Module, cut, loop, param, stack
 from zipper_jax.models.rotary import Layer
-from zipper_jax.models.visibility import Range
-from zipper_jax.ops.interval_attention import interval_attention
+from zipper_jax.ops.interval_attention import interval_attention, merge_attention
+from zipper_jax.sequences import TowerBatch
+
+More = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Range]
+"""Further keys and values of one block's attention, and the range of them that each query attends to."""
 
 
-def tower_norm(config: TowerConfig, rngs: nnx.Rngs) -> Norm:
+class Places(NamedTuple):
+    """What all blocks of one tower share in one pass.
+
+    Attributes:
+        positions: Local positions.
+        visible: Of self-attention, over this pass's tokens, or over the cache's where there is one.
+        slots: Where this pass's tokens are in the cache, see `cache.place_tokens`; None: there is no cache.
+        distance_bias: See `RelativeBias`.
+    """
+
+    positions: Int[Array, "B T"]
+    visible: Range
+    slots: Int[Array, "B T"] | None = None
+    distance_bias: Float[Array, "N W"] | None = None
+
+
+def tower_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> Norm:
     """A norm over the tower's width, of the tower's kind."""
-    return Norm(config.width, rngs, kind=config.norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
+    return Norm(config.width, rngs=rngs, kind=config.norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
-class SelfAttention(nnx.Module):
-    """The four linear maps of grouped-query attention, and the norms of query and key heads."""
+class Attention(Module):
+    """Grouped-query self-attention within a range of keys, with RoPE and norms of query and key heads as configured."""
 
-    def __init__(self, config: TowerConfig, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.config = config
         d, n, k, h = config.width, config.num_heads, config.num_kv_heads, config.head_size
-        kind = {"fan_in": d, "dtype": dtype, "outputs": 2, "bias": config.attention_bias != "none"}
-        self.query = Linear("BTD,DNH->BTNH", (d, n, h), ("embed", "heads", "head_size"), rngs, **kind)
-        self.key = Linear("BTD,DKH->BTKH", (d, k, h), ("embed", "kv_heads", "head_size"), rngs, **kind)
-        self.value = Linear("BTD,DKH->BTKH", (d, k, h), ("embed", "kv_heads", "head_size"), rngs, **kind)
+        kind: dict[str, Any] = {"fan_in": d, "dtype": dtype, "outputs": 2, "rngs": rngs}
+        kind["bias"] = config.attention_bias != "none"
+        self.query = Linear("BTD,DNH->BTNH", (d, n, h), ("embed", "heads", "head_size"), **kind)
+        self.key = Linear("BTD,DKH->BTKH", (d, k, h), ("embed", "kv_heads", "head_size"), **kind)
+        self.value = Linear("BTD,DKH->BTKH", (d, k, h), ("embed", "kv_heads", "head_size"), **kind)
         axes = ("heads", "head_size", "embed")
         bias = config.attention_bias == "all"
-        self.output = Linear("BTNH,NHD->BTD", (n, h, d), axes, rngs, fan_in=n * h, dtype=dtype, bias=bias)
-        norm = partial(Norm, h, rngs, epsilon=config.norm_epsilon, offset=config.norm_offset, axis="head_size")
+        self.output = Linear("BTNH,NHD->BTD", (n, h, d), axes, fan_in=n * h, dtype=dtype, bias=bias, rngs=rngs)
+        norm = partial(Norm, h, epsilon=config.norm_epsilon, offset=config.norm_offset, axis="head_size", rngs=rngs)
         self.query_norm = norm() if config.query_key_norm else None
         self.key_norm = norm() if config.query_key_norm else None
 
-
-class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); or both at once; with more norms behind them where asked for."""
-
-    def __init__(self, config: TowerConfig, dtype, rngs: nnx.Rngs):
-        self.config = config
-        both = config.norm_placement == "both"
-        self.attention_norm = tower_norm(config, rngs)
-        self.attention = SelfAttention(config, rngs, dtype)
-        self.attention_output_norm = tower_norm(config, rngs) if both else None
-        self.mlp_norm = tower_norm(config, rngs)
-        mlp = GatedMLP if config.gated_mlp else MLP
-        self.mlp = mlp(config.width, config.mlp_width, config.activation, config.mlp_bias, rngs, dtype)
-        self.mlp_output_norm = tower_norm(config, rngs) if both else None
-
     def project(
-        self, x: Float[Array, "B T D"], local_positions: Int[Array, "B T"], layer: Layer
+        self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], layer: Layer
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Query, key and value of each slot, the first two turned by their local position where RoPE does."""
-        y = self.attention_norm(x)
-        query, key = self.attention.query(y), self.attention.key(y)
-        if self.attention.query_norm is not None and self.attention.key_norm is not None:
-            query, key = self.attention.query_norm(query), self.attention.key_norm(key)
+        """Query, key and value of each token, the first two turned by their local position where RoPE does."""
+        query, key = self.query(y), self.key(y)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.config.positions == "rotary":
             by = rotary.rotation(self.config, layer)
-            query, key = rotary.rotate(query, local_positions, by), rotary.rotate(key, local_positions, by)
-        return query, key, self.attention.value(y)
+            query, key = rotary.rotate(query, positions, by), rotary.rotate(key, positions, by)
+        return query, key, self.value(y)
 
     def attend(
         self,
@@ -78,39 +87,85 @@ class Block(nnx.Module):
         value: Float[Array, "B S K H"],
         visible: Range,
         layer: Layer,
-        distance_bias: Float[Array, "N W"] | None,
+        distance_bias: Float[Array, "N W"] | None = None,
+        more: Sequence[More] = (),
     ) -> Float[Array, "B T N H"]:
-        """What each query gathers from its visible slots, the layer's window narrowing them."""
+        """What each query gathers from its visible keys, the layer's window narrowing its own tower's; ``more`` keys
+        take part in the same softmax."""
         start, end = visible
         window = rotary.window(self.config, layer)
         if window is not None:
             start = jnp.maximum(start, end - window)
-        scale, softcap = self.config.attention_scale, self.config.attention_softcap
-        return interval_attention(
-            query, key, value, start, end, scale=scale, softcap=softcap, distance_bias=distance_bias
+        attend: Any = partial(
+            interval_attention, query, scale=self.config.attention_scale, softcap=self.config.attention_softcap
         )
+        if not more:
+            return attend(key, value, start, end, distance_bias=distance_bias)
+        parts = [attend(key, value, start, end, distance_bias=distance_bias, return_lse=True)]
+        parts += [attend(key, value, *visible, return_lse=True) for key, value, visible in more]
+        return merge_attention(parts)
 
-    def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        """The block's output, given its input and what attention gathered."""
+    def __call__(
+        self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], visible: Range, layer: Layer = 0
+    ) -> Float[Array, "B T D"]:
+        """Self-attention over the tokens given."""
+        return self.output(self.attend(*self.project(y, positions, layer), visible, layer))
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); or both at once; with more norms behind them where asked for."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.config = config
+        both = config.norm_placement == "both"
+        self.attention_norm = tower_norm(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs, dtype=dtype)
+        self.attention_output_norm = tower_norm(config, rngs=rngs) if both else None
+        self.mlp_norm = tower_norm(config, rngs=rngs)
+        mlp = GatedMLP if config.gated_mlp else MLP
+        self.mlp = mlp(config.width, config.mlp_width, config.activation, bias=config.mlp_bias, rngs=rngs, dtype=dtype)
+        self.mlp_output_norm = tower_norm(config, rngs=rngs) if both else None
+
+    def heads(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], layer: Layer
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Query, key and value of each token of the block's input."""
+        return self.attention.project(self.attention_norm(x), positions, layer)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        places: Places,
+        layer: Layer = 0,
+        cache: TowerCache | None = None,
+        more: Sequence[More] = (),
+    ) -> tuple[Float[Array, "B T D"], TowerCache | None]:
+        """The block's output, and the cache with this pass's keys and values: written first, then read."""
+        query, key, value = self.heads(x, places.positions, layer)
+        if cache is not None and places.slots is not None:
+            key, value = write((cache.key, cache.value), layer, places.slots, (key, value))
+            cache = cache._replace(key=key, value=value)
+            key, value = key[layer], value[layer]
+        attended = self.attention.attend(query, key, value, places.visible, layer, places.distance_bias, more)
         a = self.attention.output(attended)
         if self.attention_output_norm is not None:
             a = self.attention_output_norm(a)
         y = self.mlp(self.mlp_norm(x if self.config.parallel else x + a))
         if self.mlp_output_norm is not None:
             y = self.mlp_output_norm(y)
-        return x + a + y
+        return x + a + y, cache
 
 
-class Embedding(nnx.Module):
+class Embedding(Module):
     """The token table, for input and, where the head is tied, output; and the table of learned positions."""
 
-    def __init__(self, config: TowerConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config, self.dtype = config, dtype
         shape = (config.vocab_size, config.width)
-        self.table = param(rngs, shape, ("vocab", "embed"), fan_in=config.width)
+        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.width, output=config.tied_head)
         learned = config.positions == "learned"
         shape = ((config.max_positions or 0) + config.position_offset, config.width)
-        self.position_table = param(rngs, shape, (None, "embed"), fan_in=config.width) if learned else None
+        self.position_table = param(shape, (None, "embed"), use="lookup", fan_in=config.width) if learned else None
 
     def __call__(self, tokens: Int[Array, "B T"], added: Float[Array, "A D"] | None = None) -> Float[Array, "B T D"]:
         """The rows of ``tokens``; those from vocab_size on are rows of ``added``."""
@@ -122,47 +177,137 @@ class Embedding(nnx.Module):
             rows = jnp.where((tokens < own)[..., None], rows, jnp.take(added, tokens - own, axis=0, mode="clip"))
         return (rows * self.config.embedding_scale).astype(self.dtype)
 
-    def add_positions(self, x: Float[Array, "B T D"], local_positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """x plus the learned vector of each local position, where the tower has learned positions."""
         if self.position_table is None:
             return x
-        places = local_positions + self.config.position_offset
-        return x + jnp.take(self.position_table[...], places, axis=0, mode="clip").astype(x.dtype)
+        rows = positions + self.config.position_offset
+        return x + jnp.take(self.position_table[...], rows, axis=0, mode="clip").astype(x.dtype)
 
 
-class AddedEmbedding(nnx.Module):
+class AddedEmbedding(Module):
     """Rows of tokens that fusion adds to a tower's vocabulary: for input and, where the head is tied, output."""
 
-    def __init__(self, config: TowerConfig, count: int, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, count: int, *, rngs: nnx.Rngs):
         shape, axes = (count, config.width), (None, "embed")
-        self.table = param(rngs, shape, axes, fan_in=config.width)
-        self.head_table = None if config.tied_head else param(rngs, shape, axes, fan_in=config.width)
+        self.table = param(shape, axes, use="lookup", fan_in=config.width)
+        self.head_table = None if config.tied_head else param(shape, axes, use="lookup", fan_in=config.width)
 
 
-class RelativeBias(nnx.Module):
+class RelativeBias(Module):
     """T5's relative positions: a bias per bucket of distances and head, shared by all layers."""
 
-    def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         shape = (rotary.RELATIVE_BUCKETS, config.num_heads)
-        self.table = param(rngs, shape, (None, "heads"), fan_in=1)
+        self.table = param(shape, (None, "heads"), use="lookup", fan_in=1)
 
     def __call__(self) -> Float[Array, "N W"]:
         """The bias of each distance back, the last one for all beyond."""
         return jnp.take(self.table[...], rotary.relative_buckets(), axis=0).T
 
 
-class Head(nnx.Module):
+class Head(Module):
     """An output matrix of its own, for towers whose head is not tied."""
 
-    def __init__(self, config: TowerConfig, dtype, rngs: nnx.Rngs):
-        self.table = param(rngs, (config.vocab_size, config.width), ("vocab", "embed"), fan_in=config.width)
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.width)
+        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.width, output=True)
 
 
-def logits_of(config: TowerConfig, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
-    """Products with every row of the table, accumulated and returned in float32, scaled and capped."""
-    logits = jnp.einsum("BTD,VD->BTV", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
-    if config.logit_scale != 1:
-        logits = logits * config.logit_scale
-    if config.logit_softcap is not None:
-        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-    return logits
+class Tower(Module):
+    """A decoder: ``tower(batch)`` gives float32 logits of its own vocabulary.
+
+    Blocks are stacked: parameters of ``blocks`` are [L, ...].
+    """
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, execution: Execution = Execution()):
+        self.config, self.execution = config, execution
+        dtype = execution.dtype
+        self.embedding = Embedding(config, rngs=rngs, dtype=dtype)
+        self.blocks = stack(lambda: Block(config, rngs=rngs, dtype=dtype), config.num_layers, "layers")
+        self.final_norm = tower_norm(config, rngs=rngs)
+        self.head = None if config.tied_head else Head(config, rngs=rngs)
+        self.relative_bias = RelativeBias(config, rngs=rngs) if config.positions == "relative" else None
+
+    def __call__(self, batch: TowerBatch) -> Float[Array, "B T V"]:
+        """The unimodal path: what the tower was before fusion, if its weights are.
+
+        Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
+        """
+        order = Order(batch.segment_ids, batch.global_positions)
+        places = self.places(batch=batch, visible=attention_range(order, order, inclusive=True))
+        blocks, layers = self.numbered(1, self.config.num_layers)
+        x, _ = self.run(blocks=blocks, layers=layers, x=self.embed(batch=batch), places=places)
+        return self.logits(self.norm(x))
+
+    def places(self, batch: TowerBatch, visible: Range, slots: Int[Array, "B T"] | None = None) -> Places:
+        """What the blocks of a pass share."""
+        bias = None if self.relative_bias is None else self.execution.in_use(self.relative_bias)()
+        return Places(batch.local_positions, visible, slots, bias)
+
+    def embed(
+        self, batch: TowerBatch, added: AddedEmbedding | None = None, projection: Module | None = None
+    ) -> Float[Array, "B T D"]:
+        """h0 = projection(embedding(tokens)) (paper §3); learned positions are added behind the projection."""
+        embedding = self.execution.in_use(self.embedding)
+        x = embedding(batch.tokens, None if added is None else added.table[...])
+        if projection is not None:
+            x = self.execution.in_use(projection)(x)
+        return self.execution.shard(embedding.add_positions(x, batch.local_positions), "batch", None, None)
+
+    def numbered(self, first: int, last: int) -> tuple[Block, np.ndarray]:
+        """Blocks ``first`` to ``last`` (from 1, inclusive), and their numbers from 0."""
+        return cut(self.blocks, first, last), np.arange(first - 1, last, dtype=np.int32)
+
+    def run(
+        self,
+        *,
+        blocks: Block,
+        layers: Int[Any, " L"],
+        x: Float[Array, "B T D"],
+        places: Places,
+        cache: TowerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], TowerCache | None]:
+        """Runs stacked blocks in order; ``layers`` are their numbers from 0."""
+        execution = self.execution
+
+        def body(carry: Any, xs: Any) -> tuple[Any, None]:
+            (x, cache), (block, layer) = carry, xs
+            x, cache = execution.in_use(block)(x, places=places, layer=layer, cache=cache)
+            return (execution.shard(x, "batch", None, None), self.shard_cache(cache)), None
+
+        return loop(
+            body if cache is not None else execution.recompute(body), (x, cache), (blocks, layers), execution.scan
+        )
+
+    def shard_cache(self, cache: TowerCache | None) -> TowerCache | None:
+        """The cache with its keys and values sharded: rows, and heads like the tower's."""
+        if cache is None:
+            return None
+        key, value = (self.execution.shard(x, *KEY_AXES) for x in (cache.key, cache.value))
+        return cache._replace(key=key, value=value)
+
+    def norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The final norm: in front of the head, not in front of zips."""
+        return self.execution.in_use(self.final_norm)(x)
+
+    def logits(self, x: Float[Array, "B T D"], added: AddedEmbedding | None = None) -> Float[Array, "B T V"]:
+        """Products of normed states with every row of the output table, accumulated and returned in float32, scaled and
+        capped; those of ``added`` behind the tower's own. The input projection is not on this path (paper §3)."""
+        execution = self.execution
+        table = (self.embedding if self.head is None else self.head).table[...]
+        logits = self._products(x, execution.gather(table.astype(x.dtype), "vocab", "embed"))
+        if added is None:
+            return execution.shard(logits, "batch", None, "vocab")
+        rows = (added.table if added.head_table is None else added.head_table)[...]
+        more = self._products(x, execution.gather(rows.astype(x.dtype), None, "embed"))
+        return jnp.concatenate([logits, more], axis=-1)
+
+    def _products(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
+        config = self.config
+        logits = jnp.einsum("BTD,VD->BTV", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        if config.logit_scale != 1:
+            logits = logits * config.logit_scale
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        return logits

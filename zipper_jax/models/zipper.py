@@ -1,347 +1,472 @@
-"""The zipper: towers, input projections and zips as one function of plain parameters.
+"""The zipper: towers, input projections and the zips between the towers, as an ordinary Flax NNX model.
 
-    params = init_params(config, seed)
-    logits = forward(config, params, towers)             # the fused path, all towers at once
-    logits = unimodal(config, params, "text", batch)     # the tower as it was: no input projection, no zips
+    model = Zipper(config, rngs=nnx.Rngs(0))
+    logits = model({"a": batch_a, "b": batch_b})         # the fused path; tower -> [B, T, V]
+    logits, cache = model(batches, cache=cache)          # the same code: prefill of any towers, and single steps
+    hidden = model.hidden(batches)                       # a loss or a step computes the head of what it needs
+    logits = model.head("a", hidden["a"])
+    logits = model.towers["a"](batch_a)                  # the unimodal path: the tower as it was before fusion
 
-Parameter paths: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``added_embeddings/<name>``,
+Outside ``models/`` parameters are nested dicts; `bind_params` makes a model of them inside a traced function. Their
+paths are those of the modules: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``added_embeddings/<name>``,
 ``input_projections/<name>``, ``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their
 members [Z, ...].
 
-Axis letters: B rows, T slots, D width, V vocabulary, L layers, Z zips.
+Axis letters: B rows, T positions, D width, V vocabulary, L layers, Z zips.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
-from zipper_jax.models import modules
+from zipper_jax.models import module
+from zipper_jax.models.cache import Cache, cache_axes, place_tokens, write
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
+from zipper_jax.models.fusion import Fusion, SourceState, fusion_class
 from zipper_jax.models.layers import Projection
-from zipper_jax.models.modules import Maker, Module, Params
-from zipper_jax.models.schedule import Fusion, Stage, group_stages, make_schedule, zip_pairs
-from zipper_jax.models.tower import AddedEmbedding, Block, Embedding, Head, RelativeBias, logits_of, tower_norm
-from zipper_jax.models.visibility import Range, cross_visibility, self_visibility
-from zipper_jax.models.zip_block import ZipDirection
+from zipper_jax.models.masks import Order, Range, attention_range
+from zipper_jax.models.module import Execution, Module, Params, Placer, cut, member, stack, unsharded
+from zipper_jax.models.schedule import Fusion as Fused
+from zipper_jax.models.schedule import Read, Stage, group_stages, make_schedule, zip_pairs
+from zipper_jax.models.tower import AddedEmbedding, Places, Tower
 from zipper_jax.sequences import TowerBatch
 
 State = Float[Array, "B T D"]
-Placer = Callable[..., Array]
-"""(array, tower, one logical axis name or None per axis) -> the array, cut over devices; ``batch`` names the rows.
-``in_use=True``: as a parameter lies while it is used."""
+Batches = Mapping[str, TowerBatch]
+Weights = dict[tuple[str, str, int], Float[Array, "B K G T S"]]
+"""(zip, receiving tower, member) -> attention weights."""
 
 
-def anywhere(x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
-    """The placer of one device: nothing is cut."""
-    return x
+class Zipper(Module):
+    """Towers and the zips between them.
 
+    Args:
+        config: The model.
+        rngs: ``nnx.Rngs(s)`` gives the parameters of a run with seed s, bit for bit.
+        placer: How arrays are sharded while they are used.
+    """
 
-class Makers:
-    """How each part of a model is made, and where its activations lie: the one place where configuration becomes
-    modules."""
+    def __init__(self, config: ZipperConfig, *, rngs: nnx.Rngs, placer: Placer = unsharded):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        runs = {name: Execution(dtype, config.scan, config.remat, placer, name) for name in config.towers}
+        self.towers = nnx.data({n: Tower(t, rngs=rngs, execution=runs[n]) for n, t in sorted(config.towers.items())})
+        self.added_embeddings = nnx.data(
+            {n: AddedEmbedding(config.towers[n], count, rngs=rngs) for n, count in sorted(config.added_tokens.items())}
+        )
+        self.input_projections = nnx.data(
+            {n: self._projection(n, p, rngs) for n, p in sorted(config.input_projections.items()) if p.form != "none"}
+        )
+        self.zips = nnx.data({z.name: self._directions(z, rngs) for z in sorted(config.zips, key=lambda z: z.name)})
 
-    def __init__(self, config: ZipperConfig, placer: Placer = anywhere):
-        self.config, self.dtype, self.place = config, jnp.dtype(config.dtype), placer
-        self.zips = {z.name: z for z in config.zips}
-
-    def bind(self, make: Maker[Module], tower: str, params: Params) -> Module:
-        """The module with these parameters in it: kernels gathered for use, in the dtype they are used in; tables, of
-        which only some rows are read, where they lie."""
-        if self.place is not anywhere:
-
-            def lay(path, x, names):
-                kind = path[-1].key
-                if kind.endswith("table"):
-                    return self.place(x, tower, *names)
-                return self.gather(x.astype(self.dtype) if kind == "kernel" else x, tower, *names)
-
-            params = jax.tree_util.tree_map_with_path(lay, params, modules.axes(make))
-        return modules.bind(make, params)
-
-    def gather(self, x: Array, tower: str, *names: str | None) -> Array:
-        """A parameter as it is used, from where it lies; backwards, its gradient goes the same way to where it belongs.
-
-        Said outright: else the compiler may cut a product along the sum, and add up activations of the whole batch.
-        """
-        return self.place(self.place(x, tower, *names), tower, *names, in_use=True)
-
-    def embedding(self, tower: str):
-        return lambda rngs: Embedding(self.config.towers[tower], self.dtype, rngs)
-
-    def block(self, tower: str):
-        return lambda rngs: Block(self.config.towers[tower], self.dtype, rngs)
-
-    def final_norm(self, tower: str):
-        return lambda rngs: tower_norm(self.config.towers[tower], rngs)
-
-    def relative_bias(self, tower: str):
-        return lambda rngs: RelativeBias(self.config.towers[tower], rngs)
-
-    def added_embedding(self, tower: str):
-        return lambda rngs: AddedEmbedding(self.config.towers[tower], self.config.added_tokens[tower], rngs)
-
-    def head(self, tower: str):
-        return lambda rngs: Head(self.config.towers[tower], self.dtype, rngs)
-
-    def input_projection(self, tower: str):
-        projection = self.config.input_projections.get(tower, ProjectionConfig(form="none"))
+    def _projection(self, tower: str, projection: ProjectionConfig, rngs: nnx.Rngs) -> Projection:
         width = self.config.towers[tower].width
-        return lambda rngs: Projection(projection, width, width, rngs, self.dtype)
+        return Projection(projection, width, width, rngs=rngs, dtype=jnp.dtype(self.config.dtype))
 
-    def direction(self, zip_name: str, into: str):
-        z, towers = self.zips[zip_name], self.config.towers
-        return lambda rngs: ZipDirection(z, towers[z.other(into)], towers[into], self.dtype, rngs)
+    def _directions(self, z: Any, rngs: nnx.Rngs) -> dict[str, Fusion]:
+        """``into_<receiver>`` -> its fusion, stacked over the zip's members."""
+        towers, dtype = self.config.towers, jnp.dtype(self.config.dtype)
+        count = len(zip_pairs(z, towers))
 
-    def parts(self) -> dict[tuple[str, ...], tuple[Any, int | None, str | None]]:
-        """path -> (maker, how many are stacked or None, name of the stacked axis)."""
-        parts: dict[tuple[str, ...], tuple[Any, int | None, str | None]] = {}
-        for name, tower in self.config.towers.items():
-            parts["towers", name, "embedding"] = (self.embedding(name), None, None)
-            parts["towers", name, "blocks"] = (self.block(name), tower.num_layers, "layers")
-            parts["towers", name, "final_norm"] = (self.final_norm(name), None, None)
-            if not tower.tied_head:
-                parts["towers", name, "head"] = (self.head(name), None, None)
-            if tower.positions == "relative":
-                parts["towers", name, "relative_bias"] = (self.relative_bias(name), None, None)
-        for name in self.config.added_tokens:
-            parts["added_embeddings", name] = (self.added_embedding(name), None, None)
-        for name, projection in self.config.input_projections.items():
-            if projection.form != "none":
-                parts["input_projections", name] = (self.input_projection(name), None, None)
-        for name, z in self.zips.items():
-            count = len(zip_pairs(z, self.config.towers))
+        def make(into: str) -> Fusion:
+            return fusion_class(z.fusion)(z, towers[z.other(into)], towers[into], rngs=rngs, dtype=dtype)
+
+        return {f"into_{into}": stack(partial(make, into), count, "zips") for into in z.receivers}
+
+    @overload
+    def __call__(self, batches: Batches) -> dict[str, Float[Array, "B T V"]]: ...
+    @overload
+    def __call__(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B T V"]], Cache]: ...
+    def __call__(self, batches: Batches, cache: Cache | None = None) -> Any:
+        """The fused path: float32 logits of every tower that has a batch.
+
+        Args:
+            batches: Tower -> its batch. Without a cache, a tower without a batch has no tokens.
+            cache: What was fed before, of these and other towers. ``global_positions`` and ``local_positions`` count on
+                from there. A token that does not fit the cache is not remembered.
+
+        Returns:
+            The logits; with a cache, also the cache with these tokens.
+        """
+        if cache is None:
+            return {tower: self.head(tower, x) for tower, x in self.hidden(batches).items()}
+        states, cache = self.hidden(batches, cache)
+        return {tower: self.head(tower, x) for tower, x in states.items()}, cache
+
+    @overload
+    def hidden(self, batches: Batches) -> dict[str, State]: ...
+    @overload
+    def hidden(self, batches: Batches, cache: Cache) -> tuple[dict[str, State], Cache]: ...
+    def hidden(self, batches: Batches, cache: Cache | None = None) -> Any:
+        """What `head` takes: the final states, normed; otherwise like `__call__`."""
+        run = _Pass(self, batches, cache)
+        states = {tower: self.towers[tower].norm(x) for tower, x in run().items()}
+        return states if cache is None else (states, run.cache)
+
+    def head(self, tower: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Float32 logits of `hidden` states; the tokens that fusion added come behind the tower's own."""
+        return self.towers[tower].logits(hidden, self.added_embeddings.get(tower))
+
+    def last_logits(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B V"]], Cache]:
+        """Each row's logits at its last token of this pass, and the cache: the head is computed there only.
+
+        A row without a token in a tower has meaningless logits there.
+        """
+        states, cache = self.hidden(batches, cache)
+        logits = {}
+        for tower, x in states.items():
+            count = jnp.sum(batches[tower].segment_ids > 0, axis=1, dtype=jnp.int32)
+            last = jnp.maximum(count - 1, 0)
+            x = jnp.take_along_axis(x, last[:, None, None], axis=1) if x.shape[1] > 1 else x
+            logits[tower] = self.head(tower, x)[:, 0]
+        return logits, cache
+
+    def attention_weights(self, batches: Batches) -> Weights:
+        """Attention weights of the fusions that have some to show (dense: for short pictures)."""
+        run = _Pass(self, batches, None, probe={})
+        run()
+        assert run.probe is not None
+        return run.probe
+
+
+class _Pass:
+    """One pass through towers and zips: what all its stages share."""
+
+    def __init__(self, model: Zipper, batches: Batches, cache: Cache | None, probe: Weights | None = None):
+        config = model.config
+        self.model, self.probe = model, probe
+        self.batches = {name: batches[name] for name in sorted(batches)}
+        slots: dict[str, Array] = {}
+        if cache is not None:
+            towers = dict(cache.towers)
+            for name, batch in self.batches.items():
+                towers[name], slots[name] = place_tokens(towers[name], batch)
+            cache = Cache(towers, dict(cache.zips))
+        self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
+        queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
+        keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
+        self.places: dict[str, Places] = {}
+        for name, batch in self.batches.items():
+            visible = attention_range(queries[name], keys[name], inclusive=True)
+            self.places[name] = model.towers[name].places(batch=batch, visible=visible, slots=slots.get(name))
+        self.visible: dict[tuple[str, str], Range] = {}  # (receiver, source) -> all that came earlier
+        for z in config.zips:
             for into in z.receivers:
-                parts["zips", name, f"into_{into}"] = (self.direction(name, into), count, "zips")
-        return dict(sorted(parts.items()))
+                source = z.other(into)
+                if into in queries and source in keys:
+                    self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)
+                elif into in queries:
+                    nothing = jnp.zeros_like(queries[into].segment_ids)
+                    self.visible[into, source] = nothing, nothing
+
+    def __call__(self) -> dict[str, State]:
+        """The final states of the towers present."""
+        model = self.model
+        states: dict[str, State] = {
+            name: model.towers[name].embed(
+                batch=batch,
+                added=model.added_embeddings.get(name),
+                projection=model.input_projections.get(name),
+            )
+            for name, batch in self.batches.items()
+        }
+        saved: _Saved = {}
+        for group in group_stages(make_schedule(model.config, self.batches)):
+            if len(group) > 1 and model.config.scan and self.probe is None:
+                states = self.scan(group, states)
+            else:
+                for stage in group:
+                    states, saved, self.cache = self.stage(stage, self.parts(stage), states, saved, self.cache)
+        return states
+
+    # ---- stages ------------------------------------------------------------------------------------------------------
+
+    def parts(self, stage: Stage, stages: int = 1) -> "_Parts":
+        """The blocks and fusions of a stage; of several alike in a row: theirs too, stacked."""
+        blocks, inside = {}, {}
+        for tower, (first, last) in _blocks(stage).items():
+            stacked = self.model.towers[tower].numbered(first, last + (stages - 1) * (last - first + 1))
+            has_inside = any(f.inside and f.tower == tower for f in stage.fusions)
+            if stages == 1:
+                if has_inside:
+                    inside[tower], stacked = member(stacked, -1), cut(stacked, 1, last - first)
+            else:
+                stacked = jax.tree.map(lambda x: x.reshape(stages, x.shape[0] // stages, *x.shape[1:]), stacked)
+                if has_inside:
+                    inside[tower] = jax.tree.map(lambda x: x[:, -1], stacked)
+                    stacked = jax.tree.map(lambda x: x[:, :-1], stacked)
+            if first < last or not has_inside:
+                blocks[tower] = stacked
+        needed = {(s.zip, f.tower, s.member) for f in stage.fusions for s in f.sources}
+        if self.cache is not None:
+            needed |= {(r.zip, r.into, r.member) for r in stage.reads}
+        fusions: dict[Any, tuple[Fusion, Any]] = {}
+        for name, into, index in sorted(needed):
+            stacked = self.model.zips[name][f"into_{into}"]
+            if stages == 1:
+                fusions[name, into, index] = member(stacked, index), index
+            else:
+                numbers = np.arange(index, index + stages, dtype=np.int32)
+                fusions[name, into, index] = cut(stacked, index + 1, index + stages), numbers
+        return _Parts(blocks, inside, fusions)
+
+    def scan(self, group: tuple[Stage, ...], states: dict[str, State]) -> dict[str, State]:
+        """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
+
+        def body(carry: Any, parts: "_Parts") -> tuple[Any, None]:
+            states, _, cache = self.stage(group[0], parts, carry[0], {}, carry[1])
+            return (states, cache), None
+
+        (states, self.cache), _ = jax.lax.scan(body, (states, self.cache), self.parts(group[0], len(group)))
+        return states
+
+    def stage(
+        self, stage: Stage, parts: "_Parts", states: dict[str, State], saved: "_Saved", cache: Cache | None
+    ) -> tuple[dict[str, State], "_Saved", Cache | None]:
+        """Runs one stage: blocks, then what the zips read, then what they do."""
+        states, saved = dict(states), dict(saved)
+        for name, _, last in stage.runs:
+            tower, own = self.model.towers[name], None if cache is None else cache.towers[name]
+            blocks, layers = parts.blocks[name]
+            states[name], own = tower.run(
+                blocks=blocks, layers=layers, x=states[name], places=self.places[name], cache=own
+            )
+            cache = _with_tower(cache, name, own)
+            saved[name, last, False] = _At(states[name], self.places[name].positions, None, None)
+        for read in stage.reads:
+            if read.inside:
+                stacked = self.model.towers[read.tower].blocks
+                block = parts.inside.get(read.tower) or (member(stacked, read.block - 1), read.block - 1)
+                at = _At(states[read.tower], self.places[read.tower].positions, *block)
+                saved[read.tower, read.block, True] = at
+        for read in stage.reads if cache is not None else ():
+            cache = self.remember(read, parts, saved, cast(Cache, cache))
+        fused = {}
+        for fusion in stage.fusions:
+            if fusion.inside:
+                fused[fusion.tower], cache = self.run_inside(fusion, parts, states[fusion.tower], saved, cache)
+            else:
+                fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)
+        return {**states, **fused}, saved, cache
+
+    # ---- zips --------------------------------------------------------------------------------------------------------
+
+    def fuse(self, fused: Fused, parts: "_Parts", saved: "_Saved", cache: Cache | None) -> State:
+        """m + the sum of the zips' effects, all on the state before any of them, in sorted zip order."""
+        execution, m = self.model.towers[fused.tower].execution, saved[fused.tower, fused.block, False].state
+        positions, total = self.places[fused.tower].positions, m
+        for source in fused.sources:
+            fusion, index = parts.fusions[source.zip, fused.tower, source.member]
+            earlier = self.visible[fused.tower, source.tower]
+
+            def effect(
+                fusion: Fusion, m: State, at: _At, call: str = "effect", source=source, index=index, earlier=earlier
+            ):
+                fusion = execution.in_use(fusion)
+                kept = self.kept(source, fused.tower, fusion, index, at, cache)
+                return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
+
+            at = self.at(source, False, saved)
+            total = total + (effect if cache is not None else execution.recompute(effect))(fusion, m, at)
+            if self.probe is not None and (weights := effect(fusion, m, at, "weights")) is not None:
+                self.probe[source.zip, fused.tower, source.member] = weights
+        return execution.shard(total, "batch", None, None)
+
+    def run_inside(
+        self, fused: Fused, parts: "_Parts", x: State, saved: "_Saved", cache: Cache | None
+    ) -> tuple[State, Cache | None]:
+        """A block in whose attention the keys and values of zips take part."""
+        tower, places = self.model.towers[fused.tower], self.places[fused.tower]
+        found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
+        block, layer = parts.inside[fused.tower]
+
+        def body(block: Any, fusions: list[Fusion], x: State, ats: list[_At], own: Any) -> Any:
+            more = []
+            for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):
+                fusion = tower.execution.in_use(fusion)
+                kept = self.kept(source, fused.tower, fusion, index, at, cache)
+                earlier = self.visible[fused.tower, source.tower]
+                key, value = fusion.keys_and_values(kept)
+                more.append((key, value, fusion.visible(earlier)))
+            return tower.execution.in_use(block)(x, places=places, layer=layer, cache=own, more=more)
+
+        own = None if cache is None else cache.towers[fused.tower]
+        ats = [self.at(source, True, saved) for source in fused.sources]
+        run = body if cache is not None else tower.execution.recompute(body)
+        x, own = run(block, [fusion for fusion, _ in found], x, ats, own)
+        return tower.execution.shard(x, "batch", None, None), _with_tower(cache, fused.tower, tower.shard_cache(own))
+
+    def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
+        """The cache with what a zip keeps of the tokens of this pass."""
+        key, execution = (read.zip, read.into), self.model.towers[read.into].execution
+        fusion, index = parts.fusions[read.zip, read.into, read.member]
+        new = execution.in_use(fusion).read(self.source(read, self.at(read, read.inside, saved), fusion.placement))
+        kept = write(cache.zips[key], index, self.slots[read.tower], new)
+        kept = jax.tree.map(lambda x, axes: execution.shard(x, *axes.names), kept, self.axes.zips[key])
+        return Cache(cache.towers, {**cache.zips, key: kept})
+
+    def kept(self, source: Any, receiver: str, fusion: Fusion, index: Any, at: "_At", cache: Cache | None) -> Any:
+        """What a zip reads of all tokens of its source: from the cache where there is one, else of this pass."""
+        if cache is not None:
+            return jax.tree.map(lambda x: x[index], cache.zips[source.zip, receiver])
+        return fusion.read(self.source(source, at, fusion.placement))
+
+    def at(self, source: Any, inside: bool, saved: "_Saved") -> "_At":
+        """Where a zip reads a tower (``source``: a Read or a Source); empty where the tower has no tokens here."""
+        name = source.tower
+        if name in self.batches:
+            return saved[name, source.block, inside]
+        rows = next(iter(self.batches.values())).tokens.shape[0]
+        width, dtype = self.model.config.towers[name].width, self.model.towers[name].execution.dtype
+        return _At(jnp.zeros((rows, 0, width), dtype), jnp.zeros((rows, 0), jnp.int32), None, None)
+
+    def source(self, source: Any, at: "_At", placement: str) -> SourceState:
+        """What a fusion is given to read."""
+        tower = self.model.towers[source.tower]
+
+        def heads() -> tuple[Array, Array]:
+            # Of no tokens any block gives nothing.
+            block, layer = (member(tower.blocks, 0), 0) if at.block is None else (at.block, at.layer)
+            return tower.execution.in_use(block).heads(at.state, at.positions, layer)[1:]
+
+        return SourceState(at.state, at.positions, heads if placement == "inside" else None)
 
 
-def init_params(config: ZipperConfig, seed: int) -> Params:
-    """Fresh float32 parameters, on the host (NumPy)."""
-    return _build(config, lambda path, make, count, _: modules.init(make, seed, path, count))
+class _At(NamedTuple):
+    """Where a zip reads: the state, its local positions, and the block there (inside), with its number from 0."""
+
+    state: State
+    positions: Any
+    block: Any
+    layer: Any
+
+
+_Saved = dict[tuple[str, int, bool], _At]
+"""What zips read, by (tower, block, inside)."""
+
+
+class _Parts(NamedTuple):
+    """The parameters of a stage.
+
+    Attributes:
+        blocks: tower -> (blocks that run before the stop, their numbers from 0), stacked.
+        inside: tower -> (block whose attention zips take part in, its number).
+        fusions: (zip, receiver, member) -> (fusion, its number among the members).
+    """
+
+    blocks: dict[str, tuple[Any, Any]]
+    inside: dict[str, tuple[Any, Any]]
+    fusions: dict[tuple[str, str, int], tuple[Fusion, Any]]
+
+
+def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:
+    """tower -> first and last block that a stage runs, those inside included."""
+    found = {tower: (first, last) for tower, first, last in stage.runs}
+    for fusion in stage.fusions:
+        if fusion.inside:
+            found[fusion.tower] = found.get(fusion.tower, (fusion.block,))[0], fusion.block
+    return found
+
+
+def _with_tower(cache: Cache | None, name: str, own: Any) -> Cache | None:
+    return None if cache is None else Cache({**cache.towers, name: own}, cache.zips)
+
+
+# ---- models and nested dicts -----------------------------------------------------------------------------------------
+
+
+class Parameter(NamedTuple):
+    """What is known of a parameter without its values.
+
+    Attributes:
+        shape, dtype: Of the leaf, stacked.
+        axes: Logical axis names.
+        use: See `module.param`.
+        output: Logits are products with its rows.
+        owner: The tower whose sharding rules it follows: the one it is part of, or writes to.
+        tokens: The tower whose tokens go through it.
+        stacked: Its first axis counts blocks or zips.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+    use: str
+    output: bool
+    owner: str
+    tokens: str
+    stacked: bool
+
+
+@lru_cache(maxsize=64)
+def abstract_model(config: ZipperConfig, placer: Placer = unsharded) -> Zipper:
+    """The model with shapes in place of parameters: nothing is drawn or allocated."""
+    return nnx.eval_shape(lambda: Zipper(config, rngs=nnx.Rngs(0), placer=placer))
+
+
+def bind_params(config: ZipperConfig, params: Params, placer: Placer = unsharded) -> Zipper:
+    """The model with these parameters (arrays or tracers) in it; cheap inside a traced function."""
+    return module.bind(abstract_model(config, placer), params)
+
+
+def parameters(config: ZipperConfig) -> dict[str, Parameter]:
+    """Path -> what is known of the parameter, sorted by path: ``zips/a-b/into_a/attention/key/kernel``."""
+    classes = {z.name: (z, fusion_class(z.fusion)) for z in config.zips}
+    found = {}
+    for path, variable in module.parameters(abstract_model(config)).items():
+        top, name, *rest = path.split("/")
+        owner = tokens = name
+        if top == "zips":
+            z, fusion = classes[name]
+            owner = rest[0].removeprefix("into_")
+            tokens = z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner
+        value, declared = variable.get_raw_value(), variable.get_metadata()
+        axes = declared.get("axes") or (None,) * len(value.shape)
+        use, output = declared.get("use", "scale"), declared.get("output", False)
+        stacked = declared.get("stacked", False)
+        found[path] = Parameter(value.shape, value.dtype, axes, use, output, owner, tokens, stacked)
+    return found
+
+
+def _tree(flat: Mapping[str, Any]) -> Params:
+    tree: Params = {}
+    for path, leaf in flat.items():
+        module.put(tree, path.split("/"), leaf)
+    return tree
 
 
 def abstract_params(config: ZipperConfig) -> Params:
     """The tree of shapes and dtypes, without computing anything."""
-    return _build(config, lambda path, make, count, _: modules.shapes(make, count))
+    return _tree({path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in parameters(config).items()})
 
 
 def param_axes(config: ZipperConfig) -> Params:
     """The tree of logical axis names: a tuple of names per leaf, as declared beside each parameter."""
-    return _build(config, lambda path, make, _, stacked: modules.axes(make, stacked))
+    return _tree({path: p.axes for path, p in parameters(config).items()})
 
 
-def _build(config: ZipperConfig, function) -> Params:
-    tree: Params = {}
-    for path, (make, count, stacked) in Makers(config).parts().items():
-        modules.put(tree, path, function(path, make, count, stacked))
-    return tree
+def initialisers(config: ZipperConfig, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Path -> a function that draws the leaf, on the host: float32 [shape]. Each leaf draws from (seed, its path)."""
+
+    @lru_cache(maxsize=1)
+    def drawn_together() -> dict[str, nnx.Param]:
+        """Plain Flax layers of a fusion cannot be drawn leaf by leaf."""
+        return module.parameters(Zipper(config, rngs=nnx.Rngs(seed)))
+
+    def of(path: str, variable: nnx.Param) -> Callable[[], np.ndarray]:
+        if module.is_declared(variable):
+            return lambda: module.draw(seed, path, variable)
+        return lambda: np.asarray(drawn_together()[path].get_raw_value())
+
+    return {path: of(path, variable) for path, variable in module.parameters(abstract_model(config)).items()}
 
 
-def forward(
-    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], placer: Placer = anywhere
-) -> dict[str, Float[Array, "B T V"]]:
-    """The fused path: float32 logits of every tower. ``towers`` must hold a batch for each tower of the model."""
-    return _forward(config, params, towers, placer, probe=None)
-
-
-def cross_attention_weights(
-    config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch]
-) -> dict[tuple[str, str, int], Float[Array, "B K G T S"]]:
-    """(zip, receiving tower, member) -> attention weights of the fused path (dense: for short pictures)."""
-    probe: dict[tuple[str, str, int], Array] = {}
-    _forward(config, params, towers, anywhere, probe)
-    return probe
-
-
-def unimodal(config: ZipperConfig, params: Params, tower: str, batch: TowerBatch) -> Float[Array, "B T V"]:
-    """One tower alone: what it was before fusion if its weights are. Float32 logits.
-
-    Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
-    """
-    makers, own = Makers(config), params["towers"][tower]
-    embedding = makers.bind(makers.embedding(tower), tower, own["embedding"])
-    x = embedding.add_positions(embedding(batch.tokens), batch.local_positions)
-    visible = self_visibility(batch.segment_ids)
-    layers = np.arange(config.towers[tower].num_layers, dtype=np.int32)
-    bias = distance_bias(makers, tower, params)
-    x = run_blocks(makers, tower, (own["blocks"], layers), x, batch.local_positions, visible, bias)
-    return tower_logits(makers, tower, params, x)
-
-
-def embed(makers: Makers, tower: str, params: Params, tokens, local_positions) -> State:
-    """h0 = input_projection(embedding(tokens)) (paper §3): the start of the fused path. Learned positions are added
-    behind the projection."""
-    embedding = makers.bind(makers.embedding(tower), tower, params["towers"][tower]["embedding"])
-    added = params.get("added_embeddings", {}).get(tower)
-    x = embedding(tokens, None if added is None else added["table"])
-    if tower in params.get("input_projections", {}):
-        x = makers.bind(makers.input_projection(tower), tower, params["input_projections"][tower])(x)
-    return makers.place(embedding.add_positions(x, local_positions), tower, "batch", None, None)
-
-
-def tower_logits(makers: Makers, tower: str, params: Params, x: State, fused: bool = False) -> Float[Array, "B T V"]:
-    """Final norm and output softmax's logits; the input projection is not on this path (paper §3). The fused path's
-    added tokens come behind the tower's own."""
-    config, own = makers.config.towers[tower], params["towers"][tower]
-    x = makers.bind(makers.final_norm(tower), tower, own["final_norm"])(x)
-    table = own["embedding"]["table"] if config.tied_head else own["head"]["table"]
-    logits = logits_of(config, x, makers.gather(table.astype(x.dtype), tower, "vocab", "embed"))
-    added = params.get("added_embeddings", {}).get(tower) if fused else None
-    if added is None:
-        return makers.place(logits, tower, "batch", None, "vocab")
-    more_rows = added["table"] if config.tied_head else added["head_table"]
-    more = logits_of(config, x, makers.gather(more_rows.astype(x.dtype), tower, None, "embed"))
-    return jnp.concatenate([logits, more], axis=-1)
-
-
-def distance_bias(makers: Makers, tower: str, params: Params) -> Float[Array, "N W"] | None:
-    """What self-attention's scores get by distance, in towers with T5's relative positions."""
-    if makers.config.towers[tower].positions != "relative":
-        return None
-    return makers.bind(makers.relative_bias(tower), tower, params["towers"][tower]["relative_bias"])()
-
-
-def run_blocks(makers: Makers, tower: str, blocks, x: State, local_positions, visible: Range, bias) -> State:
-    """Runs blocks in order, each attending within ``visible``.
-
-    ``blocks``: (parameters stacked [n, ...], the blocks' numbers from 0 [n]); ``bias``: see `distance_bias`.
-    """
-
-    def body(x, xs):
-        block_params, layer = xs
-        block = makers.bind(makers.block(tower), tower, block_params)
-        query, key, value = block.project(x, local_positions, layer)
-        x = block.finish(x, block.attend(query, key, value, visible, layer, bias))
-        return makers.place(x, tower, "batch", None, None), None
-
-    body = _remat(body, makers.config.remat)
-    return loop(body, x, blocks, makers.config.scan)[0]
-
-
-def loop(body, carry, xs, scan: bool):
-    """lax.scan over the leading axis of ``xs``, or the same unrolled; returns (carry, stacked outputs or None)."""
-    count = jax.tree.leaves(xs)[0].shape[0]
-    if scan and count > 1:
-        return jax.lax.scan(body, carry, xs)
-    outputs = []
-    for i in range(count):
-        carry, out = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
-        outputs.append(out)
-    return carry, None if outputs[0] is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
-
-def numbered(blocks: Params, first: int, last: int) -> tuple[Params, np.ndarray]:
-    """Blocks ``first`` to ``last`` (from 1, inclusive) of a tower, and their numbers from 0."""
-    return cut(blocks, first, last), np.arange(first - 1, last, dtype=np.int32)
-
-
-def cut(tree: Params, first: int, last: int) -> Params:
-    """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
-    whole = jax.tree.leaves(tree)[0].shape[0] == last - first + 1
-    return tree if whole else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
-
-
-class _Pass:
-    """One joint forward pass: what all its stages share."""
-
-    def __init__(self, config: ZipperConfig, params: Params, towers: Mapping[str, TowerBatch], placer: Placer, probe):
-        self.makers, self.towers, self.probe = Makers(config, placer), towers, probe
-        self.biases = {t: distance_bias(self.makers, t, params) for t in towers}
-        self.visible = {t: self_visibility(batch.segment_ids) for t, batch in towers.items()}
-        self.cross: dict[tuple[str, str], Range] = {}
-        for z in config.zips:
-            for into in z.receivers:
-                self.cross[into, z.other(into)] = cross_visibility(towers[into], towers[z.other(into)])
-
-    def stage(self, stage: Stage, blocks, directions, states, pre):
-        """Runs one stage; ``blocks`` is {tower: (parameters, numbers)}, ``directions`` {(zip, receiver, member):
-        parameters}."""
-        states, pre = dict(states), dict(pre)
-        for tower, _, last in stage.runs:
-            positions = self.towers[tower].local_positions
-            x, visible, bias = states[tower], self.visible[tower], self.biases[tower]
-            states[tower] = run_blocks(self.makers, tower, blocks[tower], x, positions, visible, bias)
-            pre[tower, last] = states[tower]
-        for fusion in stage.fusions:
-            states[fusion.tower] = self.fuse(fusion, directions, pre)
-        return states, pre
-
-    def fuse(self, fusion: Fusion, directions, pre) -> State:
-        """m + the sum of the zips' effects, all on the pre-fusion state, in sorted zip order."""
-        m = pre[fusion.tower, fusion.block]
-        fused = m
-        for source in fusion.sources:
-            own = directions[source.zip, fusion.tower, source.member]
-            make = self.makers.direction(source.zip, fusion.tower)
-            read_at = self.towers[source.tower].local_positions
-            visible = self.cross[fusion.tower, source.tower]
-            positions = self.towers[fusion.tower].local_positions
-
-            def effect(own, m, m_source, make=make, read_at=read_at, visible=visible, positions=positions):
-                direction = self.makers.bind(make, fusion.tower, own)
-                return direction.effect(m, *direction.read(m_source, read_at), *visible, positions)
-
-            m_source = pre[source.tower, source.block]
-            fused = fused + _remat(effect, self.makers.config.remat)(own, m, m_source)
-            if self.probe is not None:
-                direction = self.makers.bind(make, fusion.tower, own)
-                weights = direction.weights(m, direction.read(m_source, read_at)[0], *visible, positions)
-                self.probe[source.zip, fusion.tower, source.member] = weights
-        return self.makers.place(fused, fusion.tower, "batch", None, None)
-
-
-def _forward(config, params, towers, placer, probe):
-    run = _Pass(config, params, towers, placer, probe)
-    states = {t: embed(run.makers, t, params, towers[t].tokens, towers[t].local_positions) for t in config.towers}
-    pre: dict[tuple[str, int], State] = {}
-    for group in group_stages(make_schedule(config)):
-        if len(group) > 1 and config.scan and probe is None:
-            states = _scan_group(run, group, params, states)
-        else:
-            for stage in group:
-                blocks, directions = _stage_params(params, stage)
-                states, pre = run.stage(stage, blocks, directions, states, pre)
-    return {tower: tower_logits(run.makers, tower, params, x, fused=True) for tower, x in states.items()}
-
-
-def _scan_group(run: _Pass, group, params, states):
-    """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
-    first, final = group[0], group[-1]
-    ends = {tower: last for tower, _, last in final.runs}
-    blocks = {}
-    for tower, start, last in first.runs:
-        stacked = numbered(params["towers"][tower]["blocks"], start, ends[tower])
-        per_stage = last - start + 1
-        blocks[tower] = jax.tree.map(lambda x, n=per_stage: x.reshape(len(group), n, *x.shape[1:]), stacked)
-    directions = {
-        (s.zip, f.tower, s.member): cut(params["zips"][s.zip][f"into_{f.tower}"], s.member + 1, s.member + len(group))
-        for f in first.fusions
-        for s in f.sources
-    }
-
-    def body(states, xs):
-        blocks, directions = xs
-        return run.stage(first, blocks, directions, states, {})[0], None
-
-    return jax.lax.scan(body, states, (blocks, directions))[0]
-
-
-def _stage_params(params, stage: Stage):
-    blocks = {tower: numbered(params["towers"][tower]["blocks"], first, last) for tower, first, last in stage.runs}
-    directions = {
-        (s.zip, f.tower, s.member): jax.tree.map(lambda x, i=s.member: x[i], params["zips"][s.zip][f"into_{f.tower}"])
-        for f in stage.fusions
-        for s in f.sources
-    }
-    return blocks, directions
-
-
-def _remat(body, remat: str):
-    if remat == "none":
-        return body
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(body, policy=policy)
+def init_params(config: ZipperConfig, seed: int) -> Params:
+    """Fresh float32 parameters, on the host (NumPy)."""
+    return _tree({path: make() for path, make in initialisers(config, seed).items()})

@@ -10,11 +10,12 @@ The contract, which fused kernels implement too:
     ``start == end``; padding at the end of a row is ``start == end == S``);
   * a query that sees nothing gets exactly 0, and no gradient is ever NaN or infinite because of it.
 
-Axis letters: B rows, T query slots, S key slots, N query heads, K key/value heads, G = N // K, H head size, W
+Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head size, W
 distances.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,8 @@ def interval_attention(
     softcap: float | None = None,
     distance_bias: Float[Array, "N W"] | None = None,
     implementation: Implementation = "auto",
-) -> Float[Array, "B T N H"]:
+    return_lse: bool = False,
+) -> Any:
     """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
 
     Args:
@@ -48,8 +50,13 @@ def interval_attention(
       softcap: scores become softcap * tanh(scores / softcap); None means they stay.
       distance_bias: added to the scores by the distance from the key back to the last visible slot, which in
         self-attention is the query itself; distances of W and more have the last one.
+      return_lse: also return the log-sum-exp of each query's visible scores, float32, -inf where nothing is visible:
+        what `merge_attention` needs to join several calls into one softmax.
       implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
         backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
+
+    Returns:
+      [B, T, N, H]; with ``return_lse`` a pair of it and the log-sum-exps [B, T, N].
 
     Raises:
       ValueError: N is not a multiple of K, or the implementation is unknown.
@@ -60,10 +67,30 @@ def interval_attention(
     if implementation == "auto":
         implementation = "dense" if query.shape[1] * key.shape[1] <= _DENSE_LIMIT else "blockwise"
     if implementation == "dense":
-        return _dense(query, key, value, start, end, scale, softcap, distance_bias)
-    if implementation == "blockwise":
-        return _blockwise(query, key, value, start, end, scale, softcap, distance_bias)
-    raise ValueError(f"unknown attention implementation {implementation!r}; known: auto, dense, blockwise")
+        out, lse = _dense(query, key, value, start, end, scale, softcap, distance_bias, return_lse)
+    elif implementation == "blockwise":
+        out, lse = _blockwise(query, key, value, start, end, scale, softcap, distance_bias, return_lse)
+    else:
+        raise ValueError(f"unknown attention implementation {implementation!r}; known: auto, dense, blockwise")
+    return (out, lse) if return_lse else out
+
+
+def merge_attention(
+    parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
+) -> Float[Array, "B T N H"]:
+    """One softmax over the keys of several calls, from their outputs and log-sum-exps; float32, in the first's dtype.
+
+    out = sum_i out_i * exp(lse_i) / sum_i exp(lse_i); exactly 0, with finite gradients, where no call saw anything.
+    """
+    lses = jnp.stack([lse for _, lse in parts])
+    largest = jax.lax.stop_gradient(jnp.max(lses, axis=0))
+    seen = lses > -jnp.inf
+    # Where nothing is visible -inf - -inf would be NaN, in the gradient, too: replaced before exp, masked behind it.
+    shares = jnp.where(seen, jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0)), 0.0)
+    total = jnp.sum(shares, axis=0)
+    shares = shares / jnp.where(total == 0.0, 1.0, total)
+    outs = jnp.stack([out.astype(jnp.float32) for out, _ in parts])
+    return jnp.sum(outs * shares[..., None], axis=0).astype(parts[0][0].dtype)
 
 
 def interval_weights(
@@ -77,6 +104,11 @@ def interval_weights(
     distance_bias: Float[Array, "N W"] | None = None,
 ) -> Float[Array, "B K G T S"]:
     """The attention weights themselves, float32 (dense: for pictures and tests). Rows that see nothing are all 0."""
+    return _softmax(query, key, start, end, scale, softcap, distance_bias)[0]
+
+
+def _softmax(query, key, start, end, scale, softcap, distance_bias):
+    """(weights [B, K, G, T, S], largest score, sum of exp(score - largest)), both [B, K, G, T, 1]."""
     b, t, n, h = query.shape
     k, s = key.shape[2], key.shape[1]
     scale = h**-0.5 if scale is None else scale
@@ -98,31 +130,40 @@ def interval_weights(
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
     unnormalised = jnp.where(visible, jnp.exp(scores - largest), 0.0)
     total = jnp.sum(unnormalised, axis=-1, keepdims=True)
-    return unnormalised / jnp.where(total == 0.0, 1.0, total)
+    return unnormalised / jnp.where(total == 0.0, 1.0, total), largest, total
 
 
-def _dense(query, key, value, start, end, scale, softcap, distance_bias):
+def _dense(query, key, value, start, end, scale, softcap, distance_bias, return_lse):
     b, t, n, h = query.shape
-    weights = interval_weights(query, key, start, end, scale=scale, softcap=softcap, distance_bias=distance_bias)
+    weights, largest, total = _softmax(query, key, start, end, scale, softcap, distance_bias)
     _, k, g, _, s = weights.shape
     by_head = weights.astype(value.dtype).reshape(b, k, g * t, s)
     mixed = jnp.einsum("BKXS,BKSH->BKXH", by_head, value.swapaxes(1, 2)).reshape(b, k, g, t, h)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
+    out = mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
+    if not return_lse:
+        return out, None
+    empty = total == 0.0
+    lse = jnp.where(empty, -jnp.inf, largest + jnp.log(jnp.where(empty, 1.0, total)))
+    return out, lse[..., 0].reshape(b, n, t).swapaxes(1, 2)
 
 
-def _blockwise(query, key, value, start, end, scale, softcap, distance_bias):
-    b, t, n, h = query.shape
+def _blockwise(query, key, value, start, end, scale, softcap, distance_bias, return_lse):
+    t = query.shape[1]
     blocks = -(-t // _QUERY_BLOCK)
     pad = blocks * _QUERY_BLOCK - t
 
     def split(x, fill):
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-        return jnp.moveaxis(x.reshape(b, blocks, _QUERY_BLOCK, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], blocks, _QUERY_BLOCK, *x.shape[2:]), 1, 0)
 
     # checkpoint: the backward pass keeps each block's inputs and recomputes its scores.
     @jax.checkpoint
     def attend(block):
-        return _dense(block[0], key, value, block[1], block[2], scale, softcap, distance_bias)
+        return _dense(block[0], key, value, block[1], block[2], scale, softcap, distance_bias, return_lse)
 
-    out = jax.lax.map(attend, (split(query, 0), split(start, key.shape[1]), split(end, key.shape[1])))
-    return jnp.moveaxis(out, 0, 1).reshape(b, blocks * _QUERY_BLOCK, n, h)[:, :t]
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], blocks * _QUERY_BLOCK, *x.shape[3:])[:, :t]
+
+    parts = jax.lax.map(attend, (split(query, 0), split(start, key.shape[1]), split(end, key.shape[1])))
+    return jax.tree.map(join, parts)

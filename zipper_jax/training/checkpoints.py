@@ -18,7 +18,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -427,27 +427,8 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
     raise DamagedError(f"every checkpoint of {run_dir}", problems)
 
 
-def load_tower(
-    run_dir: str | Path, tower: str | None = None, step: int | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One tower's nested parameters, for fusing: what lies under ``towers/NAME``, and under ``added_embeddings/NAME``
-    (empty where nothing was added).
-
-    Args:
-        run_dir: The run folder.
-        tower: Its name there; None, or a name that run does not have when it has only one: that one.
-        step: Which checkpoint; None: the newest good one.
-
-    Raises:
-        UserError: The run has several towers and none of that name.
-    """
-    _, params = load_params(run_dir, step)
-    name = tower_name(run_dir, params["towers"], tower)
-    return params["towers"][name], params.get("added_embeddings", {}).get(name, {})
-
-
-def tower_name(run_dir: str | Path, towers: Mapping[str, Any], wanted: str | None) -> str:
-    """Which of a run's ``towers`` is meant, see :func:`load_tower`; UserError when none is."""
+def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:
+    """Which of a run's ``towers`` is meant: ``wanted``, or its only one; UserError when it is neither."""
     name = wanted if wanted in towers else next(iter(towers)) if len(towers) == 1 else None
     if name is None:
         known = ", ".join(sorted(towers))

@@ -32,10 +32,10 @@ def cost(config: TrainConfig) -> Cost:
     """The cost of a run."""
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     leaves = {**trainable, **frozen}
-    axes = tree.axes_of(leaves, zipper.param_axes(config.model))
+    known = tree.known_of(leaves, zipper.parameters(config.model))
     rows = config.steps * config.batch_size
     lengths = config.data.lengths
-    return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, axes, trainable, lengths))
+    return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, known, trainable, lengths))
 
 
 def parameters(config: TrainConfig) -> dict[str, int]:

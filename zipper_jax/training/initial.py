@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,24 +13,33 @@ from zipper_jax.errors import UserError
 from zipper_jax.model_folder import is_model_folder
 from zipper_jax.models import zipper
 from zipper_jax.models.config import TowerConfig, ZipperConfig
+from zipper_jax.safetensors_files import Reader
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RestoreCheckpointConfig
-from zipper_jax.training.partition_tree import Flat, flatten, require_match, unflatten
+from zipper_jax.training.partition_tree import flatten, require_match, unflatten
 from zipper_jax.training.run_format import read_config
 
 VOCABULARY_LEAVES = ("embedding/table", "head/table")
 """Leaves of a tower whose first axis is its vocabulary."""
 
 
-def initial_params(
+class Leaf(NamedTuple):
+    """A parameter that is drawn or read when it is needed: ``make()`` gives the array, on the host."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    make: Callable[[], np.ndarray]
+
+
+def initial_leaves(
     model: ZipperConfig,
     seed: int,
     initialise_from: Mapping[str, str],
     restore: RestoreCheckpointConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
     allow_changes: bool = False,
-) -> dict[str, Any]:
-    """Nested parameters for step 0.
+) -> dict[str, Leaf]:
+    """Path -> the parameter at step 0. What a source fills is not drawn; model folders are read leaf by leaf.
 
     Args:
         model: The model.
@@ -45,25 +55,47 @@ def initial_params(
         UserError: A run folder has no such tower, its shapes do not fit (the message names the leaf), or it computes
             something else from the same shapes (it names the field).
     """
-    params = flatten(zipper.init_params(model, seed))
+    draw, known = zipper.initialisers(model, seed), zipper.parameters(model)
+    leaves = {path: Leaf(known[path].shape, known[path].dtype, make) for path, make in draw.items()}
     for tower, run_dir in sorted(initialise_from.items()):
         _check_offsets(model, run_dir)
         _check_options(model, run_dir, [tower], allow_changes)
-        own, added = checkpoints.load_tower(run_dir, tower)
+        stored = _stored(run_dir)
+        there = checkpoints.tower_name(run_dir, {path.split("/")[1] for path in stored if path[:7] == "towers/"}, tower)
+        own, added = (_below(stored, f"{top}/{there}/") for top in ("towers", "added_embeddings"))
         what = f"initialise_from {tower!r} = {run_dir!r}"
         if added and tower not in model.added_tokens:  # ids behind the tower's own: so are their rows
-            own = _joined(own, added)
-            added = {}
+            own, added = _joined(own, added), {}
         for prefix, source in ((f"towers/{tower}/", own), (f"added_embeddings/{tower}/", added)):
-            wanted = {key.removeprefix(prefix): leaf for key, leaf in params.items() if key.startswith(prefix)}
-            for name, leaf in fit_tower(flatten(source), wanted, what).items() if source else ():
-                params[prefix + name] = leaf
+            fitted = fit_tower(source, _below(leaves, prefix), what) if source else {}
+            leaves |= {prefix + name: leaf for name, leaf in fitted.items()}
     if restore is not None:
         _check_offsets(model, restore.path)
         _check_options(model, restore.path, sorted(model.towers), allow_changes)
-        _, stored = checkpoints.load_params(restore.path, restore.step)
-        params = assign(params, flatten(stored), restore, say)
-    return unflatten(params)
+        leaves = assign(leaves, _stored(restore.path, restore.step), restore, say)
+    return leaves
+
+
+def initial_params(*args: Any, **options: Any) -> dict[str, Any]:
+    """`initial_leaves`, all of them made: nested parameters on the host."""
+    return unflatten({path: leaf.make() for path, leaf in initial_leaves(*args, **options).items()})
+
+
+def _stored(run_dir: str, step: int | None = None) -> dict[str, Leaf]:
+    """The leaves of a model folder, read one at a time, or of a run's checkpoint, read at once to prove its digests."""
+    if is_model_folder(run_dir) and step is None:
+        reader = Reader(run_dir)
+
+        def read(name: str) -> Leaf:
+            return Leaf(reader.shape(name), np.float32, lambda: reader.read(name).astype(np.float32, copy=False))
+
+        return {name: read(name) for name in reader.names}
+    stored = flatten(checkpoints.load_params(run_dir, step)[1])
+    return {name: Leaf(x.shape, x.dtype, partial(np.asarray, x)) for name, x in stored.items()}
+
+
+def _below(leaves: Mapping[str, Leaf], prefix: str) -> dict[str, Leaf]:
+    return {path.removeprefix(prefix): leaf for path, leaf in leaves.items() if path.startswith(prefix)}
 
 
 def check_sources(
@@ -92,7 +124,12 @@ def check_sources(
         check_tower(flatten(source), flatten(wanted), f"initialise_from {tower!r} = {run_dir!r}", added)
 
 
-def assign(wanted: Flat, source: Flat, restore: RestoreCheckpointConfig, say: Callable[[str], None]) -> Flat:
+def assign(
+    wanted: dict[str, Leaf],
+    source: Mapping[str, Leaf],
+    restore: RestoreCheckpointConfig,
+    say: Callable[[str], None],
+) -> dict[str, Leaf]:
     """``wanted`` with the leaves that ``restore`` finds in ``source``; see `RestoreCheckpointConfig`.
 
     Raises:
@@ -102,7 +139,7 @@ def assign(wanted: Flat, source: Flat, restore: RestoreCheckpointConfig, say: Ca
     rules = [(re.compile(pattern), target) for pattern, target in restore.assignment_map]
     for pattern, _ in rules:
         require_match(pattern, wanted, "RestoreCheckpointConfig.assignment_map")
-    found: Flat = {}
+    found: dict[str, Leaf] = {}
     missing = []
     for path in wanted:
         matches = ((rule.fullmatch(path), target) for rule, target in rules)
@@ -129,7 +166,7 @@ def _some(paths: list[str]) -> str:
     return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
-def fit_tower(source: Flat, wanted: Flat, what: str) -> Flat:
+def fit_tower(source: Mapping[str, Leaf], wanted: Mapping[str, Leaf], what: str) -> dict[str, Leaf]:
     """The source's leaves in the shapes wanted; vocabularies may grow, everything else must be equal.
 
     Raises:
@@ -139,7 +176,7 @@ def fit_tower(source: Flat, wanted: Flat, what: str) -> Flat:
     return {name: _fit(name, leaf, wanted[name], what) for name, leaf in source.items()}
 
 
-def check_tower(source: Flat, wanted: Flat, what: str, added: int = 0) -> None:
+def check_tower(source: Mapping[str, Any], wanted: Mapping[str, Any], what: str, added: int = 0) -> None:
     """What `fit_tower` raises; of the leaves only the shapes count. ``added``: rows that come behind the source's."""
     missing, extra = sorted(set(wanted) - set(source)), sorted(set(source) - set(wanted))
     if missing or extra:
@@ -161,13 +198,15 @@ def _check_fit(name: str, have: tuple[int, ...], want: tuple[int, ...], what: st
         )
 
 
-def _fit(name: str, leaf: Any, want: Any, what: str) -> Any:
+def _fit(name: str, leaf: Leaf, want: Leaf, what: str) -> Leaf:
     """The leaf, with the random rows of ``want`` behind it where a vocabulary has grown."""
-    leaf = np.asarray(leaf, want.dtype)
     _check_fit(name, leaf.shape, want.shape, what)
-    if leaf.shape == want.shape:
-        return leaf
-    return np.concatenate([leaf, np.asarray(want)[leaf.shape[0] :]])
+
+    def make() -> np.ndarray:
+        own = np.asarray(leaf.make(), want.dtype)
+        return own if leaf.shape == want.shape else np.concatenate([own, want.make()[len(own) :]])
+
+    return Leaf(want.shape, want.dtype, make)
 
 
 _SEEN_IN_SHAPES = (
@@ -191,13 +230,15 @@ def _check_options(model: ZipperConfig, run_dir: str, towers: list[str], allow_c
                 )
 
 
-def _joined(own: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+def _joined(own: Mapping[str, Leaf], added: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """A tower whose tables end in the rows that were added to it."""
-    tables = {"embedding": "table", "head": "head_table"}
-    return {
-        part: {**leaves, "table": np.concatenate([leaves["table"], added[tables[part]]])} if part in tables else leaves
-        for part, leaves in own.items()
-    }
+
+    def join(first: Leaf, rows: Leaf) -> Leaf:
+        shape = (first.shape[0] + rows.shape[0], *first.shape[1:])
+        return Leaf(shape, first.dtype, lambda: np.concatenate([first.make(), rows.make()]))
+
+    ends = {"embedding/table": "table", "head/table": "head_table"}
+    return {name: join(leaf, added[ends[name]]) if name in ends else leaf for name, leaf in own.items()}
 
 
 def _check_offsets(model: ZipperConfig, run_dir: str) -> None:

@@ -183,7 +183,7 @@ class _Run:
         """The state of step 0."""
         config = self.config
         params = distributed.together(
-            initial.initial_params,
+            initial.initial_leaves,
             config.model,
             config.seed,
             config.initialise_from,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zipper_jax.configs import closest
+from zipper_jax.configs import closest, freeze_fields
 from zipper_jax.errors import UserError
 
 MESH_AXES = ("slices", "data", "fsdp", "tensor")
@@ -66,6 +66,7 @@ class MeshConfig:
     rules: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        freeze_fields(self, "towers", "rules")
         for name in ("slices", "fsdp", "tensor"):
             if getattr(self, name) < 1:
                 raise UserError(f"MeshConfig.{name}={getattr(self, name)}: give 1 or more")

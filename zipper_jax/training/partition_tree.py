@@ -10,7 +10,7 @@ Axes: L layers of a tower.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -97,6 +97,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def base_path(key: str) -> str:
     """The leaf's path without a slice's ``@START:STOP``."""
     return key.partition("@")[0]
+
+
+def piece_of(leaf: Any, key: str) -> Any:
+    """Of a whole leaf what ``key`` names: all of it, or a slice."""
+    _, _, bounds = key.partition("@")
+    return leaf[slice(*map(int, bounds.split(":")))] if bounds else leaf
 
 
 @dataclass(frozen=True)
@@ -206,12 +212,6 @@ def join_flat(parts: Mapping[str, Any]) -> Flat:
     return flat
 
 
-def axes_of(keys: Iterable[str], param_axes: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
-    """Logical axis names per key of a split tree; a slice has its leaf's axes."""
-    flat = flatten(param_axes)
-    return {key: flat[base_path(key)] for key in keys}
-
-
-def select(flat: Mapping[str, Any], keep: Callable[[str], bool]) -> Flat:
-    """The leaves whose path passes."""
-    return {key: leaf for key, leaf in flat.items() if keep(base_path(key))}
+def known_of(keys: Iterable[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each leaf (`zipper.parameters`), per key of a split tree; a slice has its leaf's."""
+    return {key: known[base_path(key)] for key in keys}

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
+from zipper_jax.models.zipper import Parameter
 from zipper_jax.training.mesh import BATCH_AXES, MeshConfig, Rules, batch_ways
 
 
@@ -46,48 +47,40 @@ def spec_of(
     return PartitionSpec(*entries), notes
 
 
-def owner(path: str) -> str | None:
-    """The tower whose rules a parameter follows: the one it is part of, or writes to."""
-    top, *rest = path.split("/")
-    if top in ("towers", "input_projections", "added_embeddings"):
-        return rest[0]
-    return rest[1].removeprefix("into_") if top == "zips" else None
-
-
 def param_specs(
-    shapes: Mapping[str, Any], axes: Mapping[str, tuple[str | None, ...]], sizes: Mapping[str, int], config: MeshConfig
+    shapes: Mapping[str, Any], known: Mapping[str, Parameter], sizes: Mapping[str, int], config: MeshConfig
 ) -> tuple[dict[str, PartitionSpec], list[str]]:
     """Spec of every leaf of a flat tree, and the notes of :func:`spec_of`.
 
     Args:
         shapes: Leaves with a ``shape``.
-        axes: Logical names, one per axis, for the same keys.
+        known: `zipper.parameters` for the same keys.
         sizes: Mesh axis to its number of devices (``mesh.shape``).
         config: Whose rules count.
 
     Raises:
         UserError: ``config.towers`` names a tower that is not there.
     """
-    towers = {tower for key in shapes if (tower := owner(key)) is not None}
+    towers = {known[key].owner for key in shapes}
     for tower in config.towers:
         if tower not in towers:
             raise UserError(f"MeshConfig.towers: the model has no tower {tower!r}{closest(tower, towers)}")
     specs: dict[str, PartitionSpec] = {}
     notes: list[str] = []
     for key, leaf in shapes.items():
-        rules = config.rules_of(owner(key))
-        if len(leaf.shape) != len(axes[key]) or any(a is not None and a not in rules for a in axes[key]):
-            raise ValueError(f"{key}: axes {axes[key]} do not fit shape {leaf.shape} or name no rule")
-        specs[key], new = spec_of(key, leaf.shape, axes[key], sizes, rules)
+        rules, axes = config.rules_of(known[key].owner), known[key].axes
+        if len(leaf.shape) != len(axes) or any(a is not None and a not in rules for a in axes):
+            raise ValueError(f"{key}: axes {axes} do not fit shape {leaf.shape} or name no rule")
+        specs[key], new = spec_of(key, leaf.shape, axes, sizes, rules)
         notes += new
     return specs, notes
 
 
 def param_shardings(
-    shapes: Mapping[str, Any], axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh, config: MeshConfig
+    shapes: Mapping[str, Any], known: Mapping[str, Parameter], mesh: Mesh, config: MeshConfig
 ) -> tuple[dict[str, NamedSharding], list[str]]:
     """The same on the devices of a mesh."""
-    specs, notes = param_specs(shapes, axes, mesh.shape, config)
+    specs, notes = param_specs(shapes, known, mesh.shape, config)
     return {key: NamedSharding(mesh, spec) for key, spec in specs.items()}, notes
 
 

@@ -1,5 +1,6 @@
 """Everything compiled and placed for one run: model, optimizer, mesh, shardings, step functions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,6 +15,7 @@ from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.chips import chip
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.flops import flops_per_row
+from zipper_jax.training.initial import Leaf
 from zipper_jax.training.mesh import check_batch_size, make_mesh
 from zipper_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from zipper_jax.training.partitioning import Placement, optimizer_shardings, param_shardings
@@ -52,16 +54,33 @@ class Program:
     peak_flops: float | None
     freeze: tree.FreezeConfig
 
-    def start(self, params: dict[str, Any]) -> TrainState:
-        """A state at step 0 with these nested parameters, placed on the mesh."""
-        trainable, frozen = tree.split(params, self.freeze)
-        trainable = jax.device_put(trainable, jax.tree.map(lambda s: s.sharding, self.like.trainable))
-        frozen = jax.device_put(frozen, jax.tree.map(lambda s: s.sharding, self.like.frozen))
+    def start(self, params: Mapping[str, Any]) -> TrainState:
+        """A state at step 0, placed on the mesh.
+
+        Args:
+            params: Path -> `initial.Leaf`, each made once, of which this process keeps its own shards only; or nested
+                arrays.
+        """
+        leaves, placed = tree.flatten(params), {}
+        keys: dict[str, list[str]] = {}
+        for key in {**self.like.trainable, **self.like.frozen}:
+            keys.setdefault(tree.base_path(key), []).append(key)
+        for path, leaf in leaves.items():
+            array = leaf.make() if isinstance(leaf, Leaf) else leaf
+            for key in keys[path]:
+                like = self.like.trainable.get(key, self.like.frozen.get(key))
+                piece = np.asarray(tree.piece_of(array, key), like.dtype)
+                placed[key] = jax.make_array_from_callback(like.shape, like.sharding, partial(_part, piece))
+        trainable, frozen = ({key: placed[key] for key in part} for part in (self.like.trainable, self.like.frozen))
         shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(trainable)
         number = jax.device_put(np.int32(0), self.like.step.sharding)
         guard = jax.device_put(new_guard(), jax.tree.map(lambda s: s.sharding, self.like.guard))
         return TrainState(number, trainable, frozen, opt_state, guard)
+
+
+def _part(array: np.ndarray, index: Any) -> np.ndarray:
+    return np.asarray(array[index])
 
 
 def _kept(config: TrainConfig) -> list[str]:
@@ -112,11 +131,15 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
                 "--gin_file=xla/tpu.gin"
             )
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
-    axes = tree.axes_of([*trainable, *frozen], zipper.param_axes(config.model))
-    placed, notes = param_shardings({**trainable, **frozen}, axes, mesh, config.mesh)
-    optimizer = make_optimizer(config.optimizer, {key: axes[key] for key in trainable}, config.steps)
+    known = tree.known_of([*trainable, *frozen], zipper.parameters(config.model))
+    placed, notes = param_shardings({**trainable, **frozen}, known, mesh, config.mesh)
+    optimizer = make_optimizer(config.optimizer, {key: known[key].axes for key in trainable}, config.steps)
     like = _state_shapes(trainable, frozen, placed, optimizer, mesh)
-    forward = partial(zipper.forward, config.model, placer=Placement(mesh, config.mesh))
+    placement = Placement(mesh, config.mesh)
+
+    def forward(params: dict[str, Any], towers: dict[str, Any]) -> dict[str, Any]:
+        return zipper.bind_params(config.model, params, placement)(towers)
+
     train_step = make_train_step(
         forward,
         optimizer,
@@ -124,12 +147,13 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         loss_weights=config.loss_weights,
         microbatches=config.microbatches,
         guard=config.guard,
+        gates=[path for path, found in known.items() if found.use == "gate"],
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
         compiler_options=config.xla_options,
     )
     idle = len(devices) - mesh.size
     chips = [chip(d.device_kind) for d in mesh.devices.flat]
-    counted = (config.model, {**trainable, **frozen}, axes, trainable, config.data.lengths)
+    counted = (config.model, {**trainable, **frozen}, known, trainable, config.data.lengths)
     return Program(
         mesh=mesh,
         like=like,

@@ -5,7 +5,6 @@ Axes: B rows, T slots.
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def _state_before(config: TrainConfig, built: program.Program, run_dir: Path, sk
         except DamagedError:
             continue
     try:
-        params = initial.initial_params(
+        params = initial.initial_leaves(
             config.model, config.seed, config.initialise_from, config.restore, allow_changes=True
         )
     except UserError as error:
@@ -72,7 +71,9 @@ def _anatomy(
     config: TrainConfig, built: program.Program, state: TrainState, batch: Any, tasks: tuple[str, ...], rows: int
 ) -> Iterator[str]:
     placed = put_batch(batch, built.mesh)
-    forward = partial(zipper.forward, config.model)
+
+    def forward(params: Any, towers: Any) -> Any:
+        return zipper.bind_params(config.model, params)(towers)
 
     def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:
         loss, _, gradients = loss_and_gradients(

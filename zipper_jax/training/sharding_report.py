@@ -30,9 +30,9 @@ def sharding_lines(
     sizes = dict(zip(MESH_AXES, mesh.shape(devices), strict=True))
     trainable, frozen = tree.split(zipper.abstract_params(model), freeze)
     leaves = {**trainable, **frozen}
-    axes = tree.axes_of(leaves, zipper.param_axes(model))
-    specs, notes = param_specs(leaves, axes, sizes, mesh)
-    state = _state_bytes(optimizer, trainable, axes)
+    known = tree.known_of(leaves, zipper.parameters(model))
+    specs, notes = param_specs(leaves, known, sizes, mesh)
+    state = _state_bytes(optimizer, trainable, {key: found.axes for key, found in known.items()})
     yield "mesh         " + " x ".join(f"{name} {size}" for name, size in sizes.items()) + f", {devices} devices"
     totals = {"parameters": 0.0, "optimizer": 0.0}
     warnings: list[str] = []

@@ -7,7 +7,7 @@ change rounding, never the meaning.
 Axes: B rows, T slots, M microbatches, Q tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,7 +24,7 @@ from zipper_jax.training.state import Guard, TrainState
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
 Forward = Callable[[dict[str, Any], dict[str, Any]], dict[str, Float[Array, "B T V"]]]
-"""(params, towers) to logits per tower: ``functools.partial(zipper.forward, config)``."""
+"""(params, towers) to logits per tower."""
 
 
 class Sums(NamedTuple):
@@ -158,12 +158,6 @@ def _tokens(batch: Batch) -> Float[Array, ""]:
     return sum((jnp.sum(t.segment_ids > 0, dtype=jnp.float32) for t in batch["towers"].values()), jnp.float32(0.0))
 
 
-def gates(state: TrainState) -> Flat:
-    """tanh of every scalar gate outside the towers (zips, residual input projections), by path."""
-    leaves = {**state.frozen, **state.trainable}
-    return {k: jnp.tanh(leaf) for k, leaf in leaves.items() if k.endswith("gate") and not k.startswith("towers/")}
-
-
 def make_train_step(
     forward: Forward,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -172,6 +166,7 @@ def make_train_step(
     loss_weights: Mapping[str, float] | None = None,
     microbatches: int = 1,
     guard: GuardConfig = GuardConfig(),
+    gates: Collection[str] = (),
     state_shardings: TrainState | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -187,6 +182,7 @@ def make_train_step(
         loss_weights: lambda per tower; 1 where not named.
         microbatches: Gradient accumulation: the rows are worked off in this many parts.
         guard: Which updates are not applied.
+        gates: Paths of the scalars whose tanh is reported.
         state_shardings: Where the new state lies; None lets the compiler choose.
         compiler_options: Of XLA, by name.
     """
@@ -218,7 +214,9 @@ def make_train_step(
             keep(opt_state, state.opt_state),
             keep(observe(state.guard, loss, guard.window), state.guard),
         )
-        return new, Metrics(loss, sums, _tokens(batch), grad_norm, gates(new), good, limit, jnp.sum(stop))
+        leaves = {**new.frozen, **new.trainable}
+        opened = {path: jnp.tanh(leaves[path]) for path in gates}
+        return new, Metrics(loss, sums, _tokens(batch), grad_norm, opened, good, limit, jnp.sum(stop))
 
     out = None if state_shardings is None else (state_shardings, None)
     options = dict(compiler_options) if compiler_options else None

@@ -1,4 +1,4 @@
-"""Visibility against a brute-force reading of its rule, on random packed rows."""
+"""Attention ranges against a brute-force reading of their rule, on random packed rows."""
 
 import jax
 import numpy as np
@@ -7,12 +7,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TRIO_LAYOUT, random_rows
 
-from zipper_jax.models.visibility import cross_visibility, self_visibility
+from zipper_jax.models.masks import Order, attention_range
 from zipper_jax.sequences import Span, rows_to_towers
 
 LENGTHS = {"text": 9, "speech": 40, "image": 14}
-self_ranges = jax.jit(self_visibility)
-cross_ranges = jax.jit(cross_visibility)
+
+
+@jax.jit
+def ranges(queries, keys):
+    """(of self-attention of ``queries``, of attention to ``keys``), each (start, end)."""
+    own, others = (Order(x.segment_ids, x.global_positions) for x in (queries, keys))
+    return attention_range(own, own, inclusive=True), attention_range(own, others, inclusive=False)
 
 
 def spans(modality, *lengths):
@@ -20,7 +25,7 @@ def spans(modality, *lengths):
 
 
 def check_self(batch):
-    start, end = (np.asarray(x) for x in self_ranges(batch.segment_ids))
+    start, end = (np.asarray(x) for x in ranges(batch, batch)[0])
     for b, t in np.ndindex(batch.tokens.shape):
         segment = batch.segment_ids[b, t]
         same = batch.segment_ids[b] == segment
@@ -30,7 +35,7 @@ def check_self(batch):
 
 
 def check_cross(queries, keys):
-    start, end = (np.asarray(x) for x in cross_ranges(queries, keys))
+    start, end = (np.asarray(x) for x in ranges(queries, keys)[1])
     for b, t in np.ndindex(queries.tokens.shape):
         segment = queries.segment_ids[b, t]
         earlier = keys.global_positions[b] < queries.global_positions[b, t]

@@ -1,0 +1,145 @@
+"""What decoding remembers: the order, keys and values of each tower's tokens, and what each zip keeps of its source's.
+
+A row of a cache is one sequence (or packed row) that grows at its own length, without padding between what was fed at
+different times. A pass writes first, then reads: `Zipper.__call__` with a cache is the same code as without.
+
+Axis letters: B rows, T new tokens, S cache positions, L layers, Z zips, K key/value heads, H head size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.fusion import CacheEntry, fusion_class
+from zipper_jax.models.masks import Order
+from zipper_jax.models.module import Placer, unsharded
+from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.sequences import TowerBatch
+
+
+class TowerCache(NamedTuple):
+    """One tower's tokens so far.
+
+    Attributes:
+        key, value: Of every block.
+        order: Segment and global position of each token; segment 0 from ``lengths`` on.
+        lengths: Tokens so far.
+    """
+
+    key: Float[Array, "L B S K H"]
+    value: Float[Array, "L B S K H"]
+    order: Order
+    lengths: Int[Array, " B"]
+
+
+class Cache(NamedTuple):
+    """towers: tower -> TowerCache; zips: (zip, receiver) -> what its fusion keeps of source tokens, [Z, B, S, ...]."""
+
+    towers: dict[str, TowerCache]
+    zips: dict[tuple[str, str], Any]
+
+    @property
+    def lengths(self) -> dict[str, Int[Array, " B"]]:
+        """Tokens of each tower so far."""
+        return {name: tower.lengths for name, tower in self.towers.items()}
+
+    def take_rows(self, rows: Int[Array, " R"]) -> "Cache":
+        """The cache of these rows, in this order; [R, ...]."""
+
+        def take(axis: int, tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), tree)
+
+        towers = {
+            name: TowerCache(take(1, t.key), take(1, t.value), take(0, t.order), take(0, t.lengths))
+            for name, t in self.towers.items()
+        }
+        return Cache(towers, take(1, self.zips))
+
+
+def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = unsharded) -> Cache:
+    """An empty cache for ``rows`` sequences of up to ``capacity[tower]`` tokens in each tower."""
+    dtype = jnp.dtype(config.dtype)
+    towers = {}
+    for name, t in config.towers.items():
+        shape = (t.num_layers, rows, capacity[name], t.num_kv_heads, t.head_size)
+        key, value = (placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2))
+        order = Order(*(jnp.zeros((rows, capacity[name]), jnp.int32) for _ in range(2)))
+        towers[name] = TowerCache(key, value, order, jnp.zeros((rows,), jnp.int32))
+    zips = {}
+    for z in config.zips:
+        members = len(zip_pairs(z, config.towers))
+        for into in z.receivers:
+
+            def empty(entry: CacheEntry, z=z, into=into, members=members) -> Array:
+                shape = (members, rows, capacity[z.other(into)], *entry.shape)
+                return placer(jnp.zeros(shape, dtype), into, None, "batch", None, *entry.axes)
+
+            zips[z.name, into] = jax.tree.map(empty, _entries(config, z, into))
+    return Cache(towers, zips)
+
+
+KEY_AXES = (None, "batch", None, "kv_heads", None)
+"""Logical axes of a tower's keys and values."""
+
+
+def _entries(config: ZipperConfig, z: Any, into: str) -> Any:
+    return fusion_class(z.fusion).cache(z, config.towers[z.other(into)], config.towers[into])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How one array is sharded, as a leaf of a tree: by the rules of ``tower``, along these logical axes."""
+
+    tower: str
+    names: tuple[str | None, ...]
+
+
+def cache_axes(config: ZipperConfig) -> Cache:
+    """The `Axes` of every array of a cache; None where it is small and replicated."""
+    towers: dict[str, Any] = {}
+    for name in config.towers:
+        own: Any = Axes(name, KEY_AXES)
+        towers[name] = TowerCache(own, own, Order(None, None), None)  # type: ignore[arg-type]
+    zips = {}
+    for z in config.zips:
+        for into in z.receivers:
+            kept = _entries(config, z, into)
+            zips[z.name, into] = jax.tree.map(lambda e, into=into: Axes(into, (None, "batch", None, *e.axes)), kept)
+    return Cache(towers, zips)
+
+
+def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:
+    """``kept`` with ``new`` [B, T, ...] at ``slots`` of member ``index``; slots past the end are dropped."""
+    at = (index, jnp.arange(slots.shape[0])[:, None], slots)
+    return jax.tree.map(lambda old, x: old.at[at].set(x.astype(old.dtype), mode="drop"), kept, new)
+
+
+def place_tokens(cache: TowerCache, batch: TowerBatch) -> tuple[TowerCache, Int[Array, "B T"]]:
+    """The cache with the places of a pass's tokens, and the slot of each; padding gets the slot past the end."""
+    real = batch.segment_ids > 0
+    capacity = cache.order.segment_ids.shape[1]
+    slots = jnp.where(real, cache.lengths[:, None] + jnp.arange(real.shape[1]), capacity)
+    at = (jnp.arange(slots.shape[0])[:, None], slots)
+    new = Order(batch.segment_ids, batch.global_positions)
+    order = jax.tree.map(lambda old, x: old.at[at].set(x, mode="drop"), cache.order, new)
+    return cache._replace(order=order, lengths=cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32)), slots
+
+
+def next_tokens(cache: Cache, tower: str, tokens: Int[Array, "B T"], counts: Int[Array, " B"]) -> TowerBatch:
+    """The batch in which row b's next ``counts[b]`` tokens are ``tokens[b]``, all of ``tower``; others are padding.
+
+    Each row is one example, so a token's global position is the number of tokens, of all towers, before it.
+    """
+    offsets = jnp.arange(tokens.shape[1])
+    fed = offsets < counts[:, None]
+    before = sum(cache.lengths.values(), jnp.zeros_like(counts))
+    local = jnp.where(fed, cache.lengths[tower][:, None] + offsets, 0)
+    position = jnp.where(fed, before[:, None] + offsets, 0)
+    nothing = jnp.zeros_like(tokens)
+    weights = jnp.zeros(tokens.shape, jnp.float32)
+    return TowerBatch(tokens, nothing, weights, local, position, fed.astype(jnp.int32))

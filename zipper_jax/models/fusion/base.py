@@ -1,0 +1,181 @@
+"""The fusion protocol: what flows from one tower (the source) into another (the receiver) at one zip.
+
+A fusion is one class in one file. It says everything that anyone outside needs of it: its parameters, what it reads
+from each source token (decoding caches that), its effect on the receiver, its gates, its FLOPs. Nobody else knows its
+insides: schedule, training, caches, sharding, FLOPs and controls use this protocol alone.
+
+To add one, subclass `Fusion`, here or in a package of your own, and name it in ``ZipConfig.fusion``
+("package.module:Class"); CONTRIBUTING.md has the steps, tests/fusions/ two examples.
+
+Axis letters: B rows, T receiver positions, S source positions, D receiver width, C source width, N query heads, K
+key/value heads, H head size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import TowerConfig, ZipConfig
+from zipper_jax.models.masks import Range
+from zipper_jax.models.module import Module
+
+Kept = Any
+"""What a fusion keeps of each source token: a pytree of arrays [B, S, ...]."""
+
+
+class SourceState(NamedTuple):
+    """The source tower at the zip.
+
+    Attributes:
+        state: Behind a block: its output before any fusion; inside a block: its input.
+        positions: Local positions.
+        heads: Inside a block: the keys and values of the source's own block, [B, S, K, H] of the source; calling it
+            costs nothing that the block does not do anyway.
+    """
+
+    state: Float[Array, "B S C"]
+    positions: Int[Array, "B S"]
+    heads: Callable[[], tuple[Array, Array]] | None = None
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One array that decoding keeps per source token: the shape and logical axes behind [members, B, S]."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of fusions without fields of their own."""
+
+
+class Fusion(Module):
+    """One direction of one zip.
+
+    A subclass sets ``placement`` and ``sources``, declares its parameters in ``__init__`` with the layers of
+    `models.layers` (or plain Flax ones), and has ``read`` and either ``effect`` or ``keys_and_values``.
+
+    Attributes:
+        placement: "behind": the effect is added to the output of a block; every zip there reads outputs before any
+            fusion. "inside": further keys and values join the block's own attention, in one softmax; zips read the
+            inputs of blocks.
+        Options: A frozen dataclass of the fields that ``ZipConfig.options`` may have.
+        sources: Names of the parts (paths from this module, "attention/key") that source tokens go through; receiver
+            tokens go through all others.
+    """
+
+    placement: ClassVar[Literal["behind", "inside"]] = "behind"
+    Options: ClassVar[type] = NoOptions
+    sources: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = "float32"
+    ):
+        raise NotImplementedError
+
+    def read(self, source: SourceState) -> Kept:
+        """What is kept of each source token. Computed once per token; decoding caches it."""
+        raise NotImplementedError
+
+    def effect(
+        self, m: Float[Array, "B T D"], kept: Kept, visible: Range, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Behind a block: what is added to the receiver's state m. Must be finite where nothing is visible.
+
+        Args:
+            m: The block's output before any fusion.
+            kept: From `read`, of all source tokens [B, S, ...].
+            visible: ``start``, ``end`` of the source tokens that each receiver token may depend on.
+            positions: The receiver's local positions.
+        """
+        raise NotImplementedError
+
+    def keys_and_values(self, kept: Kept) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Inside a block: keys and values in the shape of the receiver's own."""
+        raise NotImplementedError
+
+    def visible(self, earlier: Range) -> Range:
+        """The source tokens that each receiver token attends to, of all that came earlier: may only narrow."""
+        return earlier
+
+    def weights(
+        self, m: Float[Array, "B T D"], kept: Kept, visible: Range, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B K G T S"] | None:
+        """Attention weights, for pictures; None: it has none to show."""
+        return None
+
+    @classmethod
+    def cache(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig) -> Any:
+        """A pytree of `CacheEntry`, in the structure of what `read` returns."""
+        raise NotImplementedError
+
+    @classmethod
+    def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
+        """(query heads, elements per head) of its attention: a visible pair of tokens costs 4 N H FLOP forward."""
+        return receiver.num_heads, receiver.head_size
+
+    @classmethod
+    def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
+        """Raise UserError when the fusion cannot join these towers; ``name`` is the receiver's."""
+        cls.options(config)
+
+    @classmethod
+    def options(cls, config: ZipConfig) -> Any:
+        """``ZipConfig.options`` as this fusion's ``Options``; UserError names an unknown or wrong field."""
+        from zipper_jax.configs import from_dict
+
+        try:
+            return from_dict(cls.Options, config.options)
+        except UserError as error:
+            raise UserError(f"zip {config.name}, fusion {config.fusion!r}: {error}") from None
+
+    @classmethod
+    def reads_source(cls, path: str) -> bool:
+        """Whether source tokens go through the parameter at ``path``, counted from this module."""
+        return any(path == part or path.startswith(f"{part}/") for part in cls.sources)
+
+
+FUSIONS: dict[str, type[Fusion]] = {}
+"""Name in ``ZipConfig.fusion`` -> class."""
+
+
+def register(name: str) -> Callable[[type[Fusion]], type[Fusion]]:
+    """Decorator that gives a fusion a short name for ``ZipConfig.fusion``."""
+
+    def add(cls: type[Fusion]) -> type[Fusion]:
+        FUSIONS[name] = cls
+        return cls
+
+    return add
+
+
+def fusion_class(name: str, known: Mapping[str, type[Fusion]] = FUSIONS) -> type[Fusion]:
+    """The class that ``ZipConfig.fusion`` names.
+
+    Raises:
+        UserError: Neither a known name nor an importable ``package.module:Class``.
+    """
+    import importlib
+
+    from zipper_jax.configs import closest
+
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"ZipConfig.fusion = {name!r} is no fusion{closest(name, known)}; or give package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"ZipConfig.fusion = {name!r} cannot be imported ({error}); give package.module:Class"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Fusion)):
+        raise UserError(f"ZipConfig.fusion = {name!r} is no subclass of zipper_jax.models.fusion.Fusion")
+    return found

@@ -1,0 +1,160 @@
+"""The paper's fusion: a projection from the source tower, gated cross-attention and feed-forward into the receiver.
+
+Paper §3 (Flamingo's gated cross-attention), written as the *effect* that is added to the pre-fusion state m:
+
+    h  = ReLU(g(m_source))                            the cross-tower projection, into the receiver's width
+    a  = tanh(attention_gate) * attend(norm(m), h)
+    f  = tanh(mlp_gate) * mlp(norm(m + a))
+    effect = a + f                                    so that several zips at one block add up, and gates at 0 add 0
+
+Axis letters: B rows, T receiver positions, S source positions, D receiver width, C source width, N query heads, K
+key/value heads, G = N // K, H head size.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zipper_jax.errors import UserError
+from zipper_jax.models.config import TowerConfig, ZipConfig
+from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, register
+from zipper_jax.models.layers import MLP, Linear, Norm, Projection
+from zipper_jax.models.masks import Range
+from zipper_jax.models.module import Module, param
+from zipper_jax.ops.interval_attention import interval_attention, interval_weights
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of the source's tokens."""
+
+    key: Any
+    value: Any
+
+
+class CrossAttention(Module):
+    """Cross-attention: queries of width D, keys and values from states already in width D."""
+
+    def __init__(
+        self, width: int, n: int, k: int, h: int, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
+    ):
+        kind: dict[str, Any] = {"fan_in": width, "dtype": dtype, "bias": bias, "outputs": 2, "rngs": rngs}
+        self.query = Linear("BTD,DNH->BTNH", (width, n, h), ("embed", "heads", "head_size"), **kind)
+        self.key = Linear("BSD,DKH->BSKH", (width, k, h), ("embed", "kv_heads", "head_size"), **kind)
+        self.value = Linear("BSD,DKH->BSKH", (width, k, h), ("embed", "kv_heads", "head_size"), **kind)
+        axes = ("heads", "head_size", "embed")
+        self.output = Linear("BTNH,NHD->BTD", (n, h, width), axes, fan_in=n * h, dtype=dtype, bias=bias, rngs=rngs)
+
+    def keys_and_values(self, h: Float[Array, "B S D"]) -> KeyValue:
+        """Keys and values, [B, S, K, H] each."""
+        return KeyValue(self.key(h), self.value(h))
+
+    def __call__(self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range) -> Float[Array, "B T D"]:
+        """What each position of x gathers from the visible keys; exactly 0 where nothing is visible."""
+        start, end = visible
+        y = self.output(interval_attention(self.query(x), kept.key, kept.value, start, end))
+        # A bias must not leak into rows that see nothing.
+        return y if self.output.bias is None else jnp.where((end > start)[..., None], y, 0)
+
+
+@register("gated_cross_attention")
+class GatedCrossAttention(Fusion):
+    """Cross-tower projection, then Flamingo's gated cross-attention and feed-forward; fields are those of ZipConfig."""
+
+    sources = ("projection", "source_position_table", "source_norm", "attention/key", "attention/value")
+
+    def __init__(
+        self, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
+        self.config = config
+        width = receiver.width
+        n, k, h = _heads(config, receiver)
+        self.projection = Projection(config.projection, source.width, width, rngs=rngs, dtype=dtype)
+
+        def positions() -> nnx.Param | None:
+            learned, shape = config.positions == "learned", (config.max_positions, width)
+            return param(shape, (None, "embed"), use="lookup", fan_in=width) if learned else None
+
+        self.source_position_table, self.query_position_table = positions(), positions()
+        self.source_norm = Norm(width, kind=config.norm, rngs=rngs) if config.normalise_source else None
+        self.attention_norm = Norm(width, kind=config.norm, rngs=rngs)
+        self.attention = CrossAttention(width, n, k, h, bias=config.bias, dtype=dtype, rngs=rngs)
+        self.attention_gate = param((), (), use="gate", fill=config.gate_init)
+        self.mlp_norm = Norm(width, kind=config.norm, rngs=rngs)
+        hidden = config.mlp_multiplier * width
+        self.mlp = MLP(width, hidden, config.mlp_activation, bias=config.bias, dtype=dtype, rngs=rngs)
+        self.mlp_gate = param((), (), use="gate", fill=config.gate_init)
+
+    def read(self, source: SourceState) -> KeyValue:
+        """Keys and values of the source's pre-fusion state."""
+        h = self.projection(source.state)
+        if self.source_norm is not None:
+            h = self.source_norm(h)
+        # Behind the norm, or the positions would drown there.
+        return self.attention.keys_and_values(_add_positions(h, self.source_position_table, source.positions))
+
+    def effect(
+        self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """a + f, see the head of this module; exactly 0 while both gates are 0."""
+        start, end = visible
+        a = _gate(self.attention_gate, m) * self.attention(self._query_input(m, positions), kept=kept, visible=visible)
+        f = _gate(self.mlp_gate, m) * self.mlp(self.mlp_norm(m + a))
+        if self.config.feed_forward == "where_visible":
+            f = jnp.where((end > start)[..., None], f, 0)
+        return a + f
+
+    def weights(
+        self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B K G T S"]:
+        """The attention weights behind `effect`."""
+        return interval_weights(self.attention.query(self._query_input(m, positions)), kept.key, *visible)
+
+    def _query_input(self, m: Array, positions: Array) -> Float[Array, "B T D"]:
+        return _add_positions(self.attention_norm(m), self.query_position_table, positions)
+
+    @classmethod
+    def cache(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig) -> KeyValue:
+        """Keys and values, [K, H] each."""
+        entry = CacheEntry(_heads(config, receiver)[1:], ("kv_heads", None))
+        return KeyValue(entry, entry)
+
+    @classmethod
+    def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
+        """Query heads and their size."""
+        n, _, h = _heads(config, receiver)
+        return n, h
+
+    @classmethod
+    def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
+        """UserError: heads that do not divide, or no projection between unequal widths."""
+        super().check(config, source, receiver, name)
+        if config.projection.form == "none" and source.width != receiver.width:
+            widths = [source.width, receiver.width] if config.towers[1] == name else [receiver.width, source.width]
+            raise UserError(
+                f"zip {config.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'"
+            )
+        heads, kv_heads, _ = _heads(config, receiver)
+        if heads % kv_heads:
+            raise UserError(
+                f"zip {config.name} into {name}: num_heads = {heads} must be a multiple of num_kv_heads = {kv_heads} "
+                "(what the zip leaves out is the tower's)"
+            )
+
+
+def _heads(config: ZipConfig, receiver: TowerConfig) -> tuple[int, int, int]:
+    """Query heads, key/value heads and head size of the cross-attention into ``receiver``."""
+    k = config.num_kv_heads or config.num_heads or receiver.num_kv_heads
+    return config.num_heads or receiver.num_heads, k, config.head_size or receiver.head_size
+
+
+def _add_positions(x: Array, table: nnx.Param | None, positions: Int[Array, "B T"]) -> Array:
+    """x + a learned vector per local position, where there is a table; positions past it share its last row."""
+    if table is None:
+        return x
+    return x + jnp.take(table[...], positions, axis=0, mode="clip").astype(x.dtype)
+
+
+def _gate(gate: nnx.Param, x: Array) -> Array:
+    return jnp.tanh(gate[...]).astype(x.dtype)

@@ -1,0 +1,283 @@
+"""What every module of a model shares: parameters that declare themselves, and how a tree of them becomes a model.
+
+A module declares its parameters (shape, logical axes, initial values, use) with `param`; they are drawn when the
+outermost constructor returns, each leaf from (seed, its path), on the host. So ``Zipper(config, rngs=nnx.Rngs(0))`` is
+an ordinary initialised Flax NNX model, a part that is added changes no other part's start, and a leaf can be drawn by
+itself, by the process that needs it. (Sixty draws traced by JAX take half a minute to compile on a CPU.)
+
+Outside ``models/`` parameters are nested dicts of arrays; `bind` puts them into a model, `pure` takes them out.
+"""
+
+import functools
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+Params = dict[str, Any]
+Use = Literal["product", "lookup", "scale", "gate"]
+M = TypeVar("M", bound=nnx.Module)
+
+_context = threading.local()
+
+
+class Module(nnx.Module):
+    """An ``nnx.Module`` whose declared parameters are drawn when its outermost constructor returns.
+
+    Constructors take ``rngs`` by name, as Flax's own do.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _drawing(cls.__init__)  # type: ignore[method-assign]
+
+
+def _drawing(construct: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(construct)
+    def wrapped(self, *args: Any, rngs: nnx.Rngs, **kwargs: Any) -> None:
+        inner = getattr(_context, "inside", False)
+        _context.inside = True
+        try:
+            construct(self, *args, rngs=rngs, **kwargs)
+        finally:
+            _context.inside = inner
+        if not inner:
+            _draw(self, rngs)
+
+    return wrapped
+
+
+def param(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    *,
+    use: Use,
+    fan_in: int | None = None,
+    fill: float = 0.0,
+    output: bool = False,
+) -> nnx.Param:
+    """Declare a float32 parameter.
+
+    Args:
+        shape: Of one member; `stack` puts an axis in front.
+        axes: Logical axis name of each axis, for sharding; None: never sharded.
+        use: "product": a factor of matrix products, cast to their dtype; "lookup": a table of which rows are read;
+            "scale": norms, biases, used in float32; "gate": a scalar whose tanh scales an effect.
+        fan_in: Drawn from a normal of variance 1 / fan_in; None: filled with ``fill``.
+        fill: The constant.
+        output: Logits are products with its rows.
+    """
+    assert len(shape) == len(axes), (shape, axes)
+    value: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return nnx.Param(value, axes=axes, fan_in=fan_in, fill=fill, use=use, output=output, stacked=False)
+
+
+def stack(make: Callable[[], M], count: int, axis: str) -> M:
+    """``count`` modules as one whose parameters have an axis ``axis`` in front: [count, ...].
+
+    Parameters that a module draws itself (plain Flax layers) are drawn for each member.
+    """
+    first = make()
+    found = dict(_variables(first))
+    own = {path: v for path, v in found.items() if not isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)}
+    others = [dict(_variables(make())) for _ in range(count - 1)] if own else []
+    for path, variable in found.items():
+        value = variable.get_raw_value()
+        axes = variable.get_metadata().get("axes") or (None,) * value.ndim
+        variable.set_metadata(axes=(axis, *axes), stacked=True)
+        if path in own:
+            variable.set_raw_value(jnp.stack([value, *(other[path].get_raw_value() for other in others)]))
+        else:
+            variable.set_raw_value(jax.ShapeDtypeStruct((count, *value.shape), value.dtype))
+    return first
+
+
+def draw(seed: int, path: str, variable: nnx.Variable) -> np.ndarray:
+    """The initial value of a declared parameter, on the host: a pure function of (seed, path)."""
+    declared = variable.get_metadata()
+    shape = tuple(variable.get_raw_value().shape)
+    if declared["fan_in"] is None:
+        return np.full(shape, declared["fill"], np.float32)
+    normal = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(shape, np.float32)
+    return normal * np.float32(declared["fan_in"] ** -0.5)
+
+
+def is_declared(variable: nnx.Variable) -> bool:
+    """Whether the parameter was declared with `param`, so that `draw` can draw it."""
+    return "fan_in" in variable.get_metadata()
+
+
+def _draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Draws all declared parameters. The first module of an Rngs(s) draws from seed s, later ones from others."""
+    declared = [(path, v) for path, v in _variables(module) if isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)]
+    if not declared:
+        return
+    stream = rngs.params
+    key, count = stream.key[...], stream.count[...]
+    stream()  # the next module of these rngs starts from another seed
+    words = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    for path, variable in declared:
+        if isinstance(words, jax.core.Tracer) or isinstance(count, jax.core.Tracer):  # in jit, or for its shape alone
+            like = variable.get_raw_value()
+            shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+            frozen = variable.replace(like)
+            call = functools.partial(_draw_words, path=path, variable=frozen)
+            variable.set_raw_value(jax.pure_callback(call, shape, words, count))
+        else:
+            variable.set_raw_value(jnp.asarray(_draw_words(np.asarray(words), int(count), path, variable)))
+
+
+def _draw_words(words: Any, count: Any, path: str, variable: nnx.Variable) -> np.ndarray:
+    seed = int.from_bytes(np.asarray(words, ">u4").tobytes(), "big")
+    return draw(seed, path if int(count) == 0 else f"{int(count)}:{path}", variable)
+
+
+def _variables(module: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
+    """(path, parameter), sorted by path: ``blocks/attention/query/kernel``."""
+    leaves = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
+    named = [("/".join(_name(key) for key in path), leaf) for path, leaf in leaves if isinstance(leaf, nnx.Param)]
+    return iter(sorted(named))
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", key)))
+
+
+def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
+    """Path -> parameter with its metadata, sorted by path."""
+    return dict(_variables(module))
+
+
+def pure(module: nnx.Module) -> Params:
+    """The parameters of a module as nested dicts of arrays."""
+    tree: Params = {}
+    for path, variable in _variables(module):
+        put(tree, path.split("/"), variable.get_raw_value())
+    return tree
+
+
+def put(tree: Params, path: Any, value: Any) -> None:
+    """tree[path[0]][path[1]]... = value, making the dicts on the way."""
+    *folders, name = path
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+    tree[name] = value
+
+
+def bind(module: M, params: Mapping[str, Any]) -> M:
+    """``module`` with the parameters of a nested dict (arrays or tracers) in place of its own.
+
+    Raises:
+        ValueError: A parameter is missing in ``params``.
+    """
+
+    def of(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Param):
+            return leaf
+        value: Any = params
+        for key in path:
+            if not isinstance(value, Mapping) or _name(key) not in value:
+                raise ValueError(f"the parameters lack {'/'.join(_name(k) for k in path)}")
+            value = value[_name(key)]
+        return leaf.replace(value)
+
+    return jax.tree_util.tree_map_with_path(of, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+# ---- how a model is run ----------------------------------------------------------------------------------------------
+
+Placer = Callable[..., Array]
+"""(array, tower, one logical axis name or None per axis) -> the array, sharded; ``batch`` names the rows. With
+``in_use=True``: a parameter while it is used, gathered along whatever batch rows are sharded over."""
+
+
+def unsharded(x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
+    """The placer of one device: nothing is sharded."""
+    return x
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a tower and what writes to it are run: none of this changes what is computed.
+
+    Attributes:
+        dtype: Of matrix products.
+        scan: Equal blocks under ``lax.scan``, or unrolled.
+        remat: What the backward pass recomputes, see `ZipperConfig`.
+        placer: How arrays are sharded.
+        tower: The tower by whose sharding rules.
+    """
+
+    dtype: Any = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+    placer: Placer = unsharded
+    tower: str = ""
+
+    def shard(self, x: Array, *names: str | None) -> Array:
+        """An activation, sharded by its logical axes."""
+        return self.placer(x, self.tower, *names)
+
+    def gather(self, x: Array, *names: str | None) -> Array:
+        """A parameter as it is used, from where it lies; backwards, its gradient goes the same way to where it belongs.
+
+        Stated explicitly: else the compiler may split a product along its sum, and add up activations of the batch.
+        """
+        return self.placer(self.placer(x, self.tower, *names), self.tower, *names, in_use=True)
+
+    def in_use(self, module: M) -> M:
+        """A module as it is used: kernels cast and gathered; tables, of which only some rows are read, left sharded.
+
+        The one place where parameters are cast and gathered for use, except the output tables (`Tower.logits`).
+        """
+        if self.placer is unsharded:  # each layer casts its own kernel
+            return module
+
+        def of(variable: Any) -> Any:
+            if not isinstance(variable, nnx.Param):
+                return variable
+            x, declared = variable.get_raw_value(), variable.get_metadata()
+            axes = declared.get("axes") or (None,) * x.ndim
+            axes = axes[len(axes) - x.ndim :]  # a member of a stack has lost the first
+            use = declared.get("use")
+            if use == "lookup":
+                return variable.replace(self.shard(x, *axes))
+            return variable.replace(self.gather(x.astype(self.dtype) if use == "product" else x, *axes))
+
+        return jax.tree.map(of, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+    def recompute(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """``body``, whose backward pass recomputes what ``remat`` says."""
+        if self.remat == "none":
+            return body
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        return jax.checkpoint(body, policy=policy)
+
+
+def loop(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, xs: Any, scan: bool) -> Any:
+    """The carry after ``lax.scan`` over the leading axis of ``xs``, or after the same unrolled."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if scan and count > 1:
+        return jax.lax.scan(body, carry, xs)[0]
+    for i in range(count):
+        carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+    return carry
+
+
+def cut(tree: Any, first: int, last: int) -> Any:
+    """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
+    complete = jax.tree.leaves(tree)[0].shape[0] == last - first + 1
+    return tree if complete else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
+
+
+def member(tree: Any, index: int) -> Any:
+    """One member of stacked parameters, counted from 0."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
