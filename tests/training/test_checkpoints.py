@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, old, elsewhere, or for another model. Real folders, real flipped bytes."""
 
 import gc
+import hashlib
 import json
 import resource
 import shutil
@@ -17,6 +18,7 @@ from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
 from zipper_jax import gin_bindings
+from zipper_jax.api import SamplingConfig
 from zipper_jax.cli.main import main
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig
@@ -399,6 +401,95 @@ def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
     losses = [line["loss"] for line in read_metrics("run") if line["split"] == "train"]
     np.testing.assert_allclose(losses[2:], expected, rtol=1e-5)  # another machine may round otherwise
     assert json.loads(Path("run/config.json").read_text())["format_version"] == 2
+    assert main(["ckpt", "verify", "run"]) == 0
+
+
+@pytest.fixture(scope="module")
+def format_2(tmp_path_factory) -> Path:
+    """Folders of format 2: ``run`` (25 of 30 steps, frozen text tower), ``prepared``, and ``model``, exported from run.
+
+    expected.json holds what the version that wrote them then computed.
+    """
+    folder = tmp_path_factory.mktemp("format_2")
+    for name in ("run_of_format_2", "model_folder_of_format_2"):
+        with tarfile.open(Path(__file__).parent / f"{name}.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+    return folder
+
+
+def expected_of(folder: Path) -> dict:
+    return json.loads((folder / "expected.json").read_text())
+
+
+def check_generated(folder: Path, model, name: str, outputs: tuple[str, ...], **sampling) -> None:
+    """Tokens exactly, log probabilities (of the fused path) within 1e-5, for three prompts."""
+    prompts = [
+        [("speech", np.array([2, 2, 5, 5, 9, 9], np.int32))],
+        [("text", np.array([6, 0, 3], np.int32))],
+        [("text", np.array([1, 4], np.int32)), ("speech", np.array([8], np.int32))],
+    ]
+    expected, limits = expected_of(folder), {"text": 8, "speech": 10}
+    for row, spans in enumerate(
+        model.generate_tokens(prompts, outputs, sampling=SamplingConfig(**sampling), limits=limits)
+    ):
+        for modality, span in zip(outputs, spans, strict=True):
+            key = f"{name}/{row}/{modality}"
+            assert span.tokens.tolist() == expected[f"{key}/tokens"], key
+            assert span.truncated == (len(span.tokens) == limits[modality]), key
+            np.testing.assert_allclose(span.log_probs, expected[f"{key}/log_probs"], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["run", "model"])
+def test_towers_of_a_folder_of_format_2_give_the_recorded_logits(format_2, name):
+    model, expected = zipper_jax.load(format_2 / name), expected_of(format_2)
+    for side, content in (("text", [3, 1, 4, 1, 5]), ("speech", [2, 7, 1, 8, 2, 8, 1])):
+        logits = model.tower(side).logits(content)
+        np.testing.assert_allclose(logits, expected[f"{side}/logits"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run", "model"])
+def test_a_folder_of_format_2_generates_the_recorded_tokens(format_2, name):
+    """No near ties: the tokens stay the same when every parameter changes by a random 3e-4 of itself."""
+    model = zipper_jax.load(format_2 / name)
+    check_generated(format_2, model, "greedy", ("text", "speech"))
+    check_generated(format_2, model, "sampled", ("speech",), temperature=1.5, top_k=9, top_p=0.95, seed=3)
+    check_generated(format_2, model, "beams", ("text",), beams=2)
+
+
+def test_a_run_of_format_2_exports_the_recorded_weights(format_2, tmp_path):
+    assert main(["convert", "export", str(format_2 / "run"), "--out", str(tmp_path / "out")]) == 0
+    found, recorded = (folder / "model.safetensors" for folder in (tmp_path / "out", format_2 / "model"))
+    assert found.read_bytes() == recorded.read_bytes()
+
+
+def this_machine() -> str:
+    """What bitwise equal results depend on besides the program."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    flags = next((sorted(line.split()[2:]) for line in lines if line.startswith("flags")), [])
+    return f"jax {jax.__version__}, CPU {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"
+
+
+@pytest.mark.slow
+def test_a_run_of_format_2_resumes(format_2, tmp_path, monkeypatch):
+    """The losses are bitwise the recorded ones on a CPU like that of the recording (one core or two, one device or
+    eight: the same). With other vector instructions (XLA_FLAGS=--xla_cpu_max_isa=AVX2 or SSE4_2) sums are rounded
+    otherwise: 1.2e-7 was seen.
+    """
+    shutil.copytree(format_2, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.verify("run", 25) == []
+    from zipper_jax.training.run_folder import stored_config
+
+    result, shown = run(stored_config("run"))
+    assert (result.status, result.step) == ("finished", 30)
+    assert "resuming after step 25" in shown
+    losses = [line["loss"] for line in read_metrics("run") if line["split"] == "train" and line["step"] > 25]
+    expected = expected_of(format_2)
+    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-6)
+    if this_machine() == expected["machine"]:
+        np.testing.assert_array_equal(np.float32(losses), np.float32(expected["losses"]), "not bitwise")
     assert main(["ckpt", "verify", "run"]) == 0
 
 
