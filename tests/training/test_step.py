@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from passes import forward
 from tiny_models import zipper_model
 
 from zipper_jax.errors import UserError
@@ -56,7 +57,7 @@ def _gradients(config, params):
     compute = jax.jit(
         partial(
             loss_and_gradients,
-            partial(zipper.forward, config.model),
+            partial(forward, config.model),
             num_tasks=2,
             loss_weights=config.loss_weights,
             microbatches=config.microbatches,
