@@ -153,7 +153,7 @@ def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
     folder = tmp_path / "p"
-    for stage in ("_text_vocabulary", "encode_split"):
+    for stage in ("make_vocabulary", "encode_split"):
         with monkeypatch.context() as patch:
             patch.setattr(prepared, stage, interrupt)
             with pytest.raises(KeyboardInterrupt):

@@ -7,6 +7,7 @@ from typing import Any
 
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import SPEECH, TEXT
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -141,7 +142,7 @@ def _write_tower(args: argparse.Namespace, plan: Any, vocabulary: Any) -> int:
     for line in plan.lines():
         print(line)
     print(_vocabulary_line(vocabulary, plan.tower.vocab_size))
-    name = args.name or ("text" if args.units is None else "speech")
+    name = args.name or (TEXT if args.units is None else SPEECH)
     if not args.dry_run:
         write_tower(plan, args.out, name, vocabulary, str(args.source), Progress(plan.count, "parameters"))
         print(f"{args.out}: tower {name!r}, {plan.count:,} parameters")
