@@ -28,7 +28,7 @@ from zipper_jax.evaluation import perplexity
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import make_layout, own_tokens
-from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
 from zipper_jax.training.mesh import MeshConfig, make_mesh
 from zipper_jax.training.partition_tree import flatten, unflatten
 from zipper_jax.training.partitioning import Placement, param_shardings
@@ -67,7 +67,7 @@ class Model:
     """A model with its vocabularies.
 
     config: ZipperConfig. params: nested dict of arrays. vocabularies: modality -> Vocabulary. limits: modality -> most
-    content tokens of a generated span, from the row lengths of training.
+    content tokens of a generated span, from the row lengths of training. task_set: the tasks that its run knew.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Model:
         lengths: Mapping[str, int],
         folder: Path | None = None,
         mesh: MeshConfig | None = None,
+        task_set: TaskSet | None = None,
     ):
         self.params: dict[str, Any]
         placer: zipper.Placer = zipper.anywhere
@@ -90,6 +91,7 @@ class Model:
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
         self.lengths, self.folder = dict(lengths), folder
+        self.task_set = TaskSet() if task_set is None else task_set
         self.layout = make_layout(config.modalities, vocabularies)
         self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
         self._tokenizers: dict[str, Any] = {}
@@ -316,7 +318,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh)
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header))
 
 
 def from_hf(path_or_id: str | os.PathLike, name: str = TEXT, **tokens: str) -> Model:

@@ -5,6 +5,7 @@ ours, so a configuration names only what it adds. No other module of the core kn
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +134,10 @@ class TaskSet:
         return self.modalities[modality].vocabulary
 
 
-def stored_task_set(config: Any) -> TaskSet:
-    """The TaskSet in an object that was read from JSON; ours where it was written before there were others."""
-    return from_dict(TaskSet, config.get("task_set", {}))
+def stored_task_set(config: Mapping[str, Any]) -> TaskSet:
+    """The TaskSet that the config.json of a run or model folder, or the header.json of a prepared one, has.
+
+    Ours where it was written before there were others.
+    """
+    data = config.get("train", {}).get("data", config)
+    return from_dict(TaskSet, data.get("task_set", {}))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import closest
+from zipper_jax.configs import closest, to_dict
 from zipper_jax.errors import UserError
-from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -214,6 +214,7 @@ def _export(args: argparse.Namespace) -> int:
         {m: Path(args.run) / "vocabularies" / m for m in model.modalities},
         header.get("lengths"),
         source=source,
+        task_set=to_dict(stored_task_set(header)),
     )
     print(f"{args.out}: a model folder, for zipper_jax.load, initialise_from and RestoreCheckpointConfig.path")
     return 0

@@ -122,7 +122,9 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
             metric_fns=list(metrics_of(task_set, task)),
         )
     for mixture, rates in task_set.mixtures.items():
-        if set(rates) <= set(names):
+        # seqio mixes tasks of the same features only; our own mixtures of packed rows know no such limit.
+        features = {frozenset(task_set.tasks[task].modalities) for task in rates}
+        if set(rates) <= set(names) and len(features) == 1:
             names[mixture] = prefix + mixture
             seqio.MixtureRegistry.remove(names[mixture])
             seqio.MixtureRegistry.add(names[mixture], [(names[task], rate) for task, rate in rates.items()])
