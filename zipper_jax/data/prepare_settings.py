@@ -83,9 +83,9 @@ class PrepareSettings:
 
     def vocabulary(self, modality: str) -> str:
         """What is given for the vocabulary of ``modality``; "": it is made from the training split."""
-        if modality == TEXT:
-            return "" if self.text_vocabulary == "sentencepiece" else self.text_vocabulary
-        return self.speech_vocabulary if modality == SPEECH else self.vocabularies.get(modality, "")
+        ours = {TEXT: self.text_vocabulary, SPEECH: self.speech_vocabulary}
+        given = {**ours, **self.vocabularies}.get(modality, "")
+        return "" if given == "sentencepiece" else given
 
     def vocabulary_size(self, modality: str) -> int | None:
         """Ids of the vocabulary that is fitted for ``modality``, or its number of units; None: not said."""

@@ -57,8 +57,8 @@ class DataConfig:
             object.__setattr__(self, "rates", dict(self.task_set.mixtures.get(self.mixture, {})))
         if not self.rates and self.mixture not in known:
             raise UserError(
-                f"DataConfig.mixture={self.mixture!r} (MIXTURE_OR_TASK_NAME): there is no such task or mixture"
-                f"{closest(self.mixture, known)}; name yours in TaskSet.tasks, or give DataConfig.rates"
+                f"DataConfig.mixture={self.mixture!r} (MIXTURE_OR_TASK_NAME): there is no such task or mixture: "
+                f"add yours to TaskSet.tasks, or give DataConfig.rates{closest(self.mixture, known)}"
             )
         for task in self.rates:
             self.task_set.task(task, "DataConfig.rates")
