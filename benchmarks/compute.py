@@ -26,6 +26,7 @@ from zipper_jax.decoding.generate import Generator
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sequences import Place, fill_template, rows_to_towers
+from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.training.program import build
@@ -120,7 +121,7 @@ def _jobs(
     rng = np.random.default_rng(0)
     contents = {m: rng.integers(0, config.modalities[m].size - 2, n).astype(np.int32) for m, n in CONTENT.items()}
     tasks = np.arange(ROWS) % 2
-    examples = [[fill_template(("asr", "tts")[t], contents)] * PER_ROW for t in tasks]
+    examples = [[fill_template(TASKS[("asr", "tts")[t]], contents)] * PER_ROW for t in tasks]
     batch = {"towers": rows_to_towers(examples, layout, lengths), "task": tasks.astype(np.int32)}
     states = [built.start(params)]
 

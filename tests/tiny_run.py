@@ -9,6 +9,7 @@ from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sequences import fill_template
 from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.loop import train
 from zipper_jax.training.mesh import MeshConfig
@@ -27,7 +28,7 @@ def write_run(root: Path) -> Path:
     UnitTokenizer.fit([noise], num_units=UNITS).save(vocabularies / "speech")
     text = load_vocabulary(vocabularies / "text")
     rows = [
-        [fill_template(task, {"text": text.encode(s), "speech": np.arange(5) % UNITS})]
+        [fill_template(TASKS[task], {"text": text.encode(s), "speech": np.arange(5) % UNITS})]
         for s in SENTENCES
         for task in ("asr",)
     ]

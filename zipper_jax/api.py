@@ -11,7 +11,6 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Placer, unsharded
 from zipper_jax.sequences import make_layout, own_tokens
+from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
 from zipper_jax.training.mesh import MeshConfig, make_mesh
 from zipper_jax.training.partition_tree import flatten, unflatten
 from zipper_jax.training.partitioning import Placement, param_shardings
@@ -67,7 +67,7 @@ class Model:
     """A model with its vocabularies.
 
     config: ZipperConfig. params: nested dict of arrays. vocabularies: modality -> Vocabulary. limits: modality -> most
-    content tokens of a generated span, from the row lengths of training.
+    content tokens of a generated span, from the row lengths of training. task_set: the tasks that its run knew.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Model:
         lengths: Mapping[str, int],
         folder: Path | None = None,
         mesh: MeshConfig | None = None,
+        task_set: TaskSet | None = None,
     ):
         self.params: dict[str, Any]
         placer: Placer = unsharded
@@ -90,8 +91,10 @@ class Model:
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
         self.lengths, self.folder = dict(lengths), folder
+        self.task_set = TaskSet() if task_set is None else task_set
         self.layout = make_layout(config.modalities, vocabularies)
         self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
+        self._tokenizers: dict[str, Any] = {}
         self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)
 
     def with_params(self, params: Mapping[str, Any]) -> "Model":
@@ -101,15 +104,34 @@ class Model:
         other._generator = self._generator.with_params(other.params)
         return other
 
-    @cached_property
+    def without_zips(self) -> "Model":
+        """The towers and their input projections without any zip: what the model can do without the other tower.
+
+        Where fusions have gates, the same as with all of them at 0.
+        """
+        other = copy.copy(self)
+        other.config = replace(self.config, zips=())
+        other.params = {part: tree for part, tree in self.params.items() if part != "zips"}
+        other._generator = Generator(other.config, other.params, self.layout, self.lengths, self._generator.placer)
+        return other
+
+    @property
     def tokenizer(self):
         """The tokenizer that was stored with the speech vocabulary: audio to units, and back where it can."""
+        return self._tokenizer(SPEECH)
+
+    def _tokenizer(self, modality: str) -> Any:
+        if modality not in self._tokenizers:
+            self._tokenizers[modality] = self._load_tokenizer(modality)
+        return self._tokenizers[modality]
+
+    def _load_tokenizer(self, modality: str) -> Any:
         from zipper_jax.speech.tokenizers import load_tokenizer
 
-        self._require("speech")
+        self._require(modality)
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
-        home, named = self.folder / "vocabularies" / "speech", getattr(self.vocabularies["speech"], "codebook", "")
+        home, named = self.folder / "vocabularies" / modality, getattr(self.vocabularies[modality], "codebook", "")
         loaded = load_tokenizer(home)
         if named not in ("", loaded.digest):
             raise UserError(
@@ -121,7 +143,7 @@ class Model:
     def generate(
         self,
         prompts: Sequence[Sequence[tuple[str, Any]]],
-        outputs: Sequence[str] = ("text",),
+        outputs: Sequence[str] = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         limits: Mapping[str, int] | None = None,
@@ -129,8 +151,8 @@ class Model:
         """Continues each prompt with one span per output modality, in order.
 
         Args:
-          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech; may be
-            empty.
+          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech, what
+            its vocabulary takes for another modality; may be empty.
           outputs: modalities to generate, for example ``("text", "speech")``.
           sampling: one setting, or one per output modality.
           limits: most content tokens per modality, beside or instead of the model's own.
@@ -149,7 +171,7 @@ class Model:
     def generate_tokens(
         self,
         given: Sequence[Sequence[tuple[str, np.ndarray]]],
-        outputs: Sequence[str] = ("text",),
+        outputs: Sequence[str] = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         limits: Mapping[str, int] | None = None,
@@ -169,22 +191,27 @@ class Model:
                 room |= {m: max(1, min(room[m], left // len(own))) for m in own}
         return room
 
-    def transcribe(self, audio: Any, sample_rate: int | None = None, *, beams: int = 1) -> Any:
-        """Speech to text.
+    def transcribe(
+        self, audio: Any, sample_rate: int | None = None, *, beams: int = 1, source: str = SPEECH, target: str = TEXT
+    ) -> Any:
+        """Speech to text, or to another modality.
 
         Args:
           audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
             either; a list gives a list.
           beams: above 1, beam search of that width.
+          source, target: modalities.
         """
         many = isinstance(audio, list | tuple)
-        units = [self.units(one, sample_rate) for one in (audio if many else [audio])]
-        results = self.generate([[("speech", u)] for u in units], ("text",), sampling=SamplingConfig(beams=beams))
+        units = [self.units(one, sample_rate, source) for one in (audio if many else [audio])]
+        results = self.generate([[(source, u)] for u in units], (target,), sampling=SamplingConfig(beams=beams))
         texts = [row[0].content for row in results]
         return texts if many else texts[0]
 
-    def units(self, audio: Any, sample_rate: int | None = None) -> np.ndarray:
+    def units(self, audio: Any, sample_rate: int | None = None, modality: str = SPEECH) -> np.ndarray:
         """The units of one piece of audio, see `transcribe`, without silence at either end.
+
+        ``modality``: whose tokenizer they are of.
 
         Raises:
           AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
@@ -192,12 +219,12 @@ class Model:
         """
         from zipper_jax.speech.audio import AudioError, is_silent, load_audio, trim_silence
 
-        tokenizer = self.tokenizer
+        tokenizer = self._tokenizer(modality)
         # The corpus has no silence at either end, so its units there would be foreign to the model.
         waveform = trim_silence(load_audio(audio, sample_rate))
         if is_silent(waveform):
             raise AudioError("the audio is silent: check the recording", "silent audio")
-        seconds, most = len(waveform) / SAMPLE_RATE, self.limits["speech"] / tokenizer.rate_hz
+        seconds, most = len(waveform) / SAMPLE_RATE, self.limits[modality] / tokenizer.rate_hz
         if seconds > most:
             raise AudioError(
                 f"the audio has {seconds:.1f} s of speech, the rows that this model was trained on {most:.1f}: cut it "
@@ -206,11 +233,22 @@ class Model:
             )
         return tokenizer.encode(waveform)
 
-    def speak(self, text: Any, *, sampling: SamplingConfig = SamplingConfig(), seed: int | None = None) -> Any:
-        """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else."""
+    def speak(
+        self,
+        text: Any,
+        *,
+        sampling: SamplingConfig = SamplingConfig(),
+        seed: int | None = None,
+        source: str = TEXT,
+        target: str = SPEECH,
+    ) -> Any:
+        """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else.
+
+        ``source``, ``target``: modalities.
+        """
         many = isinstance(text, list | tuple)
         sampling = sampling if seed is None else replace(sampling, seed=seed)
-        rows = self.generate([[("text", t)] for t in (text if many else [text])], ("speech",), sampling=sampling)
+        rows = self.generate([[(source, t)] for t in (text if many else [text])], (target,), sampling=sampling)
         speech = [self._vocode(row[0]) for row in rows]
         return speech if many else speech[0]
 
@@ -220,16 +258,16 @@ class Model:
             raise UserError(f"this model has no tower {name!r}; it has {', '.join(sorted(self.config.towers))}")
         return Unimodal(self, name)
 
-    def vocode(self, units: Any) -> np.ndarray:
-        """Units to a float32 waveform of 16 kHz (Griffin-Lim); no units give no samples."""
+    def vocode(self, units: Any, modality: str = SPEECH) -> np.ndarray:
+        """Units of ``modality`` to a float32 waveform of 16 kHz (Griffin-Lim); no units give no samples."""
         from zipper_jax.speech.vocoder import synthesize
 
         units = np.asarray(units, np.int32)
-        return synthesize(self.tokenizer, units) if len(units) else np.zeros(0, np.float32)
+        return synthesize(self._tokenizer(modality), units) if len(units) else np.zeros(0, np.float32)
 
     def _vocode(self, output: Output) -> Speech:
         units = np.asarray(output.content, np.int32)
-        return Speech(self.vocode(units), SAMPLE_RATE, units, output.truncated)
+        return Speech(self.vocode(units, output.modality), SAMPLE_RATE, units, output.truncated)
 
     def _require(self, modality: str) -> None:
         if modality not in self.layout:
@@ -291,10 +329,10 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh)
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header))
 
 
-def from_hf(path_or_id: str | os.PathLike, name: str = "text", **tokens: str) -> Model:
+def from_hf(path_or_id: str | os.PathLike, name: str = TEXT, **tokens: str) -> Model:
     """A Hugging Face decoder as a model of one tower, in memory; `zipper convert from-hf` writes it to a folder.
 
     Args:

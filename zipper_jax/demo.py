@@ -14,6 +14,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.evaluation.attention import cross_attention
 from zipper_jax.evaluation.report_page import page, plots
 from zipper_jax.evaluation.report_plots import attention
+from zipper_jax.tasks import SPEECH, TEXT
 
 HOST = "127.0.0.1"
 """Loopback only: whoever can reach the page can make the model work."""
@@ -26,7 +27,7 @@ def build(model: Model, title: str) -> gr.Blocks:
         if recorded is None:
             raise gr.Error("Record something, or upload a file, first.")
         units = _told(model.units, recorded)
-        (heard,) = _told(model.generate, [[("speech", units)]], ("text",))[0]
+        (heard,) = _told(model.generate, [[(SPEECH, units)]], (TEXT,))[0]
         return heard.content, _pictures(model, heard.content, units, "asr")
 
     def speak(text: str) -> tuple[tuple[int, np.ndarray], str]:

@@ -7,15 +7,17 @@ Import this module before reading gin files. Building and calling stay with Pyth
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gin
 from zipper_jax.configs import from_dict, nearest
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
 from zipper_jax.training.config import (
     DataConfig,
     GuardConfig,
@@ -34,6 +36,10 @@ CONFIGURABLES = (
     ProjectionConfig,
     ZipConfig,
     ZipperConfig,
+    DataModality,
+    TaskConfig,
+    TaskSet,
+    PrepareSettings,
     DataConfig,
     OptimizerConfig,
     LayerRange,
@@ -101,6 +107,20 @@ def stored_model(
     model = from_dict(ZipperConfig, read_config(folder)["model"])
     changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
     return replace(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
+    """How the gin files read so far describe the preparation of data; fields that are ``given`` win over them.
+
+    Raises:
+      UserError: what the settings, tasks or modalities refuse.
+    """
+    try:
+        configured = gin.get_configurable("PrepareSettings")
+        task_set = gin.get_configurable("TaskSet")
+        return configured(**{"task_set": task_set(), **given})
+    except UserError as error:
+        raise UserError(_WHERE_CALLED.sub("", str(error))) from error
 
 
 def train_config() -> TrainConfig:

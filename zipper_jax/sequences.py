@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import TaskConfig
 
 
 class Span(NamedTuple):
@@ -67,14 +68,6 @@ class Place:
 Layout = Mapping[str, Place]
 """modality -> Place. Two modalities may share a tower (the Single Decoder)."""
 
-TEMPLATES: dict[str, tuple[tuple[str, float], ...]] = {
-    "text_lm": (("text", 1.0),),
-    "speech_lm": (("speech", 1.0),),
-    "asr": (("speech", 0.0), ("text", 1.0)),
-    "tts": (("text", 0.0), ("speech", 1.0)),
-}
-"""task -> (modality, loss weight) of each span, in order. No task tag is needed: the order tells the task."""
-
 
 def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) -> dict[str, Place]:
     """Joins a model's ``modalities`` (ModalityConfig) with vocabularies (``begin_id``, ``end_id``, ``size``).
@@ -95,11 +88,9 @@ def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) 
     return layout
 
 
-def fill_template(task: str, contents: Mapping[str, np.ndarray]) -> Example:
+def fill_template(task: TaskConfig, contents: Mapping[str, np.ndarray]) -> Example:
     """The linear sequence of ``task`` for contents {modality: content token ids}."""
-    if task not in TEMPLATES:
-        raise UserError(f"unknown task {task!r}; known tasks: {', '.join(sorted(TEMPLATES))}")
-    return tuple(Span(m, np.asarray(contents[m], np.int32), weight) for m, weight in TEMPLATES[task])
+    return tuple(Span(m, np.asarray(contents[m], np.int32), weight) for m, weight in task.spans)
 
 
 def tower_lengths(example: Example, layout: Layout) -> dict[str, int]:

@@ -34,6 +34,7 @@ from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Layout, TowerBatch, make_layout
+from zipper_jax.tasks import TEXT
 from zipper_jax.training.partition_tree import FreezeConfig, flatten, join_flat, split, unflatten
 from zipper_jax.vocabularies import load_vocabulary
 
@@ -69,7 +70,7 @@ class ZipperModel(t5x_models.BaseModel):
         freeze: FreezeConfig = FreezeConfig(),
         loss_weights: Mapping[str, float] | None = None,
         seed: int = 0,
-        output: str = "text",
+        output: str = TEXT,
         limit: int = 64,
     ):
         super().__init__(optimizer_def)

@@ -19,6 +19,7 @@ from zipper_jax.model_folder import read_model_folder
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.safetensors_files import FILE
 from zipper_jax.sequences import fill_template
+from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import RestoreCheckpointConfig
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.partition_tree import flatten
@@ -142,7 +143,7 @@ def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
             for _ in range(8):
                 text = vocabularies["text"].encode(str(random.choice(tiny_hf.SENTENCES)))
                 units = vocabularies["speech"].encode(random.integers(0, 90, 12))
-                rows.append([fill_template(task, {"text": text, "speech": units})])
+                rows.append([fill_template(TASKS[task], {"text": text, "speech": units})])
             write_rows(data / "rows" / task / split, rows, {"task": task})
     run = tmp_path / "run"
     flags = {"FUSED": folders / "fused", "DATA": data, "MODEL_DIR": run, "TRAIN_STEPS": 2}

@@ -1,6 +1,7 @@
 """Every format that needs no TensorFlow, from real small sources to a corpus folder; and what is wrong with sources."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import lzma
@@ -645,3 +646,24 @@ def test_silence_is_relative_to_full_scale(tmp_path):
     assert check((str(sound(tmp_path / "a.wav", level=0.0005)), 0.0, None)).problem == "silent audio"
     assert check((str(sound(tmp_path / "b.wav", level=0.01)), 0.0, None)) == (0.3, 16_000, "")
     assert soundfile.info(tmp_path / "b.wav").duration == 0.3
+
+
+def test_further_fields_are_kept_and_what_has_them_is_never_cut(tmp_path):
+    path = making.table(tmp_path / "t")
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head}\tphones", *(f"{line}\tHH AH{number}" for number, line in enumerate(lines))]))
+    imported = ImportSettings(fields=("phones",))
+    import_corpus("table", [path], tmp_path / "corpus", imported, processes=1)
+    rows = read_manifest(tmp_path / "corpus")
+    assert {row["id"]: row["phones"] for row in rows} == {f"u{number}": f"HH AH{number}" for number in range(10)}
+    long = {"text": "word " * 9, "phones": "W ER D"}
+    write(tmp_path / "long.jsonl", json.dumps(long) + "\n" + json.dumps({"text": "word " * 9}) + "\n")
+    settings = dataclasses.replace(imported, piece_words=4, validation=0, test=0)
+    import_corpus("text", [tmp_path / "long.jsonl"], tmp_path / "long", settings, processes=1)
+    assert [row.get("phones") for row in read_manifest(tmp_path / "long")] == ["W ER D", None, None, None]
+    with pytest.raises(UserError, match=r"no column 'phone' .*did you mean 'phones'"):
+        import_corpus("table", [path], tmp_path / "no", ImportSettings(fields=("phone",)), processes=1)
+    with pytest.raises(UserError, match="rows of 'kaldi' have none to keep"):
+        import_corpus("kaldi", [path.parent], tmp_path / "no", imported, processes=1)
+    with pytest.raises(UserError, match="fields names 'voice'"):
+        ImportSettings(fields=("voice",))

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zipper_jax.data import mixtures
-from zipper_jax.data.mixtures import BLOCK, PAPER_RATES, RowMixture, batches, permutation
+from zipper_jax.data.mixtures import BLOCK, RowMixture, batches, permutation
 from zipper_jax.data.packed_rows import describe
 from zipper_jax.errors import UserError
-from zipper_jax.sequences import TEMPLATES, Place, fill_template
+from zipper_jax.sequences import Place, fill_template
+from zipper_jax.tasks import PAPER_RATES, TASKS
 
 LAYOUT = {"text": Place("text", 0, 30, 31, 32), "speech": Place("speech", 0, 30, 31, 32)}
 GOLDEN_PERMUTATION = [0, 5, 4, 7, 9, 3, 6, 8, 1, 2]
@@ -22,7 +23,7 @@ class FakeRows:
     """``size`` rows; row i holds one example whose text says i."""
 
     def __init__(self, size, task="asr"):
-        task = task if task in TEMPLATES else "asr"
+        task = TASKS.get(task, TASKS["asr"])
         content = {"text": np.arange(2), "speech": np.arange(3)}
         self.rows = [[fill_template(task, {**content, "text": np.array([i % 30])})] for i in range(size)]
         self.meta = describe(self.rows)

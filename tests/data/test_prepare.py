@@ -13,11 +13,13 @@ import soundfile
 
 from zipper_jax.cli import main as cli
 from zipper_jax.data import prepare_rows, prepared
+from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
@@ -153,7 +155,7 @@ def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
     folder = tmp_path / "p"
-    for stage in ("_text_vocabulary", "encode_split"):
+    for stage in ("make_vocabulary", "encode_split"):
         with monkeypatch.context() as patch:
             patch.setattr(prepared, stage, interrupt)
             with pytest.raises(KeyboardInterrupt):
@@ -353,3 +355,47 @@ def test_units_get_the_ids_that_a_unit_model_has_for_them(corpus, made, tmp_path
         other = dataclasses.replace(SETTINGS, speech_vocabulary=tower(words, wrong))
         with pytest.raises(UserError, match=words):
             prepare_rows.prepare(corpus, tmp_path / "no", other, processes=1)
+
+
+def test_modalities_of_ones_own(corpus, tmp_path):
+    """Units that no audio has, and a second kind of subwords, each from a field of the manifest."""
+    rows = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        del row["audio"]
+        row |= {"image": [number % 7, 3], "caption": f"{row['text']} again"}
+    mine = tmp_path / "c"
+    mine.mkdir()
+    (mine / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"image": DataModality("image", "units"), "caption": DataModality("caption", "subwords")}
+    spans = (("image", 0.0), ("caption", 1.0))
+    settings = dataclasses.replace(
+        SETTINGS,
+        tasks=("captioning", "text_lm"),
+        lengths={"image": 9, "caption": 64},
+        vocabulary_sizes={"image": 7, "caption": 40},
+        task_set=TaskSet(kinds, {"captioning": TaskConfig(spans)}, {"captions": {"captioning": 1.0}}),
+    )
+    folder = tmp_path / "p"
+    metas = prepare_rows.prepare(mine, folder, settings, processes=1)
+    assert prepare_rows.prepare(mine, folder, settings, processes=1) == metas
+    assert set(metas) == {(task, split) for task in settings.tasks for split in SPLITS}
+    vocabularies = prepared.read_vocabularies(folder)
+    assert {name: each.size for name, each in vocabularies.items()} == {"text": 24, "image": 9, "caption": 40}
+    store = RowStore(folder / "rows" / "captioning" / "validation")
+    found = [[(s.modality, s.weight, s.tokens.tolist()) for s in e] for i in range(len(store)) for e in store.row(i)]
+    wanted = [
+        [("image", 0.0, row["image"]), ("caption", 1.0, vocabularies["caption"].encode(row["caption"]).tolist())]
+        for row in rows
+        if row["split"] == "validation"
+    ]
+    assert sorted(found) == sorted(wanted)
+    assert prepared.read_task_set(folder) == settings.task_set
+    assert "image tokens per example: 2 to 2, median 2" in list(inspect(folder))
+    with pytest.raises(UserError, match=r"vocabulary_sizes was .*--overwrite"):
+        prepare_rows.prepare(mine, folder, dataclasses.replace(settings, vocabulary_sizes={"image": 8}), processes=1)
+    with pytest.raises(UserError, match="vocabulary_sizes names no 'image': give the number of its units"):
+        prepare_rows.prepare(mine, tmp_path / "n", dataclasses.replace(settings, vocabulary_sizes={}), processes=1)
+    rows[0]["image"] = "seven"
+    (mine / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"row 'train_0' of .*: image must be a list of integers"):
+        prepare_rows.prepare(mine, tmp_path / "n", settings, processes=1)

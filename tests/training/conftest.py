@@ -9,6 +9,7 @@ from tiny_models import LENGTHS, ONE_DEVICE, SPEECH, TEXT, text_model, zipper_mo
 
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.sequences import fill_template
+from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.vocabularies import UnitVocabulary
@@ -26,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows = []
             for _ in range(count):
                 texts = [random.integers(0, TEXT - 2, n).astype(np.int32) for n in (3, 4)]
-                rows.append([fill_template(task, {"text": t, "speech": np.repeat(t, 2)}) for t in texts])
+                rows.append([fill_template(TASKS[task], {"text": t, "speech": np.repeat(t, 2)}) for t in texts])
             write_rows(folder / "rows" / task / split, rows, {"task": task})
     return folder
 

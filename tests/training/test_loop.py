@@ -15,6 +15,7 @@ from running import Stopping, log, params, run
 from tiny_models import SPEECH, decoder_model, speech_model
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import TASKS, TaskSet
 from zipper_jax.training import checkpoints, data_source
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
 from zipper_jax.training.initial import initial_params
@@ -94,8 +95,11 @@ def test_a_folder_that_is_no_run_is_left_alone(text_run, tmp_path):
 def test_a_missing_task_or_folder_is_explained(text_run, prepared):
     with pytest.raises(UserError, match="data folder '/nowhere' does not exist"):
         run(text_run(data=DataConfig("/nowhere", "text_lm", {"text": 16})))
-    with pytest.raises(UserError, match=r"no task 'txt_lm'.*did you mean 'text_lm'"):
+    with pytest.raises(UserError, match=r"DataConfig.mixture='txt_lm'.*did you mean 'text_lm'"):
         run(text_run(data=DataConfig(str(prepared), "txt_lm", {"text": 16})))
+    mine = TaskSet(tasks={"text_ml": TASKS["text_lm"]})
+    with pytest.raises(UserError, match=r"no task 'text_ml'.*did you mean 'text_lm'"):
+        run(text_run(data=DataConfig(str(prepared), "text_ml", {"text": 16}, task_set=mine)))
     with pytest.raises(UserError, match=r"DataConfig\.lengths"):
         text_run(data=DataConfig(str(prepared), "text_lm", {"txt": 16}))
 

@@ -9,6 +9,7 @@ from zipper_jax.errors import UserError
 from zipper_jax.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
+    SymbolVocabulary,
     UnitVocabulary,
     Vocabulary,
     load_vocabulary,
@@ -117,3 +118,19 @@ def test_load_errors(tmp_path):
     path.write_text(path.read_text().replace('"num_units": 64', '"num_units": 65'))
     with pytest.raises(UserError, match="has changed since"):
         load_vocabulary(tmp_path)
+
+
+def test_symbols_are_listed_and_what_is_none_of_them_is_unknown(tmp_path):
+    vocabulary = SymbolVocabulary.list_from(["HH AH L OW", "W ER L D"])
+    assert vocabulary.symbols == ("AH", "D", "ER", "HH", "L", "OW", "W")
+    assert (vocabulary.begin_id, vocabulary.end_id, vocabulary.size) == (8, 9, 10)
+    assert vocabulary.encode("L  ZH AH").tolist() == [4, 7, 0]
+    assert vocabulary.decode([8, 4, 7, 0, 9]) == "L <unk> AH"
+    vocabulary.save(tmp_path / "v")
+    loaded = load_vocabulary(tmp_path / "v")
+    assert (loaded.symbols, loaded.digest) == (vocabulary.symbols, vocabulary.digest)
+    for wrong in ([], ["a", "a"], ["a b"], ["<unk>"]):
+        with pytest.raises(UserError):
+            SymbolVocabulary(wrong)
+    with pytest.raises(UserError, match="token 10 lies outside 0 to 9"):
+        vocabulary.decode([10])

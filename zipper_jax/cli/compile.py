@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import SPEECH
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--topology", required=True, help="GENERATION:AxB or AxBxC, in chips: v5e:16x16, v5p:4x4x4")
     parser.add_argument("--what", choices=("train", "decode"), default="train", help="a training step, or generation")
-    parser.add_argument("--output", default="speech", help="with --what decode: the modality (default speech)")
+    parser.add_argument("--output", default=SPEECH, help="with --what decode: the modality (%(default)s)")
     parser.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
     parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to be left free (default 0.1)")
     parser.add_argument("--json", help="write what was found to this file, too")

@@ -94,7 +94,8 @@ def words(typed: Sequence[str]) -> list[str]:
     module, parser = main.command_parser(before[0])
     for word in before[1:]:
         parser = next((a.choices[word] for a in _subcommands(parser) if word in a.choices), parser)
-    takes_gin = getattr(module, "TAKES_GIN_FLAGS", False) and before[0] != "launch"
+    takes = getattr(module, "TAKES_GIN_FLAGS", False)
+    takes_gin = before[0] != "launch" and (takes is True or bool(takes and set(takes) & set(before[1:])))
     values = {option: list(a.choices or ()) for a in parser._actions if a.nargs != 0 for option in a.option_strings}
     if takes_gin:
         from zipper_jax.cli.gin_path import known_files

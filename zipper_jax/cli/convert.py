@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import closest
+from zipper_jax.configs import closest, to_dict
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -141,7 +142,7 @@ def _write_tower(args: argparse.Namespace, plan: Any, vocabulary: Any) -> int:
     for line in plan.lines():
         print(line)
     print(_vocabulary_line(vocabulary, plan.tower.vocab_size))
-    name = args.name or ("text" if args.units is None else "speech")
+    name = args.name or (TEXT if args.units is None else SPEECH)
     if not args.dry_run:
         write_tower(plan, args.out, name, vocabulary, str(args.source), Progress(plan.count, "parameters"))
         print(f"{args.out}: tower {name!r}, {plan.count:,} parameters")
@@ -213,6 +214,7 @@ def _export(args: argparse.Namespace) -> int:
         {m: Path(args.run) / "vocabularies" / m for m in model.modalities},
         header.get("lengths"),
         source=source,
+        task_set=to_dict(stored_task_set(header)),
     )
     print(f"{args.out}: a model folder, for zipper_jax.load, initialise_from and RestoreCheckpointConfig.path")
     return 0

@@ -4,14 +4,17 @@ example:
   zipper data import librispeech LibriSpeech --out data/corpus        # docs/your_data.md: all formats
   zipper data synth --out data/corpus --sentences 1000
   zipper data prepare --corpus data/corpus --out data/prepared --text_length 64 --speech_length 512
+  zipper data prepare --corpus data/corpus --out data/prepared --gin_file=tasks/phones.gin    # tasks of your own
 """
 
 import argparse
 import dataclasses
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from zipper_jax.cli.main import refuse
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
@@ -20,8 +23,10 @@ from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.files import new_folder, require_new
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
+from zipper_jax.tasks import SPEECH
 from zipper_jax.vocabularies import UnitVocabulary
 
+TAKES_GIN_FLAGS = ("prepare",)
 _HELP = {
     "train": "sentences of the training split",
     "validation": "sentences of the validation split (import: if the source has none; -1: one in 20, at most 100)",
@@ -52,7 +57,11 @@ _HELP = {
     "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units are taken; empty: fit them",
     "speech_vocabulary": "a run or tower folder whose ids of as many units are taken",
     "shifts": "encode training audio from this many starting points within one unit: as many examples",
-    "tasks": "comma-separated tasks to write rows of",
+    "tasks": "comma-separated tasks to write rows of; empty: all there are",
+    "lengths": "slots of a packed row for further modalities, NAME=SLOTS, comma-separated",
+    "vocabularies": "as --text_vocabulary for further modalities, NAME=WHAT, comma-separated; else made from the data",
+    "vocabulary_sizes": "tokens in all (sentencepiece) or units of further modalities, NAME=SIZE, comma-separated",
+    "fields": "comma-separated further columns or fields to keep: content of modalities of your own",
     "open_rows": "rows that are filled at the same time",
 }
 
@@ -73,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--corpus", required=True, help="folder with manifest.jsonl and audio")
     prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
     prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
-    _add_fields(prepare, PrepareSettings, {})
+    _add_fields(prepare, PrepareSettings, {}, given_only=True)
+    prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as `zipper train` has; options above win")
     tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
     tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it stays where it is")
     tokenizer.add_argument("--layer", required=True, type=int, help="whose features are used; 1: of the first block")
@@ -90,7 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    gin_flags = ("--gin_file", "--gin.") if args.command in TAKES_GIN_FLAGS else ()
+    refuse("data", args, [one for one in extra if one.startswith("--") and not one.startswith(gin_flags)])
     if args.command == "synth":
         synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
         return 0
@@ -108,15 +120,28 @@ def run(args: argparse.Namespace) -> int:
         return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
-    prepare(args.corpus, args.out, _settings(PrepareSettings, args), args.overwrite, _say, args.processes)
+    prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, _say, args.processes)
     return 0
+
+
+def _prepare_settings(args: argparse.Namespace, extra: Sequence[str]) -> PrepareSettings:
+    """What gin flags say, and over it what options do."""
+    values = {field.name: getattr(args, field.name) for field in _flags(PrepareSettings)}
+    given = {name: value for name, value in values.items() if value is not None}
+    if not extra:
+        return PrepareSettings(**given)
+    from zipper_jax import gin_bindings
+    from zipper_jax.cli import gin_flags
+
+    gin_flags.apply(gin_flags.parse(extra))
+    return gin_bindings.prepare_settings(given)
 
 
 def _tokenizer(args: argparse.Namespace) -> int:
     require_new(args.out)
     made = HubertTokenizer(args.hubert, args.layer, read_centroids(args.kmeans), args.pooled, args.vocoder)
     with new_folder(args.out) as aside:
-        home = aside / "vocabularies" / "speech"
+        home = aside / "vocabularies" / SPEECH
         made.save(home)
         UnitVocabulary(made.num_units, made.rate_hz, made.digest).save(home)
     _say(f"{args.out}: {made.num_units} units at {made.rate_hz:g} Hz")
@@ -127,16 +152,28 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _add_fields(parser: argparse.ArgumentParser, cls: type, aliases: dict[str, list[str]]) -> None:
-    """One option per field of a settings dataclass, with its default."""
+def _flags(cls: type) -> list[dataclasses.Field]:
+    """The fields of a settings dataclass that are options: those that are no dataclasses themselves."""
     kinds = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    return [field for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(kinds[field.name])]
+
+
+def _add_fields(
+    parser: argparse.ArgumentParser, cls: type, aliases: dict[str, list[str]], given_only: bool = False
+) -> None:
+    """One option per field of a settings dataclass, with its default; ``given_only``: None where it is not given."""
+    kinds = typing.get_type_hints(cls)
+    for field in _flags(cls):
         kind, default = kinds[field.name], field.default
+        if default is dataclasses.MISSING:
+            default = typing.cast(Any, field.default_factory)()
         choices: list[Any] | None = None
         if typing.get_origin(kind) is Literal:
             choices, kind = list(typing.get_args(kind)), str
         elif typing.get_origin(kind) is tuple:
             kind = _tuple_of(typing.get_args(kind)[0])
+        elif typing.get_origin(kind) is dict:
+            kind, default = _dict_of(typing.get_args(kind)[1]), default or ""
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help_text = f"{_HELP.get(field.name, field.name.replace('_', ' '))} (default: {shown or repr(shown)})"
         parser.add_argument(
@@ -144,7 +181,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type, aliases: dict[str, l
             f"--{field.name}",
             dest=field.name,
             type=kind,
-            default=default,
+            default=None if given_only else default,
             choices=choices,
             help=help_text.replace("%", "%%"),
         )
@@ -155,6 +192,15 @@ def _tuple_of(kind: type) -> Any:
         return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
 
     parse.__name__ = f"comma-separated {kind.__name__}"
+    return parse
+
+
+def _dict_of(kind: type) -> Any:
+    def parse(text: str) -> dict:
+        pairs = (item.partition("=") for item in text.split(",") if item.strip())
+        return {name.strip(): kind(value.strip()) for name, _, value in pairs}
+
+    parse.__name__ = f"comma-separated NAME={kind.__name__}"
     return parse
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import SPEECH, TEXT
 
 DESCRIPTION = """\
 Serve a page on this machine alone (127.0.0.1): record or upload speech and read it, write a sentence and hear it, and
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from zipper_jax.api import load
 
     model = load(args.model)
-    for modality in ("speech", "text"):
+    for modality in (SPEECH, TEXT):
         if modality not in model.layout:
             raise UserError(f"--model {args.model}: it has no {modality}; give the run folder of a fused model")
     print(f"http://{demo.HOST}:{args.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import TEXT
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -28,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="run folder")
     parser.add_argument("--input", type=Path, help="JSON lines (standard input)")
     parser.add_argument("--output", type=Path, help="JSON lines (standard output)")
-    parser.add_argument("--outputs", default="text", help="modalities, comma-separated: text | speech | text,speech")
+    parser.add_argument(
+        "--outputs", default=TEXT, help="modalities, comma-separated: text | speech | text,speech (%(default)s)"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts decoded together (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="sample among this many tokens; 0: all (%(default)s)")

@@ -1,7 +1,8 @@
 """``zipper``: finds the subcommand's module, imports only that, and turns user errors into one line.
 
-A command's module has ``add_arguments(parser)`` and ``run(args) -> int``. One that sets ``TAKES_GIN_FLAGS = True`` has
-``run(args, extra)``: ``extra`` are the arguments its parser does not know, for `zipper_jax.cli.gin_flags.parse`.
+A command's module has ``add_arguments(parser)`` and ``run(args) -> int``. One that sets ``TAKES_GIN_FLAGS`` (True, or
+the subcommands that take them) has ``run(args, extra)``: ``extra`` are the arguments its parser does not know, for
+`zipper_jax.cli.gin_flags.parse`.
 """
 
 import argparse
@@ -91,10 +92,15 @@ def _dispatch(arguments: list[str]) -> int:
         return int(stop.code or 0)
     if getattr(module, "TAKES_GIN_FLAGS", False):
         return module.run(args, extra)
+    refuse(name, args, extra)
+    return module.run(args)
+
+
+def refuse(name: str, args: argparse.Namespace, extra: Sequence[str]) -> None:
+    """UserError when there are arguments that the command ``name`` does not know."""
     if extra:
         known = [f"--{argument}" for argument in vars(args)]
         raise UserError(f"zipper {name} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}")
-    return module.run(args)
 
 
 def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:

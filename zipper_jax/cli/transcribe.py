@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zipper_jax.errors import UserError
+from zipper_jax.tasks import SPEECH, TEXT
 
 DESCRIPTION = """\
 Transcribe audio files (WAV, FLAC, OGG, MP3; any sample rate, mono or stereo), or all of a folder. Prints a line per
@@ -77,12 +78,12 @@ def _transcribe(
                 bad[path] = str(error)
                 continue
             try:
-                prompts.append([("speech", model.units(waveform, SAMPLE_RATE))])
+                prompts.append([(SPEECH, model.units(waveform, SAMPLE_RATE))])
             except AudioError as error:
                 bad[path] = f"{path}: {error}"
                 continue
             lengths[path] = len(waveform) / SAMPLE_RATE
-        rows = model.generate(prompts, ("text",), sampling=SamplingConfig(beams=about["beams"]))
+        rows = model.generate(prompts, (TEXT,), sampling=SamplingConfig(beams=about["beams"]))
         for (path, seconds), (spoken,) in zip(lengths.items(), rows, strict=True):
             heard += seconds
             line = {"audio": str(path), "text": spoken.content, "seconds": round(seconds, 3)}

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,19 @@ def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode_split(
-    path: Path, corpus: Path, tokenizer: Path, rows: list[dict[str, Any]], shifts: int, say: Say, processes: int | None
+    path: Path,
+    corpus: Path,
+    tokenizer: Path,
+    rows: list[dict[str, Any]],
+    fields: Sequence[str],
+    shifts: int,
+    say: Say,
+    processes: int | None,
 ) -> None:
     """Writes ``path`` (``<split>.jsonl``) where it is not there yet.
 
     Args:
-      tokenizer: its folder. rows: of the corpus's manifest, of this split.
+      tokenizer: its folder. rows: of the corpus's manifest, of this split. fields: kept as they are.
       shifts: see PrepareSettings. processes: default one per core.
     """
     if path.is_file():
@@ -46,7 +53,8 @@ def encode_split(
             variants, seconds = [row.get("units")], row.get("seconds") or 0.0
             if "audio" in row and "units" not in row:
                 variants, seconds = next(results)
-            about = {"id": row["id"], "split": split, "text": row.get("text") or None, "voice": row.get("voice")}
+            content = {field: row.get(field) or None for field in fields}
+            about = {"id": row["id"], "split": split, **content, "voice": row.get("voice")}
             for shift, units in enumerate(variants):
                 example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
                 out.write(json.dumps(example, ensure_ascii=False) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 from zipper_jax.configs import to_dict
 from zipper_jax.data import check_audio, splits
 from zipper_jax.data.sources import read_sources, units
-from zipper_jax.data.sources.rows import NO_AUDIO, ImportSettings, Row
+from zipper_jax.data.sources.rows import FIELDS, NO_AUDIO, ImportSettings, Row
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.progress import Say
@@ -56,7 +56,8 @@ def import_corpus(
       UserError: a source that is missing, empty or not of this format; nothing usable; another corpus in ``out``.
     """
     out = Path(out)
-    what = to_dict(settings) | {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
+    what = {name: value for name, value in to_dict(settings).items() if name != "fields" or value}
+    what |= {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
     found = read_header(out)
     there = out / "manifest.jsonl"
     is_source = {str(out.absolute()), str(there.absolute())} & set(what["sources"])
@@ -155,7 +156,7 @@ def _check(
         places, check_audio.check_audio(out, parts, say, processes) if parts else [], strict=True
     ):
         row = rows[index]
-        if row.text is not None and seconds > settings.max_seconds:
+        if (row.text is not None or row.more) and seconds > settings.max_seconds:
             problem = f"longer than {settings.max_seconds:g} s"
         if row.text is not None and problem == "missing audio":
             problem = NO_AUDIO
@@ -169,6 +170,9 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
 
     Piece 1 of x is x~1: x-1 may be another row's id.
     """
+    if row.more:  # aligned with what cannot be cut
+        yield row
+        return
     if row.text is None and row.audio is not None:
         assert row.seconds is not None
         count = math.ceil(row.seconds / settings.piece_seconds)
@@ -228,8 +232,7 @@ def _shared(found: Mapping[str, set[str]]) -> int:
 
 
 def _manifest_row(row: Row) -> dict[str, Any]:
-    fields = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
-    return {name: getattr(row, name) for name in fields if getattr(row, name) is not None}
+    return {name: getattr(row, name) for name in FIELDS if getattr(row, name) is not None} | dict(row.more)
 
 
 def _reasons(dropped: Sequence[Row]) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
 from zipper_jax.speech.given_units import run_vocoder
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
+from zipper_jax.tasks import MODALITIES, SPEECH, TEXT
 
 _BINS = 10
+_TEXT = MODALITIES[TEXT].field
 _BAR = 40
 _SHOWN = 24  # units of an example
 
@@ -54,7 +56,7 @@ def _corpus(folder: Path, examples: int, out: Path | None) -> Iterator[str]:
     yield from summary({**header, **figures(rows)})
     lengths = {
         "seconds": [row["seconds"] for row in rows if row.get("seconds")],
-        "words": [len(row["text"].split()) for row in rows if row.get("text")],
+        "words": [len(row[_TEXT].split()) for row in rows if row.get(_TEXT)],
     }
     yield from _lengths(lengths, out)
     for row in _spread([row for row in rows if row["split"] == "train"], examples):
@@ -70,13 +72,17 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
     vocabularies = prepared.read_vocabularies(folder)
     for name, vocabulary in vocabularies.items():
         yield f"vocabulary {name}: {vocabulary.kind}, {vocabulary.size} tokens"
-    lengths: dict[str, list[int]] = {"text tokens": [], "units": []}
+    task_set = prepared.read_task_set(folder)
+    lengths: dict[str, list[int]] = {}
     for split in _ordered(prepared.splits(folder)):
         rows = list(prepared.read_examples(folder, split))
         hours = sum(row["seconds"] for row in rows if not row["shift"]) / 3600
         yield f"{split}: {len(rows):,} examples, {hours:.2f} hours"
-        lengths["text tokens"] += [len(vocabularies["text"].encode(row["text"])) for row in rows if row["text"]]
-        lengths["units"] += [len(row["units"]) for row in rows if row["units"] is not None]
+        for name, vocabulary in vocabularies.items():
+            contents = [row[task_set.field_of(name)] for row in rows]
+            tokens = "units" if name == SPEECH else f"{name} tokens"
+            found = [len(vocabulary.encode(content)) for content in contents if content is not None]
+            lengths[tokens] = lengths.get(tokens, []) + found
     for home in sorted((folder / "rows").glob("*/*")):
         meta = read_meta(home)
         if meta is not None:
@@ -84,9 +90,12 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
     yield from _lengths(lengths, out)
     if "train" not in prepared.splits(folder):
         return
-    tokenizer = load_tokenizer(folder / "vocabularies" / "speech") if "speech" in vocabularies else None
+    tokenizer = load_tokenizer(folder / "vocabularies" / SPEECH) if SPEECH in vocabularies else None
+    others = [task_set.field_of(name) for name in vocabularies if name not in (SPEECH, TEXT)]
     for row in _spread(list(prepared.read_examples(folder, "train")), examples):
-        yield f"example {row['id']}: {row['text'] or '(no text)'}"
+        yield f"example {row['id']}: {row[_TEXT] or '(no text)'}"
+        for field in others:
+            yield f"  {field}: {row[field]}"
         if row["units"] is None or tokenizer is None:
             continue
         more = " …" if len(row["units"]) > _SHOWN else ""

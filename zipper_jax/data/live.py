@@ -24,7 +24,7 @@ class LiveRows:
         """Args:
         name: as registered with seqio.
         settings: lengths and ``open_rows``.
-        template: the task's name in ``TEMPLATES`` where ``name`` has a prefix or is another.
+        template: the task's name in ``settings.task_set`` where ``name`` has a prefix or is another.
         """
         from zipper_jax.data import tasks  # TensorFlow
 

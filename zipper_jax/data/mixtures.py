@@ -19,9 +19,6 @@ from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.sequences import Example, Layout, rows_to_towers
 
-PAPER_RATES = {"asr": 1.0, "tts": 1.26}
-"""ASR to TTS by number of samples (paper §4)."""
-
 BLOCK = 1024
 """Draws over which every task gets its exact share."""
 

@@ -1,4 +1,4 @@
-"""From seqio tasks to packed rows: examples in order, the task's template, packing, and a count of what was dropped."""
+"""From seqio tasks to packed rows: examples in order, the task's spans, packing, and a count of what was dropped."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, wri
 from zipper_jax.data.prepared import PrepareSettings, Say, read_header, splits, write_examples
 from zipper_jax.errors import UserError
 from zipper_jax.packing import pack
-from zipper_jax.sequences import TEMPLATES, Example, fill_template
+from zipper_jax.sequences import Example, fill_template
 
 
 def prepare(
@@ -54,7 +54,7 @@ def write_all_rows(
     to_do = []
     for task in settings.tasks:
         for split in splits(folder):
-            wanted = {modality for modality, _ in TEMPLATES[task]}
+            wanted = set(settings.task_set.tasks[task].modalities)
             kinds = header.get("modalities", {}).get(split)
             if kinds is not None and not any(wanted <= set(kind) for kind in kinds):
                 say(f"{task}/{split}: no rows, for no example has {' and '.join(sorted(wanted))}")
@@ -97,7 +97,7 @@ def pack_examples(
     examples: list[Example] = []
     dropped = {"empty": 0, "too_long": 0}
     for content in contents:
-        example = fill_template(task, content)
+        example = fill_template(settings.task_set.tasks[task], content)
         if all(len(span.tokens) for span in example):
             examples.append(example)
         else:  # nothing to read, or nothing to learn
@@ -124,7 +124,7 @@ def summary(meta: Mapping[str, Any]) -> str:
 
 def _lengths(settings: PrepareSettings, task: str) -> dict[str, int]:
     """modality -> slots of a row, for the modalities the task has."""
-    return {modality: settings.lengths[modality] for modality in sorted({m for m, _ in TEMPLATES[task]})}
+    return {modality: settings.row_lengths[modality] for modality in sorted(settings.task_set.tasks[task].modalities)}
 
 
 def _slots(example: Example, lengths: Mapping[str, int]) -> list[int]:
@@ -136,7 +136,7 @@ def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> 
     decides = {
         "format": FORMAT_VERSION,
         "examples": header["made_with"],
-        "template": TEMPLATES[task],
+        "template": settings.task_set.tasks[task].spans,
         "lengths": _lengths(settings, task),
         "open_rows": settings.open_rows,
     }

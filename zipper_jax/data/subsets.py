@@ -16,14 +16,13 @@ from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_vocabularies
 from zipper_jax.errors import UserError
 from zipper_jax.files import copy_folder, write_json
-from zipper_jax.sequences import TEMPLATES
 
 TRAIN = "train"
 ABOUT = "share.json"
 
 
 def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings, seed: int = 0) -> dict[str, Any]:
-    """Writes ``out``: rows of ``prepared`` with a ``share`` of its training sentences in the tasks of two modalities.
+    """Writes ``out``: rows of ``prepared`` with a ``share`` of its training sentences in tasks of several modalities.
 
     Finished before, it does nothing. Returns what ``share.json`` holds: ``share``, ``sentences``, ``hours``.
 
@@ -36,8 +35,12 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     prepared, out = Path(prepared), Path(out)
     if not 0 < share <= 1:
         raise UserError(f"share of pairs = {share}: give a fraction above 0 and at most 1, e.g. 0.01")
-    pairs = (e for e in read_examples(prepared, TRAIN) if e["text"] is not None and e["units"] is not None)
-    examples = list(pairs)
+    task_set = settings.task_set
+    paired = {
+        m for task in settings.tasks if len(task_set.tasks[task].spans) > 1 for m in task_set.tasks[task].modalities
+    }
+    fields = {modality: task_set.field_of(modality) for modality in paired}
+    examples = [e for e in read_examples(prepared, TRAIN) if all(e[field] is not None for field in fields.values())]
     sentences = sorted({e["id"] for e in examples})
     count = round(share * len(sentences))
     if not count:
@@ -47,7 +50,7 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     kept = [e for e in examples if e["id"] in chosen]
     about = {
         "of": json.loads((prepared / "header.json").read_text(encoding="utf-8"))["made_with"],
-        "lengths": settings.lengths,
+        "lengths": settings.row_lengths,
         "share": share,
         "seed": seed,
         "sentences": count,
@@ -57,7 +60,7 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
         raise UserError(f"{str(out)!r} holds a share of other data: remove the folder, or give another")
     vocabularies = read_vocabularies(prepared)
     for task in settings.tasks:
-        if len(TEMPLATES[task]) == 1:
+        if len(task_set.tasks[task].spans) == 1:
             copy_folder(prepared / "rows" / task, out / "rows" / task)
             continue
         for split in (path.name for path in sorted((prepared / "rows" / task).iterdir())):
@@ -66,10 +69,7 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
                 copy_folder(prepared / "rows" / task / split, home)
             elif (read_meta(home) or {}).get("of") != about:
                 contents = (
-                    {
-                        "text": vocabularies["text"].encode(e["text"]),
-                        "speech": vocabularies["speech"].encode(e["units"]),
-                    }
+                    {modality: vocabularies[modality].encode(e[field]) for modality, field in fields.items()}
                     for e in kept
                 )
                 rows, counts = pack_examples(task, contents, settings)

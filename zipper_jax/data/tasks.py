@@ -1,13 +1,15 @@
 """seqio tasks and the mixture over a prepared folder. This module imports TensorFlow (7 s): import it late.
 
-    text_lm, speech_lm, asr, tts      one example per utterance that has them: features "text", "speech"; content only
-    asr_tts                           asr and tts at the paper's rates
+One seqio task per task of the folder's `TaskSet` whose modalities it has, with a feature per modality, content only:
+one example per utterance that has them all. Of ours: text_lm, speech_lm, asr, tts; and the mixture asr_tts of the last
+two at the paper's rates.
 
-Begin and end tokens, order and loss weights are not seqio's business: they come from the template of the task's name
-(`zipper_jax.sequences.TEMPLATES`). Nothing is trimmed or padded here either.
+Begin and end tokens, order and loss weights are not seqio's business: they come from the task's spans
+(`zipper_jax.tasks.TaskConfig`). Nothing is trimmed or padded here either.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,10 @@ with interruptible(), quiet_stderr():  # a dozen lines about CUDA and oneDNN tha
 
 from zipper_jax.configs import closest
 from zipper_jax.data import prepared
-from zipper_jax.data.mixtures import PAPER_RATES
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import METRICS
-from zipper_jax.sequences import TEMPLATES
+from zipper_jax.evaluation.metrics import metrics_of
+from zipper_jax.tasks import SPEECH, TaskSet
 from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
-
-MIXTURES: dict[str, dict[str, float]] = {"asr_tts": PAPER_RATES}
-"""mixture -> {task: rate}."""
-
-_SOURCE_FIELD = {"text": "text", "speech": "units"}
-"""modality -> field of a prepared example."""
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -108,27 +103,28 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
     Registering again replaces: the last folder counts. Give each folder a prefix to use several at a time.
     """
     folder = Path(folder)
-    prepared.read_header(folder)
-    vocabularies = prepared.read_vocabularies(folder)
+    vocabularies, task_set = prepared.read_vocabularies(folder), prepared.read_task_set(folder)
     names = {}
-    for task, template in TEMPLATES.items():
-        modalities = [modality for modality, _ in template]
+    for task, config in task_set.tasks.items():
+        modalities = config.modalities
         if not set(modalities) <= set(vocabularies):
             continue
         names[task] = prefix + task
         seqio.TaskRegistry.remove(names[task])
         seqio.TaskRegistry.add(
             names[task],
-            source=_source(folder, modalities),
-            preprocessors=[_keep_fields(modalities), seqio.preprocessors.tokenize],
+            source=_source(folder, modalities, task_set),
+            preprocessors=[seqio.preprocessors.tokenize],
             output_features={
                 modality: seqio.Feature(SeqioVocabulary(vocabularies[modality]), add_eos=False, dtype=tf.int32)
                 for modality in modalities
             },
-            metric_fns=list(METRICS.get(task, ())),
+            metric_fns=list(metrics_of(task_set, task)),
         )
-    for mixture, rates in MIXTURES.items():
-        if set(rates) <= set(names):
+    for mixture, rates in task_set.mixtures.items():
+        # seqio mixes tasks of the same features only; our own mixtures of packed rows know no such limit.
+        features = {frozenset(task_set.tasks[task].modalities) for task in rates}
+        if set(rates) <= set(names) and len(features) == 1:
             names[mixture] = prefix + mixture
             seqio.MixtureRegistry.remove(names[mixture])
             seqio.MixtureRegistry.add(names[mixture], [(names[task], rate) for task, rate in rates.items()])
@@ -156,30 +152,26 @@ def examples(name: str, split: str) -> Any:
             yield {m: values[at[i] : at[i + 1]] for m, (values, at) in zip(features, columns, strict=True)}
 
 
-def _source(folder: Path, modalities: list[str]) -> seqio.FunctionDataSource:
-    """The examples of a prepared folder that have ``modalities``; those that differ in their units alone, once if these
-    are not among them."""
-    fields = [_SOURCE_FIELD[modality] for modality in modalities]
+def _source(folder: Path, modalities: Sequence[str], task_set: TaskSet) -> seqio.FunctionDataSource:
+    """The examples of a prepared folder that have ``modalities``, by these names; those that differ in their speech
+    alone, once if it is not among them."""
+    fields = {modality: task_set.field_of(modality) for modality in modalities}
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one small file per split; shuffling is the mixture's work
 
-        rows = [row for row in prepared.read_examples(folder, split) if all(row[field] is not None for field in fields)]
-        rows = [row for row in rows if "units" in fields or not row["shift"]]
+        rows = list(prepared.read_examples(folder, split))
+        rows = [row for row in rows if all(row[field] is not None for field in fields.values())]
+        rows = [row for row in rows if SPEECH in modalities or not row["shift"]]
         # As whole tensors: a Python generator takes half a millisecond for each example.
         columns: dict[str, Any] = {}
-        if "text" in fields:
-            columns["text"] = tf.constant([row["text"] for row in rows], tf.string)
-        if "units" in fields:
-            units = np.concatenate([np.zeros(0, np.int32), *(row["units"] for row in rows)])
-            columns["units"] = tf.RaggedTensor.from_row_lengths(units, [len(row["units"]) for row in rows])
+        for modality, field in fields.items():
+            contents = [row[field] for row in rows]
+            if task_set.vocabulary_of(modality) == "units":
+                units = np.concatenate([np.zeros(0, np.int32), *contents])
+                columns[modality] = tf.RaggedTensor.from_row_lengths(units, [len(content) for content in contents])
+            else:
+                columns[modality] = tf.constant(contents, tf.string)
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset, splits=prepared.splits(folder))
-
-
-def _keep_fields(modalities: list[str]) -> Any:
-    def keep(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        return dataset.map(lambda example: {m: example[_SOURCE_FIELD[m]] for m in modalities})
-
-    return keep

@@ -1,23 +1,47 @@
-"""Which text token and which moment of speech see each other in the zips, for one sentence.
+"""Which token of what is given each target token draws from in the zips, for one example.
 
-Axis letters: N heads, T text tokens, S speech units.
+Axis letters: N heads, T target slots, S slots of the condition.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from zipper_jax.api import Model
 from zipper_jax.models import zipper
-from zipper_jax.sequences import TEMPLATES, fill_template, rows_to_towers
+from zipper_jax.sequences import fill_template, rows_to_towers, tower_lengths
+from zipper_jax.tasks import SPEECH, TASKS, TEXT, TaskConfig
+
+
+def attention_weights(model: Model, task: TaskConfig, contents: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """By the number of the zip the weights [N, T, S] of what the target of ``task`` draws from its first span.
+
+    Args:
+      task: with a condition, and the target last.
+      contents: modality -> content.
+    """
+    tokens = {m: np.asarray(model.vocabularies[m].encode(contents[m]), np.int32) for m in task.modalities}
+    example = fill_template(task, tokens)
+    lengths = {tower: length for tower, length in tower_lengths(example, model.layout).items() if length}
+    present = {m: place for m, place in model.layout.items() if place.tower in lengths}
+    towers = rows_to_towers([[example]], present, lengths)
+    run = jax.jit(lambda params, towers: zipper.bind_params(model.config, params).attention_weights(towers))
+    found = run(model.params, towers)
+    source, target = (model.layout[m].tower for m in (task.modalities[0], task.target))
+    names = {z.name for z in model.config.zips if {*z.towers} == {source, target}}
+    return {
+        index: np.asarray(w[0]).reshape(-1, *w.shape[-2:])
+        for (name, into, index), w in sorted(found.items())
+        if name in names and into == target
+    }
 
 
 def cross_attention(
     model: Model, text: str, units: Sequence[int] | np.ndarray, task: str
 ) -> tuple[list[str], dict[int, np.ndarray]]:
-    """The text's tokens, begin and end among them, and by the number of the zip the weights [N, T, S].
+    """For pictures: the text's tokens, begin and end among them, and per zip the weights [N, text slots, units].
 
     Args:
       model: with text and speech.
@@ -25,20 +49,11 @@ def cross_attention(
       units: its speech.
       task: ``asr``: what text draws from speech; ``tts``: what speech draws from text, turned so that text lies first.
     """
-    tokens = np.asarray(model.vocabularies["text"].encode(text), np.int32)
-    contents = {"speech": np.asarray(model.vocabularies["speech"].encode(units), np.int32), "text": tokens}
-    lengths: Counter[str] = Counter()
-    for modality, content in contents.items():
-        lengths[model.layout[modality].tower] += len(content) + 2
-    towers = rows_to_towers([[fill_template(task, contents)]], model.layout, lengths)
-    run = jax.jit(lambda params, towers: zipper.bind_params(model.config, params).attention_weights(towers))
-    found = run(model.params, towers)
-    target = TEMPLATES[task][-1][0]
-    weights = {}
-    for (_, into, index), w in sorted(found.items()):
-        if into == model.layout[target].tower:
-            heads = np.asarray(w[0]).reshape(-1, *w.shape[-2:])
-            # Without speech's begin and end slots, so that unit u lies at u / rate seconds.
-            weights[index] = (heads if target == "text" else heads.swapaxes(1, 2))[..., 1:-1]
-    vocabulary = model.vocabularies["text"]
-    return ["<bos>", *(vocabulary.decode([token]) for token in tokens), "<eos>"], weights
+    weights = attention_weights(model, TASKS[task], {TEXT: text, SPEECH: units})
+    if TASKS[task].target == SPEECH:
+        weights = {index: w.swapaxes(1, 2) for index, w in weights.items()}
+    vocabulary = model.vocabularies[TEXT]
+    tokens = np.asarray(vocabulary.encode(text), np.int32)
+    # Without speech's begin and end slots, so that unit u lies at u / rate seconds.
+    pictures = {index: w[..., 1:-1] for index, w in weights.items()}
+    return ["<bos>", *(vocabulary.decode([token]) for token in tokens), "<eos>"], pictures

@@ -34,6 +34,7 @@ from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
+from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.vocabularies import load_vocabulary
 
 Say = Callable[[str], None]
@@ -132,7 +133,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
 
 def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> list[Speech]:
     rows = model.generate(
-        [[("text", e["text"])] for e in examples], ("speech",), limits=limits, sampling=settings.speech_sampling
+        [[(TEXT, e["text"])] for e in examples], (SPEECH,), limits=limits, sampling=settings.speech_sampling
     )
     return [Speech(model.vocode(row[0].content), SAMPLE_RATE, row[0].content, row[0].truncated) for row in rows]
 
@@ -185,12 +186,12 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
         form = form_of(after.config)
         train = stored_config(sources.runs[name])
         before = initial_params(train.model, train.seed, train.initialise_from, train.restore, allow_changes=True)
-        texts = [np.asarray(after.vocabularies["text"].encode(e["text"]), np.int32) for e in test]
-        units = [after.vocabularies["speech"].encode(e["units"]) for e in test]
-        wanted = [(f"text_ppl_fused_{{}}_{form}", "text", texts, True)]
+        texts = [np.asarray(after.vocabularies[TEXT].encode(e["text"]), np.int32) for e in test]
+        units = [after.vocabularies[SPEECH].encode(e["units"]) for e in test]
+        wanted = [(f"text_ppl_fused_{{}}_{form}", TEXT, texts, True)]
         if name == "zipper":
-            wanted.append(("text_ppl_unimodal_{}", "text", texts, False))
-            wanted.append(("speech_ppl_unimodal_{}", "speech", units, False))
+            wanted.append(("text_ppl_unimodal_{}", TEXT, texts, False))
+            wanted.append(("speech_ppl_unimodal_{}", SPEECH, units, False))
         for key, modality, contents, fused in wanted:
             pair = perplexities(after.config, [before, after.params], after.layout, modality, contents, fused=fused)
             results |= {key.format(when): value for when, value in zip(("before", "after"), pair, strict=True)}
@@ -220,7 +221,7 @@ def _check_origins(sources: Sources) -> None:
 
 def check_units(prepared: Path, run: Path, model: Model) -> None:
     """UserError when the units of the examples are other sounds than those that the model was trained on."""
-    theirs, ours = load_vocabulary(prepared / "vocabularies" / "speech"), model.vocabularies["speech"]
+    theirs, ours = load_vocabulary(prepared / "vocabularies" / SPEECH), model.vocabularies[SPEECH]
     for name in ("num_units", "rate_hz", "codebook"):  # not the ids: examples hold unit numbers
         found, wanted = getattr(theirs, name), getattr(ours, name)
         if found != wanted and "" not in (found, wanted):

@@ -5,8 +5,9 @@ from typing import Any
 
 from zipper_jax.api import Model
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.evaluation.controls import close_gates, others
+from zipper_jax.evaluation.controls import others
 from zipper_jax.evaluation.wer import wer
+from zipper_jax.tasks import SPEECH, TEXT
 
 Examples = Sequence[Mapping[str, Any]]
 """Of a prepared folder: ``text``, ``units`` and more."""
@@ -19,7 +20,7 @@ def speech_to_text(
     sampling = SamplingConfig(beams=beams)
 
     def hear(model: Model, units: Sequence[Any]) -> list[str]:
-        rows = model.generate([[("speech", u)] for u in units], ("text",), limits=limits, sampling=sampling)
+        rows = model.generate([[(SPEECH, u)] for u in units], (TEXT,), limits=limits, sampling=sampling)
         return [row[0].content for row in rows]
 
     units, texts = [e["units"] for e in test], [e["text"] for e in test]
@@ -32,5 +33,5 @@ def speech_to_text(
     if other:
         rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
     if model.config.zips:
-        rates["asr_wer_gates_zero"] = wer(texts, hear(model.with_params(close_gates(model.params)), units))
+        rates["asr_wer_gates_zero"] = wer(texts, hear(model.without_zips(), units))
     return rates, hypotheses

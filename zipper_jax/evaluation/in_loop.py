@@ -12,7 +12,7 @@ import jax
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import METRICS, find
+from zipper_jax.evaluation.metrics import find, metrics_of
 from zipper_jax.sequences import Example
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.data_source import open_layout
@@ -38,7 +38,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
             "InferEvalConfig.period: decoding in the training loop works in one process (any number of devices); "
             "set it to 0 here and use `zipper eval` on the run's checkpoints"
         )
-    functions = {task: METRICS.get(task, ()) for task in config.data.tasks}
+    functions = {task: metrics_of(config.data.task_set, task) for task in config.data.tasks}
     functions |= {task: tuple(map(find, names)) for task, names in wanted.metrics.items()}
     functions = {task: fns for task, fns in functions.items() if fns}
     if not functions:

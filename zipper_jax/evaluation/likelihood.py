@@ -17,6 +17,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Example, Layout, fill_template, rows_to_towers, tower_lengths
+from zipper_jax.tasks import TaskConfig
 
 _ROWS = 32
 
@@ -32,11 +33,13 @@ class Likelihood:
         self._layout, self._lengths = layout, lengths
         self._nats = jax.jit(partial(_nats, config))
 
-    def __call__(self, params: Any, task: str, contents: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, " n"]:
+    def __call__(
+        self, params: Any, task: TaskConfig, contents: Sequence[Mapping[str, np.ndarray]]
+    ) -> Float[np.ndarray, " n"]:
         """Mean nats per predicted token (end token included) of each example's target span, given its condition.
 
         Args:
-          task: whose template orders the spans and says which one is the target.
+          task: orders the spans and says which one is the target.
           contents: modality -> content token ids, per example.
         """
         examples = [fill_template(task, content) for content in contents]

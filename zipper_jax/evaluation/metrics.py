@@ -9,6 +9,7 @@ from typing import Any
 
 from zipper_jax.errors import UserError
 from zipper_jax.evaluation.wer import normalise, wer
+from zipper_jax.tasks import TaskSet, VocabularyKind
 
 MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
@@ -32,8 +33,24 @@ def unit_error_rate(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[
     return {"unit_error_rate": float(jiwer.wer(spoken, heard))}
 
 
-METRICS: dict[str, tuple[MetricFn, ...]] = {"asr": (word_error_rate,), "tts": (unit_error_rate,)}
-"""task -> its metrics."""
+def symbol_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Edits over all reference symbols, a fraction; symbols have spaces between them and count as they are."""
+    rate = unit_error_rate([target.split() for target in targets], [symbols.split() for symbols in predictions])
+    return {"symbol_error_rate": rate["unit_error_rate"]}
+
+
+METRICS: dict[VocabularyKind, tuple[MetricFn, ...]] = {
+    "subwords": (word_error_rate,),
+    "symbols": (symbol_error_rate,),
+    "units": (unit_error_rate,),
+}
+"""Kind of the target's vocabulary -> metrics."""
+
+
+def metrics_of(task_set: TaskSet, name: str) -> tuple[MetricFn, ...]:
+    """The metrics of the task called ``name``; none where nothing is given from which its target would follow."""
+    task = task_set.task(name)
+    return METRICS[task_set.vocabulary_of(task.target)] if len(task.spans) > 1 else ()
 
 
 def find(name: str) -> MetricFn:

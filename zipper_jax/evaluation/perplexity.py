@@ -20,7 +20,6 @@ from zipper_jax.packing import pack
 from zipper_jax.sequences import Layout, Span, TowerBatch, own_tokens, rows_to_towers
 
 _BATCH_ROWS = 8
-_EMPTY_SLOTS = 8  # slots of a tower that has no token here: padding alone
 
 
 def perplexities(
@@ -68,9 +67,9 @@ def pack_contents(
 
 
 def _towers(layout, modality, rows, lengths) -> dict[str, TowerBatch]:
-    slots = {place.tower: lengths.get(place.tower, _EMPTY_SLOTS) for place in layout.values()}
+    place = layout[modality]
     examples = [[(Span(modality, tokens, 1.0),) for tokens in row] for row in rows]
-    return rows_to_towers(examples, layout, slots)
+    return rows_to_towers(examples, {modality: place}, {place.tower: lengths[place.tower]})
 
 
 def _sums(config, tower, fused, params, towers):

@@ -23,6 +23,7 @@ from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.files import write_json
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
+from zipper_jax.tasks import SPEECH, TEXT
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -53,7 +54,7 @@ def evaluate_split(
         )
     sounds = None if corpus is None else recordings(corpus, examples)
     model = load(run)
-    for modality in ("speech", "text"):
+    for modality in (SPEECH, TEXT):
         if modality not in model.layout:
             raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
     check_units(prepared, run, model)

@@ -16,7 +16,7 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,10 @@ def synthesise_corpus(
     return out
 
 
-def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[dict[str, Any]]:
-    """The manifest's rows, of one split or all.
+def read_manifest(
+    folder: str | os.PathLike, split: str | None = None, content: Collection[str] = CONTENT
+) -> list[dict[str, Any]]:
+    """The manifest's rows, of one split or all. A row has at least one field of ``content``.
 
     A row has ``id``, ``split`` and some of ``text``, ``audio`` (relative to ``folder``, or absolute) and ``units``;
     ``start`` and ``seconds`` where only that part of the audio is meant.
@@ -183,9 +185,9 @@ def read_manifest(folder: str | os.PathLike, split: str | None = None) -> list[d
             ) from error
         if missing:
             raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
-        if not CONTENT & row.keys():
+        if not row.keys() & set(content):
             raise UserError(
-                f"{str(path)!r} line {number} lacks {', '.join(sorted(CONTENT))}: give at least one of them"
+                f"{str(path)!r} line {number} lacks {', '.join(sorted(content))}: give at least one of them"
             )
         if first := lines.get(row["id"]):
             raise UserError(

@@ -276,8 +276,10 @@ def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
 
 def digest(sweep: Sweep, row: Row, places: Places) -> str:
     """Of all that decides a row's result, its data and what it starts from included; folders may move."""
+    run = resolved(train_config(sweep, row, places))
+    del run["train"]["data"]["task_set"]  # rows hold what their tasks were; and sweeps from before it go on
     decides: dict[str, Any] = {
-        "run": _moved(resolved(train_config(sweep, row, places)), str(places.root)),
+        "run": _moved(run, str(places.root)),
         "data": data_settings(sweep),
         "starts_from": [digest(sweep, Row(sweep.arm(name), 0), places) for name in row.arm.needs],
         "scored": row.arm.scored,

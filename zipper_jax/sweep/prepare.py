@@ -11,6 +11,7 @@ from zipper_jax.configs import from_dict
 from zipper_jax.errors import UserError
 from zipper_jax.files import write_json
 from zipper_jax.sweep.plan import Places, Sweep, data_settings
+from zipper_jax.tasks import MODALITIES
 
 MADE_WITH = "made_with.json"
 Settings = TypeVar("Settings")
@@ -72,8 +73,8 @@ def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Seq
                 "id": example["id"],
                 "text": example["text"],
                 "contents": {
-                    "text": vocabularies["text"].encode(example["text"]).tolist(),
-                    "speech": vocabularies["speech"].encode(example["units"]).tolist(),
+                    modality: vocabularies[modality].encode(example[about.field]).tolist()
+                    for modality, about in MODALITIES.items()
                 },
             }
             for example in read_examples(places.prepared, split)

@@ -13,11 +13,12 @@ import numpy as np
 
 from zipper_jax.api import Model, load
 from zipper_jax.errors import UserError
-from zipper_jax.evaluation.controls import close_gates, others
+from zipper_jax.evaluation.controls import others
 from zipper_jax.evaluation.likelihood import Likelihood
 from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.files import write_bytes, write_json
 from zipper_jax.sweep.plan import Places, Row, Sweep, digest, train_config
+from zipper_jax.tasks import SPEECH, TASKS, TEXT
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.cost import cost, parameters
 from zipper_jax.training.initial import initial_params
@@ -105,24 +106,24 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say)
     splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
     likelihood = Likelihood(model.config, model.layout, model.lengths)
-    limits = {m: sweep.prepare[f"{m}_length"] - 2 for m in ("text", "speech")}
+    limits = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
     heard: dict[str, Any] = {}
     spoken: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
         say(f"{row.name}: {name}")
-        units = [e["contents"]["speech"] for e in examples]
-        heard[name] = _generate(model, "speech", units, "text", limits)
+        units = [e["contents"][SPEECH] for e in examples]
+        heard[name] = _generate(model, SPEECH, units, TEXT, limits)
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
-    units = [e["contents"]["speech"] for e in main]
-    heard["shuffled"] = _generate(model, "speech", others(units), "text", limits)
-    heard["no_audio"] = _generate(model, "speech", [[] for _ in units], "text", limits)
+    units = [e["contents"][SPEECH] for e in main]
+    heard["shuffled"] = _generate(model, SPEECH, others(units), TEXT, limits)
+    heard["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, limits)
     if model.config.zips:
-        heard["gates_zero"] = _generate(model.with_params(close_gates(model.params)), "speech", units, "text", limits)
-    texts = [e["contents"]["text"] for e in main[: sweep.scoring.speech_sentences or None]]
-    spoken[splits[0]] = _generate(model, "text", texts, "speech", limits)
-    for task, given in (("asr", "speech"), ("tts", "text")):
+        heard["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, limits)
+    texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
+    spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, limits)
+    for task, given in (("asr", SPEECH), ("tts", TEXT)):
         turned = [
             {"contents": {**e["contents"], given: o["contents"][given]}}
             for e, o in zip(main, others(main), strict=True)
@@ -144,7 +145,7 @@ def _generate(
 
 def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Mapping[str, Any]]) -> list[float]:
     contents = [{m: np.asarray(ids, np.int32) for m, ids in e["contents"].items()} for e in examples]
-    return [round(float(x), 4) for x in likelihood(params, task, contents)]
+    return [round(float(x), 4) for x in likelihood(params, TASKS[task], contents)]
 
 
 def _perplexities(model: Model, config: TrainConfig, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from zipper_jax.sweep.plan import Places, Row, Sweep, digest
 from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
 from zipper_jax.sweep.statistics import rate
+from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.vocabularies import load_vocabulary
 
 ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}
@@ -85,7 +86,7 @@ def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) 
     texts = {
         split: _texts(sweep, places, split) for split in ("test", "test_other", "validation") if split in said["asr"]
     }
-    vocabulary = load_vocabulary(places.prepared / "vocabularies" / "text")
+    vocabulary = load_vocabulary(places.prepared / "vocabularies" / TEXT)
     heard = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in said["asr"].items()}
     measures = {name: _errors(texts[split], heard[split]) for split, name in ASR_OF.items() if split in texts}
     for name in ("shuffled", "no_audio", "gates_zero"):
@@ -126,7 +127,7 @@ def _judge_controls(sweep: Sweep, places: Places, say: Callable[[str], None]) ->
     say("the judge's controls")
     raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
     heard = {
-        "gold_units": _listen(sweep, places, [e["contents"]["speech"] for e in examples]),
+        "gold_units": _listen(sweep, places, [e["contents"][SPEECH] for e in examples]),
         **{name: transcribe_all(waveforms, _jsgf(sweep)) for name, waveforms in sounds(raw).items()},
     }
     texts = [e["text"] for e in examples]
@@ -135,7 +136,7 @@ def _judge_controls(sweep: Sweep, places: Places, say: Callable[[str], None]) ->
 
 
 def _listen(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> list[str]:
-    home = places.prepared / "vocabularies" / "speech"
+    home = places.prepared / "vocabularies" / SPEECH
     tokenizer, vocabulary = UnitTokenizer.load(home), load_vocabulary(home)
     units = [np.asarray(vocabulary.decode(ids), np.int32) for ids in spoken]
     waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in units]

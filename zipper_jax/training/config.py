@@ -7,7 +7,7 @@ from typing import Literal
 from zipper_jax.configs import closest
 from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.sequences import TEMPLATES
+from zipper_jax.tasks import TaskSet
 from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, compile_pattern
@@ -20,12 +20,13 @@ class DataConfig:
     Attributes:
         folder: A folder that ``zipper data prepare`` wrote.
         task_folders: Task to another such folder that its rows are in, prepared with the same vocabularies.
-        mixture: A task (``text_lm``, ``speech_lm``, ``asr``, ``tts``), or a name for what ``rates`` defines.
-        rates: Task to its share of the rows; empty: ``mixture`` is a task.
+        mixture: A task or a mixture of ``task_set``, or a name for what ``rates`` defines.
+        rates: Task to its share of the rows; empty: those that ``task_set`` has for ``mixture``.
         task_weights: Task to a factor on the loss weight of its tokens; 1 where not named. In a model of several towers
             each tower's loss is a mean of its own; where two modalities share a tower, this balances them.
         lengths: Tower to slots per row. Rows were packed to such lengths; longer slots are padding.
         skip_batches: Ranges ``(start, stop)`` of batches, counted from 0 over the whole run, that are left out.
+        task_set: The tasks, mixtures and modalities there are.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class DataConfig:
     skip_batches: tuple[tuple[int, int], ...] = ()
     task_weights: dict[str, float] = field(default_factory=dict)
     task_folders: dict[str, str] = field(default_factory=dict)
+    task_set: TaskSet = field(default_factory=TaskSet)
 
     def __post_init__(self) -> None:
         for start, stop in self.skip_batches:
@@ -43,11 +45,23 @@ class DataConfig:
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
-        if self.rates and self.mixture in TEMPLATES:  # t5x users name a task; here the rates would win silently
+        if (
+            self.rates and self.mixture in self.task_set.tasks
+        ):  # t5x users name a task; here the rates would win silently
             raise UserError(
                 f"DataConfig.mixture={self.mixture!r} is a task, but DataConfig.rates mixes {', '.join(self.rates)}: "
                 "for the task alone give --gin.DataConfig.rates={}, for the mixture a name of its own"
             )
+        known = {**self.task_set.tasks, **self.task_set.mixtures}
+        if not self.rates:  # resolved here, so that what is stored says what was trained on
+            object.__setattr__(self, "rates", dict(self.task_set.mixtures.get(self.mixture, {})))
+        if not self.rates and self.mixture not in known:
+            raise UserError(
+                f"DataConfig.mixture={self.mixture!r} (MIXTURE_OR_TASK_NAME): there is no such task or mixture: "
+                f"add yours to TaskSet.tasks, or give DataConfig.rates{closest(self.mixture, known)}"
+            )
+        for task in self.rates:
+            self.task_set.task(task, "DataConfig.rates")
         for name in ("task_weights", "task_folders"):
             for task in getattr(self, name):
                 if task not in self.tasks:
@@ -138,7 +152,8 @@ class InferEvalConfig:
         period: Steps between two of them, a multiple of ``TrainConfig.eval_period``; 0: none.
         examples: So many of each task, the first ones of its validation rows.
         metrics: Task to metric functions, as ``package.module:function`` with seqio's signature ``(targets,
-            predictions) -> {name: number}``; for ``asr`` and ``tts`` there are some without naming any.
+            predictions) -> {name: number}``; without naming any, tasks with a condition have those of the kind of
+            vocabulary that their target has.
     """
 
     period: int = 0
@@ -269,10 +284,11 @@ class TrainConfig:
 
 RESUME_MAY_CHANGE = frozenset(
     {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches", "infer_eval",
-     "initialise_from", "restore", "xla_options", "allow_changes"}
+     "initialise_from", "restore", "xla_options", "allow_changes", "data.task_set"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 
 ``steps`` may grow to train longer; with a cosine schedule the rate then follows the new length.
 ``initialise_from`` and ``restore`` only matter at step 0, and their folders may have moved.
+``data.task_set`` may know more tasks than before; the rows themselves hold the order and the weights of their spans.
 """

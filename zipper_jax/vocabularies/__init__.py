@@ -13,6 +13,7 @@ from jaxtyping import Int32
 from zipper_jax.errors import UserError
 from zipper_jax.vocabularies.files import FILE_NAME
 from zipper_jax.vocabularies.hugging_face import HuggingFaceVocabulary
+from zipper_jax.vocabularies.symbols import SymbolVocabulary
 from zipper_jax.vocabularies.text import ByteVocabulary, SentencePieceVocabulary, train_sentencepiece
 from zipper_jax.vocabularies.units import UnitVocabulary
 
@@ -20,6 +21,7 @@ __all__ = [
     "ByteVocabulary",
     "HuggingFaceVocabulary",
     "SentencePieceVocabulary",
+    "SymbolVocabulary",
     "UnitVocabulary",
     "Vocabulary",
     "load_vocabulary",
@@ -55,7 +57,8 @@ class Vocabulary(Protocol):
 
 
 KINDS: dict[str, Any] = {
-    cls.kind: cls for cls in (SentencePieceVocabulary, ByteVocabulary, HuggingFaceVocabulary, UnitVocabulary)
+    cls.kind: cls
+    for cls in (SentencePieceVocabulary, ByteVocabulary, HuggingFaceVocabulary, SymbolVocabulary, UnitVocabulary)
 }
 """kind -> class with ``load(folder, header)``."""
 

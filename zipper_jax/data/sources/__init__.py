@@ -24,11 +24,16 @@ READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
 }
 """format -> reader. ``tfds:NAME`` is one more."""
 
+KEEP_FIELDS = ("text", "table", "units")
+"""Formats whose rows may have further fields."""
+
 _WORDS = ("id", "place", "split", "text", "audio", "voice")
 
 
 def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Path) -> Iterator[Row]:
     """Rows of every path, in order. Raises UserError for an unknown format, and for what the readers refuse."""
+    if settings.fields and kind not in KEEP_FIELDS:
+        raise UserError(f"fields: rows of {kind!r} have none to keep; formats that have: {', '.join(KEEP_FIELDS)}")
     if kind.startswith("tfds:"):
         if len(paths) > 1:
             raise UserError(f"{kind} takes one DATA_DIR at most, got {len(paths)}")
@@ -48,10 +53,12 @@ def _writable(row: Row) -> Row:
     """The row, with a problem where it cannot be written as UTF-8: half an emoji in JSON, a file's name in Latin-1."""
     words: dict[str, Any] = {name: value for name in _WORDS if isinstance(value := getattr(row, name), str)}
     try:
-        "".join(words.values()).encode()
+        "".join([*words.values(), *(value for value in row.more.values() if isinstance(value, str))]).encode()
         return row
     except UnicodeEncodeError:
         escaped = {name: value.encode(errors="backslashreplace").decode() for name, value in words.items()}
     bad = {name for name, value in words.items() if escaped[name] != value}
-    problem = NOT_UTF8 if "text" in bad else "file name that is not UTF-8" if "audio" in bad else ""
+    problem = "file name that is not UTF-8" if "audio" in bad else ""
+    if "text" in bad or not bad:  # not bad: it is in a further field
+        problem = NOT_UTF8
     return dataclasses.replace(row, **{**escaped, "problem": row.problem or problem})

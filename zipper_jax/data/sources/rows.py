@@ -3,12 +3,16 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from zipper_jax.errors import UserError
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+
+FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
+"""What a row of a manifest may have, beside further ``fields``."""
 
 NO_AUDIO = "transcript without audio"
 NO_TEXT = "audio without transcript"
@@ -28,6 +32,7 @@ class Row:
 
     id: unique in the source. place: file, and line, for messages. split: the source's own name of it, "" without one.
     audio: absolute path; start, seconds: the part of it that is meant; without start: all of it.
+    more: fields of further modalities, kept as they are.
     problem: why it cannot be used, in a few words that can be counted; "" where nothing is known against it.
     """
 
@@ -41,6 +46,7 @@ class Row:
     start: float | None = None
     seconds: float | None = None
     problem: str = ""
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,7 @@ class ImportSettings:
     audio_folder: where the paths in a table begin; "": the table's folder.
     header: JSON file with num_units and rate_hz of given units; "": header.json beside them.
     sample_rate: of a TFDS dataset that does not state it.
+    fields: further columns of a table, or fields of .jsonl, that are kept: content of modalities of one's own.
     """
 
     validation: int = -1
@@ -72,6 +79,7 @@ class ImportSettings:
     audio_folder: str = ""
     header: str = ""
     sample_rate: int = 0
+    fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("validation", "test"):
@@ -83,6 +91,13 @@ class ImportSettings:
         for name in ("piece_words", "sample_rate"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: give 0 or more")
+        for name in self.fields:
+            if name in FIELDS:
+                raise UserError(f"fields names {name!r}, which has a meaning of its own: give further ones only")
+
+    def more(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The further ``fields`` that a record of a source has."""
+        return {name: record[name] for name in self.fields if record.get(name)}
 
 
 def split_of(name: str) -> str | None:

@@ -42,6 +42,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
                 text=cells.get(text),
                 audio=str(folder / file) if file else None,
                 voice=cells.get(voice) or None,
+                more=settings.more(cells),
                 problem=problem if file else NO_AUDIO,
             )
     except csv.Error as error:
@@ -59,6 +60,11 @@ def _decoded(path: Path, bad: list[int]) -> Iterator[str]:
 def _columns(path: Path, header: list[str], settings: ImportSettings) -> tuple[str, str, str]:
     """The columns of audio, text and voice: as the settings name them, which must then be there."""
     wanted = {"audio": settings.audio_field, "text": settings.text_field, "voice": settings.voice_field}
+    for name in settings.fields:
+        if name not in header:
+            raise UserError(
+                f"{str(path)!r} has no column {name!r} (there: {', '.join(header)}){closest(name, header)}: --fields"
+            )
     for field, name in wanted.items():
         name = name or (field if field == "audio" else "")
         if name and name not in header:

@@ -79,4 +79,4 @@ def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Itera
         elif not isinstance(value.get(field), str) or not value[field].strip():
             yield Row(own, place, split, problem=f"no text in field {field!r}")
         else:
-            yield Row(own, place, str(value.get("split") or split), value[field].strip())
+            yield Row(own, place, str(value.get("split") or split), value[field].strip(), more=settings.more(value))

@@ -50,6 +50,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             voice=None if problem or voice is None else str(voice),
             seconds=None if problem else seconds,
             problem=problem,
+            more=settings.more(value),
         )
 
 

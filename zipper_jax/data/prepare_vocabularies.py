@@ -1,0 +1,199 @@
+"""Vocabularies of a prepared folder, one per modality: the tokenizer's units, given, or made from the training split.
+
+Each is a stage of its own: what is there from a run that was interrupted is used as it is.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.conversion.tokenizer import whole_tokenizer
+from zipper_jax.data.encode import part
+from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
+from zipper_jax.errors import UserError
+from zipper_jax.progress import Say
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.corpus import read_header as read_header_of_corpus
+from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
+from zipper_jax.tasks import MODALITIES, SPEECH, TaskSet
+from zipper_jax.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    SymbolVocabulary,
+    UnitVocabulary,
+    Vocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
+from zipper_jax.vocabularies.hugging_face import DECISIVE
+
+_FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
+_FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said
+
+
+def make_tokenizer(
+    corpus: Path,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    settings: PrepareSettings,
+    given: Tokenizer | None,
+    say: Say,
+) -> Tokenizer:
+    """Of the finished stage, else the given one, else fitted on the audio of ``rows``."""
+    home = folder / "vocabularies" / SPEECH
+    if (home / "vocabulary.json").is_file():
+        return load_tokenizer(home)
+    begun = time.monotonic()
+    tokenizer = given if given is not None else _fit(corpus, rows, settings, say)
+    tokenizer.save(home)
+    vocabulary = UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest)
+    if settings.speech_vocabulary:
+        vocabulary = given_units(settings, tokenizer)
+        say(f"units have the ids of {settings.speech_vocabulary!r}: it must be a model of these very units")
+    vocabulary.save(home)
+    how = "given" if given is not None else f"fitted in {time.monotonic() - begun:.1f} s"
+    say(f"{tokenizer.num_units} units at {tokenizer.rate_hz:g} Hz, {how}")
+    return tokenizer
+
+
+def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, say: Say) -> UnitTokenizer:
+    chosen, seconds = [], 0.0
+    # In random order, so that every voice has its share of the hour.
+    for place in np.random.default_rng(settings.seed).permutation(len(rows)):
+        if seconds >= _FIT_SECONDS:
+            break
+        waveform = load_audio(**part(corpus, rows[place]))
+        seconds += len(waveform) / SAMPLE_RATE
+        chosen.append(waveform)
+    say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
+    return UnitTokenizer.fit(chosen, settings.num_units, settings.seed, say)
+
+
+def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
+    """Of the corpus's own units, or that of ``settings.tokenizer``; None: one is to be fitted."""
+    about = (read_header_of_corpus(corpus) or {}).get("units")
+    for row in rows:
+        if "units" in row and about is None:
+            raise UserError(
+                f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not say which: add "
+                '"units": {"num_units": …, "rate_hz": …} there'
+            )
+        if about is not None and "audio" in row and "units" not in row:
+            raise UserError(f"row {row['id']!r} of {str(corpus)!r} has audio but no units, as other rows do: add them")
+    if about is not None and settings.tokenizer:
+        raise UserError(
+            f"tokenizer = {settings.tokenizer!r}, but the corpus has units of its own: leave out --tokenizer"
+        )
+    if about is not None:
+        return GivenUnits.of(about)
+    if not settings.tokenizer:
+        return None
+    home = Path(settings.tokenizer) / "vocabularies" / SPEECH
+    if not home.is_dir():
+        raise UserError(
+            f"tokenizer = {settings.tokenizer!r}: give a folder that has vocabularies/speech (a run, a prepared "
+            "folder, or what `zipper data tokenizer` wrote)"
+        )
+    return load_tokenizer(home)
+
+
+def check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> None:
+    for row in rows:
+        units = np.asarray(row.get("units", [0]))
+        if units.ndim != 1 or units.dtype.kind != "i" or units.min() < 0 or units.max() >= num_units:
+            raise UserError(f"row {row['id']!r} of {str(corpus)!r}: units must be integers from 0 to {num_units - 1}")
+
+
+def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
+    """The settings with the number of units that a given tokenizer has."""
+    if settings.num_units not in (NUM_UNITS, given.num_units):
+        raise UserError(f"num_units is {settings.num_units}, but the given units are {given.num_units}: leave it out")
+    return dataclasses.replace(settings, num_units=given.num_units)
+
+
+def make_vocabulary(
+    folder: Path, modality: str, contents: list[Any], settings: PrepareSettings, say: Say
+) -> Vocabulary:
+    """Of the finished stage, else the given one, else made from ``contents``, those of the training split."""
+    home = folder / "vocabularies" / modality
+    if (home / "vocabulary.json").is_file():
+        return load_vocabulary(home)
+    kind, size = settings.task_set.vocabulary_of(modality), settings.vocabulary_size(modality)
+    source = f"{len(contents)} training sentences"
+    vocabulary: Vocabulary
+    if settings.vocabulary(modality):
+        vocabulary, source = given_vocabulary(modality, settings), "given"
+    elif kind == "subwords":
+        vocabulary = train_sentencepiece(contents, size or _FITTED_SIZE)
+    elif kind == "symbols":
+        vocabulary = SymbolVocabulary.list_from(contents)
+    elif size is None:
+        raise UserError(f"vocabulary_sizes names no {modality!r}: give the number of its units")
+    else:
+        vocabulary, source = UnitVocabulary(size, rate_hz=1.0), "its size"  # no audio, so the rate means nothing
+    vocabulary.save(home)
+    say(f"{modality} vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
+    return vocabulary
+
+
+def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
+    """The vocabulary that the settings name for ``modality``.
+
+    Raises:
+      UserError: they name nothing that is one, or one of another kind.
+    """
+    given, subwords = settings.vocabulary(modality), settings.task_set.vocabulary_of(modality) == "subwords"
+    field = f"{modality}_vocabulary" if modality in MODALITIES else f"vocabularies[{modality!r}]"
+    folder = Path(given) / "vocabularies" / modality
+    if subwords and given == "bytes":
+        return ByteVocabulary()
+    if folder.is_dir():
+        found = load_vocabulary(folder)
+        if not subwords and found.kind != settings.task_set.vocabulary_of(modality):
+            raise UserError(
+                f"{field} = {given!r}: its {modality} vocabulary holds {found.kind}, not "
+                f"{settings.task_set.vocabulary_of(modality)}"
+            )
+        return found
+    if subwords and Path(given).is_file():
+        return SentencePieceVocabulary(Path(given).read_bytes())
+    if subwords and any((Path(given) / name).is_file() for name in DECISIVE):
+        return whole_tokenizer(given)
+    names = "'sentencepiece', 'bytes', a sentencepiece .model file, a tokenizer's folder, or " if subwords else ""
+    raise UserError(
+        f"{field} = {given!r}: give {names}a folder that has vocabularies/{modality} (a run, a "
+        "prepared folder, or what `zipper convert from-hf` wrote)"
+    )
+
+
+def check_contents(corpus: Path, rows: Sequence[Mapping[str, Any]], task_set: TaskSet) -> None:
+    """UserError for a row whose content is not what its modality's vocabulary takes; units of audio: `check_units`."""
+    for name, modality in task_set.modalities.items():
+        kind, what = (list, "a list of integers") if modality.vocabulary == "units" else (str, "a string")
+        for row in rows if name != SPEECH else ():
+            if row.get(modality.field) is not None and not isinstance(row[modality.field], kind):
+                raise UserError(f"row {row['id']!r} of {str(corpus)!r}: {modality.field} must be {what}")
+
+
+def given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) -> UnitVocabulary:
+    """The vocabulary of ``speech_vocabulary``. Raises UserError when it is not of units like those asked for."""
+    given, place = given_vocabulary(SPEECH, settings), settings.speech_vocabulary
+    assert isinstance(given, UnitVocabulary)
+    if given.num_units != settings.num_units:
+        raise UserError(
+            f"speech_vocabulary = {place!r} has {given.num_units} units, but num_units = {settings.num_units}; give "
+            f"--num_units {given.num_units}"
+        )
+    if tokenizer is not None and given.rate_hz != tokenizer.rate_hz:
+        raise UserError(
+            f"speech_vocabulary = {place!r} has {given.rate_hz:g} units per second, not {tokenizer.rate_hz:g}"
+        )
+    if tokenizer is not None and given.codebook not in ("", tokenizer.digest):
+        raise UserError(f"speech_vocabulary = {place!r} names another unit tokenizer: its unit 7 is another sound")
+    return given

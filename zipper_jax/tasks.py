@@ -1,0 +1,143 @@
+"""What a model can be trained to do, as configuration: modalities, tasks over them, mixtures of tasks; ours by default.
+
+gin builds these objects (``TaskSet.tasks = {...}``), runs and prepared folders store them. What is given is added to
+ours, so a configuration names only what it adds. No other module of the core knows a modality or a task by name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zipper_jax.configs import closest, from_dict
+from zipper_jax.errors import UserError
+
+TEXT = "text"
+SPEECH = "speech"
+"""What audio is encoded into, and vocoded from: the one modality that is not read from a field alone."""
+
+VocabularyKind = Literal["subwords", "symbols", "units"]
+_OTHER_FIELDS = ("id", "split", "audio", "voice", "start", "seconds", "shift")
+
+
+@dataclass(frozen=True)
+class DataModality:
+    """What one modality is in the data. (``ModalityConfig`` says which tower of a model holds it.)
+
+    Attributes:
+        field: Field of a manifest's row, and of a prepared example, that holds the content.
+        vocabulary: ``subwords``: the content is a string, and its vocabulary is fitted (sentencepiece) or given;
+            ``symbols``: a string of symbols with spaces between them, which are listed from the training split;
+            ``units``: a list of integers from 0.
+    """
+
+    field: str
+    vocabulary: VocabularyKind
+
+    def __post_init__(self) -> None:
+        if not self.field or self.field in _OTHER_FIELDS:
+            raise UserError(f"DataModality.field = {self.field!r}: name the field of a row that holds the content")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task: the order of an example's spans, and which of them are learned.
+
+    Attributes:
+        spans: (modality, loss weight) of each span in order of time: 1 for a target, 0 for what is only given. No task
+            tag is needed: the order says which task it is.
+    """
+
+    spans: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.modalities)) != len(self.spans):
+            raise UserError(f"TaskConfig.spans = {self.spans}: name each modality once")
+        for modality, weight in self.spans:
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(f"TaskConfig.spans: {modality!r} has weight {weight}: give 0 or more")
+        if not any(weight for _, weight in self.spans):
+            raise UserError(f"TaskConfig.spans = {self.spans}: nothing is learned; give a target a weight above 0")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """In order of time."""
+        return tuple(modality for modality, _ in self.spans)
+
+    @property
+    def target(self) -> str:
+        """The modality that is generated from the others: that of the last span."""
+        return self.spans[-1][0]
+
+
+MODALITIES = {TEXT: DataModality("text", "subwords"), SPEECH: DataModality("units", "units")}
+TASKS = {
+    "text_lm": TaskConfig(((TEXT, 1.0),)),
+    "speech_lm": TaskConfig(((SPEECH, 1.0),)),
+    "asr": TaskConfig(((SPEECH, 0.0), (TEXT, 1.0))),
+    "tts": TaskConfig(((TEXT, 0.0), (SPEECH, 1.0))),
+}
+PAPER_RATES = {"asr": 1.0, "tts": 1.26}
+"""ASR to TTS by number of samples (paper §4)."""
+MIXTURES = {"asr_tts": PAPER_RATES}
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The modalities, tasks and mixtures that a run or a prepared folder knows; what is given is added to ours.
+
+    Attributes:
+        modalities: Name to what it is in the data. Ours (``text``, ``speech``) cannot be redefined.
+        tasks: Name to its spans.
+        mixtures: Name to rates of tasks, relative to each other.
+    """
+
+    modalities: dict[str, DataModality] = field(default_factory=dict)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    mixtures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, ours in (("modalities", MODALITIES), ("tasks", TASKS), ("mixtures", MIXTURES)):
+            object.__setattr__(self, name, {**ours, **getattr(self, name)})
+        for name, modality in MODALITIES.items():
+            if self.modalities[name] != modality:
+                raise UserError(f"TaskSet.modalities[{name!r}] = {self.modalities[name]}: give yours another name")
+        for name, task in self.tasks.items():
+            for needed in task.modalities:
+                if needed not in self.modalities:
+                    raise UserError(
+                        f"TaskSet.tasks[{name!r}]: there is no modality {needed!r} in TaskSet.modalities"
+                        f"{closest(needed, self.modalities)}"
+                    )
+        for name, rates in self.mixtures.items():
+            if name in self.tasks:
+                raise UserError(f"TaskSet.mixtures[{name!r}]: a task has that name; give the mixture another")
+            for task_name in rates:
+                self.task(task_name, f"TaskSet.mixtures[{name!r}]")
+
+    def task(self, name: str, where: str = "TaskSet.tasks") -> TaskConfig:
+        """The task called ``name``.
+
+        Raises:
+            UserError: There is none; the message begins with ``where``, the field that named it.
+        """
+        if name not in self.tasks:
+            raise UserError(f"{where}: task {name!r} is unknown{closest(name, self.tasks)}")
+        return self.tasks[name]
+
+    def field_of(self, modality: str) -> str:
+        """The field of an example that holds the content of ``modality``."""
+        return self.modalities[modality].field
+
+    def vocabulary_of(self, modality: str) -> VocabularyKind:
+        """The kind of vocabulary that ``modality`` has."""
+        return self.modalities[modality].vocabulary
+
+
+def stored_task_set(config: Mapping[str, Any]) -> TaskSet:
+    """The TaskSet that the config.json of a run or model folder, or the header.json of a prepared one, has.
+
+    Ours where it was written before there were others.
+    """
+    data = config.get("train", {}).get("data", config)
+    return from_dict(TaskSet, data.get("task_set", {}))

@@ -1,0 +1,56 @@
+"""Symbols with spaces between them (phones, notes, tags): each is a token of its own."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from zipper_jax.errors import UserError
+from zipper_jax.vocabularies import files
+
+UNKNOWN = "<unk>"
+
+
+class SymbolVocabulary:
+    """``symbols[i]`` is id i; unknown, begin and end follow."""
+
+    kind = "symbols"
+
+    def __init__(self, symbols: Iterable[str]):
+        self.symbols = tuple(symbols)
+        if not self.symbols:
+            raise UserError("there are no symbols to make a vocabulary of: check the field and the training split")
+        for symbol in self.symbols:
+            if symbol.split() != [symbol] or symbol == UNKNOWN:
+                raise UserError(f"symbol {symbol!r}: give symbols without spaces, and none that is {UNKNOWN}")
+        if len(set(self.symbols)) != len(self.symbols):
+            raise UserError("a symbol is listed twice: list each once")
+        self._ids = {symbol: number for number, symbol in enumerate(self.symbols)}
+        self.unknown_id = len(self.symbols)
+        self.begin_id, self.end_id, self.size = (self.unknown_id + n for n in (1, 2, 3))
+        self.digest = files.digest(b"symbols", *(symbol.encode() for symbol in self.symbols))
+
+    @classmethod
+    def list_from(cls, contents: Iterable[str]) -> "SymbolVocabulary":
+        """The symbols that occur in ``contents``, sorted."""
+        return cls(sorted({symbol for content in contents for symbol in content.split()}))
+
+    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
+        return np.array([self._ids.get(symbol, self.unknown_id) for symbol in content.split()], np.int32)
+
+    def decode(self, ids: Any) -> str:
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        wrong = ids[(ids < 0) | (ids >= self.size)]
+        if len(wrong):
+            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+        known = (*self.symbols, UNKNOWN)
+        return " ".join(known[number] for number in ids if number < len(known))
+
+    def save(self, folder: Any) -> None:
+        files.write_header(folder, self, symbols=self.symbols)
+
+    @classmethod
+    def load(cls, folder: Path, header: Mapping[str, Any]) -> "SymbolVocabulary":
+        return cls(header["symbols"])
