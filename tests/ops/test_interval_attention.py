@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipper_jax.ops import interval_attention as module
-from zipper_jax.ops.interval_attention import interval_attention, interval_weights
+from zipper_jax.ops.interval_attention import interval_attention, interval_weights, merge_attention
 
 TOLERANCE = 2e-6  # float32, values of order 1
 
@@ -211,3 +211,59 @@ def test_bad_arguments():
     start, end = ranges(rng, 1, 2, 2)
     with pytest.raises(ValueError, match="4 query heads are not a multiple of 3"):
         interval_attention(*arrays(rng, 1, 2, 2, 4, 3, 2), start, end)
+
+
+# ---- several calls as one softmax ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
+    """Two calls over two sets of keys, merged, against the definition over both; rows that see none, one or both."""
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(rng, 2, 9, 14, 4, 2, 8)
+    g = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+    first, second = ranges(rng, 2, 9, 6), ranges(rng, 2, 9, 8)
+    none = jnp.zeros((2, 9), bool).at[:, 3].set(True).at[0, 5].set(True)
+    first = first[0], jnp.where(none, first[0], first[1])
+    second = second[0], jnp.where(none, second[0], second[1])
+
+    def merged(q, k, v):
+        call = partial(interval_attention, q, implementation=implementation, return_lse=True)
+        parts = [call(k[:, :6], v[:, :6], *first), call(k[:, 6:], v[:, 6:], *second)]
+        return merge_attention(parts), [lse for _, lse in parts]
+
+    (out, lses), pull = jax.vjp(merged, q, k, v)
+    gradients = pull((g, [jnp.zeros_like(lse) for lse in lses]))
+
+    def masked(start, end, size):
+        places = np.arange(size)
+        return (places >= np.asarray(start)[..., None]) & (places < np.asarray(end)[..., None])
+
+    mask = np.concatenate([masked(*first, 6), masked(*second, 8)], axis=-1)[:, :, None, None]
+    scores = np.einsum("btkgh,bskh->btkgs", np.asarray(q, np.float64).reshape(2, 9, 2, 2, 8), np.asarray(k, np.float64))
+    exponentials = np.where(mask, np.exp(scores * 8**-0.5), 0)
+    total = exponentials.sum(-1, keepdims=True)
+    weights = exponentials / np.where(total == 0, 1, total)
+    wanted = np.einsum("btkgs,bskh->btkgh", weights, np.asarray(v, np.float64)).reshape(out.shape)
+    np.testing.assert_allclose(out, wanted, atol=TOLERANCE)
+    empty = ~mask.any(-1)[..., 0, 0]
+    assert empty.any()
+    assert (np.asarray(out)[empty] == 0).all()
+    of_first = np.where(mask[..., :6], np.exp(scores[..., :6] * 8**-0.5), 0).sum(-1).reshape(2, 9, 4)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(lses[0], np.log(of_first), rtol=1e-5)
+    shuffled = jax.vjp(lambda q, k, v: _dense_over(q, k, v, mask[:, :, 0, 0]), q, k, v)[1](g)
+    for found, expected in zip(gradients, shuffled, strict=True):
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, expected, atol=5 * TOLERANCE)
+
+
+def _dense_over(q, k, v, mask):
+    """Softmax attention under a dense mask [B, T, S], rows without keys 0."""
+    b, t, n, h = q.shape
+    scores = jnp.einsum("btkgh,bskh->btkgs", q.reshape(b, t, k.shape[2], -1, h), k) * h**-0.5
+    mask = jnp.asarray(mask)[:, :, None, None]
+    weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores, 0)), 0)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
+    return jnp.einsum("btkgs,bskh->btkgh", weights, v).reshape(q.shape)

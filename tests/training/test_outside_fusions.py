@@ -1,0 +1,123 @@
+"""Fusions that the package knows nothing of, through all that a run does: see tests/outside_fusions.py.
+
+The rules of the forward pass and of decoding run on both in tests/models and tests/decoding (OPTIONS "ungated" and
+"shared").
+"""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from running import log, params, run
+from tiny_models import LENGTHS, zipper_model
+
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipConfig
+from zipper_jax.sequences import fill_template, rows_to_towers
+from zipper_jax.tasks import TASKS
+from zipper_jax.training import partition_tree as tree
+from zipper_jax.training.config import SaveCheckpointConfig
+from zipper_jax.training.flops import flops_per_row
+from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.training.program import build
+
+ZIPS = {
+    "ungated": ZipConfig(
+        ("speech", "text"), {"text": 1, "speech": 2}, into=("text",), fusion="outside_fusions:OneWay",
+        options={"scale": 0.5},
+    ),
+    "shared": ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
+}  # fmt: skip
+
+
+def model(name):
+    return replace(zipper_model(), zips=(ZIPS[name],))
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
+    """Rules 3 and 6, bitwise: the frozen tower is what it was, and a run in two parts logs the same losses."""
+    config = zipper_run(
+        model=model(name), freeze=FreezeConfig(towers=("text",)), save=SaveCheckpointConfig(period=2), steps=4
+    )
+    run(config)
+    start = tree.flatten(zipper.init_params(config.model, config.seed))
+    moved = {path for path, leaf in params(config).items() if (leaf != start[path]).any()}
+    assert not {path for path in moved if path.startswith("towers/text/")}
+    assert any(path.startswith("zips/") for path in moved)
+    parts = replace(config, model_dir=str(tmp_path / "parts"))
+    run(replace(parts, steps=2, optimizer=config.optimizer))
+    run(parts)
+    assert log(parts) == log(config)
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_any_mesh_gives_the_loss_of_one_device(name, zipper_run):
+    """Rule 5; also parameters whose axes no sharding rule knows (plain Flax layers)."""
+    losses = []
+    for mesh in (MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)):
+        config = zipper_run(model=model(name), mesh=mesh, optimizer=OptimizerConfig(learning_rate=1e-2))
+        built = build(config, 2)
+        towers = rows_to_towers([[_example(b)] for b in range(8)], _layout(), LENGTHS)
+        batch = {"towers": towers, "task": np.arange(8, dtype=np.int32) % 2}
+        state = built.start(zipper.init_params(config.model, 0))
+        for _ in range(2):
+            state, metrics = built.train_step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_flops_are_those_of_its_weights_and_pairs(name):
+    config = model(name)
+    known = zipper.parameters(config)
+    shapes = {path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in known.items()}
+    bare = replace(config, zips=())
+    own = zipper.parameters(bare)
+    alone = flops_per_row(bare, {path: shapes[path] for path in own}, own, [], LENGTHS)
+    zips = flops_per_row(config, shapes, known, [], LENGTHS) - alone
+    weights = sum(
+        4.0 * np.prod(p.shape) * LENGTHS[p.tokens]
+        for path, p in known.items()
+        if path.startswith("zips/") and p.use == "product"
+    )
+    pairs = sum(
+        12 * config.towers[into].num_heads * config.towers[into].head_size * LENGTHS["text"] * LENGTHS["speech"] / 2
+        for into in ZIPS[name].receivers
+    )
+    assert zips == pytest.approx(weights + pairs)
+
+
+def test_options_of_a_fusion_are_checked_by_name():
+    from zipper_jax.errors import UserError
+
+    with pytest.raises(
+        UserError, match=r"zip speech-text, fusion 'outside_fusions:OneWay'.*scal.*did you mean 'scale'"
+    ):
+        replace(zipper_model(), zips=(replace(ZIPS["ungated"], options={"scal": 1.0}),))
+    with pytest.raises(UserError, match=r"ZipConfig.fusion = 'gated_cross_atention' is no fusion; did you mean"):
+        replace(zipper_model(), zips=(replace(ZIPS["ungated"], fusion="gated_cross_atention"),))
+    with pytest.raises(UserError, match="cannot be imported"):
+        replace(zipper_model(), zips=(replace(ZIPS["ungated"], fusion="outside_fusions:Nothing"),))
+    with pytest.raises(UserError, match="no subclass"):
+        replace(zipper_model(), zips=(replace(ZIPS["ungated"], fusion="outside_fusions:dataclass"),))
+
+
+def _layout():
+    from zipper_jax.sequences import make_layout
+    from zipper_jax.vocabularies import UnitVocabulary
+
+    vocabularies = {"text": UnitVocabulary(20, 25.0), "speech": UnitVocabulary(30, 25.0)}
+    return make_layout(zipper_model().modalities, vocabularies)
+
+
+def _example(seed):
+    random = np.random.default_rng(seed)
+    contents = {
+        "text": random.integers(0, 20, 5).astype(np.int32),
+        "speech": random.integers(0, 30, 9).astype(np.int32),
+    }
+    return fill_template(TASKS[("asr", "tts")[seed % 2]], contents)
