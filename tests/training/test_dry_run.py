@@ -133,7 +133,7 @@ def test_the_command(prepared, tmp_path, capsys):
         ("TASK_FEATURE_LENGTHS={'txt': 32, 'speech': 64}", "DataConfig.lengths (TASK_FEATURE_LENGTHS) names ['speech"),
         ("FreezeConfig.towers=('txt',)", "there is no tower 'txt' (towers: speech, text); did you mean 'text'?"),
         ("TrainConfig.initialise_from={'txt': 'x'}", "'txt'"),
-        ("DataConfig.rates={'ars': 1.0}", "no task 'ars' (there: asr, speech_lm, text_lm, tts); did you mean 'asr'?"),
+        ("DataConfig.rates={'ars': 1.0}", "DataConfig.rates: task 'ars' is unknown; did you mean 'asr'?"),
         ("MIXTURE_OR_TASK_NAME='asr'", "DataConfig.mixture='asr' is a task, but DataConfig.rates mixes asr, tts"),
     ],
 )
