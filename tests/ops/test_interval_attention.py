@@ -260,8 +260,8 @@ def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
 
 def _dense_over(q, k, v, mask):
     """Softmax attention under a dense mask [B, T, S], rows without keys 0."""
-    b, t, n, h = q.shape
-    scores = jnp.einsum("btkgh,bskh->btkgs", q.reshape(b, t, k.shape[2], -1, h), k) * h**-0.5
+    h = q.shape[-1]
+    scores = jnp.einsum("btkgh,bskh->btkgs", q.reshape(*q.shape[:2], k.shape[2], -1, h), k) * h**-0.5
     mask = jnp.asarray(mask)[:, :, None, None]
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores, 0)), 0)
     total = weights.sum(-1, keepdims=True)

@@ -25,7 +25,7 @@ from zipper_jax.models.rotary import Layer
 from zipper_jax.ops.interval_attention import interval_attention, merge_attention
 from zipper_jax.sequences import TowerBatch
 
-More = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Range]
+More = tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Range]
 """Further keys and values of one block's attention, and the range of them that each query attends to."""
 
 
