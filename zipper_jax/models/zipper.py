@@ -17,7 +17,7 @@ Axis letters: B rows, T positions, D width, V vocabulary, L layers, Z zips.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +26,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zipper_jax.models import module
-from zipper_jax.models.cache import Cache, cache_axes, place_tokens, write
+from zipper_jax.models.cache import Cache
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
-from zipper_jax.models.fusion import Fusion, SourceState, fusion_class
+from zipper_jax.models.forward import Batches, Pass, State, Weights
+from zipper_jax.models.fusion import Fusion, fusion_class
 from zipper_jax.models.layers import Projection
-from zipper_jax.models.masks import Order, Range, attention_range
-from zipper_jax.models.module import Execution, Module, Params, Placer, cut, member, stack, unsharded
-from zipper_jax.models.schedule import Fusion as Fused
-from zipper_jax.models.schedule import Read, Stage, group_stages, make_schedule, zip_pairs
-from zipper_jax.models.tower import AddedEmbedding, Places, Tower
-from zipper_jax.sequences import TowerBatch
-
-State = Float[Array, "B T D"]
-Batches = Mapping[str, TowerBatch]
-Weights = dict[tuple[str, str, int], Float[Array, "B K G T S"]]
-"""(zip, receiving tower, member) -> attention weights."""
+from zipper_jax.models.module import Execution, Module, Params, Placer, stack, unsharded
+from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.tower import AddedEmbedding, Tower
 
 
 class Zipper(Module):
@@ -105,7 +98,7 @@ class Zipper(Module):
     def hidden(self, batches: Batches, cache: Cache) -> tuple[dict[str, State], Cache]: ...
     def hidden(self, batches: Batches, cache: Cache | None = None) -> Any:
         """What `head` takes: the final states, normed; otherwise like `__call__`."""
-        run = _Pass(self, batches, cache)
+        run = Pass(self, batches, cache)
         states = {tower: self.towers[tower].norm(x) for tower, x in run().items()}
         return states if cache is None else (states, run.cache)
 
@@ -129,253 +122,10 @@ class Zipper(Module):
 
     def attention_weights(self, batches: Batches) -> Weights:
         """Attention weights of the fusions that have some to show (dense: for short pictures)."""
-        run = _Pass(self, batches, None, probe={})
+        run = Pass(self, batches, None, probe={})
         run()
         assert run.probe is not None
         return run.probe
-
-
-class _Pass:
-    """One pass through towers and zips: what all its stages share."""
-
-    def __init__(self, model: Zipper, batches: Batches, cache: Cache | None, probe: Weights | None = None):
-        config = model.config
-        self.model, self.probe = model, probe
-        self.batches = {name: batches[name] for name in sorted(batches)}
-        slots: dict[str, Array] = {}
-        if cache is not None:
-            towers = dict(cache.towers)
-            for name, batch in self.batches.items():
-                towers[name], slots[name] = place_tokens(towers[name], batch)
-            cache = Cache(towers, dict(cache.zips))
-        self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
-        queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
-        keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
-        self.places: dict[str, Places] = {}
-        for name, batch in self.batches.items():
-            visible = attention_range(queries[name], keys[name], inclusive=True)
-            self.places[name] = model.towers[name].places(batch=batch, visible=visible, slots=slots.get(name))
-        self.visible: dict[tuple[str, str], Range] = {}  # (receiver, source) -> all that came earlier
-        for z in config.zips:
-            for into in z.receivers:
-                source = z.other(into)
-                if into in queries and source in keys:
-                    self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)
-                elif into in queries:
-                    nothing = jnp.zeros_like(queries[into].segment_ids)
-                    self.visible[into, source] = nothing, nothing
-
-    def __call__(self) -> dict[str, State]:
-        """The final states of the towers present."""
-        model = self.model
-        states: dict[str, State] = {
-            name: model.towers[name].embed(
-                batch=batch,
-                added=model.added_embeddings.get(name),
-                projection=model.input_projections.get(name),
-            )
-            for name, batch in self.batches.items()
-        }
-        saved: _Saved = {}
-        for group in group_stages(make_schedule(model.config, self.batches)):
-            if len(group) > 1 and model.config.scan and self.probe is None:
-                states = self.scan(group, states)
-            else:
-                for stage in group:
-                    states, saved, self.cache = self.stage(stage, self.parts(stage), states, saved, self.cache)
-        return states
-
-    # ---- stages ------------------------------------------------------------------------------------------------------
-
-    def parts(self, stage: Stage, stages: int = 1) -> "_Parts":
-        """The blocks and fusions of a stage; of several alike in a row: theirs too, stacked."""
-        blocks, inside = {}, {}
-        for tower, (first, last) in _blocks(stage).items():
-            stacked = self.model.towers[tower].numbered(first, last + (stages - 1) * (last - first + 1))
-            has_inside = any(f.inside and f.tower == tower for f in stage.fusions)
-            if stages == 1:
-                if has_inside:
-                    inside[tower], stacked = member(stacked, -1), cut(stacked, 1, last - first)
-            else:
-                stacked = jax.tree.map(lambda x: x.reshape(stages, x.shape[0] // stages, *x.shape[1:]), stacked)
-                if has_inside:
-                    inside[tower] = jax.tree.map(lambda x: x[:, -1], stacked)
-                    stacked = jax.tree.map(lambda x: x[:, :-1], stacked)
-            if first < last or not has_inside:
-                blocks[tower] = stacked
-        needed = {(s.zip, f.tower, s.member) for f in stage.fusions for s in f.sources}
-        if self.cache is not None:
-            needed |= {(r.zip, r.into, r.member) for r in stage.reads}
-        fusions: dict[Any, tuple[Fusion, Any]] = {}
-        for name, into, index in sorted(needed):
-            stacked = self.model.zips[name][f"into_{into}"]
-            if stages == 1:
-                fusions[name, into, index] = member(stacked, index), index
-            else:
-                numbers = np.arange(index, index + stages, dtype=np.int32)
-                fusions[name, into, index] = cut(stacked, index + 1, index + stages), numbers
-        return _Parts(blocks, inside, fusions)
-
-    def scan(self, group: tuple[Stage, ...], states: dict[str, State]) -> dict[str, State]:
-        """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
-
-        def body(carry: Any, parts: "_Parts") -> tuple[Any, None]:
-            states, _, cache = self.stage(group[0], parts, carry[0], {}, carry[1])
-            return (states, cache), None
-
-        (states, self.cache), _ = jax.lax.scan(body, (states, self.cache), self.parts(group[0], len(group)))
-        return states
-
-    def stage(
-        self, stage: Stage, parts: "_Parts", states: dict[str, State], saved: "_Saved", cache: Cache | None
-    ) -> tuple[dict[str, State], "_Saved", Cache | None]:
-        """Runs one stage: blocks, then what the zips read, then what they do."""
-        states, saved = dict(states), dict(saved)
-        for name, _, last in stage.runs:
-            tower, own = self.model.towers[name], None if cache is None else cache.towers[name]
-            blocks, layers = parts.blocks[name]
-            states[name], own = tower.run(
-                blocks=blocks, layers=layers, x=states[name], places=self.places[name], cache=own
-            )
-            cache = _with_tower(cache, name, own)
-            saved[name, last, False] = _At(states[name], self.places[name].positions, None, None)
-        for read in stage.reads:
-            if read.inside:
-                stacked = self.model.towers[read.tower].blocks
-                block = parts.inside.get(read.tower) or (member(stacked, read.block - 1), read.block - 1)
-                at = _At(states[read.tower], self.places[read.tower].positions, *block)
-                saved[read.tower, read.block, True] = at
-        for read in stage.reads if cache is not None else ():
-            cache = self.remember(read, parts, saved, cast(Cache, cache))
-        fused = {}
-        for fusion in stage.fusions:
-            if fusion.inside:
-                fused[fusion.tower], cache = self.run_inside(fusion, parts, states[fusion.tower], saved, cache)
-            else:
-                fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)
-        return {**states, **fused}, saved, cache
-
-    # ---- zips --------------------------------------------------------------------------------------------------------
-
-    def fuse(self, fused: Fused, parts: "_Parts", saved: "_Saved", cache: Cache | None) -> State:
-        """m + the sum of the zips' effects, all on the state before any of them, in sorted zip order."""
-        execution, m = self.model.towers[fused.tower].execution, saved[fused.tower, fused.block, False].state
-        positions, total = self.places[fused.tower].positions, m
-        for source in fused.sources:
-            fusion, index = parts.fusions[source.zip, fused.tower, source.member]
-            earlier = self.visible[fused.tower, source.tower]
-
-            def effect(
-                fusion: Fusion, m: State, at: _At, call: str = "effect", source=source, index=index, earlier=earlier
-            ):
-                fusion = execution.in_use(fusion)
-                kept = self.kept(source, fused.tower, fusion, index, at, cache)
-                return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
-
-            at = self.at(source, False, saved)
-            total = total + (effect if cache is not None else execution.recompute(effect))(fusion, m, at)
-            if self.probe is not None and (weights := effect(fusion, m, at, "weights")) is not None:
-                self.probe[source.zip, fused.tower, source.member] = weights
-        return execution.shard(total, "batch", None, None)
-
-    def run_inside(
-        self, fused: Fused, parts: "_Parts", x: State, saved: "_Saved", cache: Cache | None
-    ) -> tuple[State, Cache | None]:
-        """A block in whose attention the keys and values of zips take part."""
-        tower, places = self.model.towers[fused.tower], self.places[fused.tower]
-        found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
-        block, layer = parts.inside[fused.tower]
-
-        def body(block: Any, fusions: list[Fusion], x: State, ats: list[_At], own: Any) -> Any:
-            more = []
-            for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):
-                fusion = tower.execution.in_use(fusion)
-                kept = self.kept(source, fused.tower, fusion, index, at, cache)
-                earlier = self.visible[fused.tower, source.tower]
-                key, value = fusion.keys_and_values(kept)
-                more.append((key, value, fusion.visible(earlier)))
-            return tower.execution.in_use(block)(x, places=places, layer=layer, cache=own, more=more)
-
-        own = None if cache is None else cache.towers[fused.tower]
-        ats = [self.at(source, True, saved) for source in fused.sources]
-        run = body if cache is not None else tower.execution.recompute(body)
-        x, own = run(block, [fusion for fusion, _ in found], x, ats, own)
-        return tower.execution.shard(x, "batch", None, None), _with_tower(cache, fused.tower, tower.shard_cache(own))
-
-    def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
-        """The cache with what a zip keeps of the tokens of this pass."""
-        key, execution = (read.zip, read.into), self.model.towers[read.into].execution
-        fusion, index = parts.fusions[read.zip, read.into, read.member]
-        new = execution.in_use(fusion).read(self.source(read, self.at(read, read.inside, saved), fusion.placement))
-        kept = write(cache.zips[key], index, self.slots[read.tower], new)
-        kept = jax.tree.map(lambda x, axes: execution.shard(x, *axes.names), kept, self.axes.zips[key])
-        return Cache(cache.towers, {**cache.zips, key: kept})
-
-    def kept(self, source: Any, receiver: str, fusion: Fusion, index: Any, at: "_At", cache: Cache | None) -> Any:
-        """What a zip reads of all tokens of its source: from the cache where there is one, else of this pass."""
-        if cache is not None:
-            return jax.tree.map(lambda x: x[index], cache.zips[source.zip, receiver])
-        return fusion.read(self.source(source, at, fusion.placement))
-
-    def at(self, source: Any, inside: bool, saved: "_Saved") -> "_At":
-        """Where a zip reads a tower (``source``: a Read or a Source); empty where the tower has no tokens here."""
-        name = source.tower
-        if name in self.batches:
-            return saved[name, source.block, inside]
-        rows = next(iter(self.batches.values())).tokens.shape[0]
-        width, dtype = self.model.config.towers[name].width, self.model.towers[name].execution.dtype
-        return _At(jnp.zeros((rows, 0, width), dtype), jnp.zeros((rows, 0), jnp.int32), None, None)
-
-    def source(self, source: Any, at: "_At", placement: str) -> SourceState:
-        """What a fusion is given to read."""
-        tower = self.model.towers[source.tower]
-
-        def heads() -> tuple[Array, Array]:
-            # Of no tokens any block gives nothing.
-            block, layer = (member(tower.blocks, 0), 0) if at.block is None else (at.block, at.layer)
-            return tower.execution.in_use(block).heads(at.state, at.positions, layer)[1:]
-
-        return SourceState(at.state, at.positions, heads if placement == "inside" else None)
-
-
-class _At(NamedTuple):
-    """Where a zip reads: the state, its local positions, and the block there (inside), with its number from 0."""
-
-    state: State
-    positions: Any
-    block: Any
-    layer: Any
-
-
-_Saved = dict[tuple[str, int, bool], _At]
-"""What zips read, by (tower, block, inside)."""
-
-
-class _Parts(NamedTuple):
-    """The parameters of a stage.
-
-    Attributes:
-        blocks: tower -> (blocks that run before the stop, their numbers from 0), stacked.
-        inside: tower -> (block whose attention zips take part in, its number).
-        fusions: (zip, receiver, member) -> (fusion, its number among the members).
-    """
-
-    blocks: dict[str, tuple[Any, Any]]
-    inside: dict[str, tuple[Any, Any]]
-    fusions: dict[tuple[str, str, int], tuple[Fusion, Any]]
-
-
-def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:
-    """tower -> first and last block that a stage runs, those inside included."""
-    found = {tower: (first, last) for tower, first, last in stage.runs}
-    for fusion in stage.fusions:
-        if fusion.inside:
-            found[fusion.tower] = found.get(fusion.tower, (fusion.block,))[0], fusion.block
-    return found
-
-
-def _with_tower(cache: Cache | None, name: str, own: Any) -> Cache | None:
-    return None if cache is None else Cache({**cache.towers, name: own}, cache.zips)
 
 
 # ---- models and nested dicts -----------------------------------------------------------------------------------------
