@@ -1,22 +1,28 @@
 """Proof that the tests can fail: small faults put into a copy of the package, one by one, each of which must turn red.
 
-    python tests/mutations.py [words of a mutation's name]
+    python tests/mutations.py [--jobs 2] [words of a mutation's name]
 
-Each copy lives in a temporary folder; the working tree is never touched. Prints a table and keeps
-benchmarks/results/mutations.json up to date. Takes about half a minute per mutation.
+Each copy is in a temporary folder of its own; the working tree is never touched. Prints a table; a run of all mutations
+writes it to benchmarks/results/mutations.json. Takes about half a minute per mutation.
 """
 
+import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_CODE = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError", "SyntaxError")
+"""How a test fails where a fault does not say what it means."""
 
 
 class Mutation(NamedTuple):
@@ -29,58 +35,94 @@ class Mutation(NamedTuple):
     new: str
     tests: str
 
+    @property
+    def command(self) -> list[str]:
+        """Arguments of pytest: a test file, then options."""
+        return shlex.split(self.tests)
 
-ZIPPER, CACHE, GENERATE = "models/zipper.py", "decoding/cache.py", "decoding/generate.py"
-BLOCK, VISIBLE, ATTEND = "models/zip_block.py", "models/visibility.py", "ops/interval_attention.py"
-FORWARD, DECODING = "tests/models/test_zipper.py", "tests/decoding/test_generate.py"
-EQUATIONS = f"{FORWARD} -k equations"
+
+ZIPPER, TOWER, MODULE, CACHE = "models/zipper.py", "models/tower.py", "models/module.py", "models/cache.py"
+MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attention.py", "models/schedule.py"
+ATTENTION, GENERATE, BEAM, SAMPLING = (
+    "ops/interval_attention.py", "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
+)  # fmt: skip
 LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "training/checkpoints.py"
-GUARD = "tests/training/test_guard.py"
-CAUSAL = f"{FORWARD} -k changes_nothing_before"
+SEQUENCES, MIXTURES = "sequences.py", "data/mixtures.py"
+
+FORWARD, DECODING, RANGES = (
+    "tests/models/test_zipper.py",
+    "tests/decoding/test_generate.py",
+    "tests/models/test_masks.py",
+)
+DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
+OBJECT = "tests/models/test_model_object.py"
+OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
+EQUATIONS, CAUSAL = f"{FORWARD} -k equations", f"{FORWARD} -k 'changes_nothing_before and paper'"
+CHUNKS = f"{DECODING} -k 'chunks and pair'"
 
 MUTATIONS = (
     # rule 1: causality
-    Mutation("1", "self-attention sees the next token", VISIBLE, "slots + 1, length", "slots + 2, length", CAUSAL),
+    Mutation(
+        "1",
+        "self-attention sees the next token",
+        MASKS,
+        "segments + queries.global_positions, side=side",
+        "segments + queries.global_positions + inclusive, side=side",
+        CAUSAL,
+    ),
     Mutation(
         "1",
         "cross-attention sees the next token of the other tower",
-        VISIBLE,
-        "query_segments * longest + query_positions, side",
-        "query_segments * longest + query_positions + 2, side",
+        MASKS,
+        "segments + queries.global_positions, side=side",
+        "segments + queries.global_positions + 2 * (not inclusive), side=side",
         CAUSAL,
     ),
     Mutation(
         "1",
         "cross-attention sees the whole example",
-        VISIBLE,
-        "query_segments * longest + query_positions, side",
-        "(query_segments + 1) * longest, side",
+        MASKS,
+        "segments + queries.global_positions, side=side",
+        "segments + (queries.global_positions if inclusive else longest), side=side",
         CAUSAL,
     ),
     Mutation(
         "1",
-        "decoding sees slots behind its own",
-        CACHE,
-        "end = jnp.where(fed, positions + 1, capacity)",
-        "end = jnp.where(fed, positions + 2, capacity)",
+        "decoding sees positions behind its own",
+        ZIPPER,
+        "visible = attention_range(queries[name], keys[name], inclusive=True)\n",
+        "start, end = attention_range(queries[name], keys[name], inclusive=True)\n"
+        "            visible = start, end + (cache is not None)\n",
         f"{DECODING} -k changes_no_earlier",
     ),
     Mutation(
         "1",
         "global positions restart at each span",
-        "sequences.py",
+        SEQUENCES,
         "        position += n\n",
         "",
         "tests/test_sequences.py",
     ),
+    Mutation(
+        "1",
+        "inclusive and exclusive ranges exchanged",
+        MASKS,
+        'side = "right" if inclusive else "left"',
+        'side = "left" if inclusive else "right"',
+        f"{RANGES} -k chosen",
+    ),
     # rule 2: caches equal the full pass
     Mutation(
+        "2", "cache written one position off", TOWER, "layer, places.slots, (", "layer, places.slots + 1, (", CHUNKS
+    ),
+    Mutation(
         "2",
-        "cache written one slot off",
-        CACHE,
-        "jnp.where(fed, positions, capacity)",
-        "jnp.where(fed, positions + 1, capacity)",
-        f"{DECODING} -k chunks",
+        "cache read before it is written",
+        TOWER,
+        "            cache = cache._replace(key=key, value=value)\n            key, value = key[layer], value[layer]\n",
+        "            old, cache = cache, cache._replace(key=key, value=value)\n"
+        "            key, value = old.key[layer], old.value[layer]\n",
+        CHUNKS,
     ),
     Mutation(
         "2",
@@ -93,47 +135,144 @@ MUTATIONS = (
     Mutation(
         "2",
         "decoding misses the other tower's last token",
-        CACHE,
-        "jnp.where(fed, length[:, None], capacity)",
-        "jnp.where(fed, length[:, None] - 1, capacity)",
-        f"{DECODING} -k chunks",
+        ZIPPER,
+        "self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)\n",
+        "start, end = attention_range(queries[into], keys[source], inclusive=False)\n"
+        "                    self.visible[into, source] = start, jnp.maximum(start, end - (cache is not None))\n",
+        CHUNKS,
     ),
     Mutation(
         "2",
-        "decoding rotates by the slot in the chunk",
+        "decoding rotates by the position in the chunk",
         CACHE,
-        "positions = cache.lengths[tower][:, None] + offsets",
-        "positions = cache.lengths[tower][:, None] * 0 + offsets",
-        f"{DECODING} -k chunks",
+        "jnp.where(fed, cache.lengths[tower][:, None] + offsets, 0)",
+        "jnp.where(fed, 0 * cache.lengths[tower][:, None] + offsets, 0)",
+        CHUNKS,
     ),
     Mutation(
         "2",
-        "rows that stand still grow all the same",
+        "rows that receive nothing grow all the same",
         CACHE,
-        "cache.lengths[tower] + counts}",
-        "cache.lengths[tower] + counts.max()}",
-        f"{DECODING} -k chunks",
+        "cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32)",
+        "cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32).max()",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "places of tokens not recorded in the cache",
+        CACHE,
+        "cache._replace(order=order, lengths=",
+        "cache._replace(lengths=",
+        f"{CACHED} -k places",
+    ),
+    Mutation(
+        "2",
+        "global positions off by one in the cache",
+        CACHE,
+        "new = Order(batch.segment_ids, batch.global_positions)",
+        "new = Order(batch.segment_ids, batch.global_positions + 1)",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "global positions of decoded tokens off by one",
+        CACHE,
+        "jnp.where(fed, before[:, None] + offsets, 0)",
+        "jnp.where(fed, before[:, None] + offsets - 1, 0)",
+        f"{DECODING} -k replayed",
+    ),
+    Mutation(
+        "2",
+        "global positions of decoded tokens count one tower alone",
+        CACHE,
+        "before = sum(cache.lengths.values(), jnp.zeros_like(counts))",
+        "before = cache.lengths[tower]",
+        f"{CACHED} -k places",
+    ),
+    Mutation(
+        "2",
+        "padding written into the cache's last position",
+        CACHE,
+        '.set(x.astype(old.dtype), mode="drop")',
+        '.set(x.astype(old.dtype), mode="clip")',
+        f"{CACHED} -k padding",
+    ),
+    Mutation(
+        "2",
+        "last logits of the token before the last",
+        ZIPPER,
+        "last = jnp.maximum(count - 1, 0)",
+        "last = jnp.maximum(count - 2, 0)",
+        f"{OBJECT} -k last_logits",
+    ),
+    Mutation(
+        "2",
+        "last logits of the chunk's last position, padding or not",
+        ZIPPER,
+        "last = jnp.maximum(count - 1, 0)",
+        "last = jnp.full_like(count, x.shape[1] - 1)",
+        f"{OBJECT} -k last_logits",
     ),
     Mutation(
         "2",
         "zips read another state than the block left, in decoding",
-        CACHE,
-        "        m = x\n",
-        "        m = x * 1.01\n",
-        f"{DECODING} -k chunks",
+        ZIPPER,
+        "self.at(read, read.inside, saved), fusion.placement",
+        "(at := self.at(read, read.inside, saved))._replace(state=1.01 * at.state), fusion.placement",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "what a zip keeps is written at another member",
+        ZIPPER,
+        "write(cache.zips[key], index, self.slots",
+        "write(cache.zips[key], index - 1, self.slots",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "members of a scan of zips keep one further on",
+        ZIPPER,
+        "np.arange(index, index + stages, dtype=np.int32)",
+        "np.arange(index + 1, index + stages + 1, dtype=np.int32)",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "the cache of a tower without a batch is not read",
+        ZIPPER,
+        "for name, tower in cache.towers.items()}\n",
+        "for name, tower in cache.towers.items() if name in queries}\n",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "nothing is kept for a tower without a batch",
+        ZIPPER,
+        "for read in stage.reads if cache is not None else ():",
+        "for read in [r for r in stage.reads if r.into in states] if cache is not None else ():",
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "blocks numbered from the start of their run",
+        TOWER,
+        "np.arange(first - 1, last, dtype=np.int32)",
+        "np.arange(last - first + 1, dtype=np.int32)",
+        CHUNKS,
     ),
     Mutation(
         "2",
         "several zips at one block chained in decoding",
-        CACHE,
-        "x = x + direction.effect(m,",
-        "x = x + direction.effect(x,",
-        f"{DECODING} -k chunks",
+        ZIPPER,
+        "execution.recompute(effect))(fusion, m, at)",
+        "execution.recompute(effect))(fusion, m if cache is None else total, at)",
+        f"{DECODING} -k 'chunks and trio'",
     ),
     Mutation(
         "2",
         "begin token may be generated",
-        "decoding/sampling.py",
+        SAMPLING,
         " & (ids != place.begin)",
         "",
         f"{DECODING} -k replayed",
@@ -144,20 +283,28 @@ MUTATIONS = (
         GENERATE,
         "cut_off |= predicting & forced & (chosen != end)",
         "cut_off |= False",
-        DECODING,
+        f"{DECODING} -k greedy_takes",
     ),
     Mutation(
         "2",
         "beams keep each other's caches",
-        "decoding/beam.py",
-        "_take_rows(cache, (jnp.arange(rows)[:, None] * width + parent).reshape(-1))",
+        BEAM,
+        "cache.take_rows((jnp.arange(rows)[:, None] * width + parent).reshape(-1))",
         "cache",
         f"{DECODING} -k beams",
     ),
     Mutation(
         "2",
+        "beams keep what each other's zips read",
+        CACHE,
+        "return Cache(towers, take(1, self.zips))",
+        "return Cache(towers, jax.tree.map(lambda x: x[:, : len(rows)], self.zips))",
+        f"{CACHED} -k rows",
+    ),
+    Mutation(
+        "2",
         "the best beam leaves with another's cache",
-        "decoding/beam.py",
+        BEAM,
         "jnp.arange(rows) * width + best",
         "jnp.arange(rows) * width + (best + 1) % width",
         f"{DECODING} -k beams",
@@ -165,7 +312,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "length penalty ignored",
-        "decoding/beam.py",
+        BEAM,
         "total / tokens.astype(jnp.float32) ** length_penalty",
         "total",
         f"{DECODING} -k wide_beams",
@@ -181,7 +328,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "top-p keeps one token too few",
-        "decoding/sampling.py",
+        SAMPLING,
         "jnp.cumsum(probabilities, axis=-1) - probabilities < top_p",
         "jnp.cumsum(probabilities, axis=-1) < top_p",
         f"{DECODING} -k definition",
@@ -189,99 +336,130 @@ MUTATIONS = (
     Mutation(
         "2",
         "learned positions of queries forgotten in decoding",
-        CACHE,
-        "*visible, positions)",
-        "*visible, positions * 0)",
+        ZIPPER,
+        "positions, total = self.places[fused.tower].positions, m",
+        "positions, total = self.places[fused.tower].positions * (cache is None), m",
         f"{DECODING} -k 'chunks and positions'",
     ),
     # rule 3: the unimodal path
     Mutation(
         "3",
         "unimodal path goes through the input projection",
-        ZIPPER,
-        'x = bind(makers.embedding(tower), own["embedding"])(batch.tokens)',
-        "x = embed(makers, tower, params, batch.tokens)",
-        f"{FORWARD} -k unimodal_path_is",
+        "evaluation/perplexity.py",
+        "model(towers)[tower] if fused else model.towers[tower](batch)",
+        "model(towers)[tower]",
+        "tests/test_api.py -k lone_tower",
     ),
     Mutation(
         "3",
         "fusion changes the head",
         ZIPPER,
-        "tied = makers.config.towers[tower].tied_head",
-        "tied = makers.config.towers[tower].tied_head\n    x = x * (1 + 1e-6 * len(makers.zips))",
+        "{n: Tower(t, rngs",
+        '{n: Tower(__import__("dataclasses").replace(t, logit_scale=1 + 1e-6 * len(config.zips)), rngs',
         f"{FORWARD} -k unimodal_path_is",
     ),
-    # rule 4: gates and empty visibility
+    # rule 4: gates and empty ranges
     Mutation(
         "4",
         "gate not applied to the mlp",
-        BLOCK,
+        FUSION,
         "_gate(self.mlp_gate, m) * self.mlp",
         "self.mlp",
-        f"{FORWARD} -k gate",
+        f"{FORWARD} -k 'gate and paper'",
     ),
     Mutation(
         "4",
         "gate not applied to attention",
-        BLOCK,
-        "_gate(self.attention_gate, m) * attended",
-        "attended",
-        f"{FORWARD} -k gate",
+        FUSION,
+        "_gate(self.attention_gate, m) * self.attention",
+        "self.attention",
+        f"{FORWARD} -k 'gate and paper'",
     ),
     Mutation(
         "4",
         "exponential not masked",
-        ATTEND,
+        ATTENTION,
         "jnp.where(visible, jnp.exp(scores - largest), 0.0)",
         "jnp.exp(scores - largest)",
-        "tests/ops/test_interval_attention.py -k zero",
+        f"{OPERATION} -k zero",
     ),
     Mutation(
         "4",
         "empty rows divide by zero",
-        ATTEND,
-        "jnp.where(total == 0.0, 1.0, total)",
-        "total",
-        "tests/ops/test_interval_attention.py -k zero",
+        ATTENTION,
+        "return unnormalised / jnp.where(total == 0.0, 1.0, total)",
+        "return unnormalised / total",
+        f"{OPERATION} -k zero",
     ),
     Mutation(
         "4",
         "masked scores beat very small ones",
-        ATTEND,
+        ATTENTION,
         "jnp.where(visible, scores, jnp.finfo(jnp.float32).min)",
         "jnp.where(visible, scores, -1e4)",
-        "tests/ops/test_interval_attention.py -k far_apart",
+        f"{OPERATION} -k far_apart",
+    ),
+    Mutation(
+        "4",
+        "empty rows divide by zero where several calls are merged",
+        ATTENTION,
+        "shares / jnp.where(total == 0.0, 1.0, total)",
+        "shares / total",
+        f"{OPERATION} -k merging",
     ),
     Mutation(
         "4",
         "feed-forward fires where nothing is visible",
-        BLOCK,
+        FUSION,
         'if self.config.feed_forward == "where_visible":',
         "if False:",
         f"{FORWARD} -k where_visible",
     ),
-    Mutation("4", "bias leaks into rows that see nothing", BLOCK, "if self.config.bias:", "if False:", EQUATIONS),
+    Mutation(
+        "4",
+        "bias leaks into rows that see nothing",
+        FUSION,
+        "return y if self.output.bias is None else jnp.where((end > start)[..., None], y, 0)",
+        "return y",
+        f"{FORWARD} -k 'equations and one'",
+    ),
     # rule 5: packed equals unpacked
     Mutation(
         "5",
         "cross-attention sees earlier examples of the row",
-        VISIBLE,
-        'start = jnp.searchsorted(key_segments, query_segments, side="left")',
-        "start = jnp.zeros_like(query_segments)",
-        f"{FORWARD} -k packed",
+        MASKS,
+        'start = jnp.searchsorted(key_order, segments, side="left", method=method)',
+        'start = jnp.searchsorted(key_order, segments, side="left", method=method) * inclusive',
+        f"{FORWARD} -k 'packed and paper'",
     ),
     Mutation(
         "5",
         "self-attention sees earlier examples of the row",
-        VISIBLE,
-        "jnp.where(real, first, length)",
-        "jnp.where(real, 0, length)",
-        f"{FORWARD} -k packed",
+        MASKS,
+        'start = jnp.searchsorted(key_order, segments, side="left", method=method)',
+        'start = jnp.searchsorted(key_order, segments, side="left", method=method) * (not inclusive)',
+        f"{FORWARD} -k 'packed and paper'",
+    ),
+    Mutation(
+        "5",
+        "a range begins in the example before",
+        MASKS,
+        'jnp.searchsorted(key_order, segments, side="left", method=method)',
+        'jnp.searchsorted(key_order, segments - 1, side="left", method=method)',
+        f"{RANGES} -k chosen",
+    ),
+    Mutation(
+        "5",
+        "a range begins behind the example's first token",
+        MASKS,
+        'segments, side="left", method=method)',
+        'segments, side="right", method=method)',
+        f"{RANGES} -k chosen",
     ),
     Mutation(
         "5",
         "local positions not restarted",
-        "sequences.py",
+        SEQUENCES,
         "np.arange(start, start + n) - first[place.tower]",
         "np.arange(start, start + n)",
         f"{FORWARD} -k 'equations and positions'",  # RoPE is relative: only learned positions show it
@@ -289,10 +467,18 @@ MUTATIONS = (
     Mutation(
         "5",
         "padding numbered below the examples (found and mended)",
-        VISIBLE,
-        "jnp.iinfo(jnp.int32).max",
-        "length + 1",
-        "tests/models/test_visibility.py -k chosen",
+        MASKS,
+        "jnp.where(segment_ids > 0, segment_ids, padding)",
+        "jnp.where(segment_ids > 0, segment_ids, len(segment_ids) + 1)",
+        f"{RANGES} -k chosen",
+    ),
+    Mutation(
+        "5",
+        "padding sorted in front of the examples",
+        MASKS,
+        "jnp.where(segment_ids > 0, segment_ids, padding)",
+        "segment_ids",
+        f"{RANGES} -k chosen",
     ),
     # rule 6: a run that was disturbed
     Mutation(
@@ -304,7 +490,12 @@ MUTATIONS = (
         f"{GUARD} -k stopped_among",
     ),
     Mutation(
-        "6", "a run returns to a step saved on a signal", LOOP, ", periodic=True)", ")", f"{GUARD} -k stopped_among"
+        "6",
+        "a run returns to a step saved on a signal",
+        LOOP,
+        "self.checkpoints.periodic_steps()",
+        "self.checkpoints.steps()",
+        f"{GUARD} -k stopped_among",
     ),
     Mutation(
         "6",
@@ -371,38 +562,56 @@ MUTATIONS = (
         "-",
         "keys and values from the fused state",
         ZIPPER,
-        "states[fusion.tower] = self.fuse(fusion, directions, pre)",
-        "states[fusion.tower] = pre[fusion.tower, fusion.block] = self.fuse(fusion, directions, pre)",
-        EQUATIONS,
+        "fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)\n",
+        "fused[fusion.tower] = x = self.fuse(fusion, parts, saved, cache)\n"
+        "                saved[key] = saved[key := (fusion.tower, fusion.block, False)]._replace(state=x)\n",
+        f"{FORWARD} -k 'equations and paper'",
     ),
     Mutation(
         "-",
         "several zips at one block chained",
         ZIPPER,
-        "direction.effect(m, key",
-        "direction.effect(fused, key",
-        EQUATIONS,
+        "execution.recompute(effect))(fusion, m, at)",
+        "execution.recompute(effect))(fusion, total, at)",
+        f"{FORWARD} -k 'equations and trio'",
     ),
     Mutation(
         "-",
         "members of one zip share weights (found and mended)",
         ZIPPER,
-        "lambda x, i=s.member: x[i]",
-        "lambda x, i=s.member: x[-1]",
-        EQUATIONS,
+        "member(stacked, index), index",
+        "member(stacked, -1), index",
+        f"{FORWARD} -k 'equations and residual'",
+    ),
+    Mutation(
+        "-",
+        "zips of a scan have their neighbour's weights",
+        ZIPPER,
+        "cut(stacked, index + 1, index + stages), numbers",
+        "jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), cut(stacked, index + 1, index + stages)), numbers",
+        f"{FORWARD} -k 'equations and paper'",
+    ),
+    Mutation(
+        "-",
+        "a fusion inside a block reads the block's output",
+        ZIPPER,
+        "at = _At(states[read.tower], self.places[read.tower].positions, *block)",
+        "x = block[0](states[read.tower], places=self.places[read.tower], layer=block[1])[0]\n"
+        "                at = _At(x, self.places[read.tower].positions, *block)",
+        f"{FORWARD} -k 'equations and shared'",
     ),
     Mutation(
         "-",
         "keys not rotated",
-        "models/tower.py",
-        "rotate(self.attention.key(y), local_positions, self.rope_base)",
-        "self.attention.key(y)",
-        EQUATIONS,
+        TOWER,
+        "rotary.rotate(key, positions, by)",
+        "key",
+        f"{FORWARD} -k 'equations and paper'",
     ),
     Mutation(
         "-",
         "end token's prediction has weight",
-        "sequences.py",
+        SEQUENCES,
         "batch.weights[b, start : start + n - 1]",
         "batch.weights[b, slots]",
         "tests/test_sequences.py",
@@ -410,18 +619,42 @@ MUTATIONS = (
     Mutation(
         "-",
         "heads grouped the other way",
-        ATTEND,
+        ATTENTION,
         "query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)",
         "query.reshape(b, t, n // k, k, h).transpose(0, 3, 2, 1, 4)",
-        "tests/ops/test_interval_attention.py -k definition",
+        f"{OPERATION} -k definition",
+    ),
+    Mutation(
+        "-",
+        "merged attention leaves out its last call",
+        ATTENTION,
+        "jnp.sum(outs * shares[..., None], axis=0)",
+        "jnp.sum((outs * shares[..., None])[:-1], axis=0)",
+        f"{OPERATION} -k merging",
+    ),
+    Mutation(
+        "-",
+        "merged attention weighs its calls alike",
+        ATTENTION,
+        "jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0))",
+        "1.0",
+        f"{OPERATION} -k merging",
+    ),
+    Mutation(
+        "-",
+        "log-sum-exp without the largest score",
+        ATTENTION,
+        "largest + jnp.log(jnp.where(empty, 1.0, total))",
+        "jnp.log(jnp.where(empty, 1.0, total))",
+        f"{OPERATION} -k merging",
     ),
     Mutation(
         "-",
         "blockwise keeps its scores",
-        ATTEND,
+        ATTENTION,
         "    @jax.checkpoint\n",
         "",
-        "tests/ops/test_interval_attention.py -k holds",
+        f"{OPERATION} -k holds",
     ),
     Mutation(
         "-",
@@ -434,22 +667,124 @@ MUTATIONS = (
     Mutation(
         "-",
         "a cycle is let through",
-        "models/schedule.py",
-        "if not runs and not fusions:",
-        "if not runs and not fusions and (passed.update(done) or False):",
+        SCHEDULE,
+        "if (reached, passed) == before:",
+        "if (reached, passed) == before and (passed.update(reached) or False):",
         "tests/models/test_schedule.py -k cycle",
+    ),
+    # parameters and what is known of them
+    Mutation(
+        "-",
+        "parameters are drawn from another path",
+        ZIPPER,
+        "return lambda: module.draw(seed, path, variable)",
+        'return lambda: module.draw(seed, path.removeprefix("towers/"), variable)',
+        "tests/models/test_golden_parameters.py -k 'recorded and paper'",
+    ),
+    Mutation(
+        "-",
+        "a model object draws from another seed than a run",
+        MODULE,
+        '.tobytes(), "big")',
+        '.tobytes(), "little")',
+        f"{OBJECT} -k starts",
+    ),
+    Mutation(
+        "-",
+        "two models of the same rngs are alike",
+        MODULE,
+        "    stream()  # the next",
+        "    # the next",
+        f"{OBJECT} -k by_itself",
+    ),
+    Mutation(
+        "-",
+        "stacked axes named behind",
+        MODULE,
+        "variable.set_metadata(axes=(axis, *axes), stacked=True)",
+        "variable.set_metadata(axes=(*axes, axis), stacked=True)",
+        "tests/models/test_golden_parameters.py -k 'recorded and paper'",
+    ),
+    Mutation(
+        "-",
+        "a gate is declared a scale",
+        FUSION,
+        'self.mlp_gate = param((), (), use="gate"',
+        'self.mlp_gate = param((), (), use="scale"',
+        f"{DECLARED} -k declared",
+    ),
+    Mutation(
+        "-",
+        "a source's parameters counted by the receiver's tokens",
+        ZIPPER,
+        'z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner',
+        "owner",
+        f"{DECLARED} -k products",
+    ),
+    Mutation(
+        "-",
+        "the projection counted by the receiver's tokens",
+        FUSION,
+        'sources = ("projection", ',
+        "sources = (",
+        f"{DECLARED} -k products",
+    ),
+    Mutation(
+        "-",
+        "parameters not gathered for their use",
+        MODULE,
+        "self.gather(x.astype(self.dtype) if",
+        "self.shard(x.astype(self.dtype) if",
+        f"{DECLARED} -k gathered",
+    ),
+    Mutation(
+        "-",
+        "tables gathered whole, though some rows are read",
+        MODULE,
+        'if use == "lookup":',
+        "if False:",
+        f"{DECLARED} -k gathered",
+    ),
+    # configuration
+    Mutation(
+        "-",
+        "dicts of a configuration can be changed",
+        "configs.py",
+        "__setitem__ = __delitem__ = update",
+        "__delitem__ = update",
+        "tests/test_configs.py -k frozen",
+    ),
+    Mutation(
+        "-",
+        "a task's loss weights ignored",
+        SEQUENCES,
+        "Span(m, np.asarray(contents[m], np.int32), weight)",
+        "Span(m, np.asarray(contents[m], np.int32), 1.0)",
+        "tests/test_sequences.py -k templates",
+    ),
+    Mutation(
+        "-",
+        "the weight of a task in a mixture ignored",
+        MIXTURES,
+        "batch.weights[...] *= self._weights[list(tasks)][:, None]",
+        "pass",
+        "tests/data/test_mixtures.py -k weigh",
     ),
 )
 
 
-def apply(mutation: Mutation, root: Path) -> None:
-    path = root / "zipper_jax" / mutation.file
-    text = path.read_text()
-    if text.count(mutation.old) != 1:
-        raise SystemExit(
-            f"{mutation.name}: {mutation.old!r} occurs {text.count(mutation.old)} times in {mutation.file}"
-        )
-    path.write_text(text.replace(mutation.old, mutation.new))
+def problems() -> list[str]:
+    """What is wrong with the table itself, one line each: nothing may run while there is something."""
+    found = []
+    for mutation in MUTATIONS:
+        path = ROOT / "zipper_jax" / mutation.file
+        count = path.read_text().count(mutation.old) if path.is_file() else 0
+        if count != 1:
+            found.append(f"{mutation.name}: {mutation.old!r} occurs {count} times in {mutation.file}, not once")
+        if not (ROOT / mutation.command[0]).is_file():
+            found.append(f"{mutation.name}: there is no {mutation.command[0]}")
+    names = Counter(mutation.name for mutation in MUTATIONS)
+    return found + [f"{name}: {times} mutations have this name" for name, times in names.items() if times > 1]
 
 
 def run(mutation: Mutation) -> dict:
@@ -458,43 +793,52 @@ def run(mutation: Mutation) -> dict:
         for name in ("zipper_jax", "tests"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
         shutil.copy(ROOT / "pyproject.toml", root)
-        apply(mutation, root)
+        path = root / "zipper_jax" / mutation.file
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-        environment = {**os.environ, "PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": cache}
-        command = f"{sys.executable} -m pytest -n0 -x -q --tb=line -p no:cacheprovider {mutation.tests}"
+        environment = {**os.environ, "PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "1000"}
+        options = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *mutation.command]
         start = time.monotonic()
-        done = subprocess.run(command, shell=True, cwd=root, env=environment, capture_output=True, text=True)
-        failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        failed = [line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+        test, _, reason = failed[0].partition(" - ") if failed else ("", "", "")
         # 1 is "tests ran and some failed"; 2 to 5 (no tests, usage errors) prove nothing.
         result = {0: "green", 1: "red"}.get(done.returncode, f"broken ({done.returncode})")
+        if reason.startswith(NO_CODE):
+            result = f"broken ({reason})"
         return {
             "rule": mutation.rule, "mutation": mutation.name, "file": mutation.file, "result": result,
-            "by": failed[0].removeprefix("FAILED ") if failed else "", "seconds": round(time.monotonic() - start),
+            "by": test, "seconds": round(time.monotonic() - start),
         }  # fmt: skip
 
 
 def record(results: list[dict]) -> None:
-    """Puts ``results`` into the file, in the order of MUTATIONS; earlier results of mutations not run now stay."""
     target = ROOT / "benchmarks" / "results" / "mutations.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(target.read_text()) if target.exists() else []
-    by_name = {r["mutation"]: r for r in [*known, *results]}
     aside = target.with_suffix(".aside")
-    aside.write_text(json.dumps([by_name[m.name] for m in MUTATIONS if m.name in by_name], indent=1) + "\n")
+    aside.write_text(json.dumps(results, indent=1) + "\n")
     aside.rename(target)
 
 
 def main() -> int:
-    words = " ".join(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="words of a mutation's name, in order; none: all mutations")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
+    given = parser.parse_args()
+    if found := problems():
+        raise SystemExit("\n".join(found))
+    words = " ".join(given.words)
     chosen = [m for m in MUTATIONS if words in m.name]
     if not chosen:
         raise SystemExit(f"no mutation is called {words!r}")
     results = []
-    for mutation in chosen:
-        results.append(run(mutation))
+    with ThreadPoolExecutor(given.jobs) as executor:
+        for r in executor.map(run, chosen):
+            results.append(r)
+            print(f"{r['rule']:>2}  {r['result']:<7} {r['seconds']:>4} s  {r['mutation']:<60} {r['by']}", flush=True)
+    if len(chosen) == len(MUTATIONS):
         record(results)
-        r = results[-1]
-        print(f"{r['rule']:>2}  {r['result']:<7} {r['seconds']:>4} s  {r['mutation']:<60} {r['by']}", flush=True)
     red = sum(r["result"] == "red" for r in results)
     print(f"{red} of {len(results)} red")
     return int(red < len(results))

@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper_jax.configs import closest, from_dict, to_dict
+from zipper_jax.configs import closest, freeze, from_dict, to_dict
 from zipper_jax.errors import UserError
 
 
@@ -90,3 +91,17 @@ def test_closest():
     assert closest("widht", ["width", "depth"]) == "; did you mean 'width'?"
     assert closest("zzz", ["b", "a"]) == "; known: a, b"
     assert closest("zzz", []) == ""
+
+
+def test_frozen_dicts_are_never_changed():
+    frozen = freeze({"a": [1, {"b": 2}]})
+    for name, arguments in {
+        "__setitem__": ("a", 1), "__delitem__": ("a",), "__ior__": ({"c": 1},), "update": ({"c": 1},),
+        "setdefault": ("c", 1), "pop": ("a",), "popitem": (), "clear": (),
+    }.items():  # fmt: skip
+        with pytest.raises(TypeError, match=r"never changed; use dataclasses\.replace"):
+            getattr(frozen, name)(*arguments)
+    assert frozen == {"a": (1, {"b": 2})}
+    same = pickle.loads(pickle.dumps(frozen))
+    assert {frozen: 1}[same] == 1, "equal dicts hash alike"
+    assert type(same) is type(frozen)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from options import OPTIONS, batch_of, gradient_program, losses, numpy_tree, program
-from passes import forward
+from passes import equations, forward
 from tiny import ZIP, is_gate, pair, paths, random_params, with_gates
 
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
@@ -31,24 +31,15 @@ def test_remat_and_unrolling_give_the_same_gradients(changes):
         np.testing.assert_allclose(g, w, atol=2e-5 * (1 + np.abs(w).max()), err_msg=str(path))
 
 
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
-
-
 @pytest.mark.parametrize("name", ["paper", "residual", "positions"])
 def test_bfloat16_multiplies_in_bfloat16_and_returns_float32(name):
     config = dataclasses.replace(OPTIONS[name], dtype="bfloat16")
     _, towers = batch_of(config)
     jaxpr, shapes = jax.make_jaxpr(partial(forward, config), return_shape=True)(abstract_params(config), towers)
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
     assert products
     assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
-    exponentials = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name in ("exp", "rsqrt", "sin")]
+    exponentials = [e for e in equations(jaxpr.jaxpr) if e.primitive.name in ("exp", "rsqrt", "sin")]
     assert {v.aval.dtype for e in exponentials for v in e.invars} == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in shapes.values()} == {jnp.dtype(jnp.float32)}
 

@@ -222,10 +222,11 @@ def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
     rng = np.random.default_rng(0)
     q, k, v = arrays(rng, 2, 9, 14, 4, 2, 8)
     g = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
-    first, second = ranges(rng, 2, 9, 6), ranges(rng, 2, 9, 8)
-    none = jnp.zeros((2, 9), bool).at[:, 3].set(True).at[0, 5].set(True)
-    first = first[0], jnp.where(none, first[0], first[1])
-    second = second[0], jnp.where(none, second[0], second[1])
+    first, second = _half_seen(rng, 6, none=(3, 4)), _half_seen(rng, 8, none=(3, 6))
+    sees = [np.asarray(end > start) for start, end in (first, second)]
+    assert {(False, False), (False, True), (True, False), (True, True)} == set(
+        zip(*(x.flat for x in sees), strict=True)
+    )
 
     def merged(q, k, v):
         call = partial(interval_attention, q, implementation=implementation, return_lse=True)
@@ -256,6 +257,14 @@ def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
     for found, expected in zip(gradients, shuffled, strict=True):
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, expected, atol=5 * TOLERANCE)
+
+
+def _half_seen(rng, s, none):
+    """Ranges of 9 queries over ``s`` keys around the middle; the queries ``none`` of the first row see nothing."""
+    start, end = rng.integers(0, s // 2, (2, 9)), rng.integers(s // 2 + 1, s + 1, (2, 9))
+    start, end = np.sort(start, axis=1), np.sort(end, axis=1)
+    start[0, none], end[0, none] = s // 2, s // 2
+    return jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32)
 
 
 def _dense_over(q, k, v, mask):

@@ -44,13 +44,14 @@ def _drawing(construct: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(construct)
     def wrapped(self, *args: Any, rngs: nnx.Rngs, **kwargs: Any) -> None:
         inner = getattr(_context, "inside", False)
+        before = rngs.params.count[...]  # plain Flax layers inside draw from the same stream
         _context.inside = True
         try:
             construct(self, *args, rngs=rngs, **kwargs)
         finally:
             _context.inside = inner
         if not inner:
-            _draw(self, rngs)
+            _draw(self, rngs, before)
 
     return wrapped
 
@@ -115,13 +116,16 @@ def is_declared(variable: nnx.Variable) -> bool:
     return "fan_in" in variable.get_metadata()
 
 
-def _draw(module: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Draws all declared parameters. The first module of an Rngs(s) draws from seed s, later ones from others."""
+def _draw(module: nnx.Module, rngs: nnx.Rngs, count: Any) -> None:
+    """Draws all declared parameters. The first module of an Rngs(s) draws from seed s, later ones from others.
+
+    ``count`` is the stream's before the module was made.
+    """
     declared = [(path, v) for path, v in _variables(module) if isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)]
     if not declared:
         return
     stream = rngs.params
-    key, count = stream.key[...], stream.count[...]
+    key = stream.key[...]
     stream()  # the next module of these rngs starts from another seed
     words = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     for path, variable in declared:

@@ -1,0 +1,93 @@
+"""What parameters declare of themselves, against what a pass does with them; and how a model object is initialised."""
+
+import dataclasses
+from collections import Counter
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from options import OPTIONS, layout_of
+from passes import equations, forward
+from tiny import is_gate, paths
+
+from zipper_jax.models.module import pure
+from zipper_jax.models.zipper import Zipper, abstract_params, init_params, parameters
+from zipper_jax.sequences import rows_to_towers
+
+# Unlike any size of a model, so that a shape says whose tokens they are.
+TOKENS = {"text": 101, "speech": 103, "image": 107}
+
+
+def empty_batch(config):
+    return rows_to_towers([[]], layout_of(config), {tower: TOKENS[tower] for tower in config.towers})
+
+
+def member(found):
+    """(shape, axes) of one member of a stack, or of the parameter itself."""
+    return (found.shape[1:], found.axes[1:]) if found.stacked else (found.shape, found.axes)
+
+
+def test_parameters_are_declared_by_their_use():
+    for name, config in OPTIONS.items():
+        for path, found in parameters(config).items():
+            last = path.split("/")[-1]
+            if name == "ungated" and "/projection/" in path:
+                continue  # a plain Flax layer declares nothing
+            if is_gate(path.split("/")):
+                assert found.use == "gate", path
+            else:
+                use = {"kernel": "product", "scale": "scale", "bias": "scale"}.get(last)
+                assert found.use == (use or "lookup"), path
+                assert use or last.endswith("table"), path
+            heads = [t for t, c in config.towers.items() if path == f"towers/{t}/head/table"]
+            heads += [t for t, c in config.towers.items() if c.tied_head and path == f"towers/{t}/embedding/table"]
+            assert found.output == bool(heads), path
+
+
+@pytest.mark.parametrize("name", ["paper", "one way", "positions", "heads", "relative", "trio"])
+def test_products_are_those_of_the_declared_parameters_and_tokens(name):
+    """Every matrix product with a kernel in a traced pass: so many, of these shapes, over the tokens of this tower."""
+    config = dataclasses.replace(OPTIONS[name], scan=False)
+    jaxpr = jax.make_jaxpr(partial(forward, config))(abstract_params(config), empty_batch(config))
+    found = Counter()
+    for equation in equations(jaxpr.jaxpr):
+        if equation.primitive.name != "dot_general" or any(equation.params["dimension_numbers"][1]):
+            continue  # products of activations have batch axes
+        shapes = [variable.aval.shape for variable in equation.invars]
+        of_tokens = [shape[:1] == (1,) and shape[1] in TOKENS.values() for shape in shapes]
+        assert sorted(of_tokens) == [False, True]
+        found[shapes[of_tokens.index(False)], shapes[of_tokens.index(True)][1]] += 1
+    wanted = Counter()
+    for p in parameters(config).values():
+        if p.use == "product" or p.output:
+            wanted[member(p)[0], TOKENS[p.tokens]] += p.shape[0] if p.stacked else 1
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["paper", "positions", "ungated", "shared", "relative", "trio"])
+def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
+    """By the rules of the tower that the parameter belongs or writes to."""
+    config, gathered = OPTIONS[name], set()
+
+    def placer(x, tower, *names, in_use=False):
+        if in_use:
+            gathered.add((tower, x.shape, names))
+        return x
+
+    jax.eval_shape(partial(forward, config, placer=placer), abstract_params(config), empty_batch(config))
+    known = parameters(config).values()
+    assert gathered == {(p.owner, *member(p)) for p in known if p.use != "lookup" or p.output}
+
+
+def test_a_model_with_plain_flax_layers_starts_as_a_run_of_its_seed():
+    """They draw from the same rngs; the declared parameters must not depend on how often."""
+    config, rngs = OPTIONS["ungated"], nnx.Rngs(3)
+    first, second = (dict(paths(pure(Zipper(config, rngs=rngs)))) for _ in range(2))
+    wanted = dict(paths(init_params(config, 3)))
+    assert first.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(first[path], leaf, err_msg=str(path))
+        if path[-1] == "kernel":
+            assert (np.asarray(second[path]) != leaf).any(), "the next model of the same rngs is another"
