@@ -42,6 +42,7 @@ class Mutation(NamedTuple):
 
 
 ZIPPER, TOWER, MODULE, CACHE = "models/zipper.py", "models/tower.py", "models/module.py", "models/cache.py"
+PASS = "models/forward.py"
 MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attention.py", "models/schedule.py"
 ATTENTION, GENERATE, BEAM, SAMPLING = (
     "ops/interval_attention.py", "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
@@ -89,7 +90,7 @@ MUTATIONS = (
     Mutation(
         "1",
         "decoding sees positions behind its own",
-        ZIPPER,
+        PASS,
         "visible = attention_range(queries[name], keys[name], inclusive=True)\n",
         "start, end = attention_range(queries[name], keys[name], inclusive=True)\n"
         "            visible = start, end + (cache is not None)\n",
@@ -135,7 +136,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "decoding misses the other tower's last token",
-        ZIPPER,
+        PASS,
         "self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)\n",
         "start, end = attention_range(queries[into], keys[source], inclusive=False)\n"
         "                    self.visible[into, source] = start, jnp.maximum(start, end - (cache is not None))\n",
@@ -216,7 +217,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "zips read another state than the block left, in decoding",
-        ZIPPER,
+        PASS,
         "self.at(read, read.inside, saved), fusion.placement",
         "(at := self.at(read, read.inside, saved))._replace(state=1.01 * at.state), fusion.placement",
         CHUNKS,
@@ -224,7 +225,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "what a zip keeps is written at another member",
-        ZIPPER,
+        PASS,
         "write(cache.zips[key], index, self.slots",
         "write(cache.zips[key], index - 1, self.slots",
         CHUNKS,
@@ -232,7 +233,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "members of a scan of zips keep one further on",
-        ZIPPER,
+        PASS,
         "np.arange(index, index + stages, dtype=np.int32)",
         "np.arange(index + 1, index + stages + 1, dtype=np.int32)",
         CHUNKS,
@@ -240,7 +241,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "the cache of a tower without a batch is not read",
-        ZIPPER,
+        PASS,
         "for name, tower in cache.towers.items()}\n",
         "for name, tower in cache.towers.items() if name in queries}\n",
         CHUNKS,
@@ -248,7 +249,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "nothing is kept for a tower without a batch",
-        ZIPPER,
+        PASS,
         "for read in stage.reads if cache is not None else ():",
         "for read in [r for r in stage.reads if r.into in states] if cache is not None else ():",
         CHUNKS,
@@ -256,15 +257,15 @@ MUTATIONS = (
     Mutation(
         "2",
         "blocks numbered from the start of their run",
-        TOWER,
-        "np.arange(first - 1, last, dtype=np.int32)",
-        "np.arange(last - first + 1, dtype=np.int32)",
+        PASS,
+        "numbers[first - 1 : end].astype(np.int32)",
+        "numbers[: end - first + 1].astype(np.int32)",
         CHUNKS,
     ),
     Mutation(
         "2",
         "several zips at one block chained in decoding",
-        ZIPPER,
+        PASS,
         "execution.recompute(effect))(fusion, m, at)",
         "execution.recompute(effect))(fusion, m if cache is None else total, at)",
         f"{DECODING} -k 'chunks and trio'",
@@ -336,7 +337,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "learned positions of queries forgotten in decoding",
-        ZIPPER,
+        PASS,
         "positions, total = self.places[fused.tower].positions, m",
         "positions, total = self.places[fused.tower].positions * (cache is None), m",
         f"{DECODING} -k 'chunks and positions'",
@@ -561,7 +562,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "keys and values from the fused state",
-        ZIPPER,
+        PASS,
         "fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)\n",
         "fused[fusion.tower] = x = self.fuse(fusion, parts, saved, cache)\n"
         "                saved[key] = saved[key := (fusion.tower, fusion.block, False)]._replace(state=x)\n",
@@ -570,7 +571,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "several zips at one block chained",
-        ZIPPER,
+        PASS,
         "execution.recompute(effect))(fusion, m, at)",
         "execution.recompute(effect))(fusion, total, at)",
         f"{FORWARD} -k 'equations and trio'",
@@ -578,7 +579,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "members of one zip share weights (found and mended)",
-        ZIPPER,
+        PASS,
         "member(stacked, index), index",
         "member(stacked, -1), index",
         f"{FORWARD} -k 'equations and residual'",
@@ -586,7 +587,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "zips of a scan have their neighbour's weights",
-        ZIPPER,
+        PASS,
         "cut(stacked, index + 1, index + stages), numbers",
         "jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), cut(stacked, index + 1, index + stages)), numbers",
         f"{FORWARD} -k 'equations and paper'",
@@ -594,7 +595,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "a fusion inside a block reads the block's output",
-        ZIPPER,
+        PASS,
         "at = _At(states[read.tower], self.places[read.tower].positions, *block)",
         "x = block[0](states[read.tower], places=self.places[read.tower], layer=block[1])[0]\n"
         "                at = _At(x, self.places[read.tower].positions, *block)",

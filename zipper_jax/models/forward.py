@@ -39,7 +39,7 @@ class Pass:
     def __init__(self, model: "Zipper", batches: Batches, cache: Cache | None, probe: Weights | None = None):
         config = model.config
         self.model, self.probe = model, probe
-        self.batches = {name: batches[name] for name in sorted(batches)}
+        self.batches = {name: jax.tree.map(jnp.asarray, batches[name]) for name in sorted(batches)}
         slots: dict[str, Array] = {}
         if cache is not None:
             towers = dict(cache.towers)
@@ -89,7 +89,12 @@ class Pass:
         """The blocks and fusions of a stage; of several alike in a row: theirs too, stacked."""
         blocks, inside = {}, {}
         for tower, (first, last) in _blocks(stage).items():
-            stacked = self.model.towers[tower].numbered(first, last + (stages - 1) * (last - first + 1))
+            end, numbers = (
+                last + (stages - 1) * (last - first + 1),
+                np.arange(self.model.config.towers[tower].num_layers),
+            )
+            own = cut(self.model.towers[tower].blocks, first, end)
+            stacked: Any = own, numbers[first - 1 : end].astype(np.int32)
             has_inside = any(f.inside and f.tower == tower for f in stage.fusions)
             if stages == 1:
                 if has_inside:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,7 +21,7 @@ from zipper_jax.models.cache import KEY_AXES, TowerCache, write
 from zipper_jax.models.config import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
 from zipper_jax.models.masks import Order, Range, attention_range
-from zipper_jax.models.module import Execution, Module, cut, loop, param, stack
+from zipper_jax.models.module import Execution, Module, loop, param, stack
 from zipper_jax.models.rotary import Layer
 from zipper_jax.ops.interval_attention import interval_attention, merge_attention
 from zipper_jax.sequences import TowerBatch
@@ -234,10 +235,11 @@ class Tower(Module):
 
         Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
         """
+        batch = jax.tree.map(jnp.asarray, batch)
         order = Order(batch.segment_ids, batch.global_positions)
         places = self.places(batch=batch, visible=attention_range(order, order, inclusive=True))
-        blocks, layers = self.numbered(1, self.config.num_layers)
-        x, _ = self.run(blocks=blocks, layers=layers, x=self.embed(batch=batch), places=places)
+        layers = np.arange(self.config.num_layers, dtype=np.int32)
+        x, _ = self.run(blocks=self.blocks, layers=layers, x=self.embed(batch=batch), places=places)
         return self.logits(self.norm(x))
 
     def places(self, batch: TowerBatch, visible: Range, slots: Int[Array, "B T"] | None = None) -> Places:
@@ -246,7 +248,7 @@ class Tower(Module):
         return Places(batch.local_positions, visible, slots, bias)
 
     def embed(
-        self, batch: TowerBatch, added: AddedEmbedding | None = None, projection: Module | None = None
+        self, batch: TowerBatch, added: AddedEmbedding | None = None, projection: nnx.Module | None = None
     ) -> Float[Array, "B T D"]:
         """h0 = projection(embedding(tokens)) (paper §3); learned positions are added behind the projection."""
         embedding = self.execution.in_use(self.embedding)
@@ -254,10 +256,6 @@ class Tower(Module):
         if projection is not None:
             x = self.execution.in_use(projection)(x)
         return self.execution.shard(embedding.add_positions(x, batch.local_positions), "batch", None, None)
-
-    def numbered(self, first: int, last: int) -> tuple[Block, np.ndarray]:
-        """Blocks ``first`` to ``last`` (from 1, inclusive), and their numbers from 0."""
-        return cut(self.blocks, first, last), np.arange(first - 1, last, dtype=np.int32)
 
     def run(
         self,
