@@ -44,7 +44,7 @@ def _drawing(construct: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(construct)
     def wrapped(self, *args: Any, rngs: nnx.Rngs, **kwargs: Any) -> None:
         inner = getattr(_context, "inside", False)
-        before = rngs.params.count[...]  # plain Flax layers inside draw from the same stream
+        before = None if inner else rngs.params.count[...]  # plain Flax layers inside draw from the same stream
         _context.inside = True
         try:
             construct(self, *args, rngs=rngs, **kwargs)

@@ -178,8 +178,11 @@ def parameters(config: ZipperConfig) -> dict[str, Parameter]:
             tokens = z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner
         value, declared = variable.get_raw_value(), variable.get_metadata()
         axes = declared.get("axes") or (None,) * len(value.shape)
-        use, output = declared.get("use", "scale"), declared.get("output", False)
-        stacked = declared.get("stacked", False)
+        output, stacked = declared.get("output", False), declared.get("stacked", False)
+        plain = (
+            "product" if len(value.shape) - stacked > 1 else "scale"
+        )  # what a plain Flax layer's kernel and bias are
+        use = declared.get("use", plain)
         found[path] = Parameter(value.shape, value.dtype, axes, use, output, owner, tokens, stacked)
     return found
 
