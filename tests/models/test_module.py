@@ -30,11 +30,9 @@ def member(found):
 
 
 def test_parameters_are_declared_by_their_use():
-    for name, config in OPTIONS.items():
+    for config in OPTIONS.values():
         for path, found in parameters(config).items():
             last = path.split("/")[-1]
-            if name == "ungated" and "/projection/" in path:
-                continue  # a plain Flax layer declares nothing
             if is_gate(path.split("/")):
                 assert found.use == "gate", path
             else:
