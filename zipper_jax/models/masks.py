@@ -39,23 +39,40 @@ def attention_range(queries: Order, keys: Order, *, inclusive: bool) -> Range:
     never decrease along T.
     """
     num_keys = keys.segment_ids.shape[1]
+    real = queries.segment_ids > 0
+    if queries.segment_ids.shape[1] <= _FEW_QUERIES:
+        start, end = _counted(queries, keys, inclusive)
+    else:
+        start, end = _searched(queries, keys, inclusive)
+    return jnp.where(real, start, num_keys).astype(jnp.int32), jnp.where(real, end, num_keys).astype(jnp.int32)
+
+
+def _counted(queries: Order, keys: Order, inclusive: bool) -> Range:
+    """Keys in front of each query's example, and with those of it that came earlier: every pair is compared."""
+    segments, positions = (x[:, None, :] for x in keys)
+    own, at = (x[:, :, None] for x in queries)
+    in_front = (segments > 0) & (segments < own)
+    earlier = (segments == own) & (positions <= at if inclusive else positions < at)
+    start = jnp.sum(in_front, axis=-1, dtype=jnp.int32)
+    return start, start + jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+
+
+def _searched(queries: Order, keys: Order, inclusive: bool) -> Range:
+    """The same by binary search over (segment, global position)."""
     padding = 1 + jnp.maximum(jnp.max(keys.segment_ids, initial=0), jnp.max(queries.segment_ids, initial=0))
     longest = 1 + jnp.maximum(jnp.max(keys.global_positions, initial=0), jnp.max(queries.global_positions, initial=0))
-    method = "compare_all" if queries.segment_ids.shape[1] <= _FEW_QUERIES else "scan"
 
     def ranges(keys: Order, queries: Order):
         # One integer carries (segment, global position): it stays below (examples in a row + 2) * (longest example),
         # far from 2 ** 31 for any row that fits a device.
         key_order = _padding_last(keys.segment_ids, padding) * longest + keys.global_positions
         segments = _padding_last(queries.segment_ids, padding) * longest
-        start = jnp.searchsorted(key_order, segments, side="left", method=method)
+        start = jnp.searchsorted(key_order, segments, side="left")
         side = "right" if inclusive else "left"
-        end = jnp.searchsorted(key_order, segments + queries.global_positions, side=side, method=method)
+        end = jnp.searchsorted(key_order, segments + queries.global_positions, side=side)
         return start, end
 
-    start, end = jax.vmap(ranges)(keys, queries)
-    real = queries.segment_ids > 0
-    return jnp.where(real, start, num_keys).astype(jnp.int32), jnp.where(real, end, num_keys).astype(jnp.int32)
+    return jax.vmap(ranges)(keys, queries)
 
 
 def _padding_last(segment_ids: Int[Array, " S"], padding: Int[Array, ""]) -> Int[Array, " S"]:
