@@ -11,7 +11,7 @@ Outside ``models/`` parameters are nested dicts of arrays; `bind` puts them into
 import functools
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -87,9 +87,9 @@ def stack(make: Callable[[], M], count: int, axis: str) -> M:
     Parameters that a module draws itself (plain Flax layers) are drawn for each member.
     """
     first = make()
-    found = dict(_variables(first))
+    found = parameters(first)
     own = {path: v for path, v in found.items() if not isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)}
-    others = [dict(_variables(make())) for _ in range(count - 1)] if own else []
+    others = [parameters(make()) for _ in range(count - 1)] if own else []
     for path, variable in found.items():
         value = variable.get_raw_value()
         axes = variable.get_metadata().get("axes") or (None,) * value.ndim
@@ -121,7 +121,9 @@ def _draw(module: nnx.Module, rngs: nnx.Rngs, count: Any) -> None:
 
     ``count`` is the stream's before the module was made.
     """
-    declared = [(path, v) for path, v in _variables(module) if isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)]
+    declared = [
+        (path, v) for path, v in parameters(module).items() if isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)
+    ]
     if not declared:
         return
     stream = rngs.params
@@ -144,26 +146,20 @@ def _draw_words(words: Any, count: Any, path: str, variable: nnx.Variable) -> np
     return draw(seed, path if int(count) == 0 else f"{int(count)}:{path}", variable)
 
 
-def _variables(module: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
-    """(path, parameter), sorted by path: ``blocks/attention/query/kernel``."""
+def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
+    """Path -> parameter with its metadata, sorted by path: ``blocks/attention/query/kernel``."""
     leaves = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
-    named = [("/".join(_name(key) for key in path), leaf) for path, leaf in leaves if isinstance(leaf, nnx.Param)]
-    return iter(sorted(named))
+    return dict(sorted(("/".join(map(_name, path)), leaf) for path, leaf in leaves if isinstance(leaf, nnx.Param)))
 
 
 def _name(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", key)))
 
 
-def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
-    """Path -> parameter with its metadata, sorted by path."""
-    return dict(_variables(module))
-
-
 def pure(module: nnx.Module) -> Params:
     """The parameters of a module as nested dicts of arrays."""
     tree: Params = {}
-    for path, variable in _variables(module):
+    for path, variable in parameters(module).items():
         put(tree, path.split("/"), variable.get_raw_value())
     return tree
 
