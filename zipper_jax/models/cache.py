@@ -64,7 +64,7 @@ class Cache(NamedTuple):
 def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = unsharded) -> Cache:
     """An empty cache for ``rows`` sequences of up to ``capacity[tower]`` tokens in each tower."""
     dtype = jnp.dtype(config.dtype)
-    towers = {}
+    towers, axes = {}, cache_axes(config)
     for name, t in config.towers.items():
         shape = (t.num_layers, rows, capacity[name], t.num_kv_heads, t.head_size)
         key, value = (placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2))
@@ -75,11 +75,11 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
         members = len(zip_pairs(z, config.towers))
         for into in z.receivers:
 
-            def empty(entry: CacheEntry, z=z, into=into, members=members) -> Array:
+            def empty(entry: CacheEntry, at: "Axes", z=z, into=into, members=members) -> Array:
                 shape = (members, rows, capacity[z.other(into)], *entry.shape)
-                return placer(jnp.zeros(shape, dtype), into, None, "batch", None, *entry.axes)
+                return placer(jnp.zeros(shape, dtype), at.tower, *at.names)
 
-            zips[z.name, into] = jax.tree.map(empty, _entries(config, z, into))
+            zips[z.name, into] = jax.tree.map(empty, _entries(config, z, into), axes.zips[z.name, into])
     return Cache(towers, zips)
 
 
