@@ -91,9 +91,9 @@ MUTATIONS = (
         "1",
         "decoding sees positions behind its own",
         PASS,
-        "visible = attention_range(queries[name], keys[name], inclusive=True)\n",
-        "start, end = attention_range(queries[name], keys[name], inclusive=True)\n"
-        "            visible = start, end + (cache is not None)\n",
+        "return attention_range(queries, keys, inclusive=tower == other)\n",
+        "start, end = attention_range(queries, keys, inclusive=tower == other)\n"
+        "        return start, end + (self.cache is not None and tower == other)\n",
         f"{DECODING} -k changes_no_earlier",
     ),
     Mutation(
@@ -113,16 +113,15 @@ MUTATIONS = (
         f"{RANGES} -k chosen",
     ),
     # rule 2: caches equal the full pass
-    Mutation(
-        "2", "cache written one position off", TOWER, "layer, places.slots, (", "layer, places.slots + 1, (", CHUNKS
-    ),
+    Mutation("2", "cache written one position off", TOWER, "layer, slots, (", "layer, slots + 1, (", CHUNKS),
     Mutation(
         "2",
         "cache read before it is written",
         TOWER,
-        "            cache = cache._replace(key=key, value=value)\n            key, value = key[layer], value[layer]\n",
-        "            old, cache = cache, cache._replace(key=key, value=value)\n"
-        "            key, value = old.key[layer], old.value[layer]\n",
+        "                cache = cache._replace(key=key, value=value)\n"
+        "                key, value = key[layer], value[layer]\n",
+        "                old, cache = cache, cache._replace(key=key, value=value)\n"
+        "                key, value = old.key[layer], old.value[layer]\n",
         CHUNKS,
     ),
     Mutation(
@@ -338,8 +337,8 @@ MUTATIONS = (
         "2",
         "learned positions of queries forgotten in decoding",
         PASS,
-        "positions, total = self.places[fused.tower].positions, m",
-        "positions, total = self.places[fused.tower].positions * (cache is None), m",
+        "positions, total = self.positions(fused.tower), m",
+        "positions, total = self.positions(fused.tower) * (cache is None), m",
         f"{DECODING} -k 'chunks and positions'",
     ),
     # rule 3: the unimodal path
@@ -563,8 +562,8 @@ MUTATIONS = (
         "-",
         "keys and values from the fused state",
         PASS,
-        "fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)\n",
-        "fused[fusion.tower] = x = self.fuse(fusion, parts, saved, cache)\n"
+        "fused[fusion.tower] = {**states[fusion.tower], OWN: self.fuse(fusion, parts, saved, cache)}\n",
+        "fused[fusion.tower] = {**states[fusion.tower], OWN: (x := self.fuse(fusion, parts, saved, cache))}\n"
         "                saved[key] = saved[key := (fusion.tower, fusion.block, False)]._replace(state=x)\n",
         f"{FORWARD} -k 'equations and paper'",
     ),
@@ -596,9 +595,9 @@ MUTATIONS = (
         "-",
         "a fusion inside a block reads the block's output",
         PASS,
-        "at = _At(states[read.tower], self.places[read.tower].positions, *block)",
-        "x = block[0](states[read.tower], places=self.places[read.tower], layer=block[1])[0]\n"
-        "                at = _At(x, self.places[read.tower].positions, *block)",
+        "at = _At(states[read.tower][OWN], self.positions(read.tower), *block)",
+        "x = block[0](states[read.tower][OWN], places=self.streams[read.tower][OWN], layer=block[1])[0]\n"
+        "                at = _At(x, self.positions(read.tower), *block)",
         f"{FORWARD} -k 'equations and shared'",
     ),
     Mutation(
@@ -745,6 +744,73 @@ MUTATIONS = (
         'if use == "lookup":',
         "if False:",
         f"{DECLARED} -k gathered",
+    ),
+    # soft tokens
+    Mutation(
+        "1",
+        "a token sees the soft token of the next",
+        PASS,
+        "return attention_range(queries, keys, inclusive=tower == other)\n",
+        "start, end = attention_range(queries, keys, inclusive=tower == other)\n"
+        "        return start, jnp.minimum(end + (tower != other), keys.segment_ids.shape[1])\n",
+        f"{FORWARD} -k 'changes_nothing_before and soft'",
+    ),
+    Mutation(
+        "2",
+        "soft tokens of a pass without their receiver are forgotten",
+        PASS,
+        "        if cache is None or not into:\n            return {}",
+        "        if cache is None or into:\n            return {}",
+        f"{DECODING} -k 'chunks and soft'",
+    ),
+    Mutation(
+        "2",
+        "soft tokens in the cache are not read by a pass without their source",
+        PASS,
+        "slots = self.slots.get(tower, None if self.cache is None else jnp.zeros_like(counts))",
+        "slots = self.slots.get(tower)",
+        f"{DECODING} -k 'chunks and soft'",
+    ),
+    Mutation(
+        "-",
+        "soft tokens do not count as positions",
+        PASS,
+        "counts = sum((end - start for start, end in ranges.values()), jnp.zeros_like(visible[0]))",
+        "counts = visible[1] - visible[0]",
+        f"{FORWARD} -k 'equations and soft'",
+    ),
+    Mutation(
+        "-",
+        "soft tokens see no other token",
+        TOWER,
+        "for other, seen in (place.others or {}).items() if other in keys]",
+        "for other, seen in (place.others or {}).items() if other in keys and name == OWN]",
+        f"{FORWARD} -k 'equations and soft'",
+    ),
+    Mutation(
+        "-",
+        "soft tokens enter in front of the first block whatever the pair",
+        SCHEDULE,
+        "stop = 3 * block[tower] - _BEFORE[placement]",
+        "stop = 1 if placement == 'sequence' else 3 * block[tower] - _BEFORE[placement]",
+        f"{FORWARD} -k 'equations and soft'",
+    ),
+    # few queries: decoding's way to the same ranges
+    Mutation(
+        "1",
+        "counted keys of a tower's own example include the next",
+        MASKS,
+        "positions <= at if inclusive else positions < at",
+        "positions <= at + inclusive if inclusive else positions < at",
+        f"{RANGES}",
+    ),
+    Mutation(
+        "2",
+        "counted keys in front of an example include its own",
+        MASKS,
+        "in_front = (segments > 0) & (segments < own)",
+        "in_front = (segments > 0) & (segments <= own)",
+        f"{RANGES}",
     ),
     # configuration
     Mutation(

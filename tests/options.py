@@ -99,6 +99,15 @@ OPTIONS = {
     ),
     "trio": trio(),
     "trio unrolled": trio(scan=False),
+    "soft": pair(
+        text=dataclasses.replace(TEXT, windows=(3, 0, 2)),
+        zips=(ZipConfig(("text", "speech"), pairs=((1, 3),), into=("text",), fusion="outside_fusions:SoftTokens"),),
+    ),
+    "soft late": pair(  # they enter in front of the second block, into a tower with learned positions
+        text=dataclasses.replace(TEXT, positions="learned", max_positions=60),
+        zips=(ZipConfig(("speech", "text"), pairs=((5, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),),
+        scan=False,
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Two fusions from outside the package, as a user would write them: no line of zipper_jax knows of them.
+"""Three fusions from outside the package, as a user would write them: no line of zipper_jax knows of them.
 
 Each has its definition in float64 NumPy beside it, for tests/reference.py.
 
@@ -96,3 +96,23 @@ class SharedAttention(Fusion):
 def shared_keys_and_values(p, key, value):
     """The source's keys and values in the receiver's heads, float64."""
     return tuple(np.einsum("sgi,gikh->skh", x, p[n]["kernel"]) for x, n in ((key, "key_map"), (value, "value_map")))
+
+
+class SoftTokens(Fusion):
+    """The source's states, mapped into the receiver's width, as tokens of its own sequence (SLAM-ASR, arXiv
+    2402.08846, without its stacking of neighbours)."""
+
+    placement = "sequence"
+    sources = ("projection",)
+
+    def __init__(self, config, source, receiver, *, rngs, dtype=jnp.float32):
+        shape, axes = (source.width, receiver.width), (None, "embed")
+        self.projection = Linear("BSC,CD->BSD", shape, axes, fan_in=source.width, dtype=dtype, bias=True, rngs=rngs)
+
+    def read(self, source):
+        return self.projection(source.state)
+
+
+def soft_tokens(p, m_source):
+    """Float64 states [S, D] that enter the receiver's sequence."""
+    return m_source @ p["projection"]["kernel"] + p["projection"]["bias"]

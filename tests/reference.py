@@ -9,7 +9,7 @@ Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head s
 import math
 
 import numpy as np
-from outside_fusions import one_way_effect, shared_keys_and_values
+from outside_fusions import one_way_effect, shared_keys_and_values, soft_tokens
 
 
 def logits(config, params, example, layout, fused=True):
@@ -39,7 +39,7 @@ class _Model:
 
     def logits(self, tower):
         own, t = self.params["towers"][tower], self.config.towers[tower]
-        x = tower_norm(t, self.post(tower, t.num_layers), own["final_norm"])
+        x = tower_norm(t, self.own(tower, self.post(tower, t.num_layers), t.num_layers), own["final_norm"])
         table = own["embedding"]["table"] if t.tied_head else own["head"]["table"]
         added = self.params.get("added_embeddings", {}).get(tower) if self.fused else None
         if added is not None:
@@ -52,16 +52,18 @@ class _Model:
             return self.start(tower)
         if ("post", tower, block) not in self.memo:
             m = self.pre(tower, block)
-            total = m
+            _, own, _ = self.rows(tower, block)
+            total = m.copy()
             for z in self.config.zips if self.fused else ():
-                if z.fusion.endswith("SharedAttention"):
-                    continue  # inside the block
+                if z.fusion.endswith(("SharedAttention", "SoftTokens")):
+                    continue  # inside the block, in the sequence
                 receivers = z.into or z.towers
                 for member, pair in enumerate(self.pairs(z)):
                     at = dict(zip(z.towers, pair, strict=True))
                     if tower in receivers and at.get(tower) == block:
                         (source,) = set(z.towers) - {tower}
-                        total = total + self.effect(z, member, tower, source, m, self.pre(source, at[source]))
+                        m_source = self.own(source, self.pre(source, at[source]), at[source])
+                        total[own] += self.effect(z, member, tower, source, m[own], m_source)
             self.memo["post", tower, block] = total
         return self.memo["post", tower, block]
 
@@ -69,8 +71,9 @@ class _Model:
         """m: the output of the block, counted from 1."""
         if ("pre", tower, block) not in self.memo:
             p = _member(self.params["towers"][tower]["blocks"], block - 1)
-            t, x = self.config.towers[tower], self.post(tower, block - 1)
-            local = np.arange(len(x))
+            t, x = self.config.towers[tower], self.input(tower, block)
+            at, own, local = self.rows(tower, block)
+            kind = np.where(own, np.cumsum(own), np.cumsum(~own))  # index among tokens of the same kind
             a = p["attention"]
             q, k, v = self.heads(tower, block)
             window = t.windows[block - 1] if t.windows else 0
@@ -80,7 +83,8 @@ class _Model:
                 table = self.params["towers"][tower]["relative_bias"]["table"]
                 bias = np.array([[table[bucket(d)] for d in row] for row in np.maximum(distance, 0)])
                 bias = bias.reshape(*distance.shape, t.num_heads)
-            mask = (distance >= 0) & (distance < (window or len(x) + 1))
+            near = (kind[:, None] - kind[None, :] < (window or len(x) + 1)) | (own[:, None] != own[None, :])
+            mask = (at[:, None] >= at[None, :]) & near
             for k_more, v_more, mask_more in self.inside(tower, block):
                 k, v, mask = (np.concatenate(x) for x in ((k, k_more), (v, v_more), (mask.T, mask_more.T)))
                 mask = mask.T
@@ -101,8 +105,8 @@ class _Model:
     def heads(self, tower, block):
         """Query, key and value of the block's input."""
         p, t = _member(self.params["towers"][tower]["blocks"], block - 1), self.config.towers[tower]
-        x = self.post(tower, block - 1)
-        y, a, local = tower_norm(t, x, p["attention_norm"]), p["attention"], np.arange(len(x))
+        x = self.input(tower, block)
+        y, a, (_, _, local) = tower_norm(t, x, p["attention_norm"]), p["attention"], self.rows(tower, block)
         q, k, v = heads(y, a["query"]), heads(y, a["key"]), heads(y, a["value"])
         if t.query_key_norm:
             q, k = (rms_norm(z, a[n], t.norm_epsilon, t.norm_offset) for z, n in ((q, "query_norm"), (k, "key_norm")))
@@ -124,6 +128,47 @@ class _Model:
                     mask = self.places[source][None, :] < self.places[tower][:, None]
                     yield *shared_keys_and_values(p, k, v), mask
 
+    def soft(self, tower):
+        """(zip, source, block of the source, block of the tower in front of which they enter), or None."""
+        for z in self.config.zips if self.fused else ():
+            if z.fusion.endswith("SoftTokens") and tower in (z.into or z.towers):
+                (pair,), (source,) = z.pairs, set(z.towers) - {tower}
+                at = dict(zip(z.towers, pair, strict=True))
+                return z, source, at[source], at[tower]
+        return None
+
+    def rows(self, tower, block):
+        """Of the sequence that goes through a block: place, whether a token is the tower's own, position."""
+        places = self.places[tower]
+        soft = self.soft(tower)
+        if soft is None:
+            return places, np.ones(len(places), bool), np.arange(len(places))
+        both = np.concatenate([places, self.places[soft[1]]])
+        order = np.argsort(both)
+        own = order < len(places)
+        present = own | (block >= soft[3])
+        return both[order][present], own[present], np.arange(len(both))[present]
+
+    def own(self, tower, x, block):
+        return x[self.rows(tower, block)[1]]
+
+    def input(self, tower, block):
+        """Of a block: soft tokens that enter in front of it included."""
+        x, soft = self.post(tower, block - 1), self.soft(tower)
+        if soft is None or soft[3] != block:
+            return x
+        z, source, at, _ = soft
+        p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{tower}"], 0)
+        entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
+        _, own, local = self.rows(tower, block)
+        t = self.config.towers[tower]
+        if t.positions == "learned":
+            table = self.params["towers"][tower]["embedding"]["position_table"]
+            entering = entering + table[local[~own] + t.position_offset]
+        merged = np.zeros((len(own), x.shape[1]))
+        merged[own], merged[~own] = x, entering
+        return merged
+
     def start(self, tower):
         t, own = self.config.towers[tower], self.params["towers"][tower]["embedding"]
         table = own["table"]
@@ -134,7 +179,7 @@ class _Model:
         if projection is not None and projection.form != "none" and self.fused:
             x = project(projection, self.params["input_projections"][tower], x)
         if t.positions == "learned":
-            x = x + own["position_table"][np.arange(len(x)) + t.position_offset]
+            x = x + own["position_table"][self.rows(tower, 0)[2] + t.position_offset]
         return x
 
     def effect(self, z, member, receiver, source, m, m_source):

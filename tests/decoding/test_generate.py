@@ -39,6 +39,8 @@ MODELS = {
     "relative": (OPTIONS["relative"], PAIR_LAYOUT),
     "ungated": (OPTIONS["ungated"], PAIR_LAYOUT),
     "shared": (OPTIONS["shared"], PAIR_LAYOUT),
+    "soft": (OPTIONS["soft"], PAIR_LAYOUT),
+    "soft late": (OPTIONS["soft late"], PAIR_LAYOUT),
 }  # fmt: skip
 LIMITS = {"text": 6, "speech": 7, "image": 5, "sign": 5}
 CHUNK = 8
@@ -123,7 +125,7 @@ GIVEN = {
         [("text", content()), ("sign", content(2))],
     ],
 }
-GIVEN |= dict.fromkeys(("positions", "ungated", "shared"), GIVEN["pair"])
+GIVEN |= dict.fromkeys(("positions", "ungated", "shared", "soft", "soft late"), GIVEN["pair"])
 
 
 # ---- rule 2: caches equal the full pass ------------------------------------------------------------------------------
@@ -197,6 +199,8 @@ def test_many_chunks_through_the_caches_equal_the_full_pass(seed, name):
         ("trio", ("sign", "text")),
         ("ungated", ("text", "speech", "text")),
         ("shared", ("text", "speech", "text")),
+        ("soft", ("text", "speech", "text")),
+        ("soft late", ("speech", "text", "speech")),
         pytest.param("positions", ("speech", "text"), marks=pytest.mark.slow),
         pytest.param("trio", ("sign", "text", "image", "speech"), marks=pytest.mark.slow),
     ],

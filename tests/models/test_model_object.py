@@ -106,7 +106,7 @@ def test_hidden_and_head_are_the_logits(model, towers):
         np.testing.assert_array_equal(model.head(tower, hidden[tower]), logits)
 
 
-@pytest.mark.parametrize("name", ["paper", "shared", "ungated", "trio"])
+@pytest.mark.parametrize("name", ["paper", "shared", "ungated", "soft", "trio"])
 def test_towers_without_tokens_may_be_left_out(name):
     """A tower of padding alone and no batch at all give the others the same logits."""
     config = OPTIONS[name]
@@ -136,7 +136,7 @@ def rows():
     return rows_to_towers([[example] for example in examples], PAIR_LAYOUT, {"text": 24, "speech": 24})
 
 
-@pytest.fixture(scope="module", params=["paper", "residual", "shared", "ungated"])
+@pytest.fixture(scope="module", params=["paper", "residual", "shared", "ungated", "soft"])
 def program(request):
     """(config, params, full pass, cached pass), compiled."""
     config = OPTIONS[request.param]
@@ -239,9 +239,9 @@ def test_what_is_known_of_parameters_says_whose_tokens_go_through_them():
     known = zipper.parameters(pair())
     assert {p.owner for path, p in known.items() if path.startswith("zips/speech-text/into_text")} == {"text"}
     tokens = {path: p.tokens for path, p in known.items()}
-    assert tokens["zips/speech-text/into_text/attention/key/kernel"] == "speech"
-    assert tokens["zips/speech-text/into_text/projection/layer_0/kernel"] == "speech"
-    assert tokens["zips/speech-text/into_text/attention/query/kernel"] == "text"
+    assert tokens["zips/speech-text/into_text/attention/key/kernel"] == {"speech": 1.0}
+    assert tokens["zips/speech-text/into_text/projection/layer_0/kernel"] == {"speech": 1.0}
+    assert tokens["zips/speech-text/into_text/attention/query/kernel"] == {"text": 1.0}
     gates = {path for path, p in known.items() if p.use == "gate"}
     assert gates == {
         f"zips/speech-text/into_{t}/{g}_gate" for t, g in itertools.product(pair().towers, ("attention", "mlp"))

@@ -44,7 +44,7 @@ def test_parameters_are_declared_by_their_use():
             assert found.output == bool(heads), path
 
 
-@pytest.mark.parametrize("name", ["paper", "one way", "positions", "heads", "relative", "trio"])
+@pytest.mark.parametrize("name", ["paper", "one way", "positions", "heads", "relative", "soft", "soft late", "trio"])
 def test_products_are_those_of_the_declared_parameters_and_tokens(name):
     """Every matrix product with a kernel in a traced pass: so many, of these shapes, over the tokens of this tower."""
     config = dataclasses.replace(OPTIONS[name], scan=False)
@@ -60,11 +60,12 @@ def test_products_are_those_of_the_declared_parameters_and_tokens(name):
     wanted = Counter()
     for p in parameters(config).values():
         if p.use == "product" or p.output:
-            wanted[member(p)[0], TOKENS[p.tokens]] += p.shape[0] if p.stacked else 1
+            for tower, share in p.tokens.items():
+                wanted[member(p)[0], TOKENS[tower]] += round(p.shape[0] * share) if p.stacked else 1
     assert found == wanted
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "ungated", "shared", "relative", "trio"])
+@pytest.mark.parametrize("name", ["paper", "positions", "ungated", "shared", "soft", "relative", "trio"])
 def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
     """By the rules of the tower that the parameter belongs or writes to."""
     config, gathered = OPTIONS[name], set()

@@ -76,7 +76,7 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio", "ungated", "shared"])
+@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio", "ungated", "shared", "soft", "soft late"])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
     params = random_params(config)
@@ -183,6 +183,8 @@ def test_fused_path_with_residual_or_no_input_projection_starts_as_the_unimodal_
         "paper",
         "ungated",
         "shared",
+        "soft",
+        "soft late",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative")),
     ],
 )
@@ -232,6 +234,7 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
     [
         "paper",
         "shared",
+        "soft",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", "trio", "ungated")),
     ],
 )

@@ -228,6 +228,45 @@ def test_loading_falls_back_with_a_warning_but_not_from_a_step_asked_for(copied)
         checkpoints.load_params(copied.model_dir, 4)
 
 
+def made(leaves):
+    return {path: leaf.make() for path, leaf in leaves.items()}
+
+
+def test_parameters_opened_one_by_one_are_those_loaded_at_once(trained, copied):
+    """Slices of a leaf that is frozen in part are joined; a leaf is read when it is made, and proven then."""
+    for step in (None, 3):
+        opened, loaded = checkpoints.open_params(copied.model_dir, step), params(copied, step)
+        assert {path: (leaf.shape, leaf.dtype) for path, leaf in opened.items()} == {
+            path: (leaf.shape, leaf.dtype) for path, leaf in loaded.items()
+        }
+        for path, array in made(opened).items():
+            np.testing.assert_array_equal(array, loaded[path])
+    data = largest(Path(copied.model_dir, "checkpoints", "4", "trainable"))
+    flip(data, data.stat().st_size // 2)
+    with pytest.raises(DamagedError, match="checkpoint 4"):
+        made(opened_step(copied, 4))
+    with pytest.raises(DamagedError, match=r"checkpoint 4.*not what was saved"):
+        checkpoints.open_params(copied.model_dir, 4)
+    with pytest.warns(UserWarning, match="loading step 3"):
+        found = made(checkpoints.open_params(copied.model_dir))
+    for path, array in params(copied, 3).items():
+        np.testing.assert_array_equal(found[path], array)
+    data = largest(next(p for p in Path(copied.model_dir, "frozen").iterdir() if p.is_dir()))
+    flip(data, data.stat().st_size // 2)
+    with pytest.raises(DamagedError, match="frozen part"):
+        made(checkpoints.open_params(copied.model_dir, 3))
+
+
+def opened_step(config, step):
+    """Unsealed, as a kill behind a save leaves it: only its arrays' digests tell."""
+    folder = Path(config.model_dir, "checkpoints", str(step))
+    sealed = (folder / manifest.FILES).read_bytes()
+    (folder / manifest.FILES).unlink()
+    found = checkpoints.open_params(config.model_dir, step)
+    (folder / manifest.FILES).write_bytes(sealed)
+    return found
+
+
 def test_a_damaged_frozen_part_stops_the_run_and_condemns_no_step(copied):
     data = largest(next(p for p in Path(copied.model_dir, "frozen").iterdir() if p.is_dir()))
     flip(data, data.stat().st_size // 2)

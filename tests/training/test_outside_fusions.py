@@ -1,7 +1,7 @@
 """Fusions that the package knows nothing of, through all that a run does: see tests/outside_fusions.py.
 
-The rules of the forward pass and of decoding run on both in tests/models and tests/decoding (OPTIONS "ungated" and
-"shared").
+The rules of the forward pass and of decoding run on all in tests/models and tests/decoding (OPTIONS "ungated" and
+"shared", "soft").
 """
 
 from dataclasses import replace
@@ -30,6 +30,7 @@ ZIPS = {
         options={"scale": 0.5},
     ),
     "shared": ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
+    "soft": ZipConfig(("text", "speech"), pairs=((1, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),
 }  # fmt: skip
 
 
@@ -79,15 +80,20 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
     own = zipper.parameters(bare)
     alone = flops_per_row(bare, {path: shapes[path] for path in own}, own, [], LENGTHS)
     zips = flops_per_row(config, shapes, known, [], LENGTHS) - alone
+    products = {path: p for path, p in known.items() if p.use == "product"}
     weights = sum(
-        4.0 * np.prod(p.shape) * LENGTHS[p.tokens]
-        for path, p in known.items()
-        if path.startswith("zips/") and p.use == "product"
+        4.0 * np.prod(p.shape) * sum(share * LENGTHS[tower] for tower, share in p.tokens.items())
+        for path, p in products.items()
+        if path.startswith("zips/")
     )
-    pairs = sum(
-        12 * config.towers[into].num_heads * config.towers[into].head_size * LENGTHS["text"] * LENGTHS["speech"] / 2
-        for into in ZIPS[name].receivers
-    )
+    text, speech, wide = LENGTHS["text"], LENGTHS["speech"], lambda tower: 12 * tower.num_heads * tower.head_size
+    if name == "soft":  # every block of the text tower works on speech tokens, too
+        blocks = [p for path, p in products.items() if path.startswith("towers/text/blocks/")]
+        weights += sum(4.0 * np.prod(p.shape) * speech for p in blocks)
+        depth = config.towers["text"].num_layers
+        pairs = depth * wide(config.towers["text"]) * ((text + speech) ** 2 - text**2) / 2
+    else:
+        pairs = sum(wide(config.towers[into]) * text * speech / 2 for into in ZIPS[name].receivers)
     assert zips == pytest.approx(weights + pairs)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import fusion_class
-from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.zipper import parameters
 from zipper_jax.training.chips import Chip
 from zipper_jax.training.config import TrainConfig
@@ -75,15 +75,17 @@ def _memory(config: TrainConfig, built: Program) -> float:
             total += 2 * (2 * held_bytes(leaf) + state) + 2 * (micro - 1) * held_bytes(leaf)
     rows = config.batch_size / batch_ways(built.mesh)
     for name, tower in model.towers.items():
-        slots = rows * config.data.lengths[name]
+        length = config.data.lengths[name] + sum(config.data.lengths[s.source] for s in soft_tokens(model, name))
+        slots = rows * length
         heads = (tower.num_heads + 2 * tower.num_kv_heads) * tower.head_size
         wide = tower.mlp_width * (3 if tower.gated_mlp else 2)
         per_slot = item * (4 * tower.width + (2 * heads + wide) / tensor)
         # Written, read by the next product, read again backward, and its gradient written and read.
         total += 5 * tower.num_layers * slots * per_slot
-        scores = 4.0 * slots * config.data.lengths[name] * tower.num_heads / tensor
+        scores = 4.0 * slots * length * tower.num_heads / tensor
         total += 8 * tower.num_layers * scores  # float32 scores and weights, forward, again, and backward
-        total += 4 * 4.0 * slots * model.rows(name) / tensor  # float32 logits: written, read, their gradient
+        own = rows * config.data.lengths[name]
+        total += 4 * 4.0 * own * model.rows(name) / tensor  # float32 logits: written, read, their gradient
     for z in model.zips:
         for into in z.receivers:
             slots, seen = rows * config.data.lengths[into], config.data.lengths[z.other(into)]

@@ -79,7 +79,7 @@ def _bounds(
     """One token of every row: each kernel that it goes through is read once, each cache once."""
     item = itemsize(model)
     known = zipper.parameters(model)
-    used = {key: shape for key, shape in params.items() if known[key].tokens == tower}
+    used = {key: shape for key, shape in params.items() if tower in known[key].tokens}
     weights = sum(float(np.prod(s.shape)) for s in used.values())
     held = sum(held_bytes(s) for s in used.values())
     incoming = [value for (_, into), value in cache.zips.items() if into == tower]

@@ -37,8 +37,16 @@ class TowerCache(NamedTuple):
     lengths: Int[Array, " B"]
 
 
+class KeyValue(NamedTuple):
+    """Keys and values of soft tokens, in every block of their receiver."""
+
+    key: Float[Array, "L B S K H"]
+    value: Float[Array, "L B S K H"]
+
+
 class Cache(NamedTuple):
-    """towers: tower -> TowerCache; zips: (zip, receiver) -> what its fusion keeps of source tokens, [Z, B, S, ...]."""
+    """towers: tower -> TowerCache; zips: (zip, receiver) -> what its fusion keeps of source tokens, [Z, B, S, ...], or
+    of soft tokens a `KeyValue`."""
 
     towers: dict[str, TowerCache]
     zips: dict[tuple[str, str], Any]
@@ -72,14 +80,14 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
         towers[name] = TowerCache(key, value, order, jnp.zeros((rows,), jnp.int32))
     zips = {}
     for z in config.zips:
-        members = len(zip_pairs(z, config.towers))
         for into in z.receivers:
+            count, entries = _entries(config, z, into)
 
-            def empty(entry: CacheEntry, at: "Axes", z=z, into=into, members=members) -> Array:
-                shape = (members, rows, capacity[z.other(into)], *entry.shape)
+            def empty(entry: CacheEntry, at: "Axes", z=z, into=into, count=count) -> Array:
+                shape = (count, rows, capacity[z.other(into)], *entry.shape)
                 return placer(jnp.zeros(shape, dtype), at.tower, *at.names)
 
-            zips[z.name, into] = jax.tree.map(empty, _entries(config, z, into), axes.zips[z.name, into])
+            zips[z.name, into] = jax.tree.map(empty, entries, axes.zips[z.name, into])
     return Cache(towers, zips)
 
 
@@ -87,8 +95,13 @@ KEY_AXES = (None, "batch", None, "kv_heads", None)
 """Logical axes of a tower's keys and values."""
 
 
-def _entries(config: ZipperConfig, z: Any, into: str) -> Any:
-    return fusion_class(z.fusion).cache(z, config.towers[z.other(into)], config.towers[into])
+def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any]:
+    """The size of the leading axis, and what is kept of a source token at each place along it."""
+    fusion, receiver = fusion_class(z.fusion), config.towers[into]
+    if fusion.placement == "sequence":
+        entry = CacheEntry((receiver.num_kv_heads, receiver.head_size), KEY_AXES[-2:])
+        return receiver.num_layers, KeyValue(entry, entry)  # type: ignore[arg-type]
+    return len(zip_pairs(z, config.towers)), fusion.cache(z, config.towers[z.other(into)], receiver)
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ def cache_axes(config: ZipperConfig) -> Cache:
     zips = {}
     for z in config.zips:
         for into in z.receivers:
-            kept = _entries(config, z, into)
+            _, kept = _entries(config, z, into)
             zips[z.name, into] = jax.tree.map(lambda e, into=into: Axes(into, (None, "batch", None, *e.axes)), kept)
     return Cache(towers, zips)
 

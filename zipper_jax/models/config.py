@@ -12,6 +12,8 @@ from zipper_jax.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_exact", "silu", "squared_relu"]
 """``gelu`` is the tanh approximation, ``gelu_exact`` the one with erf."""
+Placement = Literal["behind", "inside", "sequence"]
+"""Where a fusion acts, see `models.fusion.Fusion`."""
 
 
 def _check(condition: bool, message: str) -> None:

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from zipper_jax.models.cache import Cache, cache_axes, place_tokens, write
 from zipper_jax.models.fusion import Fusion, SourceState
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import cut, member
 from zipper_jax.models.schedule import Fusion as Fused
-from zipper_jax.models.schedule import Read, Stage, group_stages, make_schedule
-from zipper_jax.models.tower import Places
+from zipper_jax.models.schedule import Read, Stage, group_stages, make_schedule, soft_tokens
+from zipper_jax.models.tower import OWN, Keys, Places
 from zipper_jax.sequences import TowerBatch
 
 if TYPE_CHECKING:
     from zipper_jax.models.zipper import Zipper
 
 State = Float[Array, "B T D"]
+Streams = dict[str, Float[Array, "B _ _"]]
+States = dict[str, Streams]
+"""tower -> the states of its own tokens (`OWN`) and of the soft tokens that have entered its sequence, by zip."""
 Batches = Mapping[str, TowerBatch]
 Weights = dict[tuple[str, str, int], Float[Array, "B K G T S"]]
 """(zip, receiving tower, member) -> attention weights."""
@@ -39,6 +42,9 @@ class Pass:
     def __init__(self, model: "Zipper", batches: Batches, cache: Cache | None, probe: Weights | None = None):
         config = model.config
         self.model, self.probe = model, probe
+        self.asked = set(batches)
+        self.soft = {name: soft_tokens(config, name) for name in config.towers}
+        batches = {**batches, **self._receivers_of_soft_tokens(batches, cache)}
         self.batches = {name: jax.tree.map(jnp.asarray, batches[name]) for name in sorted(batches)}
         slots: dict[str, Array] = {}
         if cache is not None:
@@ -49,10 +55,6 @@ class Pass:
         self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
         queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
         keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
-        self.places: dict[str, Places] = {}
-        for name, batch in self.batches.items():
-            visible = attention_range(queries[name], keys[name], inclusive=True)
-            self.places[name] = model.towers[name].places(batch=batch, visible=visible, slots=slots.get(name))
         self.visible: dict[tuple[str, str], Range] = {}  # (receiver, source) -> all that came earlier
         for z in config.zips:
             for into in z.receivers:
@@ -62,18 +64,50 @@ class Pass:
                 elif into in queries:
                     nothing = jnp.zeros_like(queries[into].segment_ids)
                     self.visible[into, source] = nothing, nothing
+        self.queries, self.keys = queries, keys
+        self.streams: dict[str, dict[str, Places]] = {name: self._streams(name) for name in self.batches}
+
+    def _receivers_of_soft_tokens(self, batches: Batches, cache: Cache | None) -> dict[str, TowerBatch]:
+        """Receiver -> a batch of no tokens, where its cache gets soft tokens of this pass's sources."""
+        into = {s.into for soft in self.soft.values() for s in soft if s.source in batches and s.into not in batches}
+        if cache is None or not into:
+            return {}
+        (like, *_) = (jax.tree.map(lambda x: x[:, :0], batch) for batch in batches.values())
+        return dict.fromkeys(into, like)
+
+    def _streams(self, name: str) -> dict[str, Places]:
+        """Soft tokens stand in the order of the linear sequence, and all tokens of the sequence count as positions."""
+        bias, slots = self.model.towers[name].distance_bias(), self.slots.get(name)
+        if not self.soft[name]:
+            return {OWN: Places(self.batches[name].local_positions, self._range(name, name), slots, bias)}
+        towers, found = {OWN: name} | {soft.zip: soft.source for soft in self.soft[name]}, {}
+        for stream, tower in towers.items():
+            ranges = {other: self._range(tower, there) for other, there in towers.items()}
+            visible = ranges[stream]
+            counts = sum((end - start for start, end in ranges.values()), jnp.zeros_like(visible[0]))
+            slots = self.slots.get(tower, None if self.cache is None else jnp.zeros_like(counts))
+            positions = jnp.maximum(counts - 1, 0)  # all tokens so far, this one included
+            others = {other: seen for other, seen in ranges.items() if other != stream}
+            found[stream] = Places(positions, visible, slots, None, others)
+        return found
+
+    def _range(self, tower: str, other: str) -> Range:
+        """The tokens of ``other`` that each of ``tower`` may depend on, its own position included."""
+        none = Order(*[jnp.zeros((next(iter(self.batches.values())).tokens.shape[0], 0), jnp.int32)] * 2)
+        queries, keys = self.queries.get(tower, none), self.keys.get(other, none)
+        return attention_range(queries, keys, inclusive=tower == other)
 
     def __call__(self) -> dict[str, State]:
         """The final states of the towers present."""
         model = self.model
-        states: dict[str, State] = {
-            name: model.towers[name].embed(
-                batch=batch,
+        states: States = {}
+        for name, batch in self.batches.items():
+            own = model.towers[name].embed(
+                batch=batch._replace(local_positions=self.positions(name)),
                 added=model.added_embeddings.get(name),
                 projection=model.input_projections.get(name),
             )
-            for name, batch in self.batches.items()
-        }
+            states[name] = {OWN: own}
         saved: _Saved = {}
         for group in group_stages(make_schedule(model.config, self.batches)):
             if len(group) > 1 and model.config.scan and self.probe is None:
@@ -81,7 +115,11 @@ class Pass:
             else:
                 for stage in group:
                     states, saved, self.cache = self.stage(stage, self.parts(stage), states, saved, self.cache)
-        return states
+        return {name: xs[OWN] for name, xs in states.items() if name in self.asked}
+
+    def positions(self, tower: str) -> Int[Array, "B T"]:
+        """Local positions of the tower's own tokens."""
+        return self.streams[tower][OWN].positions
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +157,7 @@ class Pass:
                 fusions[name, into, index] = cut(stacked, index + 1, index + stages), numbers
         return _Parts(blocks, inside, fusions)
 
-    def scan(self, group: tuple[Stage, ...], states: dict[str, State]) -> dict[str, State]:
+    def scan(self, group: tuple[Stage, ...], states: States) -> States:
         """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
 
         def body(carry: Any, parts: "_Parts") -> tuple[Any, None]:
@@ -130,40 +168,59 @@ class Pass:
         return states
 
     def stage(
-        self, stage: Stage, parts: "_Parts", states: dict[str, State], saved: "_Saved", cache: Cache | None
-    ) -> tuple[dict[str, State], "_Saved", Cache | None]:
+        self, stage: Stage, parts: "_Parts", states: States, saved: "_Saved", cache: Cache | None
+    ) -> tuple[States, "_Saved", Cache | None]:
         """Runs one stage: blocks, then what the zips read, then what they do."""
         states, saved = dict(states), dict(saved)
         for name, _, last in stage.runs:
-            tower, own = self.model.towers[name], None if cache is None else cache.towers[name]
             blocks, layers = parts.blocks[name]
-            states[name], own = tower.run(
-                blocks=blocks, layers=layers, x=states[name], places=self.places[name], cache=own
+            states[name], own = self.model.towers[name].run(
+                blocks=blocks,
+                layers=layers,
+                xs=states[name],
+                places=self.streams[name],
+                caches=self.caches(name, states, cache),
             )
-            cache = _with_tower(cache, name, own)
-            saved[name, last, False] = _At(states[name], self.places[name].positions, None, None)
+            cache = self.with_caches(name, own, cache)
+            saved[name, last, False] = _At(states[name][OWN], self.positions(name), None, None)
         for read in stage.reads:
             if read.inside:
                 stacked = self.model.towers[read.tower].blocks
                 block = parts.inside.get(read.tower) or (member(stacked, read.block - 1), read.block - 1)
-                at = _At(states[read.tower], self.places[read.tower].positions, *block)
+                at = _At(states[read.tower][OWN], self.positions(read.tower), *block)
                 saved[read.tower, read.block, True] = at
         for read in stage.reads if cache is not None else ():
             cache = self.remember(read, parts, saved, cast(Cache, cache))
-        fused = {}
+        fused: States = {}
         for fusion in stage.fusions:
-            if fusion.inside:
-                fused[fusion.tower], cache = self.run_inside(fusion, parts, states[fusion.tower], saved, cache)
+            if fusion.placement == "inside":
+                fused[fusion.tower], cache = self.run_inside(fusion, parts, states, saved, cache)
+            elif fusion.placement == "sequence":
+                fused[fusion.tower] = states[fusion.tower] | self.enter(fusion, parts, saved)
             else:
-                fused[fusion.tower] = self.fuse(fusion, parts, saved, cache)
+                fused[fusion.tower] = {**states[fusion.tower], OWN: self.fuse(fusion, parts, saved, cache)}
         return {**states, **fused}, saved, cache
+
+    def caches(self, tower: str, states: States, cache: Cache | None) -> dict[str, Keys | None]:
+        """Where the keys and values of a tower's streams are kept."""
+        if cache is None:
+            return dict.fromkeys(states[tower])
+        soft = {stream: cache.zips[stream, tower] for stream in states[tower] if stream != OWN}
+        return {OWN: cache.towers[tower], **soft}
+
+    def with_caches(self, tower: str, caches: Mapping[str, Any], cache: Cache | None) -> Cache | None:
+        """The cache with those of one tower's streams."""
+        if cache is None:
+            return None
+        zips = {(stream, tower): keys for stream, keys in caches.items() if stream != OWN}
+        return Cache({**cache.towers, tower: caches[OWN]}, {**cache.zips, **zips})
 
     # ---- zips --------------------------------------------------------------------------------------------------------
 
     def fuse(self, fused: Fused, parts: "_Parts", saved: "_Saved", cache: Cache | None) -> State:
         """m + the sum of the zips' effects, all on the state before any of them, in sorted zip order."""
         execution, m = self.model.towers[fused.tower].execution, saved[fused.tower, fused.block, False].state
-        positions, total = self.places[fused.tower].positions, m
+        positions, total = self.positions(fused.tower), m
         for source in fused.sources:
             fusion, index = parts.fusions[source.zip, fused.tower, source.member]
             earlier = self.visible[fused.tower, source.tower]
@@ -182,14 +239,14 @@ class Pass:
         return execution.shard(total, "batch", None, None)
 
     def run_inside(
-        self, fused: Fused, parts: "_Parts", x: State, saved: "_Saved", cache: Cache | None
-    ) -> tuple[State, Cache | None]:
+        self, fused: Fused, parts: "_Parts", states: States, saved: "_Saved", cache: Cache | None
+    ) -> tuple[Streams, Cache | None]:
         """A block in whose attention the keys and values of zips take part."""
-        tower, places = self.model.towers[fused.tower], self.places[fused.tower]
+        tower, places = self.model.towers[fused.tower], self.streams[fused.tower]
         found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
         block, layer = parts.inside[fused.tower]
 
-        def body(block: Any, fusions: list[Fusion], x: State, ats: list[_At], own: Any) -> Any:
+        def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
             for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):
                 fusion = tower.execution.in_use(fusion)
@@ -197,13 +254,31 @@ class Pass:
                 earlier = self.visible[fused.tower, source.tower]
                 key, value = fusion.keys_and_values(kept)
                 more.append((key, value, fusion.visible(earlier)))
-            return tower.execution.in_use(block)(x, places=places, layer=layer, cache=own, more=more)
+            return tower.execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches, more=more)
 
-        own = None if cache is None else cache.towers[fused.tower]
         ats = [self.at(source, True, saved) for source in fused.sources]
         run = body if cache is not None else tower.execution.recompute(body)
-        x, own = run(block, [fusion for fusion, _ in found], x, ats, own)
-        return tower.execution.shard(x, "batch", None, None), _with_tower(cache, fused.tower, tower.shard_cache(own))
+        fusions, caches = [fusion for fusion, _ in found], self.caches(fused.tower, states, cache)
+        xs, caches = run(block, fusions, states[fused.tower], ats, caches)
+        xs = {stream: tower.execution.shard(x, "batch", None, None) for stream, x in xs.items()}
+        caches = {stream: tower.shard_cache(own) for stream, own in caches.items()}
+        return xs, self.with_caches(fused.tower, caches, cache)
+
+    def enter(self, fused: Fused, parts: "_Parts", saved: "_Saved") -> Streams:
+        """Soft tokens of this pass, as they enter the receiver's sequence."""
+        tower, found = self.model.towers[fused.tower], {}
+        for source in fused.sources:
+            fusion, _ = parts.fusions[source.zip, fused.tower, source.member]
+            places = self.streams[fused.tower][source.zip]
+
+            def read(fusion: Fusion, at: _At, source=source, places=places) -> State:
+                x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
+                return tower.add_positions(x, places.positions)
+
+            run = read if self.cache is not None else tower.execution.recompute(read)
+            x = run(fusion, self.at(source, False, saved))
+            found[source.zip] = tower.execution.shard(x, "batch", None, None)
+        return found
 
     def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
         """The cache with what a zip keeps of the tokens of this pass."""
@@ -275,7 +350,3 @@ def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:
         if fusion.inside:
             found[fusion.tower] = found.get(fusion.tower, (fusion.block,))[0], fusion.block
     return found
-
-
-def _with_tower(cache: Cache | None, name: str, own: Any) -> Cache | None:
-    return None if cache is None else Cache({**cache.towers, name: own}, cache.zips)

@@ -1,7 +1,8 @@
 """In which order blocks run and zips fire: pure Python on the configuration, no arrays.
 
-A zip joins block k of one tower with block l of another, at a *stop* of each: behind the block, or (fusions whose
-placement is "inside") in front of it. Every zip at a stop reads the state before any fusion there, so the order is a
+A zip joins block k of one tower with block l of another, at a *stop* of each: behind the block, or in front of it for
+fusions whose placement is "inside". Soft tokens (placement "sequence") are read behind a block of the source and enter
+in front of one of the receiver. Every zip at a stop reads the state before any fusion there, so the order is a
 topological order of these states and of what follows them. Blocks are numbered from 1, as in the paper.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from zipper_jax.errors import UserError
-from zipper_jax.models.config import TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.models.config import Placement, TowerConfig, ZipConfig, ZipperConfig
 
 
 class Source(NamedTuple):
@@ -33,13 +34,28 @@ class Read(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """What happens at a stop of ``tower``: behind ``block``, its state becomes m + the sum of the effects;
-    inside, ``block`` runs with the further keys and values of its sources (none: it is only read from)."""
+    """What happens at a stop of ``tower``: behind ``block``, its state becomes m + the sum of the effects; inside,
+    ``block`` runs with the further keys and values of its sources (none: it is only read from); in its sequence, soft
+    tokens enter in front of ``block``."""
 
     tower: str
     block: int
     sources: tuple[Source, ...]
-    inside: bool = False
+    placement: Placement = "behind"
+
+    @property
+    def inside(self) -> bool:
+        """Whether it happens in the attention of ``block``, and reads inputs of blocks."""
+        return self.placement == "inside"
+
+
+class SoftTokens(NamedTuple):
+    """A zip's soft tokens in the sequence of their receiver: one per token of ``source``, from ``block`` on."""
+
+    zip: str
+    into: str
+    source: str
+    block: int
 
 
 class Stage(NamedTuple):
@@ -80,8 +96,24 @@ def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple
     return tuple(sorted(pairs))
 
 
+def soft_tokens(config: ZipperConfig, receiver: str) -> tuple[SoftTokens, ...]:
+    """Those that enter ``receiver``, in the order in which they do."""
+    from zipper_jax.models.fusion import fusion_class
+
+    found = []
+    for z in config.zips:
+        if receiver in z.receivers and fusion_class(z.fusion).placement == "sequence":
+            (pair,) = zip_pairs(z, config.towers)
+            found.append(SoftTokens(z.name, receiver, z.other(receiver), pair[z.towers.index(receiver)]))
+    return tuple(sorted(found, key=lambda soft: (soft.block, soft.zip)))
+
+
+_BEFORE: dict[Placement, int] = {"behind": 0, "inside": 1, "sequence": 2}
+
+
 class _Stops(NamedTuple):
-    """A stop is a number: 2 * block behind it, 2 * block - 1 inside it. tower -> stop -> what fires, what is read."""
+    """A stop is a number: 3 * block behind it, one less inside it, two less where soft tokens enter in front of it.
+    tower -> stop -> what fires, what is read."""
 
     fusions: dict[str, dict[int, tuple[Source, ...]]]
     reads: dict[str, dict[int, tuple[Read, ...]]]
@@ -94,17 +126,21 @@ def _stops(config: ZipperConfig) -> _Stops:
     fusions: dict[str, dict[int, list[Source]]] = {name: {} for name in config.towers}
     reads: dict[str, dict[int, list[Read]]] = {name: {} for name in config.towers}
     for z in sorted(config.zips, key=lambda z: z.name):
-        inside = fusion_class(z.fusion).placement == "inside"
+        placement = fusion_class(z.fusion).placement
+        inside = placement == "inside"
         for index, pair in enumerate(zip_pairs(z, config.towers)):
             block = dict(zip(z.towers, pair, strict=True))
             for tower in z.towers:
-                stop = 2 * block[tower] - inside
-                sources, readers = fusions[tower].setdefault(stop, []), reads[tower].setdefault(stop, [])
                 other = z.other(tower)
                 if tower in z.receivers:
-                    sources.append(Source(z.name, index, other, block[other]))
+                    stop = 3 * block[tower] - _BEFORE[placement]
+                    fusions[tower].setdefault(stop, []).append(Source(z.name, index, other, block[other]))
                 if other in z.receivers:
-                    readers.append(Read(z.name, index, tower, block[tower], other, inside))
+                    stop = 3 * block[tower] - inside
+                    fusions[tower].setdefault(stop, [])
+                    if placement != "sequence":  # soft tokens are remembered by the blocks that they go through
+                        read = Read(z.name, index, tower, block[tower], other, inside)
+                        reads[tower].setdefault(stop, []).append(read)
     return _Stops(
         {t: {s: tuple(found) for s, found in sorted(stops.items())} for t, stops in fusions.items()},
         {t: {s: tuple(found) for s, found in stops.items()} for t, stops in reads.items()},
@@ -120,7 +156,7 @@ def make_schedule(config: ZipperConfig, towers: Collection[str] | None = None) -
     Raises:
         UserError: A cycle; it names the blocks.
     """
-    stops, depth = _stops(config), {t: 2 * config.towers[t].num_layers for t in config.towers}
+    stops, depth = _stops(config), {t: 3 * config.towers[t].num_layers for t in config.towers}
     reached = dict.fromkeys(sorted(config.towers if towers is None else towers), 0)
     passed, ran = dict(reached), dict(reached)
     stages: list[Stage] = []
@@ -134,19 +170,19 @@ def make_schedule(config: ZipperConfig, towers: Collection[str] | None = None) -
             if goal > reached[tower]:
                 reached[tower] = goal
                 reads += stops.reads[tower].get(goal, ())
-            if goal // 2 > ran[tower]:
-                runs.append((tower, ran[tower] + 1, goal // 2))
-                ran[tower] = goal // 2
+            if goal // 3 > ran[tower]:
+                runs.append((tower, ran[tower] + 1, goal // 3))
+                ran[tower] = goal // 3
         for tower, stop in reached.items():
             sources = stops.fusions[tower].get(stop, ())
             waits = any(s.tower in reached and _stop_of(s, stop) > reached[s.tower] for s in sources)
             if passed[tower] == stop or waits:
                 continue
-            inside = stop % 2 == 1
-            if sources or inside:
-                fusions.append(Fusion(tower, (stop + 1) // 2, sources, inside))
+            placement = _placement(stop)
+            if sources or placement == "inside":
+                fusions.append(Fusion(tower, _block(stop), sources, placement))
             passed[tower] = stop
-            ran[tower] += inside
+            ran[tower] += placement == "inside"
         if (reached, passed) == before:
             raise UserError(_cycle_message(stops, reached, passed))
         if runs or fusions:
@@ -155,8 +191,16 @@ def make_schedule(config: ZipperConfig, towers: Collection[str] | None = None) -
 
 
 def _stop_of(source: Source, stop: int) -> int:
-    """The stop at which ``source`` is read; both ends of a zip have the same placement."""
-    return 2 * source.block - stop % 2
+    """The stop at which ``source`` is read for what happens at ``stop``."""
+    return 3 * source.block - (_placement(stop) == "inside")
+
+
+def _block(stop: int) -> int:
+    return (stop + 2) // 3
+
+
+def _placement(stop: int) -> Placement:
+    return next(placement for placement, before in _BEFORE.items() if (stop + before) % 3 == 0)
 
 
 def _cycle_message(stops: _Stops, reached: Mapping[str, int], passed: Mapping[str, int]) -> str:
@@ -164,7 +208,7 @@ def _cycle_message(stops: _Stops, reached: Mapping[str, int], passed: Mapping[st
     for tower, stop in reached.items():
         if passed[tower] < stop:
             sources = " and ".join(f"{s.tower} block {s.block}" for s in stops.fusions[tower][stop])
-            stuck.append(f"{tower} block {(stop + 1) // 2} waits for {sources}")
+            stuck.append(f"{tower} block {_block(stop)} waits for {sources}")
     return f"the zips form a cycle: {'; '.join(stuck)}; change ZipConfig.pairs so that later blocks join later blocks"
 
 
@@ -189,12 +233,14 @@ State = tuple[str, int, bool]
 def _follows(before: Stage, after: Stage, kept: set[State], present: set[str]) -> bool:
     """Whether ``after`` is ``before`` over again, and neither needs or leaves a state for another stage."""
     for stage in (before, after):
+        if any(f.placement == "sequence" for f in stage.fusions):  # the receiver has more tokens from here on
+            return False
         if not (stage.fusions or stage.reads) or _reads_elsewhere(stage, present) or _states(stage) & kept:
             return False
 
     def shape(stage: Stage, shift: int) -> object:
         runs = [(tower, last - first) for tower, first, last in stage.runs]
-        fired = [(f.tower, f.inside, [(s.zip, s.member - shift, s.tower) for s in f.sources]) for f in stage.fusions]
+        fired = [(f.tower, f.placement, [(s.zip, s.member - shift, s.tower) for s in f.sources]) for f in stage.fusions]
         return runs, fired, [(r.zip, r.member - shift, r.tower, r.into) for r in stage.reads]
 
     return shape(before, 0) == shape(after, 1)
@@ -208,7 +254,7 @@ def _states(stage: Stage) -> set[State]:
 
 def _reads_elsewhere(stage: Stage, present: set[str]) -> set[State]:
     """States that the stage fuses or reads but that an earlier stage computed."""
-    used = {(f.tower, f.block, f.inside) for f in stage.fusions}
+    used = {(f.tower, f.block, f.inside) for f in stage.fusions if f.placement != "sequence"}
     used |= {(s.tower, s.block, f.inside) for f in stage.fusions for s in f.sources if s.tower in present}
     used |= {(r.tower, r.block, r.inside) for r in stage.reads}
     return used - _states(stage)

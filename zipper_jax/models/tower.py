@@ -6,7 +6,7 @@ Axis letters: B rows, T positions, S key positions, D width, V vocabulary, A add
 key/value heads, H head size, W distances.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.models import rotary
-from zipper_jax.models.cache import KEY_AXES, TowerCache, write
+from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write
 from zipper_jax.models.config import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
 from zipper_jax.models.masks import Order, Range, attention_range
@@ -26,24 +26,30 @@ from zipper_jax.models.rotary import Layer
 from zipper_jax.ops.interval_attention import interval_attention, merge_attention
 from zipper_jax.sequences import TowerBatch
 
+Keys = TowerCache | KeyValue
+"""Where the keys and values of one stream are cached."""
+OWN = "own"
+"""The stream of a tower's own tokens; the others are soft tokens, named like their zip."""
 More = tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Range]
 """Further keys and values of one block's attention, and the range of them that each query attends to."""
 
 
 class Places(NamedTuple):
-    """What all blocks of one tower share in one pass.
+    """What all blocks of one tower share in one pass. Axis T: tokens of one stream of its sequence, see `Tower.run`.
 
     Attributes:
-        positions: Local positions.
+        positions: Local positions, in the whole sequence.
         visible: Of self-attention, over this pass's tokens, or over the cache's where there is one.
         slots: Where this pass's tokens are in the cache, see `cache.place_tokens`; None: there is no cache.
         distance_bias: See `RelativeBias`.
+        others: Of the keys of other streams.
     """
 
     positions: Int[Array, "B T"]
     visible: Range
     slots: Int[Array, "B T"] | None = None
     distance_bias: Float[Array, "N W"] | None = None
+    others: Mapping[str, Range] | None = None
 
 
 def tower_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> Norm:
@@ -138,23 +144,51 @@ class Block(Module):
         x: Float[Array, "B T D"],
         places: Places,
         layer: Layer = 0,
-        cache: TowerCache | None = None,
+        cache: Keys | None = None,
         more: Sequence[More] = (),
-    ) -> tuple[Float[Array, "B T D"], TowerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], Keys | None]:
         """The block's output, and the cache with this pass's keys and values: written first, then read."""
-        query, key, value = self.heads(x, places.positions, layer)
-        if cache is not None and places.slots is not None:
-            key, value = write((cache.key, cache.value), layer, places.slots, (key, value))
-            cache = cache._replace(key=key, value=value)
-            key, value = key[layer], value[layer]
-        attended = self.attention.attend(query, key, value, places.visible, layer, places.distance_bias, more)
+        found, caches = self.streams({OWN: x}, {OWN: places}, layer, {OWN: cache}, more)
+        return found[OWN], caches[OWN]
+
+    def streams(
+        self,
+        xs: dict[str, Float[Array, "B _ D"]],
+        places: dict[str, Places],
+        layer: Layer,
+        caches: dict[str, Keys | None],
+        more: Sequence[More] = (),
+    ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
+        """The same for a sequence in several streams: each token attends to all of them in one softmax. ``more`` keys
+        are for the tower's own tokens."""
+        queries, keys, kept = {}, {}, {}
+        for name, x in xs.items():
+            queries[name], key, value = self.heads(x, places[name].positions, layer)
+            cache, slots = caches[name], places[name].slots
+            if cache is not None and slots is not None:
+                key, value = write((cache.key, cache.value), layer, slots, (key, value))
+                cache = cache._replace(key=key, value=value)
+                key, value = key[layer], value[layer]
+            keys[name], kept[name] = (key, value), cache
+        outputs = {}
+        for name, x in xs.items():
+            place = places[name]
+            others = [(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
+            others += more if name == OWN else ()
+            attended = self.attention.attend(
+                queries[name], *keys[name], place.visible, layer, place.distance_bias, others
+            )
+            outputs[name] = self._output(x, attended)
+        return outputs, kept
+
+    def _output(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         a = self.attention.output(attended)
         if self.attention_output_norm is not None:
             a = self.attention_output_norm(a)
         y = self.mlp(self.mlp_norm(x if self.config.parallel else x + a))
         if self.mlp_output_norm is not None:
             y = self.mlp_output_norm(y)
-        return x + a + y, cache
+        return x + a + y
 
 
 class Embedding(Module):
@@ -237,15 +271,16 @@ class Tower(Module):
         """
         batch = jax.tree.map(jnp.asarray, batch)
         order = Order(batch.segment_ids, batch.global_positions)
-        places = self.places(batch=batch, visible=attention_range(order, order, inclusive=True))
+        visible = attention_range(order, order, inclusive=True)
+        places = Places(batch.local_positions, visible, distance_bias=self.distance_bias())
         layers = np.arange(self.config.num_layers, dtype=np.int32)
-        x, _ = self.run(blocks=self.blocks, layers=layers, x=self.embed(batch=batch), places=places)
-        return self.logits(self.norm(x))
+        xs = {OWN: self.embed(batch=batch)}
+        xs, _ = self.run(blocks=self.blocks, layers=layers, xs=xs, places={OWN: places}, caches={OWN: None})
+        return self.logits(self.norm(xs[OWN]))
 
-    def places(self, batch: TowerBatch, visible: Range, slots: Int[Array, "B T"] | None = None) -> Places:
-        """What the blocks of a pass share."""
-        bias = None if self.relative_bias is None else self.execution.in_use(self.relative_bias)()
-        return Places(batch.local_positions, visible, slots, bias)
+    def distance_bias(self) -> Float[Array, "N W"] | None:
+        """See `RelativeBias`."""
+        return None if self.relative_bias is None else self.execution.in_use(self.relative_bias)()
 
     def embed(
         self, batch: TowerBatch, added: AddedEmbedding | None = None, projection: nnx.Module | None = None
@@ -257,28 +292,36 @@ class Tower(Module):
             x = self.execution.in_use(projection)(x)
         return self.execution.shard(embedding.add_positions(x, batch.local_positions), "batch", None, None)
 
+    def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """x plus learned positions, where the tower has them."""
+        return self.execution.in_use(self.embedding).add_positions(x, positions)
+
     def run(
         self,
         *,
         blocks: Block,
         layers: Int[Any, " L"],
-        x: Float[Array, "B T D"],
-        places: Places,
-        cache: TowerCache | None = None,
-    ) -> tuple[Float[Array, "B T D"], TowerCache | None]:
-        """Runs stacked blocks in order; ``layers`` are their numbers from 0."""
+        xs: dict[str, Float[Array, "B _ D"]],
+        places: dict[str, Places],
+        caches: dict[str, Keys | None],
+    ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
+        """Runs stacked blocks in order; ``layers`` are their numbers from 0.
+
+        The sequence is in one or more streams, `OWN` and those of soft tokens (`models.fusion`), each in order by
+        itself, with places and a cache of its own.
+        """
         execution = self.execution
 
-        def body(carry: Any, xs: Any) -> tuple[Any, None]:
-            (x, cache), (block, layer) = carry, xs
-            x, cache = execution.in_use(block)(x, places=places, layer=layer, cache=cache)
-            return (execution.shard(x, "batch", None, None), self.shard_cache(cache)), None
+        def body(carry: Any, each: Any) -> tuple[Any, None]:
+            (xs, caches), (block, layer) = carry, each
+            xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
+            xs = {name: execution.shard(x, "batch", None, None) for name, x in xs.items()}
+            return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
 
-        return loop(
-            body if cache is not None else execution.recompute(body), (x, cache), (blocks, layers), execution.scan
-        )
+        cached = caches[OWN] is not None
+        return loop(body if cached else execution.recompute(body), (xs, caches), (blocks, layers), execution.scan)
 
-    def shard_cache(self, cache: TowerCache | None) -> TowerCache | None:
+    def shard_cache(self, cache: Keys | None) -> Keys | None:
         """The cache with its keys and values sharded: rows, and heads like the tower's."""
         if cache is None:
             return None

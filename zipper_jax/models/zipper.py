@@ -32,7 +32,7 @@ from zipper_jax.models.forward import Batches, Pass, State, Weights
 from zipper_jax.models.fusion import Fusion, fusion_class
 from zipper_jax.models.layers import Projection
 from zipper_jax.models.module import Execution, Module, Params, Placer, stack, unsharded
-from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.tower import AddedEmbedding, Tower
 
 
@@ -140,7 +140,7 @@ class Parameter(NamedTuple):
         use: See `module.param`.
         output: Logits are products with its rows.
         owner: The tower whose sharding rules it follows: the one it is part of, or writes to.
-        tokens: The tower whose tokens go through it.
+        tokens: The towers whose tokens go through it, each with the share of its members (blocks, zips) that they do.
         stacked: Its first axis counts blocks or zips.
     """
 
@@ -150,7 +150,7 @@ class Parameter(NamedTuple):
     use: str
     output: bool
     owner: str
-    tokens: str
+    tokens: Mapping[str, float]
     stacked: bool
 
 
@@ -171,11 +171,14 @@ def parameters(config: ZipperConfig) -> dict[str, Parameter]:
     found = {}
     for path, variable in module.parameters(abstract_model(config)).items():
         top, name, *rest = path.split("/")
-        owner = tokens = name
+        owner, tokens = name, {name: 1.0}
         if top == "zips":
             z, fusion = classes[name]
             owner = rest[0].removeprefix("into_")
-            tokens = z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner
+            tokens = {z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner: 1.0}
+        elif top == "towers" and rest[0] == "blocks":
+            depth = config.towers[name].num_layers
+            tokens |= {soft.source: (depth + 1 - soft.block) / depth for soft in soft_tokens(config, name)}
         value, declared = variable.get_raw_value(), variable.get_metadata()
         axes = declared.get("axes") or (None,) * len(value.shape)
         output, stacked = declared.get("output", False), declared.get("stacked", False)

@@ -32,8 +32,16 @@ from zipper_jax.files import is_no_room
 from zipper_jax.model_folder import is_model_folder, read_model_folder
 from zipper_jax.training import distributed, manifest, orbax_trees
 from zipper_jax.training.config import SaveCheckpointConfig
-from zipper_jax.training.frozen import FrozenDamagedError, check_frozen_files, has_digests, read_frozen, write_frozen
+from zipper_jax.training.frozen import (
+    FrozenDamagedError,
+    check_frozen_files,
+    has_digests,
+    open_frozen,
+    read_frozen,
+    write_frozen,
+)
 from zipper_jax.training.manifest import DamagedError
+from zipper_jax.training.orbax_trees import Leaf, join_leaves, open_folder, proven
 from zipper_jax.training.partition_tree import Flat, join_flat, unflatten
 from zipper_jax.training.run_format import read_config
 from zipper_jax.training.state import TrainState
@@ -420,11 +428,47 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
             continue
         frozen = read_frozen(Path(run_dir), content["frozen"])
         if problems:
-            import warnings
-
-            warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {candidate}", stacklevel=2)
+            _warn_of_damage(run_dir, problems, candidate)
         return config, unflatten(join_flat({**trainable, **frozen}))
     raise DamagedError(f"every checkpoint of {run_dir}", problems)
+
+
+def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]:
+    """The parameters of a run's checkpoint, each read and compared with its digest when it is made.
+
+    Args:
+        run_dir: The run folder.
+        step: Which checkpoint; None: the newest with the files that were saved, with a warning when it is not the
+            newest.
+
+    Raises:
+        DamagedError: The checkpoint asked for is not what was saved, or none is; also when a leaf is made.
+        UserError: Not a run folder, or no such checkpoint.
+    """
+    problems: list[str] = []
+    for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
+        folder, what = Path(run_dir).absolute() / "checkpoints" / str(candidate), f"checkpoint {candidate} of {run_dir}"
+        try:
+            content = read_manifest(run_dir, candidate)
+            # A step that a kill left unsealed has its arrays' digests only.
+            if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
+                raise DamagedError(what, wrong)
+            leaves = proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
+        except DamagedError as damage:
+            if step is not None:
+                raise
+            problems.append(f"step {candidate}: {damage.problems[0]}")
+            continue
+        if problems:
+            _warn_of_damage(run_dir, problems, candidate)
+        return join_leaves(leaves | open_frozen(Path(run_dir), content["frozen"]))
+    raise DamagedError(f"every checkpoint of {run_dir}", problems)
+
+
+def _warn_of_damage(run_dir: str | Path, problems: Sequence[str], step: int) -> None:
+    import warnings
+
+    warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {step}", stacklevel=3)
 
 
 def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import fusion_class
-from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.zipper import Parameter
 
 
@@ -44,11 +44,14 @@ def flops_per_row(
     for key, leaf in shapes.items():
         if known[key].use == "product" or known[key].output:  # looking up a table is no product
             per_weight = (6 if key in trained else 4) + matrix * known[key].stacked
-            total += per_weight * float(np.prod(leaf.shape)) * lengths.get(known[key].tokens, 0)
+            tokens = sum(share * lengths.get(tower, 0) for tower, share in known[key].tokens.items())
+            total += per_weight * float(np.prod(leaf.shape)) * tokens
     for name, tower in config.towers.items():
-        for window in tower.window_of:
-            seen = lengths[name] / 2 if not window else min(window, lengths[name] / 2)
-            total += attention * tower.num_heads * tower.head_size * lengths[name] * seen
+        soft = soft_tokens(config, name)
+        for block, window in enumerate(tower.window_of, 1):
+            length = lengths[name] + sum(lengths[s.source] for s in soft if s.block <= block)
+            seen = length / 2 if not window else min(window, length / 2)
+            total += attention * tower.num_heads * tower.head_size * length * seen
     for z in config.zips:
         count = len(zip_pairs(z, config.towers))
         for into in z.receivers:

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from zipper_jax.training import distributed, manifest, orbax_trees
+from zipper_jax.training.orbax_trees import Leaf, open_folder, proven
 from zipper_jax.training.partition_tree import Flat, unflatten
 from zipper_jax.training.run_format import write_atomically
 
@@ -66,6 +67,29 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
     except ValueError:
         raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
     return {key: leaf if like is None else orbax_trees.cast(leaf, like[key]) for key, leaf in frozen.items()}
+
+
+def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
+    """The same leaves, each read and compared with its digest when it is made.
+
+    Raises:
+        DamagedError: They are missing or cannot be read; when one is made: it is not what was written.
+    """
+    if not name:
+        return {}
+    folder = run_dir.absolute() / "frozen" / name
+    what, table = f"frozen part {folder}", folder.parent / TABLE.format(name)
+    if not folder.is_dir():
+        raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
+    stored = None
+    if table.is_file():
+        try:
+            stored = json.loads(table.read_text(encoding="utf-8"))
+        except ValueError:
+            stored = {}
+        if manifest.name_of(stored) != name:
+            raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"])
+    return proven(open_folder(folder, what), stored, what)
 
 
 def check_frozen_files(run_dir: Path, name: str) -> list[str]:

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +15,12 @@ from zipper_jax.models.config import TowerConfig, ZipperConfig
 from zipper_jax.safetensors_files import Reader
 from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RestoreCheckpointConfig
+from zipper_jax.training.orbax_trees import Leaf
 from zipper_jax.training.partition_tree import flatten, require_match, unflatten
 from zipper_jax.training.run_format import read_config
 
 VOCABULARY_LEAVES = ("embedding/table", "head/table")
 """Leaves of a tower whose first axis is its vocabulary."""
-
-
-class Leaf(NamedTuple):
-    """A parameter that is drawn or read when it is needed: ``make()`` gives the array, on the host."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    make: Callable[[], np.ndarray]
 
 
 def initial_leaves(
@@ -82,7 +74,7 @@ def initial_params(*args: Any, **options: Any) -> dict[str, Any]:
 
 
 def _stored(run_dir: str, step: int | None = None) -> dict[str, Leaf]:
-    """The leaves of a model folder, read one at a time, or of a run's checkpoint, read at once to prove its digests."""
+    """The leaves of a model folder or of a run's checkpoint, each read when it is made."""
     if is_model_folder(run_dir) and step is None:
         reader = Reader(run_dir)
 
@@ -90,8 +82,7 @@ def _stored(run_dir: str, step: int | None = None) -> dict[str, Leaf]:
             return Leaf(reader.shape(name), np.float32, lambda: reader.read(name).astype(np.float32, copy=False))
 
         return {name: read(name) for name in reader.names}
-    stored = flatten(checkpoints.load_params(run_dir, step)[1])
-    return {name: Leaf(x.shape, x.dtype, partial(np.asarray, x)) for name, x in stored.items()}
+    return checkpoints.open_params(run_dir, step)
 
 
 def _below(leaves: Mapping[str, Leaf], prefix: str) -> dict[str, Leaf]:

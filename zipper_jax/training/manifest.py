@@ -15,7 +15,7 @@ one element always changes it; it is made against accidents, not against forgers
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ def is_sealed(folder: Path) -> bool:
     return (folder / FILES).is_file()
 
 
-def check_files(folder: Path) -> list[str]:
-    """What differs from ``files.json``, a line per file; empty when nothing does."""
+def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]:
+    """What differs from ``files.json``, a line per file; empty when nothing does. ``below``: of these folders only."""
     try:
         stored = unsealed(json.loads((folder / FILES).read_text(encoding="utf-8")), FILES)
     except FileNotFoundError:
@@ -111,6 +111,8 @@ def check_files(folder: Path) -> list[str]:
     problems = []
     for name, want in sorted(stored.items()):
         path = folder / name
+        if below is not None and Path(name).parts[0] not in below:
+            continue
         if not path.is_file():
             problems.append(f"file {name} is missing")
         elif path.stat().st_size != want["bytes"]:

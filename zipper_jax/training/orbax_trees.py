@@ -5,9 +5,11 @@ Everything is restored from the shapes stored beside it, in the dtype it was sto
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +17,87 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from zipper_jax.errors import UserError
-from zipper_jax.training.manifest import DamagedError
-from zipper_jax.training.partition_tree import Flat, flatten
+from zipper_jax.training.manifest import ArrayTable, DamagedError, check_arrays
+from zipper_jax.training.partition_tree import Flat, base_path, flatten, join_flat
 
 PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
+class Leaf(NamedTuple):
+    """A parameter that is drawn or read when it is needed: ``make()`` gives the array, on the host."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    make: Callable[[], np.ndarray]
+
+
+def open_folder(folder: Path, what: str) -> dict[str, Leaf]:
+    """The flat tree that Orbax saved in ``folder``, each leaf read when it is made; errors as of `read_folder`."""
+    with _reading(folder, what) as handler:
+        stored = handler.metadata(epath.Path(folder)).tree
+
+    def read(path: str) -> np.ndarray:
+        node: Any = stored
+        names = _names(stored, path)
+        for name in names:
+            node = node[name]
+        item = {names[-1]: node}
+        args = {names[-1]: ocp.RestoreArgs(restore_type=np.ndarray)}
+        for name in reversed(names[:-1]):
+            item, args = {name: item}, {name: args}
+        with _reading(folder, what) as handler:
+            restore = ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
+            (found,) = flatten(handler.restore(epath.Path(folder), args=restore)).values()
+        return found
+
+    flat = flatten(stored)
+    return {path: Leaf(tuple(x.shape), x.dtype, partial(read, path)) for path, x in flat.items()}
+
+
+def proven(leaves: Mapping[str, Leaf], stored: ArrayTable | None, what: str) -> dict[str, Leaf]:
+    """The leaves, each compared with its stored digest when it is made (None: of a format without digests).
+
+    Raises:
+        DamagedError: A leaf is missing; when one is made: it is not what was saved.
+    """
+    if stored is None:
+        return dict(leaves)
+    if missing := [f"array {path} is missing" for path in stored if path not in leaves]:
+        raise DamagedError(what, missing)
+
+    def make(path: str, leaf: Leaf) -> np.ndarray:
+        array = leaf.make()
+        check_arrays({path: array}, {path: stored[path]}, what)
+        return array
+
+    return {path: leaf._replace(make=partial(make, path, leaf)) for path, leaf in leaves.items()}
+
+
+def join_leaves(parts: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Slices of one leaf joined when they are made; everything else unchanged. See `partition_tree.join_flat`."""
+    slices: dict[str, dict[str, Leaf]] = {}
+    for key, leaf in parts.items():
+        slices.setdefault(base_path(key), {})[key] = leaf
+
+    def join(path: str, pieces: Mapping[str, Leaf]) -> Leaf:
+        if path in pieces:
+            return pieces[path]
+        first = next(iter(pieces.values()))
+        shape = (sum(piece.shape[0] for piece in pieces.values()), *first.shape[1:])
+        return Leaf(shape, first.dtype, lambda: join_flat({key: piece.make() for key, piece in pieces.items()})[path])
+
+    return {path: join(path, pieces) for path, pieces in slices.items()}
+
+
+def _names(tree: Mapping[str, Any], path: str) -> list[str]:
+    """The keys that lead to ``path`` in a tree whose keys may have slashes in them."""
+    for name, child in tree.items():
+        if name == path and not isinstance(child, Mapping):
+            return [name]
+        inside = isinstance(child, Mapping) and path.startswith(f"{name}/")
+        if inside and (found := _names(child, path[len(name) + 1 :])):
+            return [name, *found]
+    return []
 
 
 def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat:
@@ -33,13 +112,19 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
         DamagedError: It cannot be read.
         UserError: Other paths or shapes than those of ``like``.
     """
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
+    with _reading(folder, what) as handler:
         stored = handler.metadata(epath.Path(folder)).tree
         shapes = flatten(stored)
         if like is not None:
             check_same(shapes, like, what)
         return flatten(handler.restore(epath.Path(folder), args=_restore_args(stored, shapes, like)))
+
+
+@contextmanager
+def _reading(folder: Path, what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        yield handler
     except UserError:
         raise
     except Exception as error:  # files that are cut or changed: Orbax raises many kinds, a bare Exception among them

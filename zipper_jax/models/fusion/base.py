@@ -13,13 +13,13 @@ key/value heads, H head size.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.errors import UserError
-from zipper_jax.models.config import TowerConfig, ZipConfig
+from zipper_jax.models.config import Placement, TowerConfig, ZipConfig
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module
 
@@ -59,18 +59,20 @@ class Fusion(Module):
     """One direction of one zip.
 
     A subclass sets ``placement`` and ``sources``, declares its parameters in ``__init__`` with the layers of
-    `models.layers` (or plain Flax ones), and has ``read`` and either ``effect`` or ``keys_and_values``.
+    `models.layers` (or plain Flax ones), and has ``read`` and, by its placement, ``effect`` or ``keys_and_values``.
 
     Attributes:
         placement: "behind": the effect is added to the output of a block; every zip there reads outputs before any
             fusion. "inside": further keys and values join the block's own attention, in one softmax; zips read the
-            inputs of blocks.
+            inputs of blocks. "sequence": what ``read`` returns joins the receiver's own sequence as soft tokens, one
+            per source token, from the one receiver block that ``pairs`` names on. They stand in the order of the
+            linear sequence and count as positions of the receiver; zips and the head are for its own tokens only.
         Options: A frozen dataclass of the fields that ``ZipConfig.options`` may have.
         sources: Names of the parts (paths from this module, "attention/key") that source tokens go through; receiver
             tokens go through all others.
     """
 
-    placement: ClassVar[Literal["behind", "inside"]] = "behind"
+    placement: ClassVar[Placement] = "behind"
     Options: ClassVar[type] = NoOptions
     sources: ClassVar[tuple[str, ...]] = ()
 
@@ -80,7 +82,8 @@ class Fusion(Module):
         raise NotImplementedError
 
     def read(self, source: SourceState) -> Kept:
-        """What is kept of each source token. Computed once per token; decoding caches it."""
+        """What is kept of each source token. Computed once per token; decoding caches it (of soft tokens [B, S, D]
+        the keys and values that the receiver's blocks make of them)."""
         raise NotImplementedError
 
     def effect(
@@ -101,7 +104,8 @@ class Fusion(Module):
         raise NotImplementedError
 
     def visible(self, earlier: Range) -> Range:
-        """The source tokens that each receiver token attends to, of all that came earlier: may only narrow."""
+        """The source tokens that each receiver token attends to, of all that came earlier: may only narrow. Soft tokens
+        are visible like any token of the receiver."""
         return earlier
 
     def weights(
@@ -117,13 +121,26 @@ class Fusion(Module):
 
     @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
-        """(query heads, elements per head) of its attention: a visible pair of tokens costs 4 N H FLOP forward."""
-        return receiver.num_heads, receiver.head_size
+        """(query heads, elements per head) of its attention: a visible pair of tokens costs 4 N H FLOP forward. Soft
+        tokens have none but the receiver's own."""
+        return (0, 0) if cls.placement == "sequence" else (receiver.num_heads, receiver.head_size)
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
         """Raise UserError when the fusion cannot join these towers; ``name`` is the receiver's."""
         cls.options(config)
+        if cls.placement != "sequence":
+            return
+        what = f"zip {config.name}, fusion {config.fusion!r} (soft tokens in the receiver's sequence)"
+        if len(config.receivers) != 1:
+            raise UserError(f"{what}: needs one receiver, got {list(config.receivers)}; set into")
+        if config.pairs is None or len(config.pairs) != 1:
+            raise UserError(
+                f"{what}: needs one pair (the receiver's block that they enter in front of, the source's block behind "
+                f"which they are read), got pairs = {config.pairs}; set pairs instead of intervals"
+            )
+        if receiver.positions == "relative":
+            raise UserError(f"{what}: {name} has positions = 'relative', a bias by distance among its own tokens only")
 
     @classmethod
     def options(cls, config: ZipConfig) -> Any:
