@@ -15,13 +15,14 @@ from pathlib import Path
 
 import jax
 
+from zipper_jax.checkpoint.checkpoints import Checkpoints, restore_step
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.sharding.rules import MeshConfig
 from zipper_jax.training import program
-from zipper_jax.training.checkpoints import Checkpoints, restore_step
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
-from zipper_jax.training.partition_tree import FreezeConfig, flatten
-from zipper_jax.training.partitioning import MeshConfig
+from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.trees import flatten
 
 
 def model(width: int) -> ZipperConfig:

@@ -17,10 +17,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from zipper_jax.checkpoint.safetensors_files import FILE, Writer
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.to_hf import HuggingFacePlan
 from zipper_jax.conversion.to_hf import plan as plan_to_hf
-from zipper_jax.safetensors_files import FILE, Writer
 
 CONFIG = {
     "model_type": "llama",

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.evaluation.wer import NORMALISER, wer
+from zipper_jax.metrics.error_rates import NORMALISER, wer
 from zipper_jax.speech import grammar, judge, vocoder
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, load_audio
 from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus

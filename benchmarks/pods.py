@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zipper_jax.aot.bounds import Bounds, seconds
-from zipper_jax.training.chips import GIB, chip
+from zipper_jax.sharding.chips import GIB, chip
 
 
 class Case(NamedTuple):

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zipper_jax.data.packed_rows import read_meta
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Places, Scoring, Sweep, Table
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.errors import UserError
 
 RATES = {"asr": 1.0, "tts": 1.26}  # the paper's numbers of samples
 

@@ -47,7 +47,7 @@ MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attentio
 ATTENTION, GENERATE, BEAM, SAMPLING = (
     "ops/interval_attention.py", "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
 )  # fmt: skip
-LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "training/checkpoints.py"
+LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "checkpoint/checkpoints.py"
 SEQUENCES, MIXTURES = "sequences.py", "data/mixtures.py"
 
 FORWARD, DECODING, RANGES = (
@@ -345,7 +345,7 @@ MUTATIONS = (
     Mutation(
         "3",
         "unimodal path goes through the input projection",
-        "evaluation/perplexity.py",
+        "inference/perplexity.py",
         "model(towers)[tower] if fused else model.towers[tower](batch)",
         "model(towers)[tower]",
         "tests/test_api.py -k lone_tower",
@@ -543,7 +543,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "a digest does not see where an element lies",
-        "training/manifest.py",
+        "checkpoint/manifest.py",
         "_mix(bits ^ _mix(index + jnp.uint32(lane)))",
         "_mix(bits ^ jnp.uint32(lane))",
         "tests/training/test_checkpoints.py -k digest_tells",
@@ -816,7 +816,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "dicts of a configuration can be changed",
-        "configs.py",
+        "utils/configs.py",
         "__setitem__ = __delitem__ = update",
         "__delitem__ = update",
         "tests/test_configs.py -k frozen",

@@ -16,12 +16,12 @@ import soundfile
 from tiny_run import SENTENCES, UNITS, tone, write_run
 
 from zipper_jax import api, load
-from zipper_jax.api import Speech
 from zipper_jax.cli.main import main
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.perplexity import perplexities
-from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.inference.model import Speech
+from zipper_jax.inference.perplexity import perplexities
+from zipper_jax.sharding.mesh import MeshConfig
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import UnitVocabulary
 
 
@@ -258,7 +258,7 @@ from pathlib import Path
 import zipper_jax
 model = zipper_jax.load({str(run)!r})
 model.generate([[("speech", [1, 2])]], ("text",), limits={{"text": 2}})
-from zipper_jax.configs import from_dict
+from zipper_jax.utils.configs import from_dict
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.loop import train
 header = json.loads(Path({str(run)!r}, "config.json").read_text())

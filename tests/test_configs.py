@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper_jax.configs import closest, freeze, from_dict, to_dict
-from zipper_jax.errors import UserError
+from zipper_jax.utils.configs import closest, freeze, from_dict, to_dict
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)

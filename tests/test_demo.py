@@ -14,9 +14,9 @@ from browser import open_page
 from tiny_run import tone, write_run
 
 from zipper_jax import load
-from zipper_jax.api import Model
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.attention import cross_attention
+from zipper_jax.inference.model import Model
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.models.zipper import init_params
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zipper_jax.interrupts import interruptible
+from zipper_jax.utils.interrupts import interruptible
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "data/import_corpus.py": "the manifest's own column of transcripts, from which splits and counts are made",
     "evaluation/evaluator.py": "the ASR/TTS evaluator: examples' transcripts, and results of speech",
     "evaluation/utterances.py": "the ASR evaluator, sentence by sentence",
-    "evaluation/hearing.py": "the ASR evaluator's error rates",
+    "evaluation/transcription.py": "the ASR evaluator's error rates",
     "sweep/": "a recipe for text and speech",
     "cli/speak.py": "the argument of a speech tool is called text",
     "cli/transcribe.py": "the line that a speech tool writes has a field text",

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper_jax.errors import UserError
 from zipper_jax.packing import pack
+from zipper_jax.utils.errors import UserError
 
 
 @st.composite

@@ -11,7 +11,7 @@ import zipper_jax
 from zipper_jax.cli.main import main
 from zipper_jax.data import prepared
 from zipper_jax.evaluation.attention import attention_weights
-from zipper_jax.evaluation.likelihood import Likelihood
+from zipper_jax.inference.likelihood import Likelihood
 from zipper_jax.tasks import stored_task_set
 from zipper_jax.training.monitor import read_metrics
 

@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, random_rows
 
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig
-from zipper_jax.sequences import (
-    Place,
-    Span,
-    fill_template,
-    make_layout,
-    rows_to_towers,
-    tower_lengths,
-)
+from zipper_jax.sequences import Place, Span, fill_template, make_layout, rows_to_towers, tower_lengths
 from zipper_jax.tasks import TASKS
+from zipper_jax.utils.errors import UserError
 
 LENGTHS = {"text": 18, "speech": 30, "image": 16}
 

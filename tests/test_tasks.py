@@ -6,13 +6,13 @@ import pytest
 
 import gin
 from zipper_jax.cli.main import main
-from zipper_jax.configs import from_dict, to_dict
 from zipper_jax.data.prepare_settings import PrepareSettings
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import metrics_of, symbol_error_rate, unit_error_rate, word_error_rate
+from zipper_jax.metrics.task_metrics import metrics_of, symbol_error_rate, unit_error_rate, word_error_rate
 from zipper_jax.tasks import MODALITIES, TASKS, DataModality, TaskConfig, TaskSet, stored_task_set
 from zipper_jax.training.config import RESUME_MAY_CHANGE, DataConfig
 from zipper_jax.training.run_folder import differences
+from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.errors import UserError
 
 PHONES = {"phones": DataModality("phones", "symbols")}
 SPOKEN = {"speech_phones": TaskConfig((("speech", 0.0), ("phones", 1.0)))}

@@ -8,11 +8,11 @@ import soundfile
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sequences import fill_template
+from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.loop import train
-from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary, load_vocabulary
 
 UNITS = 12

@@ -11,7 +11,7 @@ Importing the package imports neither jax nor TensorFlow.
 
 from typing import TYPE_CHECKING, Any
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 from zipper_jax.version import __version__
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 
 class Packing(NamedTuple):

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import TaskConfig
+from zipper_jax.utils.errors import UserError
 
 
 class Span(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zipper_jax.configs import closest, from_dict
-from zipper_jax.errors import UserError
+from zipper_jax.utils.configs import closest, from_dict
+from zipper_jax.utils.errors import UserError
 
 TEXT = "text"
 SPEECH = "speech"

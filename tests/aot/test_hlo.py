@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zipper_jax.aot import hlo
-from zipper_jax.training.mesh import MeshConfig, make_mesh
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=4))
 

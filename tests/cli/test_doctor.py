@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zipper_jax import environment
+from zipper_jax.cli import environment
 from zipper_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@ import pytest
 import gin
 import zipper_jax
 from zipper_jax.cli import gin_flags, gin_path
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 
 @gin.configurable(module="test_gin_flags")

@@ -9,8 +9,8 @@ import pytest
 import zipper_jax
 from zipper_jax.cli import generate, transcribe
 from zipper_jax.cli import main as cli
-from zipper_jax.errors import UserError
 from zipper_jax.sweep.scores import read_results
+from zipper_jax.utils.errors import UserError
 
 
 def command(monkeypatch, run):

@@ -13,16 +13,16 @@ import tiny_hf
 from safetensors.numpy import load_file
 
 import zipper_jax
+from zipper_jax.checkpoint.model_folder import read_model_folder
+from zipper_jax.checkpoint.safetensors_files import FILE
 from zipper_jax.cli.main import main
 from zipper_jax.data.packed_rows import write_rows
-from zipper_jax.model_folder import read_model_folder
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
-from zipper_jax.safetensors_files import FILE
 from zipper_jax.sequences import fill_template
 from zipper_jax.tasks import TASKS
 from zipper_jax.training.config import RestoreCheckpointConfig
 from zipper_jax.training.initial import initial_params
-from zipper_jax.training.partition_tree import flatten
+from zipper_jax.utils.trees import flatten
 from zipper_jax.vocabularies import load_vocabulary
 
 SENTENCE = "turn the kitchen light off"
@@ -275,8 +275,8 @@ def test_inspect_shows_a_model_folder(folders, capsys):
 
 def test_our_own_tower_goes_to_hugging_face_and_back(tmp_path):
     """A tower that never saw Hugging Face: the first family that says what it is."""
+    from zipper_jax.checkpoint.model_folder import Loaded
     from zipper_jax.conversion import from_hf, to_hf
-    from zipper_jax.model_folder import Loaded
     from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
     from zipper_jax.models.zipper import init_params
 

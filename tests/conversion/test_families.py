@@ -11,11 +11,11 @@ import tiny_hf
 from passes import advance
 from safetensors.numpy import load_file
 
+from zipper_jax.checkpoint.model_folder import Loaded
+from zipper_jax.checkpoint.safetensors_files import FILE, Reader
 from zipper_jax.conversion import from_hf, to_hf, verify
 from zipper_jax.conversion.to_tower import load_tower, write_tower
-from zipper_jax.model_folder import Loaded
 from zipper_jax.models.cache import init_cache
-from zipper_jax.safetensors_files import FILE, Reader
 from zipper_jax.vocabularies import UnitVocabulary
 
 # Float32 on both sides and the same order of layers: what differs is the order of sums. The largest seen is 1.6e-6

@@ -18,10 +18,10 @@ from passes import unimodal
 from gin import config_parser
 from zipper_jax.conversion import t5x, t5x_checkpoint
 from zipper_jax.conversion.t5x_gin import GinFiles
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.sequences import TowerBatch
-from zipper_jax.training.partition_tree import unflatten
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import unflatten
 
 V, D, N, H, F, L = 96, 48, 8, 4, 56, 3  # N * H is not D; all divide over 8 devices
 GATED, PLAIN = ("gelu", "linear"), ("relu",)

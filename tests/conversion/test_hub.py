@@ -48,7 +48,7 @@ WANTED = sorted([*SMALL, "model.safetensors"])
 CALLS = """
 import json, sys
 from zipper_jax.conversion.hub import model_folder
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 results = []
 for arguments in json.loads(sys.argv[1]):

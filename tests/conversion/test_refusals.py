@@ -9,12 +9,13 @@ import pytest
 import tiny_hf
 from safetensors.numpy import load_file, save_file
 
+from zipper_jax.checkpoint.safetensors_files import FILE, INDEX, Reader, Writer
 from zipper_jax.cli.main import main
-from zipper_jax.conversion import from_hf, tokenizer
+from zipper_jax.conversion import from_hf
 from zipper_jax.conversion.hugging_face import read_tower
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import RopeScaling
-from zipper_jax.safetensors_files import FILE, INDEX, Reader, Writer
+from zipper_jax.utils.errors import UserError
+from zipper_jax.vocabularies import tokenizer_files
 
 LLAMA = {"model_type": "llama", **tiny_hf.SMALL}
 
@@ -412,7 +413,7 @@ def test_tokenizers_that_cannot_be_read(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        tokenizer.text_vocabulary(tmp_path, {}, 97)
+        tokenizer_files.text_vocabulary(tmp_path, {}, 97)
 
 
 def test_two_files_are_gpt2s_tokenizer_and_special_names_in_text_stay_text(tmp_path):
@@ -421,7 +422,7 @@ def test_two_files_are_gpt2s_tokenizer_and_special_names_in_text_stay_text(tmp_p
     tiny_hf.add_tokenizer(whole)
     tiny_hf.add_tokenizer(files, kind="files")
     (files / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>"}')
-    one, other = tokenizer.text_vocabulary(whole, {}, 97), tokenizer.text_vocabulary(files, {}, 97)
+    one, other = tokenizer_files.text_vocabulary(whole, {}, 97), tokenizer_files.text_vocabulary(files, {}, 97)
     for sentence in tiny_hf.SENTENCES:
         assert one.encode(sentence).tolist() == other.encode(sentence).tolist()
         assert one.decode(one.encode(sentence)) == sentence
@@ -438,19 +439,19 @@ def test_a_special_token_beyond_the_tower_is_none_of_texts(tmp_path):
     content["added_tokens"].append({"id": 97, "content": "<image>", **flags})
     content["model"]["vocab"]["<image>"] = 97
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert tokenizer.text_vocabulary(tmp_path, {}, 97).size == 97
+    assert tokenizer_files.text_vocabulary(tmp_path, {}, 97).size == 97
 
 
 def test_a_token_number_that_is_none(tmp_path):
     tiny_hf.add_tokenizer(tmp_path)
     with pytest.raises(UserError, match="bos_token_id = '1', which is no token's number"):
-        tokenizer.text_vocabulary(tmp_path, {"bos_token_id": "1"}, 97)
+        tokenizer_files.text_vocabulary(tmp_path, {"bos_token_id": "1"}, 97)
 
 
 def test_a_tokenizer_of_another_model(tmp_path):
     tiny_hf.add_tokenizer(tmp_path)
     with pytest.raises(UserError, match="has 90 tokens, the tower 60: it is the tokenizer of another model"):
-        tokenizer.text_vocabulary(tmp_path, {}, 60)
+        tokenizer_files.text_vocabulary(tmp_path, {}, 60)
 
 
 @pytest.mark.parametrize(
@@ -467,11 +468,11 @@ def test_a_tokenizer_of_another_model(tmp_path):
 def test_fuse_says_what_is_wrong(tmp_path, capsys, arguments, message):
     import re
 
+    from zipper_jax.checkpoint.model_folder import write_model_folder
     from zipper_jax.conversion.to_tower import one_tower_model
-    from zipper_jax.model_folder import write_model_folder
     from zipper_jax.models.config import TowerConfig
     from zipper_jax.models.zipper import init_params
-    from zipper_jax.training.partition_tree import flatten
+    from zipper_jax.utils.trees import flatten
     from zipper_jax.vocabularies import UnitVocabulary
 
     for name in ("text", "speech"):

@@ -23,9 +23,9 @@ from zipper_jax.cli import main as cli
 from zipper_jax.data import check_audio
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.sources.rows import ImportSettings, audio_files, split_of
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import read_header, read_manifest
+from zipper_jax.utils.errors import UserError
 
 NONE_HELD_OUT = ImportSettings(validation=0, test=0)
 ROOT = Path(__file__).resolve().parents[2]
@@ -555,7 +555,7 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zipper_jax.progress.SECONDS_BETWEEN_LINES", 0.0)
+        patch.setattr("zipper_jax.utils.progress.SECONDS_BETWEEN_LINES", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run("table", source, tmp_path / "out", ImportSettings(), say=interrupt)
     journal = tmp_path / "out" / "checked.jsonl"

@@ -16,8 +16,8 @@ from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
-from zipper_jax.errors import UserError
 from zipper_jax.speech.given_units import run_vocoder
+from zipper_jax.utils.errors import UserError
 
 SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8)
 SPEAKS = """

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from zipper_jax.data import mixtures
 from zipper_jax.data.mixtures import BLOCK, RowMixture, batches, permutation
 from zipper_jax.data.packed_rows import describe
-from zipper_jax.errors import UserError
 from zipper_jax.sequences import Place, fill_template
 from zipper_jax.tasks import PAPER_RATES, TASKS
+from zipper_jax.utils.errors import UserError
 
 LAYOUT = {"text": Place("text", 0, 30, 31, 32), "speech": Place("speech", 0, 30, 31, 32)}
 GOLDEN_PERMUTATION = [0, 5, 4, 7, 9, 3, 6, 8, 1, 2]

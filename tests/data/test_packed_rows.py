@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zipper_jax.data.packed_rows import RowStore, write_rows
-from zipper_jax.errors import UserError
 from zipper_jax.sequences import Span
+from zipper_jax.utils.errors import UserError
 
 spans = st.builds(
     lambda modality, tokens, weight: Span(modality, np.array(tokens, np.int32), weight),

@@ -16,10 +16,10 @@ from zipper_jax.data import prepare_rows, prepared
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.prepared import PrepareSettings
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).

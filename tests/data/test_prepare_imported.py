@@ -22,11 +22,11 @@ from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.prepare_rows import prepare
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]

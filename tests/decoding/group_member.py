@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from zipper_jax import load
-from zipper_jax.api import Model
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.training.distributed import Group, join
-from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.inference.model import Model
+from zipper_jax.sharding.mesh import MeshConfig
+from zipper_jax.utils.distributed import Group, join
 
 MESH = MeshConfig(data=1, fsdp=2, tensor=2)
 

@@ -13,8 +13,8 @@ import pytest
 from tiny import pair, random_params
 
 import zipper_jax
-from zipper_jax.model_folder import write_model_folder
-from zipper_jax.training.partition_tree import flatten
+from zipper_jax.checkpoint.model_folder import write_model_folder
+from zipper_jax.utils.trees import flatten
 from zipper_jax.vocabularies import UnitVocabulary
 
 CONFIG = pair()

@@ -13,9 +13,9 @@ from zipper_jax.aot.hlo import collectives
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import init_cache
-from zipper_jax.training.mesh import MeshConfig, make_mesh
-from zipper_jax.training.partition_tree import flatten, unflatten
-from zipper_jax.training.partitioning import Placement, param_shardings
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh
+from zipper_jax.sharding.rules import Placement, param_shardings
+from zipper_jax.utils.trees import flatten, unflatten
 
 CONFIG = pair()
 LIMITS = {"text": 4, "speech": 4}

@@ -20,10 +20,10 @@ from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, 
 from zipper_jax.decoding.beam import beam_span
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.decoding.sampling import SamplingConfig, choose
-from zipper_jax.errors import UserError
 from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sequences import Place, Span, rows_to_towers
+from zipper_jax.utils.errors import UserError
 
 TOLERANCE = 2e-5  # float32 log probabilities and logits of order 1
 MODELS = {

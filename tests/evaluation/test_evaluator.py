@@ -2,11 +2,11 @@
 
 import pytest
 
-from zipper_jax.errors import UserError
+from zipper_jax.checkpoint.run_format import write_config
 from zipper_jax.evaluation.evaluator import Sources, _grammar, evaluate
-from zipper_jax.files import write_json
 from zipper_jax.speech.corpus import FORMAT_VERSION
-from zipper_jax.training.run_format import write_config
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 
 
 def test_the_judge_listens_for_the_corpus_own_sentences(tmp_path):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation import report_tables
-from zipper_jax.evaluation.report import write_report
-from zipper_jax.evaluation.report_plots import curves
+from zipper_jax.reports import tables
+from zipper_jax.reports.plots import curves
+from zipper_jax.reports.report import write_report
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.monitor import Monitor
+from zipper_jax.utils.errors import UserError
 
 RESULTS = {
     "asr_wer_test": 0.0624,
@@ -229,17 +229,17 @@ def test_curves_of_each_run(written, parsed):
 
 
 def test_goals_follow_the_numbers():
-    goals = report_tables.verdicts(RESULTS)
+    goals = tables.verdicts(RESULTS)
     assert {name: goal.met for name, goal in goals.items()} == {"asr": True, "other": False, "audio": True, "tts": True}
     assert (
         goals["other"].text == "Harder speech: 13.1 %, at most 12.5 % (twice the test sentences, or twice their goal)"
     )
-    on_the_bound = report_tables.verdicts(
+    on_the_bound = tables.verdicts(
         {"asr_wer_test": 0.08, "asr_wer_test_other": 0.16, "asr_wer_shuffled_audio": 0.24, "tts_wer_gold_units": 0.1}
-        | {"tts_wer_test": 0.1 + report_tables.MOST_TTS_OVER_GOLD}
+        | {"tts_wer_test": 0.1 + tables.MOST_TTS_OVER_GOLD}
     )
     assert all(goal.met for goal in on_the_bound.values())
-    just_over = report_tables.verdicts({"asr_wer_test": 0.0803})["asr"]
+    just_over = tables.verdicts({"asr_wer_test": 0.0803})["asr"]
     assert (just_over.met, just_over.text) == (False, "Speech to text: 8.03 %, at most 8.00 %")
 
 

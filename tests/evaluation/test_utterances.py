@@ -10,8 +10,8 @@ from test_report import Page
 from tiny_run import UNITS, tone, write_run
 
 from zipper_jax.cli.main import main
-from zipper_jax.evaluation.report_utterances import ORDERS, write_utterances
-from zipper_jax.evaluation.wer import NORMALISER, per_sentence_errors
+from zipper_jax.metrics.error_rates import NORMALISER, per_sentence_errors
+from zipper_jax.reports.utterances import ORDERS, write_utterances
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.vocabularies import UnitVocabulary
 

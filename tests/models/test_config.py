@@ -6,10 +6,10 @@ import json
 import pytest
 from tiny import IMAGE, PAIR_LAYOUT, SPEECH, TEXT, ZIP, pair, trio
 
-from zipper_jax.configs import from_dict, to_dict
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.models.fusion import GatedCrossAttention
+from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.errors import UserError
 
 MODALITIES = {m: ModalityConfig(p.tower, p.size, p.offset) for m, p in PAIR_LAYOUT.items()}
 

@@ -22,7 +22,7 @@ from tiny_hf import CASES  # noqa: E402
 from zipper_jax.conversion.hugging_face import FAMILIES, read_tower  # noqa: E402
 from zipper_jax.models.config import ModalityConfig, ZipperConfig  # noqa: E402
 from zipper_jax.models.zipper import abstract_params, init_params, param_axes  # noqa: E402
-from zipper_jax.training.partition_tree import flatten  # noqa: E402
+from zipper_jax.utils.trees import flatten  # noqa: E402
 
 GOLDEN = Path(__file__).with_name("golden_parameters.json")
 SEEDS = (0, 7)

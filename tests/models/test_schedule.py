@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import IMAGE, SPEECH, TEXT, ZIP, pair, trio
 
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, ZipConfig, ZipperConfig
 from zipper_jax.models.schedule import group_stages, make_schedule, zip_pairs
+from zipper_jax.utils.errors import UserError
 
 TOWERS = {"a": TEXT, "b": SPEECH, "c": IMAGE}
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import (
     LEVEL,
     SAMPLE_RATE,
@@ -17,6 +16,7 @@ from zipper_jax.speech.audio import (
     save_audio,
     trim_silence,
 )
+from zipper_jax.utils.errors import UserError
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)).astype(np.float32)  # one second at 48 kHz
 

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from zipper_jax import progress
-from zipper_jax.errors import UserError
 from zipper_jax.speech import corpus
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
+from zipper_jax.utils import progress
+from zipper_jax.utils.errors import UserError
 
 SMALL = CorpusSettings(train=6, validation=2, test=2, test_other=4)
 

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.wer import wer
+from zipper_jax.metrics.error_rates import wer
 from zipper_jax.speech import grammar
 from zipper_jax.speech.judge import Judge, dictionary_words, transcribe_all
+from zipper_jax.utils.errors import UserError
 
 
 def test_words_and_sentences():

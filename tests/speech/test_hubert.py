@@ -10,10 +10,10 @@ import soundfile
 from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
 from zipper_jax.data.prepared import PrepareSettings
-from zipper_jax.errors import UserError
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary
 
 torch = pytest.importorskip("torch")

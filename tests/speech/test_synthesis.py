@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech import espeak, flite, synthesis
 from zipper_jax.speech.workers import package_environment
+from zipper_jax.utils.errors import UserError
 
 ENGINES = [
     pytest.param(

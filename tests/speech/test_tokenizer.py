@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.wer import wer
+from zipper_jax.metrics.error_rates import wer
 from zipper_jax.speech import features, vocoder
 from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
 from zipper_jax.speech.synthesis import find_engine
 from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.utils.errors import UserError
 
 
 def test_twenty_five_units_per_second(tokenizer, speech):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import word_error_rate
-from zipper_jax.evaluation.wer import normalise, per_sentence_errors, wer
+from zipper_jax.metrics.error_rates import normalise, per_sentence_errors, wer
+from zipper_jax.metrics.task_metrics import word_error_rate
+from zipper_jax.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

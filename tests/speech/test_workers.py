@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.errors import UserError
 
 TARGET = "jobs_of_a_test:make"
 CODE = """
 import os, time
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 def make(offset):
     print("a library that prints must not disturb the answers")

@@ -7,7 +7,6 @@ import pytest
 import tiny_sweep
 
 from zipper_jax.cli.main import main
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
 from zipper_jax.speech import flite
 from zipper_jax.speech.corpus import CorpusSettings, plan
@@ -16,6 +15,7 @@ from zipper_jax.sweep.plan import Arm, Claim, Places, Row, Sweep, Table, load_sw
 from zipper_jax.sweep.report import command_of, write_report
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
+from zipper_jax.utils.errors import UserError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

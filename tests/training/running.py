@@ -3,10 +3,10 @@
 import io
 import signal
 
-from zipper_jax.training import checkpoints
+from zipper_jax.checkpoint import checkpoints
 from zipper_jax.training.loop import train
 from zipper_jax.training.monitor import read_metrics
-from zipper_jax.training.partition_tree import flatten
+from zipper_jax.utils.trees import flatten
 
 SPEEDS = ("tokens_per_second", "flops_per_second", "goodput")
 

@@ -17,19 +17,18 @@ from running import log, params, run
 from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
-from zipper_jax import gin_bindings
 from zipper_jax.api import SamplingConfig
+from zipper_jax.checkpoint import checkpoints, manifest
+from zipper_jax.cli import gin_bindings
 from zipper_jax.cli.main import main
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ModalityConfig
 from zipper_jax.sequences import TowerBatch
-from zipper_jax.training import checkpoints, manifest
+from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
-from zipper_jax.training.manifest import DamagedError
-from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.errors import DamagedError, UserError
 
 # A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python says so whenever it collects
 # them. Collected here, it is not said in another file's tests.
@@ -100,7 +99,7 @@ def test_a_digest_tells_every_element_and_every_place(dtype):
 def test_a_digest_is_the_same_on_any_mesh():
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from zipper_jax.training.mesh import make_mesh
+    from zipper_jax.sharding.mesh import make_mesh
 
     values = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -370,7 +369,7 @@ def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):
 
 
 def test_two_runs_never_share_a_folder(copied):
-    from zipper_jax.training.run_folder import locked
+    from zipper_jax.utils.locks import locked
 
     before = Path(copied.model_dir, "config.json").read_bytes()
     with locked(Path(copied.model_dir)), pytest.raises(UserError, match=r"in use by process \d+"):
@@ -546,7 +545,7 @@ def three_towers():
 
 def test_a_model_with_more_towers_and_zips_starts_from_one_with_fewer(trained, tmp_path, monkeypatch):
     from zipper_jax.training.initial import initial_params
-    from zipper_jax.training.partition_tree import flatten
+    from zipper_jax.utils.trees import flatten
 
     told: list[str] = []
     restore = RestoreCheckpointConfig(trained.model_dir, strict=False)
@@ -563,7 +562,7 @@ def test_a_model_with_more_towers_and_zips_starts_from_one_with_fewer(trained, t
 
 def test_paths_are_assigned_by_regular_expressions(trained):
     from zipper_jax.training.initial import initial_params
-    from zipper_jax.training.partition_tree import flatten
+    from zipper_jax.utils.trees import flatten
 
     only_text = RestoreCheckpointConfig(
         trained.model_dir, 3, assignment_map=((r"towers/text/(.*)", r"towers/text/\1"), (".*", None))

@@ -8,17 +8,16 @@ import pytest
 from running import run
 from tiny_models import ONE_DEVICE
 
-from zipper_jax import gin_bindings
-from zipper_jax.cli import dry_run, gin_flags
+from zipper_jax.cli import dry_run, gin_bindings, gin_flags
 from zipper_jax.cli.main import main
 from zipper_jax.conversion.hugging_face import read_tower
-from zipper_jax.errors import UserError
-from zipper_jax.training.chips import CHIPS
+from zipper_jax.sharding.chips import CHIPS
+from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.cost import cost
-from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.program import build
+from zipper_jax.utils.errors import UserError
 
 GIN = Path(__file__).resolve().parents[2] / "gin"
 DOCS = GIN.parent / "docs" / "commands.md"

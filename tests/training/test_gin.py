@@ -9,14 +9,13 @@ import jax
 import pytest
 
 import gin
-from zipper_jax import gin_bindings
-from zipper_jax.cli import gin_flags
+from zipper_jax.cli import gin_bindings, gin_flags
 from zipper_jax.cli import train as train_command
 from zipper_jax.cli.main import main
-from zipper_jax.configs import from_dict, to_dict
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import UnitVocabulary
 
 GIVEN = {
@@ -181,7 +180,7 @@ PAPER = {  # run: parameters of the text and the speech tower in billions, zips
 def test_the_papers_sizes(run):
     from zipper_jax.models import zipper
     from zipper_jax.models.schedule import zip_pairs
-    from zipper_jax.training.partition_tree import flatten
+    from zipper_jax.utils.trees import flatten
 
     places = [f"--gin.{name}=x" for name in ("DATA", "MODEL_DIR", "TEXT_RUN", "SPEECH_RUN")]
     gin_flags.apply(gin_flags.parse([f"--gin_file=runs/{run}.gin", "--gin_file=xla/tpu.gin", *places]))

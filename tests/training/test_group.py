@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from killing import GIN, Job
 
-from zipper_jax.errors import UserError
-from zipper_jax.training.distributed import Group
+from zipper_jax.utils.distributed import Group
+from zipper_jax.utils.errors import UserError
 
 FUSION = """
 include 'runs/base.gin'

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from running import Stopping, log, params, run
 
+from zipper_jax.checkpoint import checkpoints
 from zipper_jax.cli.main import main
-from zipper_jax.errors import UserError
-from zipper_jax.training import checkpoints
 from zipper_jax.training.config import DataConfig, GuardConfig, SaveCheckpointConfig
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.step import new_guard, observe, spike_limit
+from zipper_jax.utils.errors import UserError
 
 
 class Poisoned:
@@ -235,7 +235,7 @@ def test_replay_after_a_return_knows_what_was_left_out(guarded, capsys):
 
 
 def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
-    from zipper_jax.training import manifest
+    from zipper_jax.checkpoint import manifest
 
     for step, loss in ((1, float("nan")), (2, 0.5), (3, 0.4)):
         folder = tmp_path / "checkpoints" / str(step) / "manifest"

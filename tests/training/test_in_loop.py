@@ -8,11 +8,11 @@ import pytest
 from running import log, run
 
 import zipper_jax
-from zipper_jax.errors import UserError
+from zipper_jax.checkpoint import checkpoints
 from zipper_jax.evaluation import in_loop
-from zipper_jax.evaluation.metrics import unit_error_rate
-from zipper_jax.training import checkpoints
+from zipper_jax.metrics.task_metrics import unit_error_rate
 from zipper_jax.training.config import InferEvalConfig, SaveCheckpointConfig
+from zipper_jax.utils.errors import UserError
 
 
 def exact(targets, predictions):
@@ -47,8 +47,8 @@ def evaluated(zipper_run):
             period=2,
             examples=5,
             metrics={
-                "asr": ("test_in_loop:exact", "zipper_jax.evaluation.metrics:unit_error_rate"),
-                "tts": ("zipper_jax.evaluation.metrics:unit_error_rate",),
+                "asr": ("test_in_loop:exact", "zipper_jax.metrics.task_metrics:unit_error_rate"),
+                "tts": ("zipper_jax.metrics.task_metrics:unit_error_rate",),
             },
         ),
         save=SaveCheckpointConfig(period=2, keep=1, keep_best=1, best_metric="inference/tts/unit_error_rate"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from killing import SIGNALS, Job, check_prefix, children, moment, wait_for
 
-from zipper_jax.training import checkpoints
-from zipper_jax.training.partition_tree import flatten
+from zipper_jax.checkpoint import checkpoints
+from zipper_jax.utils.trees import flatten
 
 
 def same_end(job: Job, reference: Job) -> None:

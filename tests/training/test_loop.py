@@ -14,14 +14,16 @@ import pytest
 from running import Stopping, log, params, run
 from tiny_models import SPEECH, decoder_model, speech_model
 
-from zipper_jax.errors import UserError
+from zipper_jax.checkpoint import checkpoints
 from zipper_jax.tasks import TASKS, TaskSet
-from zipper_jax.training import checkpoints, data_source
+from zipper_jax.training import data_source
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
-from zipper_jax.training.partition_tree import FreezeConfig, flatten
+from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten
 from zipper_jax.vocabularies import UnitVocabulary
 
 
@@ -156,7 +158,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(text_run, prepared, tmp_
 def test_training_from_packed_rows_never_imports_tensorflow(text_run):
     script = (
         "import sys\n"
-        "import zipper_jax.training.loop, zipper_jax.gin_bindings, zipper_jax.cli.train\n"
+        "import zipper_jax.training.loop, zipper_jax.cli.gin_bindings, zipper_jax.cli.train\n"
         "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

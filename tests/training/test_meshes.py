@@ -10,13 +10,14 @@ import pytest
 from zipper_jax.aot.bounds import bounds
 from zipper_jax.aot.compile_train import batch_shapes
 from zipper_jax.aot.hlo import collectives
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
+from zipper_jax.sharding.rules import param_specs
 from zipper_jax.training import data_source, program
-from zipper_jax.training.mesh import MeshConfig, make_mesh, put_batch
-from zipper_jax.training.partition_tree import FreezeConfig, flatten, unflatten
-from zipper_jax.training.partitioning import param_specs
+from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.training.step import loss_and_gradients
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten, unflatten
 
 MESHES = {
     "8x1x1": MeshConfig(data=8),

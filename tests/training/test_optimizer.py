@@ -6,8 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from zipper_jax.errors import UserError
-from zipper_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, multipliers
+from zipper_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+    multipliers,
+)
+from zipper_jax.utils.errors import UserError
 
 AXES = {
     "towers/t/blocks/mlp/up/kernel": ("layers", "embed", "mlp"),

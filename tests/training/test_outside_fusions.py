@@ -14,15 +14,15 @@ from tiny_models import LENGTHS, zipper_model
 
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipConfig
+from zipper_jax.models.flops import flops_per_row
 from zipper_jax.sequences import fill_template, rows_to_towers
+from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.tasks import TASKS
-from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.config import SaveCheckpointConfig
-from zipper_jax.training.flops import flops_per_row
-from zipper_jax.training.mesh import MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.training.program import build
+from zipper_jax.utils import trees
 
 ZIPS = {
     "ungated": ZipConfig(
@@ -45,7 +45,7 @@ def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
         model=model(name), freeze=FreezeConfig(towers=("text",)), save=SaveCheckpointConfig(period=2), steps=4
     )
     run(config)
-    start = tree.flatten(zipper.init_params(config.model, config.seed))
+    start = trees.flatten(zipper.init_params(config.model, config.seed))
     moved = {path for path, leaf in params(config).items() if (leaf != start[path]).any()}
     assert not {path for path in moved if path.startswith("towers/text/")}
     assert any(path.startswith("zips/") for path in moved)
@@ -98,7 +98,7 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
 
 
 def test_options_of_a_fusion_are_checked_by_name():
-    from zipper_jax.errors import UserError
+    from zipper_jax.utils.errors import UserError
 
     with pytest.raises(
         UserError, match=r"zip speech-text, fusion 'outside_fusions:OneWay'.*scal.*did you mean 'scale'"

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import zipper_model
 
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
-from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, base_path, flatten, join, split, unflatten
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, split
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import base_path, flatten, join, unflatten
 
 SHAPES = zipper.abstract_params(zipper_model())
 PARAMS = jax.tree.map(lambda s: np.random.default_rng(0).normal(size=s.shape).astype(np.float32), SHAPES)

@@ -9,13 +9,14 @@ import pytest
 from passes import forward
 from tiny_models import zipper_model
 
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training import data_source, program
-from zipper_jax.training.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training.optimizer import OptimizerConfig
-from zipper_jax.training.partition_tree import FreezeConfig, LayerRange, flatten, unflatten
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.training.step import loss_and_gradients
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten, unflatten
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
 

@@ -18,12 +18,13 @@ from passes import forward
 from t5x import adafactor, partitioning, trainer, utils
 from t5x import train as t5x_train
 
-from zipper_jax import t5x_adapter
+from zipper_jax.contrib import t5x_adapter
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.models import zipper
 from zipper_jax.ops.losses import cross_entropy
-from zipper_jax.training.partition_tree import FreezeConfig, flatten
+from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.trees import flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # t5x has its own
 

@@ -1,7 +1,7 @@
 """Tiny unequal towers that compile in seconds, shared by the training tests."""
 
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
-from zipper_jax.training.mesh import MeshConfig
+from zipper_jax.sharding.mesh import MeshConfig
 
 TEXT, SPEECH = 22, 32  # vocabulary sizes, begin and end included
 ONE_DEVICE = MeshConfig(data=1)

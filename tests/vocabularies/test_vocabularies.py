@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,

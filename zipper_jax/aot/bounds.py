@@ -18,11 +18,11 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import fusion_class
 from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.zipper import parameters
-from zipper_jax.training.chips import Chip
+from zipper_jax.sharding.chips import Chip
+from zipper_jax.sharding.mesh import BATCH_AXES, batch_ways
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.mesh import BATCH_AXES, batch_ways
-from zipper_jax.training.partition_tree import base_path
 from zipper_jax.training.program import Program
+from zipper_jax.utils.trees import base_path
 
 
 class Bounds(NamedTuple):

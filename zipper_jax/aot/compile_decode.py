@@ -12,18 +12,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zipper_jax.aot.bounds import Bounds, held_bytes, itemsize
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
-from zipper_jax.configs import closest
 from zipper_jax.decoding.generate import decode_span
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import Axes, Cache, cache_axes, init_cache
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Place
+from zipper_jax.sharding.mesh import batch_ways, make_mesh
+from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.mesh import batch_ways, make_mesh
-from zipper_jax.training.partition_tree import flatten, unflatten
-from zipper_jax.training.partitioning import Placement, param_shardings
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten, unflatten
 
 
 def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Compiled:

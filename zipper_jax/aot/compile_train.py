@@ -9,9 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zipper_jax.aot.bounds import bounds
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
 from zipper_jax.sequences import TowerBatch
+from zipper_jax.sharding.mesh import MESH_AXES, batch_sharding
 from zipper_jax.training import program
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.mesh import MESH_AXES, batch_sharding
 
 
 def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:

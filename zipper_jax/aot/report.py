@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from zipper_jax.aot.bounds import Bounds, seconds
 from zipper_jax.aot.hlo import Collective, collectives
-from zipper_jax.errors import UserError
-from zipper_jax.training.chips import GIB, chip
+from zipper_jax.sharding.chips import GIB, chip
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8"
 _NAME = re.compile(r"(v[2-6][a-z]*|tpu\w+):\d+x\d+(x\d+)?$")

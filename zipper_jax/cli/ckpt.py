@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0; for verify 1 when something is damaged."""
-    from zipper_jax.training import checkpoint_tools as tools
+    from zipper_jax.checkpoint import tools
 
     if args.what == "list":
         print("\n".join(tools.listing(args.run)))
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from zipper_jax.training import checkpoint_tools as tools
+    from zipper_jax.checkpoint import tools
 
     bad = 0
     for step, problems, note in tools.verify_run(args.run, args.step, not args.files_only):

@@ -4,8 +4,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import SPEECH
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -36,9 +36,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     # Before jax is imported: nothing runs here, and libtpu must neither look for a TPU nor complain that there is none.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    from zipper_jax import gin_bindings
     from zipper_jax.aot import compile_decode, compile_train, report, topology
-    from zipper_jax.cli import gin_flags
+    from zipper_jax.cli import gin_bindings, gin_flags
 
     flags = gin_flags.parse(extra)
     if not flags.files:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import closest, to_dict
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
+from zipper_jax.utils.configs import closest, to_dict
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns 0; verify: 1 past the tolerance."""
     from zipper_jax.cli import gin_flags
-    from zipper_jax.files import require_new
+    from zipper_jax.utils.files import require_new
 
     if args.what == "from-t5x":
         args.gin = gin_flags.parse(extra)
@@ -105,32 +105,34 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 
 
 def _from_hf(args: argparse.Namespace) -> int:
-    from zipper_jax.conversion import from_hf, hub, tokenizer
+    from zipper_jax.conversion import from_hf, hub
+    from zipper_jax.vocabularies import tokenizer_files
 
     folder = hub.model_folder(args.source, args.revision, say=print)
     plan = from_hf.plan(folder, tuple(args.ignore_field))
     rows = plan.tower.vocab_size
     if args.units is None:
-        vocabulary = tokenizer.text_vocabulary(folder, plan.config, rows, args.begin_token, args.end_token)
+        vocabulary = tokenizer_files.text_vocabulary(folder, plan.config, rows, args.begin_token, args.end_token)
         return _write_tower(args, plan, vocabulary)
     return _write_tower(args, plan, _units(args, rows))
 
 
 def _from_t5x(args: argparse.Namespace) -> int:
-    from zipper_jax.conversion import t5x, tokenizer
+    from zipper_jax.conversion import t5x
+    from zipper_jax.vocabularies import tokenizer_files
 
     if (args.units is None) == (args.vocabulary is None):
         raise UserError("a T5X checkpoint holds no vocabulary: give --vocabulary spm.model, or --units NUMBER")
     plan = t5x.plan(args.source, args.gin.files, args.gin.bindings, tuple(args.ignore_field))
     rows = plan.tower.vocab_size
     if args.units is None:
-        vocabulary = tokenizer.sentencepiece_vocabulary(args.vocabulary, rows, args.begin_token, args.end_token)
+        vocabulary = tokenizer_files.sentencepiece_vocabulary(args.vocabulary, rows, args.begin_token, args.end_token)
         return _write_tower(args, plan, vocabulary)
     return _write_tower(args, plan, _units(args, rows))
 
 
 def _units(args: argparse.Namespace, rows: int) -> Any:
-    from zipper_jax.conversion.tokenizer import unit_vocabulary
+    from zipper_jax.vocabularies.tokenizer_files import unit_vocabulary
 
     return unit_vocabulary(rows, args.units, args.first_unit, args.rate_hz, args.begin_token, args.end_token)
 
@@ -184,8 +186,8 @@ def _export(args: argparse.Namespace) -> int:
     import ml_dtypes
     import numpy as np
 
+    from zipper_jax.checkpoint.model_folder import write_model_folder
     from zipper_jax.cli.progress import Progress
-    from zipper_jax.model_folder import write_model_folder
 
     model, weights, header = _open(args.run, args.step)
     chosen = np.dtype(ml_dtypes.bfloat16) if args.bf16 else None
@@ -239,12 +241,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _open(folder: str, step: int | None) -> tuple[Any, Any, dict[str, Any]]:
     """(model configuration, weights, config.json) of a run or model folder."""
-    from zipper_jax.configs import from_dict
-    from zipper_jax.model_folder import Loaded, is_model_folder
+    from zipper_jax.checkpoint.checkpoints import load_params
+    from zipper_jax.checkpoint.model_folder import Loaded, is_model_folder
+    from zipper_jax.checkpoint.run_format import read_config
+    from zipper_jax.checkpoint.safetensors_files import Reader
     from zipper_jax.models.config import ZipperConfig
-    from zipper_jax.safetensors_files import Reader
-    from zipper_jax.training.checkpoints import load_params
-    from zipper_jax.training.run_format import read_config
+    from zipper_jax.utils.configs import from_dict
 
     header = read_config(folder)
     model = from_dict(ZipperConfig, header["model"])

@@ -20,10 +20,10 @@ from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
-from zipper_jax.files import new_folder, require_new
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.tasks import SPEECH
+from zipper_jax.utils.files import new_folder, require_new
 from zipper_jax.vocabularies import UnitVocabulary
 
 TAKES_GIN_FLAGS = ("prepare",)
@@ -130,8 +130,7 @@ def _prepare_settings(args: argparse.Namespace, extra: Sequence[str]) -> Prepare
     given = {name: value for name, value in values.items() if value is not None}
     if not extra:
         return PrepareSettings(**given)
-    from zipper_jax import gin_bindings
-    from zipper_jax.cli import gin_flags
+    from zipper_jax.cli import gin_bindings, gin_flags
 
     gin_flags.apply(gin_flags.parse(extra))
     return gin_bindings.prepare_settings(given)

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Serve a page on this machine alone (127.0.0.1): record or upload speech and read it, write a sentence and hear it, and
@@ -34,13 +34,13 @@ def run(args: argparse.Namespace) -> int:
             "zipper demo needs gradio, which is not installed: pip install --editable '.[demo]' in the checkout"
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
-    from zipper_jax import demo
     from zipper_jax.api import load
+    from zipper_jax.cli import demo_page
 
     model = load(args.model)
     for modality in (SPEECH, TEXT):
         if modality not in model.layout:
             raise UserError(f"--model {args.model}: it has no {modality}; give the run folder of a fused model")
-    print(f"http://{demo.HOST}:{args.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    demo.launch(demo.build(model, f"Zipper: {args.model.resolve().name}"), args.port)
+    print(f"http://{demo_page.HOST}:{args.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    demo_page.launch(demo_page.build(model, f"Zipper: {args.model.resolve().name}"), args.port)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Look at this machine: Python, packages, devices, synthesisers, memory, disk. A line per finding: ok; note (worth
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0, or 1 when something that is needed is missing."""
-    from zipper_jax import environment
+    from zipper_jax.cli import environment
 
     print(environment.version_line())
     missing = 0
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings(no_devices: bool) -> Iterator:
-    from zipper_jax import environment
+    from zipper_jax.cli import environment
 
     try:
         import packaging  # noqa: F401  (everything is compared by it)

@@ -6,13 +6,14 @@ this, with the same message.
 
 from collections.abc import Iterator
 
+from zipper_jax.checkpoint import checkpoints
 from zipper_jax.cli.inspect import model_lines, parameter_lines
-from zipper_jax.errors import UserError
-from zipper_jax.training import checkpoints, cost, data_source, initial, run_folder
+from zipper_jax.sharding.mesh import MESH_AXES, check_batch_size
+from zipper_jax.training import cost, data_source, initial, run_folder
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.mesh import MESH_AXES, check_batch_size
 from zipper_jax.training.optimizer import learning_rate_schedule
 from zipper_jax.training.sharding_report import sharding_lines
+from zipper_jax.utils.errors import UserError
 
 
 def lines(config: TrainConfig, devices: int | None, mfu: float) -> Iterator[str]:

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         )
     from zipper_jax.decoding.sampling import SamplingConfig
     from zipper_jax.evaluation.evaluator import EvalSettings, Sources, evaluate
-    from zipper_jax.evaluation.report import write_report
-    from zipper_jax.files import write_json
+    from zipper_jax.reports.report import write_report
+    from zipper_jax.utils.files import write_json
 
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _split(args: argparse.Namespace) -> int:
     from zipper_jax.evaluation.evaluator import EvalSettings
-    from zipper_jax.evaluation.report_utterances import write_utterances
     from zipper_jax.evaluation.utterances import FILE, evaluate_split
+    from zipper_jax.reports.utterances import write_utterances
 
     for name in ("single_decoder", "other_form", "stages"):
         if getattr(args, name) is not None:
@@ -103,7 +103,7 @@ def _stage_seconds(folder: Path | None) -> dict[str, float]:
 
 def _pretraining_runs(run: Path) -> dict[str, Path]:
     """The tower runs that the zipper was made from, for their loss curves."""
-    from zipper_jax.training.run_format import read_config
+    from zipper_jax.checkpoint.run_format import read_config
 
     sources = read_config(run)["train"].get("initialise_from") or {}
     return {f"{tower} tower": Path(path) for tower, path in sources.items() if Path(path).is_dir()}

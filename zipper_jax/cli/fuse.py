@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns 0."""
     from zipper_jax.conversion import fuse
-    from zipper_jax.files import require_new
     from zipper_jax.models.schedule import zip_pairs
+    from zipper_jax.utils.files import require_new
 
     if not args.dry_run:
         require_new(args.out)
@@ -86,8 +86,10 @@ def _zip(given: str) -> dict[str, Any]:
 def _configured(zips: list[dict[str, Any]], extra: Sequence[str]) -> tuple[list[Any], Any]:
     """The ZipConfigs and the input projection, with what the gin flags bind."""
     import gin
-    from zipper_jax import gin_bindings  # noqa: F401  (registers what the flags may name)
-    from zipper_jax.cli import gin_flags
+    from zipper_jax.cli import (
+        gin_bindings,  # noqa: F401  (registers what the flags may name)
+        gin_flags,
+    )
 
     gin_flags.apply(gin_flags.parse(extra))
     make_zip, make_projection = gin.get_configurable("ZipConfig"), gin.get_configurable("ProjectionConfig")

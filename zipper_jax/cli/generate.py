@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import TEXT
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:

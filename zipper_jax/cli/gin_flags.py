@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.cli.gin_path import known_files, search_paths
-from zipper_jax.configs import closest
-from zipper_jax.errors import UserError
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z_][\w./]*$")
 _MACRO = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +35,13 @@ def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterat
     """
     import dataclasses
 
-    from zipper_jax.configs import closest, from_dict
+    from zipper_jax.checkpoint.run_format import read_config
     from zipper_jax.models.config import ZipperConfig
-    from zipper_jax.training.mesh import MeshConfig
+    from zipper_jax.sharding.mesh import MeshConfig
     from zipper_jax.training.optimizer import OptimizerConfig
     from zipper_jax.training.partition_tree import FreezeConfig
-    from zipper_jax.training.run_format import read_config
     from zipper_jax.training.sharding_report import sharding_lines
+    from zipper_jax.utils.configs import closest, from_dict
 
     stored = read_config(run_dir)
     train = stored.get("train", {})
@@ -71,12 +71,11 @@ def summary(run_dir: str) -> Iterator[str]:
     Raises:
         UserError: Not a run folder.
     """
-    from zipper_jax import model_folder
-    from zipper_jax.configs import from_dict
+    from zipper_jax.checkpoint import checkpoints, model_folder
+    from zipper_jax.checkpoint.run_format import read_config
     from zipper_jax.models.config import ZipperConfig
-    from zipper_jax.training import checkpoints
     from zipper_jax.training.monitor import read_metrics
-    from zipper_jax.training.run_format import read_config
+    from zipper_jax.utils.configs import from_dict
 
     stored = read_config(run_dir)
     model = from_dict(ZipperConfig, stored["model"])
@@ -109,7 +108,7 @@ def summary(run_dir: str) -> Iterator[str]:
 
 
 def _weights(folder: str) -> str:
-    from zipper_jax.safetensors_files import FILE, Reader
+    from zipper_jax.checkpoint.safetensors_files import FILE, Reader
 
     reader = Reader(folder)
     return f"{FILE}, {', '.join(sorted({str(reader.dtype(name)) for name in reader.names}))}"
@@ -139,9 +138,9 @@ def parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
     """How many parameters are trained and frozen, part by part; ``train`` is that of ``config.json``."""
     import numpy as np
 
-    from zipper_jax.configs import from_dict
     from zipper_jax.models import zipper
     from zipper_jax.training.partition_tree import FreezeConfig, split
+    from zipper_jax.utils.configs import from_dict
 
     rules = from_dict(FreezeConfig, train.get("freeze", {}))
     counts: dict[str, list[int]] = {}

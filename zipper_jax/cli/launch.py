@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True  # what follows the options is a command of its own
 DESCRIPTION = """\

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from zipper_jax.configs import closest
-from zipper_jax.errors import UserError
-from zipper_jax.files import is_no_room
-from zipper_jax.interrupts import interruptible
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import is_no_room
+from zipper_jax.utils.interrupts import interruptible
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -119,7 +119,7 @@ def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
 
 def _version(rest: list[str]) -> int:
     """``--version``; with ``--devices`` jax is started and asked for its devices, too."""
-    from zipper_jax import environment
+    from zipper_jax.cli import environment
 
     if rest not in ([], ["--devices"]):
         raise UserError(f"zipper --version takes --devices or nothing, not {' '.join(rest)!r}")

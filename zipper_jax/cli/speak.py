@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Speak a sentence into an audio file (the ending decides the format: .wav, .flac, .ogg).

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Runs the arms that a Python file describes (each a model, trained once per seed), scores them on held-out sentences and

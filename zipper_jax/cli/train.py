@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -45,8 +45,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Returns the exit status: 0 when finished, 128 + signal when interrupted."""
     began = time.perf_counter()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from zipper_jax import gin_bindings
-    from zipper_jax.cli import gin_flags
+    from zipper_jax.cli import gin_bindings, gin_flags
 
     flags = gin_flags.parse(extra)
     if not flags.files:
@@ -67,8 +66,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
             print(line, flush=True)
         return 0
     if args.coordinator:
-        from zipper_jax.training import distributed
         from zipper_jax.training.supervise import die_with_launcher
+        from zipper_jax.utils import distributed
 
         die_with_launcher()
         distributed.join(

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Transcribe audio files (WAV, FLAC, OGG, MP3; any sample rate, mono or stereo), or all of a folder. Prints a line per

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.checkpoint.safetensors_files import Reader
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.hugging_face.family import TIED, Family
 from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
 from zipper_jax.conversion.to_tower import Progress, Put
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
-from zipper_jax.safetensors_files import Reader
-from zipper_jax.training.partition_tree import flatten
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten
 
 
 @dataclass(frozen=True)

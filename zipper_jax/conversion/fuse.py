@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import from_dict
-from zipper_jax.errors import UserError
-from zipper_jax.model_folder import Loaded, Weights, is_model_folder, write_model_folder
+from zipper_jax.checkpoint.checkpoints import load_params
+from zipper_jax.checkpoint.model_folder import Loaded, Weights, is_model_folder, write_model_folder
+from zipper_jax.checkpoint.run_format import read_config
+from zipper_jax.checkpoint.safetensors_files import Reader, Writer
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig, ZipperConfig
-from zipper_jax.safetensors_files import Reader, Writer
-from zipper_jax.training.checkpoints import load_params
-from zipper_jax.training.partition_tree import flatten
-from zipper_jax.training.run_format import read_config
+from zipper_jax.utils.configs import from_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten
 
 
 class TowerSource:

@@ -17,8 +17,8 @@ from typing import Any
 
 from humanize import naturalsize
 
-from zipper_jax.errors import UserError
-from zipper_jax.safetensors_files import FILE, INDEX
+from zipper_jax.checkpoint.safetensors_files import FILE, INDEX
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies.hugging_face import FILES
 
 CONFIG = "config.json"

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import closest
+from zipper_jax.checkpoint.safetensors_files import DTYPES
 from zipper_jax.conversion.from_hf import Move, tower_shapes
 from zipper_jax.conversion.t5x_checkpoint import Reader
 from zipper_jax.conversion.t5x_gin import GinFiles, Setting
 from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
 from zipper_jax.conversion.to_tower import Progress, Put
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import Activation, TowerConfig
-from zipper_jax.safetensors_files import DTYPES
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 
 FAMILY = "t5x_decoder_only"
 

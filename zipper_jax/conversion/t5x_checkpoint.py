@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.conversion.tensor_map import Shape
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 TARGET = "target/"
 """Where T5X keeps the parameters."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gin import config_parser
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)

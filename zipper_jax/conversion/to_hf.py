@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import closest
+from zipper_jax.checkpoint.model_folder import Weights
+from zipper_jax.checkpoint.safetensors_files import FILE, Writer
 from zipper_jax.conversion.from_hf import tower_shapes
 from zipper_jax.conversion.hugging_face import FAMILIES
 from zipper_jax.conversion.hugging_face.family import Family
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule, Shape, rules_for
-from zipper_jax.errors import UserError
-from zipper_jax.files import new_folder
-from zipper_jax.model_folder import Weights
 from zipper_jax.models.config import TowerConfig
-from zipper_jax.safetensors_files import FILE, Writer
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import new_folder
 from zipper_jax.vocabularies import HuggingFaceVocabulary, Vocabulary
 
 _NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}

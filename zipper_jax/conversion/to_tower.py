@@ -6,12 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from zipper_jax.conversion.tokenizer import added_tokens
-from zipper_jax.model_folder import added_rows, default_lengths, rms, write_model_folder
+from zipper_jax.checkpoint.model_folder import added_rows, default_lengths, rms, write_model_folder
+from zipper_jax.checkpoint.safetensors_files import Writer
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
-from zipper_jax.safetensors_files import Writer
-from zipper_jax.training.partition_tree import unflatten
+from zipper_jax.utils.trees import unflatten
 from zipper_jax.vocabularies import Vocabulary
+from zipper_jax.vocabularies.tokenizer_files import added_tokens
 
 Put = Callable[[str, np.ndarray, int | None], None]
 """``put(leaf, array, layer)``: a leaf of the tower, or one layer of it."""
@@ -89,7 +89,7 @@ def write_tower(
 
 def load_tower(plan: Plan, name: str, vocabulary: Vocabulary):
     """The same as a `zipper_jax.Model`, without a folder."""
-    from zipper_jax.api import Model
+    from zipper_jax.inference.model import Model
 
     model = one_tower_model(name, plan.tower, vocabulary)
     flat = {f"towers/{name}/{leaf}": np.zeros(shape, np.float32) for leaf, (_, shape) in plan.leaves.items()}

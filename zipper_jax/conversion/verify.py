@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int32
 
-from zipper_jax.api import Model, load
 from zipper_jax.conversion import hub
-from zipper_jax.errors import UserError
+from zipper_jax.inference.model import Model, load
 from zipper_jax.models import zipper
 from zipper_jax.sequences import TowerBatch
+from zipper_jax.utils.errors import UserError
 
 Logits = Callable[[Int32[np.ndarray, "B T"]], Float[np.ndarray, "B T V"]]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zipper_jax.progress import Say, telling
 from zipper_jax.speech.audio import AudioError, is_silent, read_audio
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.progress import Say, telling
 
 _JOURNAL = "checked.jsonl"
 

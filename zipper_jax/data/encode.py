@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.progress import Say, telling
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.progress import Say, telling
 
 
 def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:

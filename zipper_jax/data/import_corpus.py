@@ -17,16 +17,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import to_dict
 from zipper_jax.data import check_audio, splits
 from zipper_jax.data.sources import read_sources, units
 from zipper_jax.data.sources.rows import FIELDS, NO_AUDIO, ImportSettings, Row
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes, write_json
-from zipper_jax.progress import Say
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.corpus import FORMAT_VERSION, SPLITS, read_header
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.utils.configs import to_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.progress import Say
 
 _MADE_UP = ("text", "audio")
 """Formats whose ids are made of file names: equal ones need not be one row twice."""

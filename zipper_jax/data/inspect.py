@@ -12,13 +12,13 @@ from zipper_jax.data.encode import part
 from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import load_audio, save_audio
 from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
 from zipper_jax.speech.given_units import run_vocoder
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.tasks import MODALITIES, SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
 
 _BINS = 10
 _TEXT = MODALITIES[TEXT].field

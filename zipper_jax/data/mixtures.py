@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from zipper_jax.configs import closest
-from zipper_jax.errors import UserError
 from zipper_jax.sequences import Example, Layout, rows_to_towers
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 
 BLOCK = 1024
 """Draws over which every task gets its exact share."""

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_json
 from zipper_jax.sequences import Example, Span
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 
 FORMAT_VERSION = 1
 META = "meta.json"

@@ -12,9 +12,9 @@ import numpy as np
 
 from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, write_rows
 from zipper_jax.data.prepared import PrepareSettings, Say, read_header, splits, write_examples
-from zipper_jax.errors import UserError
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Example, fill_template
+from zipper_jax.utils.errors import UserError
 
 
 def prepare(

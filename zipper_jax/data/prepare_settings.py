@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from zipper_jax.configs import closest, to_dict
-from zipper_jax.errors import UserError
 from zipper_jax.tasks import MODALITIES, SPEECH, TEXT, TaskSet
+from zipper_jax.utils.configs import closest, to_dict
+from zipper_jax.utils.errors import UserError
 
 NUM_UNITS = 1024
 

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.conversion.tokenizer import whole_tokenizer
 from zipper_jax.data.encode import part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
-from zipper_jax.errors import UserError
-from zipper_jax.progress import Say
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.tasks import MODALITIES, SPEECH, TaskSet
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.progress import Say
 from zipper_jax.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -32,6 +31,7 @@ from zipper_jax.vocabularies import (
     train_sentencepiece,
 )
 from zipper_jax.vocabularies.hugging_face import DECISIVE
+from zipper_jax.vocabularies.tokenizer_files import whole_tokenizer
 
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
 _FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import to_dict
 from zipper_jax.data.encode import encode_split
 from zipper_jax.data.import_corpus import figures, leaks
 from zipper_jax.data.prepare_settings import PrepareSettings
@@ -34,11 +33,12 @@ from zipper_jax.data.prepare_vocabularies import (
     make_vocabulary,
     of_tokenizer,
 )
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_json
-from zipper_jax.progress import Say
 from zipper_jax.speech.corpus import CONTENT, read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
+from zipper_jax.utils.configs import to_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
+from zipper_jax.utils.progress import Say
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from zipper_jax.data.sources.rows import ImportSettings, Row, split_of
-from zipper_jax.errors import UserError
 from zipper_jax.speech.corpus import SPLITS
+from zipper_jax.utils.errors import UserError
 
 _DRAWN = ("test", "validation")
 

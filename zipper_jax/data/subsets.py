@@ -14,8 +14,8 @@ from zipper_jax.data.packed_rows import read_meta, write_rows
 from zipper_jax.data.prepare_rows import pack_examples
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_vocabularies
-from zipper_jax.errors import UserError
-from zipper_jax.files import copy_folder, write_json
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import copy_folder, write_json
 
 TRAIN = "train"
 ABOUT = "share.json"

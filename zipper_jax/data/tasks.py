@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.data.quiet import quiet_stderr
-from zipper_jax.interrupts import interruptible
+from zipper_jax.data.tensorflow_logging import quiet_stderr
+from zipper_jax.utils.interrupts import interruptible
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with interruptible(), quiet_stderr():  # a dozen lines about CUDA and oneDNN that no setting silences
@@ -26,11 +26,11 @@ with interruptible(), quiet_stderr():  # a dozen lines about CUDA and oneDNN tha
     # TensorFlow only reads data here; by default it would take a whole GPU from JAX.
     tf.config.set_visible_devices([], "GPU")
 
-from zipper_jax.configs import closest
 from zipper_jax.data import prepared
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import metrics_of
+from zipper_jax.metrics.task_metrics import metrics_of
 from zipper_jax.tasks import SPEECH, TaskSet
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
 
 

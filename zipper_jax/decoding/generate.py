@@ -17,12 +17,12 @@ import numpy as np
 
 from zipper_jax.decoding.beam import beam_span
 from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
-from zipper_jax.errors import UserError
 from zipper_jax.models.cache import Cache, init_cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Params, Placer, unsharded
 from zipper_jax.models.zipper import bind_params
 from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
+from zipper_jax.utils.errors import UserError
 
 Given = tuple[str, np.ndarray]
 """A given span: (modality, content token ids)."""

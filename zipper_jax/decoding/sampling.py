@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Place
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)

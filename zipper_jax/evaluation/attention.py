@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zipper_jax.api import Model
+from zipper_jax.inference.model import Model
 from zipper_jax.models import zipper
 from zipper_jax.sequences import fill_template, rows_to_towers, tower_lengths
 from zipper_jax.tasks import SPEECH, TASKS, TEXT, TaskConfig

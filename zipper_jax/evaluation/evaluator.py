@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.api import SAMPLE_RATE, Model, Speech, load
+from zipper_jax.api import load
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.errors import UserError
 from zipper_jax.evaluation.attention import cross_attention
 from zipper_jax.evaluation.controls import others, sounds
-from zipper_jax.evaluation.hearing import speech_to_text
-from zipper_jax.evaluation.perplexity import perplexities
 from zipper_jax.evaluation.recordings import recordings
-from zipper_jax.evaluation.wer import NORMALISER, normalise, wer
-from zipper_jax.files import write_json
+from zipper_jax.evaluation.transcription import speech_to_text
+from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
+from zipper_jax.inference.perplexity import perplexities
+from zipper_jax.metrics.error_rates import NORMALISER, normalise, wer
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -35,6 +34,8 @@ from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judge import NAME as JUDGE
 from zipper_jax.speech.judge import transcribe_all
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 from zipper_jax.vocabularies import load_vocabulary
 
 Say = Callable[[str], None]
@@ -200,7 +201,7 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
 
 def _check_origins(sources: Sources) -> None:
     """UserError when what a run started from is gone: its step 0 cannot be made again without it."""
-    from zipper_jax.training.run_format import read_config
+    from zipper_jax.checkpoint.run_format import read_config
 
     for run in (sources.runs[name] for name in ("zipper", "other_form") if name in sources.runs):
         header = read_config(run)

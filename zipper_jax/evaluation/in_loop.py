@@ -11,13 +11,13 @@ import jax
 
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.decoding.generate import Generator
-from zipper_jax.errors import UserError
-from zipper_jax.evaluation.metrics import find, metrics_of
+from zipper_jax.metrics.task_metrics import find, metrics_of
 from zipper_jax.sequences import Example
+from zipper_jax.sharding.mesh import make_mesh
+from zipper_jax.sharding.rules import Placement
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.data_source import open_layout
-from zipper_jax.training.mesh import make_mesh
-from zipper_jax.training.partitioning import Placement
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary
 
 Scores = dict[str, dict[str, float]]

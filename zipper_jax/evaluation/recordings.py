@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.data.encode import part
-from zipper_jax.errors import UserError
 from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.utils.errors import UserError
 
 
 def recordings(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.api import Model, load
+from zipper_jax.api import load
 from zipper_jax.data.prepared import read_examples
-from zipper_jax.errors import UserError
 from zipper_jax.evaluation.evaluator import EvalSettings, Say, check_units
-from zipper_jax.evaluation.hearing import speech_to_text
 from zipper_jax.evaluation.recordings import recordings
-from zipper_jax.evaluation.wer import NORMALISER, normalise, per_sentence_errors
-from zipper_jax.files import write_json
+from zipper_jax.evaluation.transcription import speech_to_text
+from zipper_jax.inference.model import Model
+from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 
 FILE = "utterances.json"
 WITH_AUDIO = 100

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zipper_jax.models.config import ProjectionConfig
+from zipper_jax.models.config_parts import ProjectionConfig
 from zipper_jax.models.module import Module, param
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

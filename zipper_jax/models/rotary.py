@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.models.config import RopeScaling, TowerConfig
+from zipper_jax.models.config_parts import RopeScaling, TowerConfig
 
 Layer = int | np.integer | Int[Array, ""]
 """A layer's number, counted from 0; traced inside a scan."""

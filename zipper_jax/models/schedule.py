@@ -7,10 +7,14 @@ topological order of these states and of what follows them. Blocks are numbered 
 """
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from zipper_jax.errors import UserError
-from zipper_jax.models.config import Placement, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.models.config_parts import Placement, TowerConfig, ZipConfig
+from zipper_jax.models.fusion import fusion_class
+from zipper_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from zipper_jax.models.config import ZipperConfig
 
 
 class Source(NamedTuple):
@@ -96,10 +100,8 @@ def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple
     return tuple(sorted(pairs))
 
 
-def soft_tokens(config: ZipperConfig, receiver: str) -> tuple[SoftTokens, ...]:
+def soft_tokens(config: "ZipperConfig", receiver: str) -> tuple[SoftTokens, ...]:
     """Those that enter ``receiver``, in the order in which they do."""
-    from zipper_jax.models.fusion import fusion_class
-
     found = []
     for z in config.zips:
         if receiver in z.receivers and fusion_class(z.fusion).placement == "sequence":
@@ -119,10 +121,8 @@ class _Stops(NamedTuple):
     reads: dict[str, dict[int, tuple[Read, ...]]]
 
 
-def _stops(config: ZipperConfig) -> _Stops:
+def _stops(config: "ZipperConfig") -> _Stops:
     """The stops of every tower, in order; one that is only read from has no sources."""
-    from zipper_jax.models.fusion import fusion_class
-
     fusions: dict[str, dict[int, list[Source]]] = {name: {} for name in config.towers}
     reads: dict[str, dict[int, list[Read]]] = {name: {} for name in config.towers}
     for z in sorted(config.zips, key=lambda z: z.name):
@@ -147,7 +147,7 @@ def _stops(config: ZipperConfig) -> _Stops:
     )
 
 
-def make_schedule(config: ZipperConfig, towers: Collection[str] | None = None) -> tuple[Stage, ...]:
+def make_schedule(config: "ZipperConfig", towers: Collection[str] | None = None) -> tuple[Stage, ...]:
     """The stages of a pass over ``towers`` (None: all); what other towers gave earlier is there already.
 
     Round by round, every tower runs up to its next stop; then everything fires whose states are there. A tower that

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from zipper_jax.models import rotary
 from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write
-from zipper_jax.models.config import TowerConfig
+from zipper_jax.models.config_parts import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, param, stack

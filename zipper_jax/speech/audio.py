@@ -15,8 +15,8 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
 
 SAMPLE_RATE = 16_000
 LEVEL = 0.1  # root mean square of normalised speech

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes, write_json
-from zipper_jax.progress import telling
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.progress import telling
 
 SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1

@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 from jaxtyping import Float
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.requests import check_request
+from zipper_jax.utils.errors import UserError
 
 # What flite's own registration sets as a voice's tempo; our rate multiplies it.
 _STRETCH = {"slt": 1.0, "awb": 1.0, "kal16": 1.1, "rms": 1.0}

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_json
 from zipper_jax.speech.audio import load_audio
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 
 FILE_NAME = "tokenizer.json"
 KIND = "given"

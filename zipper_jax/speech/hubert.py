@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes, write_json
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.given_units import FILE_NAME, check_vocoder, no_vocoder
 from zipper_jax.speech.kmeans import nearest_centroid
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes, write_json
 
 KIND = "hubert"
 _CENTROIDS = "centroids.npy"

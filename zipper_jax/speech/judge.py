@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech.audio import LEVEL, SAMPLE_RATE, normalise_level
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.errors import UserError
 
 NAME = "pocketsphinx en-us, corpus grammar"
 _SILENCE = round(0.25 * SAMPLE_RATE)  # added at either end: the recogniser expects speech to begin and end in silence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 _RANGE = (0.4, 2.5)  # beyond, both engines clip silently or become unintelligible
 

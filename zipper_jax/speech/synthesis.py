@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech import espeak, flite
+from zipper_jax.utils.errors import UserError
 
 ENGINES = {flite.FliteEngine.name: flite, espeak.EspeakEngine.name: espeak}  # in order of preference
 _HOW_TO_INSTALL = "install flite (Debian/Ubuntu: apt-get install flite) or espeak-ng (pip install espeakng-loader)"

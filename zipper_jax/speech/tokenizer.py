@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes
 from zipper_jax.speech import features
 from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
 
 STACKED_FRAMES = 2
 SAMPLES_PER_UNIT = STACKED_FRAMES * features.HOP

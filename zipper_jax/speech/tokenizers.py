@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.errors import UserError
 from zipper_jax.speech import given_units, hubert
 from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.utils.errors import UserError
 
 
 @runtime_checkable

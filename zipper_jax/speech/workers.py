@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import is_no_room
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import is_no_room
 
 
 def parallel_map(

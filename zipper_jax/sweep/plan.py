@@ -16,10 +16,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from zipper_jax.configs import closest, to_dict
-from zipper_jax.errors import UserError
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.run_folder import resolved
+from zipper_jax.utils.configs import closest, to_dict
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary
 
 MEASURES = {

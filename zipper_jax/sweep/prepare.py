@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zipper_jax.configs import from_dict
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_json
 from zipper_jax.sweep.plan import Places, Sweep, data_settings
 from zipper_jax.tasks import MODALITIES
+from zipper_jax.utils.configs import from_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_json
 
 MADE_WITH = "made_with.json"
 Settings = TypeVar("Settings")

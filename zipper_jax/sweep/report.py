@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import MEASURES, Places, Sweep, Table, rows
 from zipper_jax.sweep.plots import draw, scale_of
 from zipper_jax.sweep.scores import read_results
 from zipper_jax.sweep.statistics import LEVEL, compare, rate, spread
+from zipper_jax.utils.errors import UserError
 
 PAGE = "README.md"
 _NONE = "–"

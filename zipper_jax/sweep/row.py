@@ -11,18 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from zipper_jax.api import Model, load
-from zipper_jax.errors import UserError
+from zipper_jax.api import load
 from zipper_jax.evaluation.controls import others
-from zipper_jax.evaluation.likelihood import Likelihood
-from zipper_jax.evaluation.perplexity import perplexities
-from zipper_jax.files import write_bytes, write_json
+from zipper_jax.inference.likelihood import Likelihood
+from zipper_jax.inference.model import Model
+from zipper_jax.inference.perplexity import perplexities
 from zipper_jax.sweep.plan import Places, Row, Sweep, digest, train_config
 from zipper_jax.tasks import SPEECH, TASKS, TEXT
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.cost import cost, parameters
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.loop import train
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes, write_json
 
 Say = Callable[[str], None]
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import Places, Row
 from zipper_jax.training.supervise import LAUNCHED
-from zipper_jax.training.times import duration
+from zipper_jax.utils.durations import duration
+from zipper_jax.utils.errors import UserError
 
 Say = Callable[[str], None]
 _POLL_SECONDS = 0.5

@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.errors import UserError
 from zipper_jax.evaluation.controls import others, sounds
-from zipper_jax.evaluation.wer import per_sentence_errors
-from zipper_jax.files import write_bytes, write_json
+from zipper_jax.metrics.error_rates import per_sentence_errors
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.judge import NAME as JUDGE
@@ -27,6 +25,8 @@ from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
 from zipper_jax.sweep.statistics import rate
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes, write_json
 from zipper_jax.vocabularies import load_vocabulary
 
 ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.errors import UserError
 from zipper_jax.sweep.plan import Claim
+from zipper_jax.utils.errors import UserError
 
 LEVEL = 0.05
 

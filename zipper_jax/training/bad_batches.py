@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.errors import UserError
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training.skips import Skips
+from zipper_jax.utils.errors import UserError
 
 Batch = dict[str, Any]
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipper_jax.errors import UserError
 from zipper_jax.models import zipper
+from zipper_jax.models.flops import flops_per_row
+from zipper_jax.sharding.chips import CHIPS
 from zipper_jax.training import partition_tree as tree
-from zipper_jax.training.chips import CHIPS
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.flops import flops_per_row
+from zipper_jax.utils import trees
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def cost(config: TrainConfig) -> Cost:
     """The cost of a run."""
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     leaves = {**trainable, **frozen}
-    known = tree.known_of(leaves, zipper.parameters(config.model))
+    known = trees.known_of(leaves, zipper.parameters(config.model))
     rows = config.steps * config.batch_size
     lengths = config.data.lengths
     return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, known, trainable, lengths))

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zipper_jax.configs import closest
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.errors import UserError
 from zipper_jax.sequences import Layout, make_layout
 from zipper_jax.training.config import TrainConfig
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary
 
 VALIDATION_SEED = 0

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zipper_jax.training.run_format import write_atomically
-from zipper_jax.training.times import duration
+from zipper_jax.checkpoint.run_format import write_atomically
+from zipper_jax.utils.durations import duration
 
 PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "recovery", "start", "other")
 """start: imports, opening the data, drawing or loading the first parameters. other: what nobody claimed."""

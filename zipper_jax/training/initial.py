@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import from_dict
-from zipper_jax.errors import UserError
-from zipper_jax.model_folder import is_model_folder
+from zipper_jax.checkpoint import checkpoints
+from zipper_jax.checkpoint.model_folder import is_model_folder
+from zipper_jax.checkpoint.orbax_trees import Leaf
+from zipper_jax.checkpoint.run_format import read_config
+from zipper_jax.checkpoint.safetensors_files import Reader
 from zipper_jax.models import zipper
 from zipper_jax.models.config import TowerConfig, ZipperConfig
-from zipper_jax.safetensors_files import Reader
-from zipper_jax.training import checkpoints
 from zipper_jax.training.config import RestoreCheckpointConfig
-from zipper_jax.training.orbax_trees import Leaf
-from zipper_jax.training.partition_tree import flatten, require_match, unflatten
-from zipper_jax.training.run_format import read_config
+from zipper_jax.utils.configs import from_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten, require_match, unflatten
 
 VOCABULARY_LEAVES = ("embedding/table", "head/table")
 """Leaves of a tower whose first axis is its vocabulary."""

@@ -19,17 +19,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from zipper_jax.errors import UserError
-from zipper_jax.training import bad_batches, data_source, distributed, initial, program, run_folder
-from zipper_jax.training.checkpoints import Checkpoints
+from zipper_jax.checkpoint.checkpoints import Checkpoints
+from zipper_jax.checkpoint.state import TrainState
+from zipper_jax.sharding.mesh import put_batch, put_flag
+from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
-from zipper_jax.training.mesh import put_batch, put_flag
 from zipper_jax.training.monitor import Monitor, losses, nest_gates, read_metrics
-from zipper_jax.training.signals import GracefulStop
 from zipper_jax.training.skips import Skips
-from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import Batch, Metrics, Sums
+from zipper_jax.utils import distributed
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked
+from zipper_jax.utils.signals import GracefulStop
 
 
 @runtime_checkable
@@ -90,7 +92,7 @@ def train(
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
         # One process writes the folder; nothing is written before the folder is known to be ours alone.
         distributed.together(lambda: run_folder.check_run(config) if first else None)
-        distributed.together(lambda: stack.enter_context(run_folder.locked(run_dir)) if first else None)
+        distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
         distributed.together(lambda: run_folder.open_run(config, provenance, notes.append) if first else None)
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.save, notes.append))
         done = checkpoints.latest()

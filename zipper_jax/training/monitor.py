@@ -26,7 +26,7 @@ import numpy as np
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.step import Metrics, Sums
-from zipper_jax.training.times import duration
+from zipper_jax.utils.durations import duration
 
 TENSORBOARD = {"validation": "training_eval", "inference": "inference_eval"}
 """Splits under t5x's names there: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""

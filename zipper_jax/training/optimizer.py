@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zipper_jax.configs import closest
-from zipper_jax.errors import UserError
-from zipper_jax.training.partition_tree import base_path, compile_pattern, require_match
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import base_path, compile_pattern, require_match
 
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("constant", "linear_warmup", "cosine", "rsqrt")

@@ -9,18 +9,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zipper_jax.errors import UserError
+from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
+from zipper_jax.models.flops import flops_per_row
+from zipper_jax.sharding.chips import chip
+from zipper_jax.sharding.mesh import check_batch_size, make_mesh
+from zipper_jax.sharding.rules import Placement, optimizer_shardings, param_shardings
 from zipper_jax.training import partition_tree as tree
-from zipper_jax.training.chips import chip
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.flops import flops_per_row
 from zipper_jax.training.initial import Leaf
-from zipper_jax.training.mesh import check_batch_size, make_mesh
 from zipper_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from zipper_jax.training.partitioning import Placement, optimizer_shardings, param_shardings
-from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import make_eval_step, make_train_step, new_guard
+from zipper_jax.utils import trees
+from zipper_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ class Program:
             params: Path -> `initial.Leaf`, each made once, of which this process keeps its own shards only; or nested
                 arrays.
         """
-        leaves, placed = tree.flatten(params), {}
+        leaves, placed = trees.flatten(params), {}
         keys: dict[str, list[str]] = {}
         for key in {**self.like.trainable, **self.like.frozen}:
-            keys.setdefault(tree.base_path(key), []).append(key)
+            keys.setdefault(trees.base_path(key), []).append(key)
         for path, leaf in leaves.items():
             array = leaf.make() if isinstance(leaf, Leaf) else leaf
             for key in keys[path]:
                 like = self.like.trainable.get(key, self.like.frozen.get(key))
-                piece = np.asarray(tree.piece_of(array, key), like.dtype)
+                piece = np.asarray(trees.piece_of(array, key), like.dtype)
                 placed[key] = jax.make_array_from_callback(like.shape, like.sharding, partial(_part, piece))
         trainable, frozen = ({key: placed[key] for key in part} for part in (self.like.trainable, self.like.frozen))
         shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
@@ -90,7 +91,7 @@ def _kept(config: TrainConfig) -> list[str]:
 
 
 def _state_shapes(
-    trainable: tree.Flat, frozen: tree.Flat, placed: dict[str, NamedSharding], optimizer: Any, mesh: Mesh
+    trainable: trees.Flat, frozen: trees.Flat, placed: dict[str, NamedSharding], optimizer: Any, mesh: Mesh
 ) -> TrainState:
     """The shapes of a run's state, with where each leaf lies."""
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
@@ -131,7 +132,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
                 "--gin_file=xla/tpu.gin"
             )
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
-    known = tree.known_of([*trainable, *frozen], zipper.parameters(config.model))
+    known = trees.known_of([*trainable, *frozen], zipper.parameters(config.model))
     placed, notes = param_shardings({**trainable, **frozen}, known, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: known[key].axes for key in trainable}, config.steps)
     like = _state_shapes(trainable, frozen, placed, optimizer, mesh)

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipper_jax.errors import UserError
+from zipper_jax.checkpoint import checkpoints
+from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
 from zipper_jax.ops.losses import cross_entropy
-from zipper_jax.training import bad_batches, checkpoints, data_source, initial, program, run_folder
+from zipper_jax.sharding.mesh import put_batch
+from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.training.manifest import DamagedError
-from zipper_jax.training.mesh import put_batch
 from zipper_jax.training.skips import Skips
-from zipper_jax.training.state import TrainState
 from zipper_jax.training.step import loss_and_gradients, spike_limit
+from zipper_jax.utils.errors import DamagedError, UserError
 
 
 def replay(path: Path, rows: int = 8) -> Iterator[str]:

@@ -1,19 +1,16 @@
 """Opening a run folder: a new one is set up, an old one must hold the same run."""
 
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import from_dict, to_dict
-from zipper_jax.errors import UserError
-from zipper_jax.files import copy_folder
-from zipper_jax.training import checkpoints
+from zipper_jax.checkpoint import checkpoints
+from zipper_jax.checkpoint.run_format import read_config, write_atomically, write_config
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
-from zipper_jax.training.run_format import read_config, write_atomically, write_config
+from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import copy_folder
 from zipper_jax.vocabularies import load_vocabulary
 
 
@@ -73,32 +70,6 @@ def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], Non
     if provenance:
         write_atomically(run_dir / "config.gin", provenance)
     return run_dir
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder alone: two processes that train into one folder would spoil it. Ends with the process.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    import fcntl
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(
-                f"run folder {str(run_dir)!r} is in use by {holder}; wait for it, or stop it, or give another MODEL_DIR"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def stored_config(run_dir: str | Path) -> TrainConfig:

@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec
 
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.sharding.mesh import MESH_AXES, MeshConfig
+from zipper_jax.sharding.rules import param_specs
 from zipper_jax.training import partition_tree as tree
-from zipper_jax.training.mesh import MESH_AXES, MeshConfig
 from zipper_jax.training.optimizer import OptimizerConfig, make_optimizer
-from zipper_jax.training.partitioning import param_specs
+from zipper_jax.utils import trees
 
 LARGE = 16 * 2**20
 """Bytes from which on an array that no device shares with another is worth a warning."""
@@ -30,7 +31,7 @@ def sharding_lines(
     sizes = dict(zip(MESH_AXES, mesh.shape(devices), strict=True))
     trainable, frozen = tree.split(zipper.abstract_params(model), freeze)
     leaves = {**trainable, **frozen}
-    known = tree.known_of(leaves, zipper.parameters(model))
+    known = trees.known_of(leaves, zipper.parameters(model))
     specs, notes = param_specs(leaves, known, sizes, mesh)
     state = _state_bytes(optimizer, trainable, {key: found.axes for key, found in known.items()})
     yield "mesh         " + " x ".join(f"{name} {size}" for name, size in sizes.items()) + f", {devices} devices"

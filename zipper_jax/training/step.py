@@ -16,10 +16,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from zipper_jax.checkpoint.state import Guard, TrainState
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.training.config import GuardConfig
-from zipper_jax.training.partition_tree import Flat, join
-from zipper_jax.training.state import Guard, TrainState
+from zipper_jax.utils.trees import Flat, join
 
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""

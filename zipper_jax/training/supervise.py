@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-from zipper_jax.training.signals import SIGNALS
+from zipper_jax.utils.signals import SIGNALS
 
 LAUNCHED = "ZIPPER_LAUNCHED"
 USER_ERROR = 2

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies.files import FILE_NAME
 from zipper_jax.vocabularies.hugging_face import HuggingFaceVocabulary
 from zipper_jax.vocabularies.symbols import SymbolVocabulary

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.files import write_bytes
+from zipper_jax.utils.files import write_bytes
 
 FILE_NAME = "vocabulary.json"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from zipper_jax.errors import UserError
-from zipper_jax.files import write_bytes
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
 from zipper_jax.vocabularies import files
 
 MODEL_NAME = "sentencepiece.model"

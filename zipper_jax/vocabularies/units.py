@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import files
 
 

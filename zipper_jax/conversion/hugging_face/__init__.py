@@ -12,8 +12,8 @@ from zipper_jax.conversion.hugging_face.llama import LLAMA, MISTRAL
 from zipper_jax.conversion.hugging_face.opt import OPT
 from zipper_jax.conversion.hugging_face.phi3 import PHI3
 from zipper_jax.conversion.hugging_face.qwen import QWEN2, QWEN3
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import TowerConfig
+from zipper_jax.utils.errors import UserError
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import Activation, RopeScaling
+from zipper_jax.utils.errors import UserError
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

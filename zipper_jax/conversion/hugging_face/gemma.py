@@ -15,8 +15,8 @@ from zipper_jax.conversion.hugging_face.family import (
     sizes,
 )
 from zipper_jax.conversion.hugging_face.fields import Fields
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import TowerConfig
+from zipper_jax.utils.errors import UserError
 
 
 def _common(fields: Fields, kind: str | None = None, **defaults: Any) -> dict[str, Any]:

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from zipper_jax.conversion.hugging_face.family import TIED, Family, activation_name, linear, norm, rope_fields
+from zipper_jax.conversion.hugging_face.family import (
+    TIED,
+    Family,
+    activation_name,
+    linear,
+    norm,
+    rope_fields,
+)
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule
 from zipper_jax.models.config import TowerConfig

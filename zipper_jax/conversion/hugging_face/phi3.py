@@ -14,8 +14,8 @@ from zipper_jax.conversion.hugging_face.family import (
 )
 from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.conversion.tensor_map import Rule
-from zipper_jax.errors import UserError
 from zipper_jax.models.config import TowerConfig
+from zipper_jax.utils.errors import UserError
 
 _LAYER = "model.layers.{layer}."
 _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.configs import closest
 from zipper_jax.data.sources import audio, kaldi, librispeech, ljspeech, table, text, tfds, units
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row
-from zipper_jax.errors import UserError
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 
 READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
     "text": text.read,

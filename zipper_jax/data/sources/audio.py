@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources.rows import ImportSettings, Row, audio_files, id_of, require_folder
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:

@@ -4,8 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
-from zipper_jax.data.sources.rows import NO_AUDIO, NO_TEXT, NOT_UTF8, ImportSettings, Row, require_folder, split_of
-from zipper_jax.errors import UserError
+from zipper_jax.data.sources.rows import (
+    NO_AUDIO,
+    NO_TEXT,
+    NOT_UTF8,
+    ImportSettings,
+    Row,
+    require_folder,
+    split_of,
+)
+from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from zipper_jax.data.sources.rows import (
     files_below,
     require_folder,
 )
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 _DEPTH = 3  # SUBSET/SPEAKER/CHAPTER
 

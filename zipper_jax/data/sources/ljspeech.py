@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
-from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row, audio_files, require_folder
+from zipper_jax.data.sources.rows import (
+    NO_TEXT,
+    NOT_UTF8,
+    ImportSettings,
+    Row,
+    audio_files,
+    require_folder,
+)
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:

@@ -4,10 +4,10 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from zipper_jax.configs import closest
 from zipper_jax.data.sources import lines
 from zipper_jax.data.sources.rows import NO_AUDIO, NO_TEXT, NOT_UTF8, ImportSettings, Row
-from zipper_jax.errors import UserError
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
 
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zipper_jax.data.sources import lines
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, files_below, split_of
-from zipper_jax.errors import UserError
+from zipper_jax.utils.errors import UserError
 
 _ENDINGS = (".txt", ".jsonl")
 

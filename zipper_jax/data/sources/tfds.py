@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.configs import closest
-from zipper_jax.data.quiet import quiet_stderr
 from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row
-from zipper_jax.errors import UserError
-from zipper_jax.interrupts import interruptible
+from zipper_jax.data.tensorflow_logging import quiet_stderr
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.interrupts import interruptible
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")
 _VOICE = ("speaker_id", "speaker", "client_id")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from zipper_jax.data.sources import lines
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row
-from zipper_jax.errors import UserError
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:

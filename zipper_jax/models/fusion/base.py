@@ -18,10 +18,10 @@ from typing import Any, ClassVar, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.errors import UserError
-from zipper_jax.models.config import Placement, TowerConfig, ZipConfig
+from zipper_jax.models.config_parts import Placement, TowerConfig, ZipConfig
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module
+from zipper_jax.utils.errors import UserError
 
 Kept = Any
 """What a fusion keeps of each source token: a pytree of arrays [B, S, ...]."""
@@ -145,7 +145,7 @@ class Fusion(Module):
     @classmethod
     def options(cls, config: ZipConfig) -> Any:
         """``ZipConfig.options`` as this fusion's ``Options``; UserError names an unknown or wrong field."""
-        from zipper_jax.configs import from_dict
+        from zipper_jax.utils.configs import from_dict
 
         try:
             return from_dict(cls.Options, config.options)
@@ -180,7 +180,7 @@ def fusion_class(name: str, known: Mapping[str, type[Fusion]] = FUSIONS) -> type
     """
     import importlib
 
-    from zipper_jax.configs import closest
+    from zipper_jax.utils.configs import closest
 
     if name in known:
         return known[name]

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.errors import UserError
-from zipper_jax.models.config import TowerConfig, ZipConfig
+from zipper_jax.models.config_parts import TowerConfig, ZipConfig
 from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, register
 from zipper_jax.models.layers import MLP, Linear, Norm, Projection
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module, param
 from zipper_jax.ops.interval_attention import interval_attention, interval_weights
+from zipper_jax.utils.errors import UserError
 
 
 class KeyValue(NamedTuple):

@@ -1,0 +1,498 @@
+"""The run folder's checkpoints: saved, proven, read back.
+
+    config.json                  see ``run_format``
+    vocabularies/MODALITY/       the vocabularies the model was trained with
+    checkpoints/STEP/trainable/  Orbax; nested dicts, slices of split leaves keyed NAME@START:STOP
+    checkpoints/STEP/optimizer/  Orbax; not needed for inference
+    checkpoints/STEP/guard/      Orbax; loss statistics
+    checkpoints/STEP/manifest/   JSON: step, a digest per array, the frozen part's digest, and ``progress``
+    checkpoints/STEP/files.json  size and sha256 of each file above, written once they are all on disk
+    frozen/DIGEST/               Orbax; the leaves that never change, written once and shared by all steps
+    damaged/STEP/                steps that were found damaged, moved out of the way
+
+A step is complete when Orbax has renamed it into place. A step is good when its arrays, read back, have the digests of
+its manifest: every restore checks that, and a run goes on from the newest good one.
+"""
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from zipper_jax.checkpoint import manifest, orbax_trees
+from zipper_jax.checkpoint.config import SaveCheckpointConfig
+from zipper_jax.checkpoint.frozen import (
+    FrozenDamagedError,
+    check_frozen_files,
+    has_digests,
+    open_frozen,
+    read_frozen,
+    write_frozen,
+)
+from zipper_jax.checkpoint.model_folder import is_model_folder, read_model_folder
+from zipper_jax.checkpoint.orbax_trees import Leaf, join_leaves, open_folder, proven
+from zipper_jax.checkpoint.run_format import read_config
+from zipper_jax.checkpoint.state import TrainState
+from zipper_jax.utils import distributed
+from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.files import is_no_room
+from zipper_jax.utils.trees import Flat, join_flat, unflatten
+
+TRASH = ".trash-"
+ARRAYS = ("trainable", "optimizer", "guard")
+"""The items of a step that hold arrays."""
+
+
+def _named(tree: Any) -> Flat:
+    """A pytree as a flat dict with readable names, so that reading it needs no optax classes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in p): v for p, v in leaves}
+
+
+def _items(state: TrainState) -> dict[str, Flat]:
+    return {"trainable": state.trainable, "optimizer": _named(state.opt_state), "guard": _named(state.guard)}
+
+
+class Checkpoints:
+    """The checkpoints of one run being trained. Use as a context manager: leaving it waits for pending writes.
+
+    Args:
+        run_dir: The run folder.
+        config: How often, how many.
+        say: Where a damaged step is reported.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        config: SaveCheckpointConfig = SaveCheckpointConfig(),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.run_dir = Path(run_dir).absolute()
+        self._config = config
+        self._say = say
+        self._folder = self.run_dir / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None,  # deleting is ours: see _tidy
+            enable_async_checkpointing=config.asynchronous,
+            cleanup_tmp_directories=True,
+        )
+        handlers: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler() for item in ARRAYS}
+        handlers["manifest"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._untidy = False  # a step was saved since the last tidying
+        self._tidying: threading.Thread | None = None
+        self._frozen: str | None = None
+        self._last: int | None = None  # the step that was saved or restored last
+        if jax.process_index() == 0:
+            for left_over in self._folder.glob(f"{TRASH}*"):
+                shutil.rmtree(left_over)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # One process of a group that fails alone must end: waiting for the others, it would never be seen to be dead.
+        if kind is None or issubclass(kind, UserError) or jax.process_count() == 1:
+            self.close()
+
+    def close(self) -> None:
+        """Wait for pending writes and release the threads."""
+        self.wait()
+        self._manager.close()
+
+    def wait(self) -> None:
+        """Return once everything saved so far is on disk."""
+        with self._room():
+            self._manager.wait_until_finished()
+        self._join()  # of an earlier step, perhaps
+        self.poll()
+        self._join()
+        distributed.barrier("checkpoints are on disk")
+
+    def _join(self) -> None:
+        if self._tidying is not None:
+            self._tidying.join()
+
+    def poll(self) -> None:
+        """Once the step being written is on disk, tidy up in the background; cheap, call it often."""
+        if not self._untidy or self._manager.is_saving_in_progress():
+            return
+        if self._tidying is not None and self._tidying.is_alive():
+            return
+        self._untidy = False
+        if jax.process_index() == 0:
+            self._tidying = threading.Thread(target=self._tidy, name="tidy checkpoints")
+            self._tidying.start()
+
+    def steps(self) -> list[int]:
+        """Complete steps, oldest first, as the first process sees them: every process must see the same."""
+        return distributed.from_first(steps(self.run_dir))
+
+    def periodic_steps(self) -> list[int]:
+        """Those that were saved because their turn had come, not on a signal."""
+        return distributed.from_first([step for step in steps(self.run_dir) if _is_periodic(self.run_dir, step)])
+
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return next(reversed(self.steps()), None)
+
+    def discard_after(self, step: int) -> None:
+        """Delete the steps behind one to which the run has gone back: it will reach them again, on other batches."""
+        if jax.process_index() == 0:
+            for later in steps(self.run_dir):
+                if later > step:
+                    delete_step(self.run_dir, later)
+        distributed.barrier(f"discard after {step}")
+        self._manager.reload()
+        self._last = step
+
+    def save(self, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Save one step; the frozen part is written by the first call only.
+
+        Args:
+            state: May be donated afterwards: its arrays are copied to the host before this returns.
+            progress: JSON values that are kept with the step.
+            metrics: What ``SaveCheckpointConfig.best_metric`` looks into.
+        """
+        step = int(state.step)
+        if step == self._last:
+            return
+        self._last = step
+        if self._frozen is None:
+            self._frozen = write_frozen(self.run_dir, state.frozen)
+        items = _items(state)
+        content = {
+            "step": step,
+            "frozen": self._frozen,
+            "periodic": step % self._config.period == 0,
+            "progress": dict(progress),
+            "metrics": dict(metrics or {}),
+            "arrays": {item: manifest.table(flat) for item, flat in items.items()},
+        }
+        with self._room():  # asynchronous writing tells of an earlier step's failure here
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    manifest=ocp.args.JsonSave(manifest.sealed(content)),
+                    **{item: ocp.args.PyTreeSave(unflatten(flat)) for item, flat in items.items()},
+                ),
+            )
+        self._untidy = True
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A full disk is no fault of the program: one line, and what was there before is still good."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if not is_no_room(error):
+                raise
+            last = max(steps(self.run_dir), default=None)
+            good = "there is none yet" if last is None else f"step {last} is whole"
+            raise UserError(
+                f"there is no room to write a checkpoint in {str(self.run_dir)!r} ({good}): make room, and run the "
+                "same command again"
+            ) from error
+
+    def restore(self, like: TrainState, only: Sequence[int] | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state of the newest good step and its progress; damaged newer ones are reported and set aside.
+
+        Args:
+            like: Arrays or ``ShapeDtypeStruct`` with shardings: shapes are checked, shardings decide placement.
+            only: Looks at these steps alone.
+
+        Raises:
+            DamagedError: No step is what was saved; then nothing is moved.
+            UserError: There is no checkpoint, or its leaves are not those of ``like``.
+        """
+        problems, damaged = [], []
+        for candidate in reversed(distributed.from_first(require_steps(self.run_dir)) if only is None else only):
+            try:
+                state, content = restore_step(self.run_dir, like, candidate)
+            except FrozenDamagedError:
+                raise  # not this step's fault
+            except DamagedError as damage:
+                problems.append(f"step {candidate}: {damage.problems[0]}")
+                damaged.append((candidate, str(damage)))
+                continue
+            for bad, told in damaged:  # only now: if none is good, nothing is moved and nothing starts over
+                self._say(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
+            if problems:
+                self._say(f"going on from step {candidate}, the newest good checkpoint")
+            # None: the next save writes it anew.
+            self._frozen = content["frozen"] if has_digests(self.run_dir, content["frozen"]) else None
+            self._last = candidate
+            return state, content["progress"]
+        raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a damaged step out of the way; every process of a group comes here."""
+        target = self.run_dir / "damaged" / str(step)
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self._folder / str(step)).replace(target)
+        distributed.barrier(f"set aside {step}")
+        self._manager.reload()
+        return target
+
+    def _tidy(self) -> None:
+        """Write ``files.json`` of the steps that have none, then delete those that need not stay."""
+        known = steps(self.run_dir)
+        for step in known:
+            folder = self._folder / str(step)
+            if (folder / "manifest").is_dir() and not manifest.is_sealed(folder):
+                manifest.seal_files(folder)
+        for step in set(known) - self._kept(known):
+            delete_step(self.run_dir, step)
+
+    def _kept(self, known: list[int]) -> set[int]:
+        """The newest ``keep`` steps, the ``keep_best`` best, and the newest periodic one."""
+        config = self._config
+        kept = set(known if config.keep is None else known[-config.keep :])
+        # A return from bad losses goes to a step that an undisturbed run has, too: not to one saved on a signal.
+        kept |= set([step for step in known if _is_periodic(self.run_dir, step)][-1:])
+        if config.keep_best:
+            kept |= set(best_steps(self.run_dir, config)[: config.keep_best])
+        return kept
+
+
+def delete_step(run_dir: str | Path, step: int) -> None:
+    """Rename, then delete: a kill in between must not leave half a step that looks whole."""
+    folder = Path(run_dir) / "checkpoints"
+    aside = folder / f"{TRASH}{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (folder / str(step)).replace(aside)
+    shutil.rmtree(aside)
+
+
+def _is_periodic(run_dir: str | Path, step: int) -> bool:
+    try:
+        return bool(read_manifest(run_dir, step).get("periodic", True))
+    except DamagedError:
+        return False
+
+
+def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
+    """Steps that have the best metric, best first; ties: the earlier step first."""
+    found = []
+    for step in steps(run_dir):
+        try:
+            value = read_manifest(run_dir, step).get("metrics", {}).get(config.best_metric)
+        except DamagedError:
+            continue
+        if value is not None and math.isfinite(value):
+            found.append((value if config.best_mode == "min" else -value, step))
+    return [step for _, step in sorted(found)]
+
+
+def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mapping[str, Any] | None) -> Flat:
+    """One item of a step, proven by its digests where the format has any."""
+    what = f"checkpoint {folder.name} of {folder.parent.parent}"
+    if not (folder / item).is_dir():
+        raise DamagedError(what, [f"{item} is missing"])
+    found = distributed.together(orbax_trees.read_folder, folder / item, like, f"{item} of {what}")
+    stored = content["arrays"][item]
+    if stored is not None:
+        manifest.check_arrays(found, stored, what)
+    return found
+
+
+def _unnamed(named: Flat, like: Any) -> Any:
+    """Inverse of :func:`_named`."""
+    leaves = [jax.device_put(named[key], getattr(leaf, "sharding", None)) for key, leaf in _named(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def steps(run_dir: str | Path) -> list[int]:
+    """Complete checkpoints of a run, oldest first."""
+    folder = Path(run_dir) / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
+    """What a step holds: ``step``, ``frozen``, ``progress``, ``metrics`` and ``arrays`` (item -> path -> digest).
+
+    A step of format 1 has no digests: its ``arrays`` have None for each item that it holds.
+
+    Raises:
+        DamagedError: It cannot be read or is not what was saved.
+    """
+    folder = Path(run_dir).absolute() / "checkpoints" / str(step)
+    what = f"checkpoint {step} of {run_dir}"
+    old = folder / "progress" / "metadata"
+    try:
+        if old.is_file():
+            progress = json.loads(old.read_text(encoding="utf-8"))
+            return {**progress, "progress": progress, "arrays": {"trainable": None, "optimizer": None}}
+        stored = json.loads((folder / "manifest" / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(what, [f"its manifest cannot be read ({type(error).__name__})"]) from error
+    return manifest.unsealed(stored, what)
+
+
+def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
+    """Every way in which a checkpoint is not what was saved, a line each; empty when it is good.
+
+    Args:
+        run_dir: The run folder.
+        step: Which.
+        arrays: Also read each array back and compare its digest; else only the files are looked at. A step that was
+            not sealed before a kill has its arrays' digests only, which is then no problem.
+    """
+    run_dir = Path(run_dir).absolute()
+    folder = run_dir / "checkpoints" / str(step)
+    old = (folder / "progress").is_dir()
+    problems = [] if old or (arrays and not manifest.is_sealed(folder)) else manifest.check_files(folder)
+    try:
+        content = read_manifest(run_dir, step)
+    except DamagedError as damage:
+        return problems + damage.problems
+    if content["frozen"] and not old:
+        problems += check_frozen_files(run_dir, content["frozen"])
+    if arrays:
+        for item in content["arrays"]:
+            try:
+                _read_item(folder, item, content, None)
+            except DamagedError as damage:
+                problems += [problem for problem in damage.problems if problem not in problems]
+        try:
+            read_frozen(run_dir, content["frozen"])
+        except DamagedError as damage:
+            problems += damage.problems
+    return problems
+
+
+def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    """The state at a step, placed as ``like`` is, and the step's manifest; see :meth:`Checkpoints.restore`."""
+    run_dir = Path(run_dir).absolute()
+    content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
+    frozen = read_frozen(run_dir, content["frozen"], like.frozen)
+    restored: dict[str, Flat] = {}
+    for item, wanted in _items(like).items():
+        if item not in content["arrays"]:
+            if item == "optimizer":
+                raise UserError(
+                    f"checkpoint {step} of {run_dir} was exported without its optimizer: training cannot go on in it; "
+                    "start another run from it with TrainConfig.initialise_from or RestoreCheckpointConfig.path"
+                )
+            restored[item] = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in wanted.items()}
+            continue
+        found = _read_item(run_dir / "checkpoints" / str(step), item, content, wanted)
+        restored[item] = {key: orbax_trees.cast(found[key], leaf) for key, leaf in wanted.items()}
+    state = TrainState(
+        jax.device_put(np.int32(step), getattr(like.step, "sharding", None)),
+        restored["trainable"],
+        frozen,
+        _unnamed(restored["optimizer"], like.opt_state),
+        _unnamed(restored["guard"], like.guard),
+    )
+    return state, content
+
+
+def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(config, params)`` of a run or a model folder for inference: nested dict of numpy arrays, no optimizer.
+
+    Args:
+        run_dir: The folder.
+        step: Which checkpoint; None: the newest good one, with a warning when that is not the newest.
+
+    Raises:
+        DamagedError: The checkpoint asked for is not what was saved, or none is.
+        UserError: Not a run folder, or no such checkpoint.
+    """
+    if is_model_folder(run_dir):
+        if step is not None:
+            raise UserError(f"{str(run_dir)!r} is a model folder: it has one state, no step {step}")
+        return read_model_folder(run_dir)
+    config = read_config(run_dir)
+    problems: list[str] = []
+    for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
+        try:
+            content = read_manifest(run_dir, candidate)
+            folder = Path(run_dir).absolute() / "checkpoints" / str(candidate)
+            trainable = _read_item(folder, "trainable", content, None)
+        except DamagedError as damage:
+            if step is not None:
+                raise
+            problems.append(f"step {candidate}: {damage.problems[0]}")
+            continue
+        frozen = read_frozen(Path(run_dir), content["frozen"])
+        if problems:
+            _warn_of_damage(run_dir, problems, candidate)
+        return config, unflatten(join_flat({**trainable, **frozen}))
+    raise DamagedError(f"every checkpoint of {run_dir}", problems)
+
+
+def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]:
+    """The parameters of a run's checkpoint, each read and compared with its digest when it is made.
+
+    Args:
+        run_dir: The run folder.
+        step: Which checkpoint; None: the newest with the files that were saved, with a warning when it is not the
+            newest.
+
+    Raises:
+        DamagedError: The checkpoint asked for is not what was saved, or none is; also when a leaf is made.
+        UserError: Not a run folder, or no such checkpoint.
+    """
+    problems: list[str] = []
+    for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
+        folder, what = Path(run_dir).absolute() / "checkpoints" / str(candidate), f"checkpoint {candidate} of {run_dir}"
+        try:
+            content = read_manifest(run_dir, candidate)
+            # A step that a kill left unsealed has its arrays' digests only.
+            if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
+                raise DamagedError(what, wrong)
+            leaves = proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
+        except DamagedError as damage:
+            if step is not None:
+                raise
+            problems.append(f"step {candidate}: {damage.problems[0]}")
+            continue
+        if problems:
+            _warn_of_damage(run_dir, problems, candidate)
+        return join_leaves(leaves | open_frozen(Path(run_dir), content["frozen"]))
+    raise DamagedError(f"every checkpoint of {run_dir}", problems)
+
+
+def _warn_of_damage(run_dir: str | Path, problems: Sequence[str], step: int) -> None:
+    import warnings
+
+    warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {step}", stacklevel=3)
+
+
+def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:
+    """Which of a run's ``towers`` is meant: ``wanted``, or its only one; UserError when it is neither."""
+    name = wanted if wanted in towers else next(iter(towers)) if len(towers) == 1 else None
+    if name is None:
+        known = ", ".join(sorted(towers))
+        raise UserError(f"{str(run_dir)!r} has no tower {wanted!r} (towers: {known}); name one of these")
+    return name
+
+
+def require_steps(run_dir: str | Path) -> list[int]:
+    """Like :func:`steps`, but UserError when there is none."""
+    known = steps(run_dir)
+    if is_model_folder(run_dir):
+        raise UserError(f"{str(run_dir)!r} is a model folder: it has no checkpoints, only one file of weights")
+    if not known:
+        raise UserError(f"{str(run_dir)!r} has no complete checkpoint yet; train it first, or give another run folder")
+    return known
+
+
+def require_step(run_dir: str | Path, step: int) -> int:
+    """That step; UserError, naming those there are, when it is not among them."""
+    known = require_steps(run_dir)
+    if step not in known:
+        raise UserError(f"{str(run_dir)!r} has no checkpoint of step {step}; there are: {', '.join(map(str, known))}")
+    return step

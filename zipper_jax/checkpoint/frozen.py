@@ -1,0 +1,116 @@
+"""The leaves of a run that never change: written once under ``frozen/DIGEST/``, shared by all its checkpoints.
+
+DIGEST stands for every path, shape, dtype and array digest, so what is read back proves itself. (Runs of format 1 were
+named by another digest; theirs are read without that proof.)
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from zipper_jax.checkpoint import manifest, orbax_trees
+from zipper_jax.checkpoint.orbax_trees import Leaf, open_folder, proven
+from zipper_jax.checkpoint.run_format import write_atomically
+from zipper_jax.utils import distributed
+from zipper_jax.utils.errors import DamagedError
+from zipper_jax.utils.trees import Flat, unflatten
+
+TABLE = "{}.json"
+
+
+class FrozenDamagedError(DamagedError):
+    """The frozen part, which every checkpoint of the run needs, is not what was saved."""
+
+
+def write_frozen(run_dir: Path, frozen: Flat) -> str:
+    """Write the frozen leaves under their digest, unless they are there already; returns the digest ("" if none)."""
+    if not frozen:
+        return ""
+    arrays = manifest.table(frozen)
+    name = manifest.name_of(arrays)
+    folder = run_dir / "frozen" / name
+    if not distributed.from_first(folder.is_dir()):  # Orbax writes aside and renames: a folder that exists is complete
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
+    if jax.process_index() == 0 and not (has_digests(run_dir, name) and manifest.is_sealed(folder)):
+        write_atomically(folder.parent / TABLE.format(name), json.dumps(arrays, indent=1, sort_keys=True))
+        manifest.seal_files(folder)
+    return name
+
+
+def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None) -> Flat:
+    """The frozen leaves of that digest; placed as ``like`` is, or on the host as numpy arrays.
+
+    Raises:
+        DamagedError: They are missing, cannot be read, or are not what was written.
+        UserError: They are not the leaves of ``like``.
+    """
+    if not name:
+        return {}
+    folder = Path(run_dir).absolute() / "frozen" / name
+    what = f"frozen part {folder}"
+    if not folder.is_dir():
+        raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
+    try:
+        frozen = distributed.together(orbax_trees.read_folder, folder, like, what)
+        table = folder.parent / TABLE.format(name)
+        if table.is_file() and manifest.name_of(manifest.table(frozen)) != name:
+            stored = json.loads(table.read_text(encoding="utf-8"))
+            manifest.check_arrays(frozen, stored, what)
+            raise DamagedError(what, [f"{table.name} is not what was saved"])
+    except DamagedError as damage:
+        raise FrozenDamagedError(
+            what, [*damage.problems, "restore it from a copy, or start from the towers anew"]
+        ) from None
+    except ValueError:
+        raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
+    return {key: leaf if like is None else orbax_trees.cast(leaf, like[key]) for key, leaf in frozen.items()}
+
+
+def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
+    """The same leaves, each read and compared with its digest when it is made.
+
+    Raises:
+        DamagedError: They are missing or cannot be read; when one is made: it is not what was written.
+    """
+    if not name:
+        return {}
+    folder = run_dir.absolute() / "frozen" / name
+    what, table = f"frozen part {folder}", folder.parent / TABLE.format(name)
+    if not folder.is_dir():
+        raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
+    stored = None
+    if table.is_file():
+        try:
+            stored = json.loads(table.read_text(encoding="utf-8"))
+        except ValueError:
+            stored = {}
+        if manifest.name_of(stored) != name:
+            raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"])
+    return proven(open_folder(folder, what), stored, what)
+
+
+def check_frozen_files(run_dir: Path, name: str) -> list[str]:
+    """What differs from the digests of the frozen part's files."""
+    folder = run_dir / "frozen" / name
+    table = folder.parent / TABLE.format(name)
+    if not folder.is_dir():
+        return [f"folder frozen/{name} is missing"]
+    problems = [f"frozen/{name}: {problem}" for problem in manifest.check_files(folder)]
+    try:
+        if manifest.name_of(json.loads(table.read_text(encoding="utf-8"))) != name:
+            problems.append(f"file frozen/{table.name} is not what was saved")
+    except FileNotFoundError:
+        problems.append(f"file frozen/{table.name} is missing")
+    except ValueError:
+        problems.append(f"file frozen/{table.name} is not what was saved")
+    return problems
+
+
+def has_digests(run_dir: Path, name: str) -> bool:
+    """Whether the frozen part can be proven (one of format 1 cannot)."""
+    return not name or (run_dir / "frozen" / TABLE.format(name)).is_file()

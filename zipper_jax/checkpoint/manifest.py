@@ -1,0 +1,152 @@
+"""What a checkpoint's arrays and files must be: digests, and what is said when they are something else.
+
+Two nets, because each catches what the other lets through:
+
+* a digest per array, computed on the devices from the very arrays that are saved, and again from what a restore
+  brings back. It proves the way from memory to memory, on any mesh, and costs one pass over the arrays.
+* a sha256 per file, taken once the step is on disk (``files.json``). It finds a flipped byte wherever it lies, and
+  what is missing or cut short, without loading anything.
+
+The array digest is 128 bits: four sums modulo 2^32, over all elements, of a bijection of (element's bits XOR a hash of
+its index). Integer sums do not depend on their order, so the digest is the same however the array is cut. A change of
+one element always changes it; it is made against accidents, not against forgers.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
+
+from zipper_jax.utils.errors import DamagedError
+
+FILES = "files.json"
+_LANES = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)  # the first digits of pi
+
+ArrayTable = dict[str, dict[str, Any]]
+"""path -> {"shape", "dtype", "digest"}, as it is stored in JSON."""
+
+
+def table(flat: Mapping[str, Any]) -> ArrayTable:
+    """Shape, dtype and digest of every array. Every process of a group must call it with the same paths."""
+    paths = sorted(flat)
+    sums: Any = np.asarray(_digests([flat[path] for path in paths])) if paths else []
+    return {
+        path: {
+            "shape": list(flat[path].shape),
+            "dtype": str(flat[path].dtype),
+            "digest": "".join(f"{int(lane):08x}" for lane in lanes),
+        }
+        for path, lanes in zip(paths, sums, strict=True)
+    }
+
+
+def name_of(arrays: ArrayTable) -> str:
+    """64 hex digits that stand for all arrays of a table."""
+    return hashlib.sha256(json.dumps(arrays, sort_keys=True).encode()).hexdigest()
+
+
+def check_arrays(flat: Mapping[str, Any], stored: ArrayTable, what: str) -> None:
+    """Raises DamagedError unless every array has the digest that was stored with it."""
+    found = table(flat)
+    wrong = [f"array {path} is not what was saved" for path in stored if found.get(path) != stored[path]]
+    if wrong:
+        raise DamagedError(what, wrong)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON content with its own sha256, for :func:`unsealed`."""
+    return {"content": dict(content), "sha256": _sha256_of_json(content)}
+
+
+def unsealed(stored: Any, what: str) -> dict[str, Any]:
+    """The content of :func:`sealed`; raises DamagedError when it is another one."""
+    if not isinstance(stored, Mapping) or "content" not in stored:
+        raise DamagedError(what, ["its manifest is cut short"])
+    if _sha256_of_json(stored["content"]) != stored.get("sha256"):
+        raise DamagedError(what, ["its manifest is not what was saved"])
+    return dict(stored["content"])
+
+
+def seal_files(folder: Path) -> None:
+    """Write ``files.json``: size and sha256 of every file below ``folder``. Written aside, then renamed."""
+    found = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != FILES
+    }
+    aside = folder / f".{FILES}.{os.getpid()}"
+    aside.write_text(json.dumps(sealed(found), indent=1, sort_keys=True), encoding="utf-8")
+    aside.replace(folder / FILES)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether :func:`seal_files` was through with this folder."""
+    return (folder / FILES).is_file()
+
+
+def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]:
+    """What differs from ``files.json``, a line per file; empty when nothing does. ``below``: of these folders only."""
+    try:
+        stored = unsealed(json.loads((folder / FILES).read_text(encoding="utf-8")), FILES)
+    except FileNotFoundError:
+        return [f"{FILES} is missing"]
+    except (ValueError, DamagedError):
+        return [f"file {FILES} is not what was saved"]
+    problems = []
+    for name, want in sorted(stored.items()):
+        path = folder / name
+        if below is not None and Path(name).parts[0] not in below:
+            continue
+        if not path.is_file():
+            problems.append(f"file {name} is missing")
+        elif path.stat().st_size != want["bytes"]:
+            problems.append(f"file {name} has {path.stat().st_size} bytes, not {want['bytes']}")
+        elif _sha256(path) != want["sha256"]:
+            problems.append(f"file {name} is not what was saved")
+    return problems
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _digests(arrays: list[Array]) -> UInt32[Array, "N 4"]:
+    return jnp.stack([_digest(array) for array in arrays])
+
+
+def _digest(array: Array) -> UInt32[Array, "4"]:
+    bits = _bits(array)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.stack([jnp.sum(_mix(bits ^ _mix(index + jnp.uint32(lane))), dtype=jnp.uint32) for lane in _LANES])
+
+
+def _bits(array: Array) -> UInt32[Array, "..."]:
+    """The array's bits as 32-bit words; eight-byte elements give two."""
+    array = jnp.asarray(array)
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    size = array.dtype.itemsize
+    to: Any = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
+    return jax.lax.bitcast_convert_type(array, to).astype(jnp.uint32)
+
+
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijection of 32 bits that spreads every bit over all (the finaliser of MurmurHash3, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,65 @@
+"""``config.json`` of a run folder: how it is written, how it is read, and how those of older formats are understood.
+
+Formats:
+    1   checkpoint fields lay in ``train`` itself; steps had ``progress`` and no digests
+    2   ``train.save``; each step has a manifest with a digest per array, and the digests of its files beside it
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zipper_jax.utils.errors import UserError
+
+FORMAT_VERSION = 2
+
+_SAVE_FIELDS_OF_1 = {
+    "checkpoint_period": "period",
+    "checkpoints_kept": "keep",
+    "asynchronous_checkpoints": "asynchronous",
+}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write aside, then rename: readers see the old text or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """The run's ``config.json``, in today's form whatever its format; ``format_version`` stays what it was.
+
+    Raises:
+        UserError: No such folder, not a run folder, damaged, or written by a newer format.
+    """
+    path = Path(run_dir) / "config.json"
+    if not Path(run_dir).is_dir():
+        raise UserError(f"run folder {str(run_dir)!r} does not exist; give a folder that `zipper train` wrote")
+    if not path.is_file():
+        raise UserError(f"{str(run_dir)!r} has no config.json: it is no run folder; give one `zipper train` wrote")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = config["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged (not JSON with a format_version); restore it from a copy") from None
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {version} is newer than the {FORMAT_VERSION} this zipper_jax reads; upgrade it"
+        )
+    return _from_1(config) if version == 1 else config
+
+
+def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json`` with this format's version."""
+    text = json.dumps({**config, "format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
+    write_atomically(Path(run_dir) / "config.json", text + "\n")
+
+
+def _from_1(config: dict[str, Any]) -> dict[str, Any]:
+    train = dict(config.get("train", {}))
+    save = {new: train.pop(old) for old, new in _SAVE_FIELDS_OF_1.items() if old in train}
+    return {**config, "train": {**train, "save": save}}

@@ -1,0 +1,183 @@
+"""Safetensors files: read tensor by tensor from one file or an indexed set, written slice by slice.
+
+Neither needs the whole model in memory. Nothing in such a file is ever executed. The library is imported where it is
+used: training and decoding do without it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from zipper_jax.utils.errors import UserError
+
+DTYPES: dict[str, Any] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The format's name of each floating dtype we take."""
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies and what it is; dtype None: not one of `DTYPES` (masks, quantised weights)."""
+
+    path: Path
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """The tensors of a folder: of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names.
+
+    Raises:
+      UserError: no such files, a damaged one, or an index that names files outside the folder or tensors that a file
+        does not hold.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self._tensors: dict[str, Tensor] = {}
+        for path, wanted in self._files().items():
+            found = _tensors(path)
+            missing = wanted - found.keys() if wanted is not None else set()
+            if missing:
+                one = sorted(missing)[0]
+                raise UserError(f"{self.folder / INDEX}: {path.name} does not hold {one!r}; get it again")
+            self._tensors |= found if wanted is None else {name: found[name] for name in wanted}
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor, in order of its name."""
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype | None:
+        """None: not one of `DTYPES`."""
+        return self._tensors[name].dtype
+
+    @property
+    def count(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor. The file is opened anew each time: pages of an open one would stay in this process's memory."""
+        import safetensors
+
+        with safetensors.safe_open(self._tensors[name].path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    def _files(self) -> dict[Path, set[str] | None]:
+        """File -> tensors that it is to hold; None: all it has."""
+        index = self.folder / INDEX
+        if (self.folder / FILE).is_file():
+            return {self.folder / FILE: None}
+        if not index.is_file():
+            raise UserError(self._nothing())
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged ({error!r}); get it again") from error
+        for name in files:
+            if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
+                raise UserError(f"{index} names the file {name!r}, which is not in this folder: not read")
+            if not (self.folder / name).is_file():
+                raise UserError(f"{str(self.folder)!r} lacks {name}, which {INDEX} names; get the rest of the model")
+        return {self.folder / f: {name for name, file in weight_map.items() if file == f} for f in files}
+
+    def _nothing(self) -> str:
+        if not self.folder.is_dir():
+            return f"folder {str(self.folder)!r} does not exist"
+        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            return (
+                f"{str(self.folder)!r} has {pickles[0]}, a torch pickle, which can run code when it is read, and no "
+                "safetensors file; where you trust it, turn it into one: transformers.AutoModelForCausalLM"
+                f".from_pretrained({str(self.folder)!r}).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+            )
+        return f"{str(self.folder)!r} has neither {FILE} nor {INDEX}"
+
+
+class Writer:
+    """Writes ``path`` slice by slice, aside first. A context manager: when its block ends well, the file is whole, on
+    disk and in place, and a slice that was not written is an error; else nothing of it stays.
+
+    Args:
+      tensors: name -> (dtype, shape), in the order they will lie in the file.
+      metadata: strings for the file's header.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str]):
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        end = 0
+        for name, (dtype, shape) in tensors.items():
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            header[name] = {"dtype": names[np.dtype(dtype)], "shape": list(shape), "data_offsets": [end, end + size]}
+            end += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._path, self._aside = path, path.with_name(f".{path.name}.partial")
+        self._tensors, self._missing = dict(tensors), {name: _slices(shape) for name, (_, shape) in tensors.items()}
+        self._starts = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in tensors}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._aside.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.truncate(8 + len(text) + end)
+
+    def write(self, name: str, array: np.ndarray, index: int | None = None) -> None:
+        """The whole tensor, or ``tensor[index]``."""
+        dtype, shape = self._tensors[name]
+        data = np.asarray(array, order="C")
+        assert data.dtype == dtype, (name, data.dtype, dtype)
+        assert data.shape == (shape if index is None else shape[1:]), (name, data.shape, shape)
+        self._file.seek(self._starts[name] + (0 if index is None else index * data.nbytes))
+        self._file.write(data.tobytes())
+        self._missing[name] -= _slices(shape) if index is None else 1
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                unwritten = [name for name, left in self._missing.items() if left]
+                assert not unwritten, unwritten
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._aside.replace(self._path)
+        finally:
+            self._file.close()
+            self._aside.unlink(missing_ok=True)
+
+
+def _slices(shape: tuple[int, ...]) -> int:
+    return shape[0] if shape else 1
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What a file holds; the library checks every claim of its header against the file's size."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {
+                name: Tensor(path, DTYPES.get(part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from error

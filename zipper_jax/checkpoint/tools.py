@@ -1,0 +1,145 @@
+"""What ``zipper ckpt`` does: looking at checkpoints, proving them, copying one out, clearing up."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from humanize import naturalsize
+
+from zipper_jax.checkpoint import checkpoints, manifest
+from zipper_jax.checkpoint.config import SaveCheckpointConfig
+from zipper_jax.checkpoint.frozen import TABLE
+from zipper_jax.checkpoint.run_format import read_config, write_config
+from zipper_jax.utils.configs import from_dict
+from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.files import copy_folder, copy_tree, new_folder, require_new
+from zipper_jax.utils.locks import locked
+
+
+def listing(run_dir: str) -> list[str]:
+    """A line per checkpoint, oldest first, and one for each frozen part and each damaged step."""
+    read_config(run_dir)
+    known, root = checkpoints.steps(run_dir), Path(run_dir)
+    config = _save_config(run_dir)
+    best = checkpoints.best_steps(run_dir, config)[:1]
+    lines = []
+    for step in known:
+        try:
+            content = checkpoints.read_manifest(run_dir, step)
+        except DamagedError as damage:
+            lines.append(f"step {step:>8}  DAMAGED: {damage.problems[0]}")
+            continue
+        folder = root / "checkpoints" / str(step)
+        value = content.get("metrics", {}).get(config.best_metric)
+        notes = [f"{config.best_metric} {value:.4f}{' (best)' if step in best else ''}"] if value is not None else []
+        skipped = content["progress"].get("skipped", [])
+        notes += [f"{sum(stop - start for start, stop in skipped)} batches left out"] if skipped else []
+        notes += [f"frozen {content['frozen'][:12]}"] if content["frozen"] else []
+        notes += ["no digests (format 1)"] if (folder / "progress").is_dir() else []
+        lines.append(f"step {step:>8}  {_size(folder):>10}  {', '.join(notes)}".rstrip())
+    for kind in ("frozen", "damaged"):
+        for folder in _folders(root / kind):
+            lines.append(f"{kind} {folder.name[:12]}  {_size(folder):>10}")
+    return lines or [f"{run_dir}: no checkpoint yet"]
+
+
+def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[int, list[str], str]]:
+    """(step, its problems, a note) of one step or of all.
+
+    Raises:
+        UserError: Not a run folder, or no such checkpoint.
+    """
+    read_config(run_dir)
+    for one in checkpoints.require_steps(run_dir) if step is None else [checkpoints.require_step(run_dir, step)]:
+        old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
+        unsealed = not old and not manifest.is_sealed(Path(run_dir) / "checkpoints" / str(one))
+        note = "format 1 has no digests: only readable" if old else "its files are not sealed yet" if unsealed else ""
+        yield one, checkpoints.verify(run_dir, one, arrays), note
+
+
+def export(run_dir: str, out: str, step: int | None = None, best: bool = False) -> int:
+    """Copy one step into a folder that needs nothing else: configuration, vocabularies, parameters, no optimizer.
+
+    The folder is a run folder, for ``zipper_jax.load`` and for ``initialise_from``. Returns the step.
+
+    Raises:
+        UserError: No such step, it is damaged, or ``out`` exists.
+    """
+    config = read_config(run_dir)
+    require_new(out)
+    if best and step is not None:
+        raise UserError("give --step or --best, not both")
+    if best:
+        ranked = checkpoints.best_steps(run_dir, _save_config(run_dir))
+        if not ranked:
+            raise UserError(f"{run_dir!r} has no checkpoint with {_save_config(run_dir).best_metric!r}; give --step")
+        step = ranked[0]
+    step = checkpoints.require_steps(run_dir)[-1] if step is None else checkpoints.require_step(run_dir, step)
+    problems = checkpoints.verify(run_dir, step)
+    if problems:
+        raise DamagedError(f"checkpoint {step} of {run_dir}", problems)
+    root, content = Path(run_dir), checkpoints.read_manifest(run_dir, step)
+    left_out = shutil.ignore_patterns("optimizer", "guard", manifest.FILES)
+    with new_folder(out) as folder:
+        copied = folder / "checkpoints" / str(step)
+        copy_tree(root / "checkpoints" / str(step), copied, ignore=left_out)
+        if (copied / "manifest").is_dir():
+            lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
+            (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
+            manifest.seal_files(copied)
+        if content["frozen"]:
+            copy_tree(root / "frozen" / content["frozen"], folder / "frozen" / content["frozen"])
+            table = root / "frozen" / TABLE.format(content["frozen"])
+            if table.is_file():
+                shutil.copy(table, folder / "frozen" / table.name)
+        copy_folder(root / "vocabularies", folder / "vocabularies")
+        write_config(folder, config)
+    return step
+
+
+def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) -> list[str]:
+    """Delete all but the newest ``keep`` and best ``keep_best`` steps, frozen parts that no step needs, damaged steps
+    and what broken writes left; returns a line for each.
+
+    Raises:
+        UserError: The run is being trained, or ``keep`` is below 1.
+    """
+    if keep < 1:
+        raise UserError(f"--keep={keep}: give 1 or more (to delete a whole run, delete its folder)")
+    read_config(run_dir)
+    root = Path(run_dir)
+    with locked(root):
+        known = checkpoints.steps(run_dir)
+        good = [step for step in known if not checkpoints.verify(run_dir, step)]
+        if not good:
+            raise DamagedError(f"every checkpoint of {run_dir}", ["nothing is deleted; see `zipper ckpt verify`"])
+        best = [step for step in checkpoints.best_steps(run_dir, _save_config(run_dir)) if step in good]
+        kept = {*good[-keep:], *best[:keep_best]}
+        needed = {checkpoints.read_manifest(run_dir, step)["frozen"] for step in kept}
+        doomed = [root / "checkpoints" / str(step) for step in known if step not in kept]
+        doomed += [path for path in _folders(root / "checkpoints") if not path.name.isdecimal()]
+        doomed += [path for path in _folders(root / "frozen") if path.name not in needed]
+        doomed += [root / "damaged"] if (root / "damaged").is_dir() else []
+        lines = [
+            f"{'would delete' if dry_run else 'deleted'} {path.relative_to(root)} ({_size(path)})" for path in doomed
+        ]
+        for path in [] if dry_run else doomed:
+            if path.parent.name == "checkpoints" and path.name.isdecimal():
+                checkpoints.delete_step(root, int(path.name))
+            else:
+                shutil.rmtree(path)
+            path.with_name(TABLE.format(path.name)).unlink(missing_ok=True)
+    return lines or ["nothing to delete"]
+
+
+def _save_config(run_dir: str) -> SaveCheckpointConfig:
+    return from_dict(SaveCheckpointConfig, read_config(run_dir)["train"]["save"])
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _size(folder: Path) -> str:
+    return naturalsize(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

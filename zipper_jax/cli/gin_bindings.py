@@ -1,0 +1,148 @@
+"""What gin files may name: the configuration dataclasses, and ``train``. gin only builds these objects.
+
+Import this module before reading gin files. Building and calling stay with Python: ``train_config()`` returns the
+``TrainConfig`` that the files describe.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gin
+from zipper_jax.data.prepare_settings import PrepareSettings
+from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.sharding.mesh import MeshConfig
+from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
+from zipper_jax.training.config import (
+    DataConfig,
+    GuardConfig,
+    InferEvalConfig,
+    RestoreCheckpointConfig,
+    SaveCheckpointConfig,
+    TrainConfig,
+)
+from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
+from zipper_jax.utils.configs import from_dict, nearest
+from zipper_jax.utils.errors import UserError
+
+CONFIGURABLES = (
+    TowerConfig,
+    ModalityConfig,
+    ProjectionConfig,
+    ZipConfig,
+    ZipperConfig,
+    DataModality,
+    TaskConfig,
+    TaskSet,
+    PrepareSettings,
+    DataConfig,
+    OptimizerConfig,
+    LayerRange,
+    FreezeConfig,
+    MeshConfig,
+    SaveCheckpointConfig,
+    RestoreCheckpointConfig,
+    GuardConfig,
+    InferEvalConfig,
+    TrainConfig,
+)
+
+# gin also takes `models/x.gin` for a resource of a Python package called `models`, logs an error when there is none,
+# and crashes when sys.path has a folder of that name without __init__.py. Our files are files: keep that reader only.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+
+_MACRO_WITHOUT_VALUE = re.compile(r"In call to configurable 'macro' .* in scope '([^']+)'")
+_WHERE_CALLED = re.compile(r"\n  In call to configurable '.*", re.DOTALL)
+
+
+def _checked(cls: type) -> Callable[..., Any]:
+    """``cls`` whose fields must have the types they are annotated with, as those of a stored config must."""
+
+    @functools.wraps(cls, updated=())  # gin asks for the parameters
+    def build(**fields: Any) -> Any:
+        return from_dict(cls, fields)
+
+    return build
+
+
+for _cls in CONFIGURABLES:
+    gin.external_configurable(_checked(_cls), name=_cls.__name__, module="zipper_jax")
+
+
+@gin.configurable(module="zipper_jax")
+def train(config: TrainConfig = gin.REQUIRED) -> TrainConfig:
+    """The run that gin files describe by ``train.config = @TrainConfig()``."""
+    return config
+
+
+@gin.configurable(module="zipper_jax")
+def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gin.REQUIRED) -> int:
+    """Tokens of these modalities together in a prepared folder, so that no gin file repeats what the data knows."""
+    from zipper_jax.vocabularies import load_vocabulary
+
+    total = 0
+    for modality in modalities:
+        path = Path(folder) / "vocabularies" / modality
+        if not path.is_dir():
+            raise UserError(f"DATA={folder!r}: there is no {path}; give the folder that `zipper data prepare` wrote")
+        total += load_vocabulary(path).size
+    return total
+
+
+@gin.configurable(module="zipper_jax")
+def stored_model(
+    folder: str = gin.REQUIRED, dtype: str | None = None, scan: bool | None = None, remat: str | None = None
+) -> ZipperConfig:
+    """The model that a run or model folder holds (`zipper fuse` writes one), so that no gin file repeats it.
+
+    ``dtype``, ``scan``, ``remat``: how it is run here; None: as stored.
+    """
+    from zipper_jax.checkpoint.run_format import read_config
+
+    model = from_dict(ZipperConfig, read_config(folder)["model"])
+    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
+    return replace(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
+    """How the gin files read so far describe the preparation of data; fields that are ``given`` win over them.
+
+    Raises:
+      UserError: what the settings, tasks or modalities refuse.
+    """
+    try:
+        configured = gin.get_configurable("PrepareSettings")
+        task_set = gin.get_configurable("TaskSet")
+        return configured(**{"task_set": task_set(), **given})
+    except UserError as error:
+        raise UserError(_WHERE_CALLED.sub("", str(error))) from error
+
+
+def train_config() -> TrainConfig:
+    """Build what the gin files read so far describe.
+
+    Raises:
+      UserError: a macro without a value, files that describe no run, or what a config refuses.
+    """
+    try:
+        gin.query_parameter("train.config")
+    except ValueError:
+        raise UserError(
+            "the gin files describe no run (train.config): begin with one of runs/, e.g. --gin_file=runs/fuse.gin"
+        ) from None
+    try:
+        return train()
+    except UserError as error:  # gin appends which calls led there; the message names the field already
+        raise UserError(_WHERE_CALLED.sub("", str(error))) from error
+    except TypeError as error:
+        macro = _MACRO_WITHOUT_VALUE.search(str(error))
+        if macro is None:
+            raise
+        bound = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+        hint = nearest(macro[1], bound)
+        raise UserError(f"%{macro[1]} has no value{hint or f': give --gin.{macro[1]}=...'}") from None

@@ -1,0 +1,348 @@
+"""The Python front door: ``zipper_jax.load(run)`` and what one does with a trained model. No TensorFlow.
+
+model = zipper_jax.load("runs/smoke/zipper")
+model.transcribe("hello.wav")
+model.speak("turn the kitchen light off").save("off.wav")
+model.generate([[("text", "set a timer")]], outputs=("text", "speech"))
+model.tower("text").perplexity(["turn the light on"])
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from zipper_jax.decoding.generate import Generated, Generator
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.inference import perplexity
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.module import Placer, unsharded
+from zipper_jax.sequences import make_layout, own_tokens
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh
+from zipper_jax.sharding.rules import Placement, param_shardings
+from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
+from zipper_jax.utils.configs import from_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten, unflatten
+from zipper_jax.vocabularies import Vocabulary, load_vocabulary
+
+SAMPLE_RATE = 16_000
+
+
+class Output(NamedTuple):
+    """One generated span: its modality, its content (a sentence, or units), whether the length limit ended it, and the
+    log probability of each token, the end token last."""
+
+    modality: str
+    content: Any
+    truncated: bool
+    log_probs: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Generated speech: float32 mono waveform at ``sample_rate`` Hz, its units, and whether it was cut at the limit."""
+
+    waveform: np.ndarray
+    sample_rate: int
+    units: np.ndarray
+    truncated: bool
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes 16-bit audio; the ending decides the format (.wav, .flac, .ogg)."""
+        from zipper_jax.speech.audio import save_audio
+
+        save_audio(path, self.waveform, self.sample_rate)
+
+
+class Model:
+    """A model with its vocabularies.
+
+    config: ZipperConfig. params: nested dict of arrays. vocabularies: modality -> Vocabulary. limits: modality -> most
+    content tokens of a generated span, from the row lengths of training. task_set: the tasks that its run knew.
+    """
+
+    def __init__(
+        self,
+        config: ZipperConfig,
+        params: Mapping[str, Any],
+        vocabularies: Mapping[str, Vocabulary],
+        lengths: Mapping[str, int],
+        folder: Path | None = None,
+        mesh: MeshConfig | None = None,
+        task_set: TaskSet | None = None,
+    ):
+        self.params: dict[str, Any]
+        placer: Placer = unsharded
+        if mesh is None:
+            self.params = jax.tree.map(jnp.asarray, dict(params))
+        else:
+            devices, flat = make_mesh(mesh), flatten(params)
+            shardings, _ = param_shardings(flat, zipper.parameters(config), devices, mesh)
+            self.params, placer = unflatten(jax.device_put(flat, shardings)), Placement(devices, mesh)
+        self.config = replace(config, remat="none")  # nothing is differentiated here
+        self.vocabularies = dict(vocabularies)
+        self.lengths, self.folder = dict(lengths), folder
+        self.task_set = TaskSet() if task_set is None else task_set
+        self.layout = make_layout(config.modalities, vocabularies)
+        self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
+        self._tokenizers: dict[str, Any] = {}
+        self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)
+
+    def with_params(self, params: Mapping[str, Any]) -> "Model":
+        """The same model with other parameters of the same shapes; compiled programs are shared."""
+        other = copy.copy(self)
+        other.params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), dict(params), self.params)
+        other._generator = self._generator.with_params(other.params)
+        return other
+
+    def without_zips(self) -> "Model":
+        """The towers and their input projections without any zip: what the model can do without the other tower.
+
+        Where fusions have gates, the same as with all of them at 0.
+        """
+        other = copy.copy(self)
+        other.config = replace(self.config, zips=())
+        other.params = {part: tree for part, tree in self.params.items() if part != "zips"}
+        other._generator = Generator(other.config, other.params, self.layout, self.lengths, self._generator.placer)
+        return other
+
+    @property
+    def tokenizer(self):
+        """The tokenizer that was stored with the speech vocabulary: audio to units, and back where it can."""
+        return self._tokenizer(SPEECH)
+
+    def _tokenizer(self, modality: str) -> Any:
+        if modality not in self._tokenizers:
+            self._tokenizers[modality] = self._load_tokenizer(modality)
+        return self._tokenizers[modality]
+
+    def _load_tokenizer(self, modality: str) -> Any:
+        from zipper_jax.speech.tokenizers import load_tokenizer
+
+        self._require(modality)
+        if self.folder is None:
+            raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
+        home, named = self.folder / "vocabularies" / modality, getattr(self.vocabularies[modality], "codebook", "")
+        loaded = load_tokenizer(home)
+        if named not in ("", loaded.digest):
+            raise UserError(
+                f"the tokenizer in {str(home)!r} is not the one whose units this model knows (digest {loaded.digest}, "
+                f"not {named}): put back the one that lay there, or that of the data it was trained on"
+            )
+        return loaded
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[tuple[str, Any]]],
+        outputs: Sequence[str] = (TEXT,),
+        *,
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        limits: Mapping[str, int] | None = None,
+    ) -> list[list[Output]]:
+        """Continues each prompt with one span per output modality, in order.
+
+        Args:
+          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech, what
+            its vocabulary takes for another modality; may be empty.
+          outputs: modalities to generate, for example ``("text", "speech")``.
+          sampling: one setting, or one per output modality.
+          limits: most content tokens per modality, beside or instead of the model's own.
+        """
+        given = []
+        for prompt in prompts:
+            for modality, _ in prompt:
+                self._require(modality)
+            given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
+        results = self.generate_tokens(given, outputs, sampling=sampling, limits=limits)
+        return [
+            [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
+            for row in results
+        ]
+
+    def generate_tokens(
+        self,
+        given: Sequence[Sequence[tuple[str, np.ndarray]]],
+        outputs: Sequence[str] = (TEXT,),
+        *,
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        limits: Mapping[str, int] | None = None,
+    ) -> list[list[Generated]]:
+        """`generate` from token ids to token ids: no vocabulary is asked."""
+        limits = {**self._room(given, outputs), **(limits or {})}
+        return self._generator(given, tuple(outputs), limits, sampling)
+
+    def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
+        """The model's own limits, less where a tower's learned positions end before."""
+        room = dict(self.limits)
+        for name, tower in self.config.towers.items():
+            own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
+            if tower.positions == "learned" and own:
+                places = [[len(t) + 2 for m, t in spans if self.layout[m].tower == name] for spans in given]
+                left = (tower.max_positions or 0) - max(map(sum, places), default=0) - 2 * len(own)
+                room |= {m: max(1, min(room[m], left // len(own))) for m in own}
+        return room
+
+    def transcribe(
+        self, audio: Any, sample_rate: int | None = None, *, beams: int = 1, source: str = SPEECH, target: str = TEXT
+    ) -> Any:
+        """Speech to text, or to another modality.
+
+        Args:
+          audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
+            either; a list gives a list.
+          beams: above 1, beam search of that width.
+          source, target: modalities.
+        """
+        many = isinstance(audio, list | tuple)
+        units = [self.units(one, sample_rate, source) for one in (audio if many else [audio])]
+        results = self.generate([[(source, u)] for u in units], (target,), sampling=SamplingConfig(beams=beams))
+        texts = [row[0].content for row in results]
+        return texts if many else texts[0]
+
+    def units(self, audio: Any, sample_rate: int | None = None, modality: str = SPEECH) -> np.ndarray:
+        """The units of one piece of audio, see `transcribe`, without silence at either end.
+
+        ``modality``: whose tokenizer they are of.
+
+        Raises:
+          AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
+            take all memory.
+        """
+        from zipper_jax.speech.audio import AudioError, is_silent, load_audio, trim_silence
+
+        tokenizer = self._tokenizer(modality)
+        # The corpus has no silence at either end, so its units there would be foreign to the model.
+        waveform = trim_silence(load_audio(audio, sample_rate))
+        if is_silent(waveform):
+            raise AudioError("the audio is silent: check the recording", "silent audio")
+        seconds, most = len(waveform) / SAMPLE_RATE, self.limits[modality] / tokenizer.rate_hz
+        if seconds > most:
+            raise AudioError(
+                f"the audio has {seconds:.1f} s of speech, the rows that this model was trained on {most:.1f}: cut it "
+                "into pieces",
+                "too long",
+            )
+        return tokenizer.encode(waveform)
+
+    def speak(
+        self,
+        text: Any,
+        *,
+        sampling: SamplingConfig = SamplingConfig(),
+        seed: int | None = None,
+        source: str = TEXT,
+        target: str = SPEECH,
+    ) -> Any:
+        """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else.
+
+        ``source``, ``target``: modalities.
+        """
+        many = isinstance(text, list | tuple)
+        sampling = sampling if seed is None else replace(sampling, seed=seed)
+        rows = self.generate([[(source, t)] for t in (text if many else [text])], (target,), sampling=sampling)
+        speech = [self._vocode(row[0]) for row in rows]
+        return speech if many else speech[0]
+
+    def tower(self, name: str) -> "Unimodal":
+        """One tower alone: input projection and zips are bypassed."""
+        if name not in self.config.towers:
+            raise UserError(f"this model has no tower {name!r}; it has {', '.join(sorted(self.config.towers))}")
+        return Unimodal(self, name)
+
+    def vocode(self, units: Any, modality: str = SPEECH) -> np.ndarray:
+        """Units of ``modality`` to a float32 waveform of 16 kHz (Griffin-Lim); no units give no samples."""
+        from zipper_jax.speech.vocoder import synthesize
+
+        units = np.asarray(units, np.int32)
+        return synthesize(self._tokenizer(modality), units) if len(units) else np.zeros(0, np.float32)
+
+    def _vocode(self, output: Output) -> Speech:
+        units = np.asarray(output.content, np.int32)
+        return Speech(self.vocode(units, output.modality), SAMPLE_RATE, units, output.truncated)
+
+    def _require(self, modality: str) -> None:
+        if modality not in self.layout:
+            raise UserError(f"this model has no modality {modality!r}; it has {', '.join(sorted(self.layout))}")
+
+
+class Unimodal:
+    """The unimodal path of one tower of a model."""
+
+    def __init__(self, model: Model, tower: str):
+        self._model, self._tower = model, tower
+        self._logits = jax.jit(lambda params, batch: zipper.bind_params(model.config, params).towers[tower](batch))
+
+    def logits(self, content: Any, modality: str | None = None) -> Float[np.ndarray, "T V"]:
+        """Float32 logits at ``begin, content..., end``; row t predicts token t + 1.
+
+        Tokens that fusion added are none of this tower's: where begin or end is one, it has no row.
+        """
+        modality = modality or self._only_modality()
+        tokens, own = self._encode(modality, content), self._model.config.towers[self._tower]
+        own.check_length(len(tokens) + 2, f"tokens of this {modality}")
+        batch = perplexity.pack_contents(self._model.layout, modality, [tokens], {})[self._tower]
+        batch = own_tokens(batch, own.vocab_size)
+        logits = self._logits(self._model.params, batch)
+        length = int((batch.segment_ids[0] > 0).sum())
+        return np.asarray(logits[0, :length])
+
+    def perplexity(self, contents: Sequence[Any], modality: str | None = None) -> float:
+        """exp(mean negative log likelihood per predicted token, end tokens included) over all ``contents``."""
+        modality = modality or self._only_modality()
+        tokens = [self._encode(modality, content) for content in contents]
+        model = self._model
+        return perplexity.perplexities(model.config, [model.params], model.layout, modality, tokens, fused=False)[0]
+
+    def _encode(self, modality: str, content: Any) -> np.ndarray:
+        return np.asarray(self._model.vocabularies[modality].encode(content), np.int32)
+
+    def _only_modality(self) -> str:
+        found = [m for m, place in self._model.layout.items() if place.tower == self._tower]
+        if len(found) != 1:
+            raise UserError(f"tower {self._tower!r} holds {', '.join(sorted(found))}: say which modality is meant")
+        return found[0]
+
+
+def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig | None = None) -> Model:
+    """Loads a model folder, or a run folder's newest checkpoint or that of ``step``, without gin or TensorFlow.
+
+    Args:
+      path: the folder.
+      step: of a run folder; None: the newest good one.
+      mesh: cut over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: on one device.
+
+    Raises:
+      UserError: no run folder, no complete checkpoint, vocabularies that do not fit the model, or an impossible mesh.
+    """
+    from zipper_jax.checkpoint.checkpoints import load_params
+
+    header, params = load_params(Path(path), step)
+    config = from_dict(ZipperConfig, header["model"])
+    _check_parameters(path, params, zipper.abstract_params(config))
+    vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header))
+
+
+def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """UserError naming the first parameter that the configuration wants and the checkpoint lacks, or the reverse."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = shapes(found), shapes(wanted)
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                f"{str(path)!r}: parameter {name} is {have.get(name, 'missing')} in the checkpoint and "
+                f"{want.get(name, 'unknown')} by its config.json; was it written by another version of zipper_jax?"
+            )

@@ -1,0 +1,80 @@
+"""Perplexity of one modality alone, on the unimodal or the fused path.
+
+Axis letters: B rows, T slots.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.packing import pack
+from zipper_jax.sequences import Layout, Span, TowerBatch, own_tokens, rows_to_towers
+from zipper_jax.utils.errors import UserError
+
+_BATCH_ROWS = 8
+
+
+def perplexities(
+    config: ZipperConfig,
+    many_params: Sequence[Any],
+    layout: Layout,
+    modality: str,
+    contents: Sequence[np.ndarray],
+    *,
+    fused: bool,
+) -> list[float]:
+    """exp(mean nats per predicted token, end tokens included, begin tokens not), for each set of parameters.
+
+    Args:
+      contents: content token ids of each example, each an example of its own.
+      fused: through input projection and zips (nothing is visible there), or the tower alone, which does not know
+        tokens that fusion added: without a begin token of its own, each example's first token is not predicted.
+    """
+    if not contents:
+        raise UserError(f"perplexity of {modality}: no examples given")
+    place = layout[modality]
+    own = config.towers[place.tower]
+    length = max(len(c) for c in contents) + 2
+    own.check_length(length, f"tokens of the longest {modality} example")
+    slots = np.array([[len(c) + 2] for c in contents])
+    capacity = max(128, length)
+    rows = [[contents[i] for i in row] for row in pack(slots, np.array([capacity])).rows]
+    rows += [[] for _ in range(-len(rows) % _BATCH_ROWS)]
+    step = jax.jit(partial(_sums, config, place.tower, fused))
+    sums = np.zeros((len(many_params), 2))
+    for first in range(0, len(rows), _BATCH_ROWS):
+        towers = _towers(layout, modality, rows[first : first + _BATCH_ROWS], {place.tower: capacity})
+        if not fused:
+            towers = {place.tower: own_tokens(towers[place.tower], own.vocab_size)}
+        sums += [[float(x) for x in step(params, towers)] for params in many_params]
+    return [math.exp(nats / tokens) for nats, tokens in sums]
+
+
+def pack_contents(
+    layout: Layout, modality: str, contents: Sequence[np.ndarray], lengths: Mapping[str, int]
+) -> dict[str, TowerBatch]:
+    """One row per content; slots as in ``lengths`` or as many as needed."""
+    needed = {layout[modality].tower: max(len(c) for c in contents) + 2}
+    return _towers(layout, modality, [[c] for c in contents], {**needed, **lengths})
+
+
+def _towers(layout, modality, rows, lengths) -> dict[str, TowerBatch]:
+    place = layout[modality]
+    examples = [[(Span(modality, tokens, 1.0),) for tokens in row] for row in rows]
+    return rows_to_towers(examples, {modality: place}, {place.tower: lengths[place.tower]})
+
+
+def _sums(config, tower, fused, params, towers):
+    batch = towers[tower]
+    model = zipper.bind_params(config, params)
+    logits = model(towers)[tower] if fused else model.towers[tower](batch)
+    nats, _ = cross_entropy(logits, jnp.asarray(batch.targets), jnp.asarray(batch.weights))
+    return jnp.sum(nats), jnp.sum(batch.weights)

@@ -1,0 +1,79 @@
+"""Word error rate through jiwer, with one named normaliser."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from zipper_jax.utils.errors import UserError
+
+NORMALISER = "lower case; only letters, digits and apostrophes inside words; single spaces"
+
+
+def normalise(text: str) -> str:
+    """``text`` as it is compared, see `NORMALISER`."""
+    text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
+    # Marks belong to their letters: vowels of Hindi, accents that have no composed form.
+    kept = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return " ".join(word for piece in kept.split() if (word := piece.strip("'")))
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Corpus-level word error rate as a fraction: all edits over all reference words (may exceed 1).
+
+    Empty hypotheses count as deletions.
+
+    Raises:
+      UserError: different numbers of sentences, no sentence at all, or an empty reference.
+    """
+    pairs = _checked(references, hypotheses)
+    import jiwer
+
+    return float(jiwer.wer([r for r, _ in pairs], [h for _, h in pairs]))
+
+
+def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[dict[str, Any]]:
+    """For each sentence its normalised texts, word count, and substitutions, deletions, insertions and their sum.
+
+    ``alignment``: in order, (``equal`` | ``substitute`` | ``delete`` | ``insert``, words of the reference, words of the
+    hypothesis).
+    """
+    pairs = _checked(references, hypotheses)
+    import jiwer
+
+    rows = []
+    for reference, hypothesis in pairs:
+        edits = jiwer.process_words(reference, hypothesis)
+        rows.append(
+            {
+                "reference": reference,
+                "hypothesis": hypothesis,
+                "words": len(reference.split()),
+                "substitutions": edits.substitutions,
+                "deletions": edits.deletions,
+                "insertions": edits.insertions,
+                "errors": edits.substitutions + edits.deletions + edits.insertions,
+                "alignment": [
+                    (
+                        chunk.type,
+                        edits.references[0][chunk.ref_start_idx : chunk.ref_end_idx],
+                        edits.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx],
+                    )
+                    for chunk in edits.alignments[0]
+                ],
+            }
+        )
+    return rows
+
+
+def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[str, str]]:
+    if len(references) != len(hypotheses):
+        raise UserError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one of each per sentence")
+    if not references:
+        raise UserError("no sentences to score: give at least one reference and hypothesis")
+    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
+    empty = [number for number, (reference, _) in enumerate(pairs) if not reference]
+    if empty:
+        raise UserError(f"reference {empty[0]} has no words: leave such sentences out")
+    return pairs

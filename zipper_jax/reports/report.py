@@ -1,0 +1,390 @@
+"""One page, ``report.html``, from the files that training and evaluation left behind; it needs nothing else to be read.
+
+    folder/results.json      figures; keys that are missing were not measured
+    folder/samples.json      sentences with what the models heard and said; folder/audio/ their sound
+    folder/attention.npz     where the text looked in the speech
+    RUN/metrics.jsonl        losses and gates, see zipper_jax/training/monitor.py
+
+Axis letters: N heads, T text tokens, S speech units.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from difflib import SequenceMatcher
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from zipper_jax.metrics.error_rates import normalise
+from zipper_jax.reports.page import page, player, plots, section, table
+from zipper_jax.reports.plots import attention, curves
+from zipper_jax.reports.tables import (
+    ASR_ROWS,
+    OTHER,
+    PERPLEXITY_ROWS,
+    TTS_ROWS,
+    Row,
+    Verdict,
+    number,
+    other_figures,
+    percent,
+    verdicts,
+)
+from zipper_jax.training.monitor import read_metrics
+from zipper_jax.utils.durations import duration
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
+
+_LABELS = {
+    "zipper": "Zipper",
+    "single_decoder": "Single Decoder",
+    "identity": "Zipper, identity-preserving projection",
+    "gold_units": "Gold units",
+    "gold": "True recording",
+    "raw_audio": "True recording",
+}
+_COLUMNS = ("Zipper", "Single Decoder")
+_NOT_MEASURED = '<span class="none">not measured</span>'
+
+
+def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
+    """Writes ``folder/report.html``: one file with its plots, pictures and sound inside.
+
+    Args:
+        folder: Has results.json; samples.json and attention.npz where there are any.
+        runs: Name -> run folder with metrics.jsonl, in the order to be shown; without one the report says so.
+
+    Returns:
+        The page's path.
+
+    Raises:
+      UserError: results.json is missing, or a file is not what it should be.
+    """
+    folder = Path(folder)
+    results = _read_json(folder / "results.json", dict)
+    if results is None:
+        raise UserError(f"{folder / 'results.json'} is missing: run the evaluation first, it writes this file")
+    samples = _read_json(folder / "samples.json", list) or []
+    metrics = {name: read_metrics(path) for name, path in runs.items()}
+    goals = verdicts(results)
+    finished = datetime.fromtimestamp((folder / "results.json").stat().st_mtime, UTC)
+    body = [
+        _header(folder, results, goals, finished),
+        _error_rates(results, goals),
+        _perplexities(results),
+        _samples(folder, samples),
+        _attention(folder / "attention.npz"),
+        _losses(metrics),
+        _gates(metrics),
+        _cost(results),
+        _settings(results),
+    ]
+    path = folder / "report.html"
+    write_bytes(path, page(f"Zipper report: {folder.resolve().name}", "\n".join(body)).encode())
+    return path
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}): write it anew with the evaluation") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: write it anew")
+    return value
+
+
+def _label(name: str) -> str:
+    return escape(_LABELS.get(name, name.replace("_", " ")))
+
+
+def _mapping(results: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = results.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"results.json: {key} is {value!r}: give an object, or leave it out")
+    return value
+
+
+def _total(seconds: Mapping[str, Any]) -> float | None:
+    parts = [number(seconds, stage) or 0.0 for stage in seconds if stage != "total"]
+    return number(seconds, "total") or (sum(parts) if parts else None)
+
+
+def _header(folder: Path, results: Mapping, goals: Mapping[str, Verdict], finished: datetime) -> str:
+    total = _total(_mapping(results, "seconds"))
+    took = f"it took {duration(total)} in all" if total else "how long it took was not measured"
+    models = [_label(name) for name in _mapping(results, "parameters")]
+    counts = [f"{n:,} {escape(split)}" for split, n in _mapping(results, "sentences").items()]
+    met = sum(goal.met is True for goal in goals.values())
+    listed = "".join(f"<li>{_verdict(goal)}</li>" for goal in goals.values())
+    return f"""<header>
+<h1>Zipper report: {escape(folder.resolve().name)}</h1>
+<p class="soft">Evaluated {finished:%Y-%m-%d %H:%M} UTC; {took}.{f" Models: {', '.join(models)}." if models else ""}
+{f"Sentences: {', '.join(counts)}." if counts else ""}</p>
+<p>A zipper joins a decoder that was trained on text with one that was trained on speech, so that either turns into
+the other: speech to text (recognition) and text to speech (synthesis). This page shows how well that went.
+<b>{met} of {len(goals)} goals are met.</b></p>
+<ul class="goals">{listed}</ul>
+</header>"""
+
+
+def _verdict(goal: Verdict) -> str:
+    kind, sign = {True: ("met", "✓ met"), False: ("unmet", "✗ not met"), None: ("none", "– open")}[goal.met]
+    return f'<span class="{kind}"><b>{sign}</b></span> {escape(goal.text).replace(" %", "&nbsp;%")}'
+
+
+def _error_rates(results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> str:
+    head = ["Word error rate", *_COLUMNS]
+    normaliser = str(results.get("normaliser", "not recorded"))
+    judge = str(results.get("judge", "an independent recogniser"))
+    both = (
+        "The Single Decoder is the usual way, one decoder for text and speech tokens alike, trained on the same pairs."
+    )
+    hearing = section(
+        "Speech to text",
+        "The word error rate is the number of words that were replaced, left out or added, per 100 words of the true "
+        f"sentence: 0 % is perfect, and it can go over 100 %. {both} The control rows try to catch a model that does "
+        f"not listen. Before counting, both sides were normalised: {escape(normaliser)}.",
+        table(head, _rows(ASR_ROWS, results, goals), "figures"),
+    )
+    speaking = section(
+        "Text to speech",
+        f"What the models say is written down by a judge ({escape(judge)}) that knows none of them, and its words are "
+        "counted as above. The judge errs too, so every rate is to be read beside gold units and its other controls.",
+        table(head, _rows(TTS_ROWS, results, goals), "figures"),
+    )
+    return f"{hearing}\n{speaking}"
+
+
+def _rows(rows: Sequence[Row], results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> list[str]:
+    lines = []
+    for row, before in zip(rows, (None, *rows), strict=False):
+        if row.control and before and not before.control:
+            lines.append(
+                '<tr class="control"><td class="group" colspan="3">Controls: what would expose a cheat</td></tr>'
+            )
+        marks = "".join(f'<span class="goal">{_verdict(goals[name])}</span>' for name in row.goals)
+        first = f'<th scope="row">{escape(row.label)}<span class="why">{escape(row.why)}</span>{marks}</th>'
+        own, other = (number(results, prefix + row.key) for prefix in ("", OTHER))
+        if row.shared and other is None and own is not None:
+            both = '<span class="none">either model</span>'
+            cells = f'<td class="n both" colspan="2" data-of="either model">{both} {percent(own)}</td>'
+        else:
+            kind = "n" if row.control else "n main"
+            cells = "".join(
+                f'<td class="{kind}" data-of="{name}">{_percent(value)}</td>'
+                for name, value in zip(_COLUMNS, (own, other), strict=True)
+            )
+        lines.append(f'<tr class="{"control" if row.control else "result"}">{first}{cells}</tr>')
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return _NOT_MEASURED if value is None else percent(value)
+
+
+def _perplexities(results: Mapping[str, Any]) -> str:
+    rows = []
+    for label, why, *keys in PERPLEXITY_ROWS:
+        cells = ""
+        for key, when in zip(keys, ("Before", "After"), strict=True):
+            value = number(results, key)
+            if value is None and key.startswith("text_ppl_unimodal"):
+                value = number(results, "text_ppl_unimodal")
+            cells += f'<td class="n" data-of="{when}">{_NOT_MEASURED if value is None else f"{value:,.2f}"}</td>'
+        rows.append(f'<tr><th scope="row">{escape(label)}<span class="why">{escape(why)}</span></th>{cells}</tr>')
+    return section(
+        "What each side still knows",
+        "Perplexity tells how surprised a model is by held-out sentences of one kind alone: 1 would be no surprise at "
+        "all, and lower is better. Compare before with after fusion; the columns are the Zipper's.",
+        table(["Perplexity", "Before fusion", "After fusion"], rows, "figures"),
+    )
+
+
+def _samples(folder: Path, samples: Sequence[Any]) -> str:
+    head = "Listen and compare"
+    if not samples:
+        return section(head, _NOT_MEASURED)
+    rows = []
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            raise UserError(f"samples.json: {sample!r} is no sample: write the file anew with the evaluation")
+        reference = str(sample.get("reference", ""))
+        audio, judged = dict(sample.get("audio") or {}), dict(sample.get("tts_judged") or {})
+        if "raw_audio" in judged:  # the judge's row of the true recording
+            judged["gold"] = judged.pop("raw_audio")
+        name = f' <span class="none">{escape(str(sample["id"]))}</span>' if "id" in sample else ""
+        rows.append(f'<tr class="sentence"><th colspan="3" scope="rowgroup">{escape(reference)}{name}</th></tr>')
+        for model, words in (sample.get("asr") or {}).items():
+            rows.append(f"<tr><td>{_label(model)} hears</td><td></td><td>{_compare(reference, words)}</td></tr>")
+        kinds = [k for k in ("gold", "gold_units") if k in audio or k in judged]
+        for kind in dict.fromkeys([*kinds, *audio, *judged]):
+            says = "" if kind in kinds else " says"
+            heard = f'<span class="none">judge:</span> {_compare(reference, judged[kind])}' if kind in judged else ""
+            sound = player(folder, audio[kind]) if kind in audio else ""
+            rows.append(f"<tr><td>{_label(kind)}{says}</td><td>{sound}</td><td>{heard}</td></tr>")
+    return section(
+        head,
+        "Test sentences with what the models wrote down (hears) and spoke (says). After “judge” stands what the "
+        "judge understood. <del>Crossed out</del>: a true word that was lost; <ins>with a plus</ins>: a word that "
+        "came in.",
+        table([], rows, "samples"),
+    )
+
+
+def _compare(reference: str, hypothesis: Any) -> str:
+    """The hypothesis as HTML, with the words it lost and gained marked."""
+    true, heard = normalise(reference).split(), normalise(str(hypothesis or "")).split()
+    if not heard:
+        return '<span class="none">(nothing)</span>'
+    parts = []
+    for kind, a, b, c, d in SequenceMatcher(None, true, heard, autojunk=False).get_opcodes():
+        lost, gained = escape(" ".join(true[a:b])), escape(" ".join(heard[c:d]))
+        if kind == "equal":
+            parts.append(gained)
+        else:
+            parts += [f"<del>{lost}</del>"] * bool(lost) + [f"<ins>{gained}</ins>"] * bool(gained)
+    return " ".join(parts)
+
+
+def _attention(path: Path) -> str:
+    head = "Where the text looks in the speech"
+    if not path.is_file():
+        return section(head, _NOT_MEASURED)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} is no NumPy archive of plain arrays ({error}): write it anew") from error
+    if "tokens" not in found or "seconds_per_unit" not in found:
+        raise UserError(f"{path} has {sorted(found)}: it needs tokens, seconds_per_unit and weights_0, weights_1, …")
+    tokens, step = [str(token) for token in found["tokens"]], float(found["seconds_per_unit"])
+    pictures = []
+    for name in sorted((n for n in found if re.fullmatch(r"weights_\d+", n)), key=lambda n: int(n.split("_")[1])):
+        weights, zip_number = found[name], int(name.split("_")[1]) + 1
+        if weights.ndim != 3 or weights.shape[1] != len(tokens) or 0 in weights.shape:
+            raise UserError(f"{path}: {name} has shape {weights.shape}: give [heads, {len(tokens)} tokens, units]")
+        title = f"Zip {zip_number}, mean of {len(weights)} heads"
+        svg = attention(weights.astype(np.float32), tokens, step, title=f"{title}: text tokens against speech time")
+        pictures.append((title, svg))
+    return section(
+        head,
+        "One test sentence, one picture per zip, from the first to the last. Each line is a text token; the darker "
+        "(on a dark screen: the brighter) a place, the more it drew from that moment of speech, measured against the "
+        "token's own strongest moment. A way down to the right means that the words were found where they are spoken.",
+        plots(pictures, "no zip has weights"),
+    )
+
+
+def _losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    pictures = []
+    for name, lines in metrics.items():
+        by_split = {
+            split: [(x["step"], x["loss"]) for x in lines if x["split"] == split] for split in ("train", "validation")
+        }
+        caption = _LABELS.get(name, name.replace("_", " "))
+        draw = partial(curves, x_label="step", y_label="loss (nats per token)")
+        pictures.append((caption, draw(by_split, title=f"Loss of {caption} by step", faint=("train",))))
+        tasks: dict[str, list[tuple[float, float]]] = {}
+        for x in (line for line in lines if line["split"] == "validation"):
+            for task, part in x.get("tasks", {}).items():
+                tasks.setdefault(task, []).append((x["step"], part["loss"]))
+        if len(tasks) > 1:
+            svg = draw(tasks, title=f"Validation loss of {caption} by task")
+            pictures.append((f"{caption}: validation by task", svg))
+    missing = [_label(name) for name, lines in metrics.items() if not lines]
+    note = f'<p class="none">No metrics.jsonl yet: {", ".join(missing)}.</p>' if missing else ""
+    return section(
+        "How training went",
+        "The loss is what training makes small, on the training rows themselves and on held-out ones (validation). "
+        "Validation that rises again while training still falls means that the model learns its rows by heart. "
+        "Runs with several towers add their losses up, so levels of different runs can't be compared.",
+        plots(pictures, "no run has metrics"),
+        note,
+    )
+
+
+def _gates(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    pictures = []
+    for name, lines in metrics.items():
+        found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+        for line in lines:
+            for zipped, gates in line.get("gates", {}).items():
+                for gate, values in gates.items():
+                    series = found.setdefault((zipped, gate), {})
+                    for i, value in enumerate(values):
+                        key = f"zip {i + 1}" if len(values) > 1 else "gate"
+                        series.setdefault(key, []).append((line["step"], value))
+        for (zipped, gate), series in found.items():
+            caption = f"{_LABELS.get(name, name)}: {zipped}, {gate.replace('/', ', ').replace('_', ' ')}"
+            svg = curves(series, title=caption, x_label="step", y_label="tanh(gate)", from_zero=True)
+            pictures.append((caption, svg))
+    return section(
+        "How far the zips opened",
+        "Each zip adds what it brings from the other side times a gate between −1 and 1. At 0, where the paper lets "
+        "all of them start, nothing passes; a gate that stays there is a zip that is not used. The sign has no "
+        "meaning by itself.",
+        plots(pictures, "no run has gates"),
+    )
+
+
+def _cost(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, counts in _mapping(results, "parameters").items():
+        frozen, trained = (number(counts, key) or 0.0 for key in ("frozen", "trained"))
+        share = percent(trained / (frozen + trained)) if frozen + trained else "–"
+        cells = "".join(f'<td class="n">{text}</td>' for text in (f"{frozen:,.0f}", f"{trained:,.0f}", share))
+        rows.append(f'<tr><th scope="row">{_label(name)}</th>{cells}</tr>')
+    sizes = table(["Parameters", "Frozen", "Trained", "Trained share"], rows) if rows else f"<p>{_NOT_MEASURED}</p>"
+    seconds = _mapping(results, "seconds")
+    total = _total(seconds)
+    rows = []
+    for stage in (stage for stage in seconds if stage != "total"):
+        value = number(seconds, stage)
+        bar = f'<span class="bar" style="width:{100 * value / total:.1f}%"></span>' if value and total else ""
+        shown = _NOT_MEASURED if value is None else duration(value)
+        rows.append(
+            f'<tr><th scope="row">{_label(stage)}</th><td class="bars">{bar}</td><td class="n">{shown}</td></tr>'
+        )
+    if rows and total:
+        rows.append(
+            f'<tr class="control"><th scope="row">Total</th><td></td><td class="n main">{duration(total)}</td></tr>'
+        )
+    times = table(["Stage", "", "h:mm:ss"], rows) if rows else f"<p>{_NOT_MEASURED}</p>"
+    return section(
+        "What it cost",
+        "Frozen parameters stayed as they were in pretraining; only the trained ones moved. Times are of the clock on "
+        "the wall.",
+        sizes,
+        times,
+    )
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    others = {key: results[key] for key in other_figures(results)}
+    flat = [*_flat(_mapping(results, "settings")), *_flat(others)]
+    if not flat:
+        return section("Settings", _NOT_MEASURED)
+    entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in flat)
+    return section("Settings", "What was asked for, and figures that have no table above.", f"<dl>{entries}</dl>")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            found.append((f"{prefix}{key}", f"{value:.6g}" if math.isfinite(value) else "not a number"))
+        else:
+            found.append((f"{prefix}{key}", "none" if value is None else str(value)))
+    return found

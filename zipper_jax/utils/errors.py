@@ -1,0 +1,17 @@
+"""The exceptions that a user may see."""
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the field or file, the value found, and what to do.
+
+    The command line prints it as one ``error: ...`` line and exits with status 2; no traceback is shown.
+    """
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was saved. ``problems``: one line each, naming the array or file."""
+
+    def __init__(self, what: str, problems: list[str]):
+        self.problems = problems
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        super().__init__(f"{what} is damaged: {'; '.join(problems[:3])}{more}")
