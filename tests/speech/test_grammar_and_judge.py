@@ -7,13 +7,12 @@ import pytest
 
 from zipper_jax.metrics.error_rates import wer
 from zipper_jax.speech import grammar
-from zipper_jax.speech.judge import Judge, dictionary_words, transcribe_all
+from zipper_jax.speech.judge import Judge, transcribe_all
 from zipper_jax.utils.errors import UserError
 
 
 def test_words_and_sentences():
     assert 60 <= len(grammar.words()) <= 80
-    assert set(grammar.words()) <= dictionary_words()
     rng = random.Random(0)
     sentences = [grammar.sample(rng) for _ in range(2000)]
     assert {len(sentence.split()) for sentence in sentences} <= set(range(3, 9))
@@ -59,7 +58,6 @@ def test_the_wide_grammar(engine):
     """Ten times the words, all pronounceable; one spoken sentence of each template is understood, by and large."""
     words = grammar.words("wide")
     assert 600 <= len(words) <= 800
-    assert set(words) <= dictionary_words()
     rng = random.Random(0)
     sentences = []
     while len(sentences) < len(grammar.GRAMMARS["wide"]):

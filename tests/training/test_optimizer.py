@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zipper_jax.training.optimizer import (
     OptimizerConfig,
@@ -101,6 +103,23 @@ def test_schedules():
     cosine = rates(schedule="cosine", warmup_steps=2, final_fraction=0.1)
     np.testing.assert_allclose(cosine[[0, 1, 5, 9]], [0.5, 1.0, 0.55, 0.1], rtol=1e-6)
     np.testing.assert_allclose(rates(schedule="rsqrt", warmup_steps=4)[[0, 3, 8]], [0.25, 1.0, 2 / 3], rtol=1e-6)
+
+
+@given(st.sampled_from(("linear_warmup", "rsqrt", "cosine")), st.integers(0, 30), st.integers(1, 60), st.floats(0, 1))
+def test_schedules_are_their_formulas(schedule, warmup, more, floor):
+    """Of the update's own number n, from 1, in float64; optax computes in float32."""
+    steps = warmup + more
+    config = OptimizerConfig(learning_rate=3e-3, schedule=schedule, warmup_steps=warmup, final_fraction=floor)
+    n, w = np.arange(1, steps + 1, dtype=np.float64), max(warmup, 1)
+    rise = np.minimum(n / w, 1.0)
+    down = {
+        "linear_warmup": 1.0,
+        "rsqrt": np.sqrt(w / np.maximum(n, w)),
+        "cosine": floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * np.clip((n - warmup) / more, 0, 1))),
+    }
+    found = jax.vmap(learning_rate_schedule(config, steps))(jnp.arange(steps))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 3e-3 * rise * down[schedule], rtol=2e-6, atol=3e-9)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from zipper_jax.aot.bounds import Bounds, seconds
 from zipper_jax.aot.hlo import Collective, collectives
-from zipper_jax.sharding.chips import GIB, chip
+from zipper_jax.sharding.chips import chip
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.readable import size
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def lines(done: Compiled, label: str, per: str) -> list[str]:
     """What ``zipper compile`` prints; ``per``: what the program does once, a step or a token."""
     out = [f"{label}: compiled in {done.compile_seconds:.0f} s"]
     out += [f"note         {note}" for note in done.notes]
-    limit = f" of {done.limit / GIB:.2f} GiB ({done.peak / done.limit:.0%})" if done.limit else ""
-    out.append(f"memory       {done.peak / GIB:.2f} GiB per device at the worst moment{limit}")
+    limit = f" of {size(done.limit)} ({done.peak / done.limit:.0%})" if done.limit else ""
+    out.append(f"memory       {size(done.peak)} per device at the worst moment{limit}")
     bound = done.bounds
     out.append(
         f"collectives  {done.sent / 1e9:.3f} GB sent per device and {per}; {bound.network / 1e9:.3f} GB are asked for"

@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 
 from zipper_jax.checkpoint import manifest, orbax_trees
 from zipper_jax.checkpoint.orbax_trees import Leaf, open_folder, proven
-from zipper_jax.checkpoint.run_format import write_atomically
 from zipper_jax.utils import distributed
 from zipper_jax.utils.errors import DamagedError
+from zipper_jax.utils.files import write_text
 from zipper_jax.utils.trees import Flat, unflatten
 
 TABLE = "{}.json"
@@ -37,7 +37,7 @@ def write_frozen(run_dir: Path, frozen: Flat) -> str:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
     if jax.process_index() == 0 and not (has_digests(run_dir, name) and manifest.is_sealed(folder)):
-        write_atomically(folder.parent / TABLE.format(name), json.dumps(arrays, indent=1, sort_keys=True))
+        write_text(folder.parent / TABLE.format(name), json.dumps(arrays, indent=1, sort_keys=True))
         manifest.seal_files(folder)
     return name
 

@@ -14,7 +14,6 @@ one element always changes it; it is made against accidents, not against forgers
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from zipper_jax.utils.errors import DamagedError
+from zipper_jax.utils.files import write_text
 
 FILES = "files.json"
 _LANES = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)  # the first digits of pi
@@ -81,9 +81,7 @@ def seal_files(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != FILES
     }
-    aside = folder / f".{FILES}.{os.getpid()}"
-    aside.write_text(json.dumps(sealed(found), indent=1, sort_keys=True), encoding="utf-8")
-    aside.replace(folder / FILES)
+    write_text(folder / FILES, json.dumps(sealed(found), indent=1, sort_keys=True))
 
 
 def is_sealed(folder: Path) -> bool:

@@ -6,12 +6,12 @@ Formats:
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_text
 
 FORMAT_VERSION = 2
 
@@ -20,14 +20,6 @@ _SAVE_FIELDS_OF_1 = {
     "checkpoints_kept": "keep",
     "asynchronous_checkpoints": "asynchronous",
 }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write aside, then rename: readers see the old text or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:
     """Write ``config.json`` with this format's version."""
     text = json.dumps({**config, "format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
-    write_atomically(Path(run_dir) / "config.json", text + "\n")
+    write_text(Path(run_dir) / "config.json", text + "\n")
 
 
 def _from_1(config: dict[str, Any]) -> dict[str, Any]:

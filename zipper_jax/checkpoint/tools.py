@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from humanize import naturalsize
-
 from zipper_jax.checkpoint import checkpoints, manifest
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.checkpoint.frozen import TABLE
@@ -15,6 +13,7 @@ from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import copy_folder, copy_tree, new_folder, require_new
 from zipper_jax.utils.locks import locked
+from zipper_jax.utils.readable import size as readable_size
 
 
 def listing(run_dir: str) -> list[str]:
@@ -142,4 +141,4 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> str:
-    return naturalsize(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    return readable_size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

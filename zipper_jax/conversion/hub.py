@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from humanize import naturalsize
-
 from zipper_jax.checkpoint.safetensors_files import FILE, INDEX
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.readable import size as readable_size
 from zipper_jax.vocabularies.hugging_face import FILES
 
 CONFIG = "config.json"
@@ -229,4 +228,4 @@ def _amount(files: list[str], sizes: Mapping[str, int | None]) -> str:
     count = f"{len(files)} files" if len(files) > 1 else "1 file"
     if len(known) < len(files):
         return count
-    return f"{count}, {naturalsize(sum(known))},"
+    return f"{count}, {readable_size(sum(known))},"

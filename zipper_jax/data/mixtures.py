@@ -25,7 +25,7 @@ BLOCK = 1024
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows of one task: a `RowStore`, or rows made in memory (`zipper_jax.data.live`)."""
+    """Rows of one task: a `RowStore`, or anything with the same two methods."""
 
     meta: dict[str, Any]
 

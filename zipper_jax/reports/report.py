@@ -38,9 +38,9 @@ from zipper_jax.reports.tables import (
     verdicts,
 )
 from zipper_jax.training.monitor import read_metrics
-from zipper_jax.utils.durations import duration
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.readable import duration
 
 _LABELS = {
     "zipper": "Zipper",

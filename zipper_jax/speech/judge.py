@@ -86,12 +86,6 @@ def make_listener(grammar_jsgf: str) -> Callable[[np.ndarray], str]:
     return Judge(grammar_jsgf).transcribe
 
 
-@functools.cache
-def dictionary_words() -> frozenset[str]:
-    """Every word that the recogniser's CMU dictionary can pronounce."""
-    return frozenset(_pronunciations())
-
-
 def _cut_dictionary(grammar_jsgf: str) -> str:
     """The dictionary's lines for the grammar's words: loading and searching all 134,860 takes far longer."""
     text = re.sub(r"#JSGF[^;]*;|grammar [^;]*;|public |<[^>]*>|//.*", " ", grammar_jsgf)

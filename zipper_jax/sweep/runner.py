@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from zipper_jax.sweep.plan import Places, Row
 from zipper_jax.training.supervise import LAUNCHED
-from zipper_jax.utils.durations import duration
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.readable import duration
 
 Say = Callable[[str], None]
 _POLL_SECONDS = 0.5

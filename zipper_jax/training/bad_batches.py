@@ -8,6 +8,7 @@ import numpy as np
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training.skips import Skips
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_with
 
 Batch = dict[str, Any]
 
@@ -28,11 +29,12 @@ def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> Non
     arrays["skipped"] = np.array(skips.as_json(), np.int64).reshape(-1, 2)
     for name, tower in batch["towers"].items():
         arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
-    path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    aside.replace(path)
+
+    def save(aside: Path) -> None:
+        with aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    write_with(path, save)
 
 
 def read(path: Path) -> tuple[Batch, int, int, Skips]:

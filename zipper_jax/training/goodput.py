@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zipper_jax.checkpoint.run_format import write_atomically
-from zipper_jax.utils.durations import duration
+from zipper_jax.utils.files import write_text
+from zipper_jax.utils.readable import duration
 
 PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "recovery", "start", "other")
 """start: imports, opening the data, drawing or loading the first parameters. other: what nobody claimed."""
@@ -73,7 +73,7 @@ class Goodput:
         self._written = time.perf_counter()
         if self._path is not None:
             content = {"seconds": self.seconds(), "furthest": self.furthest, "attempts": self.attempts}
-            write_atomically(self._path, json.dumps(content, indent=1))
+            write_text(self._path, json.dumps(content, indent=1))
 
     def summary(self) -> str:
         """``goodput 91.3 % of 2:03 in 2 attempts (compile 5.0 %, ...)``."""

@@ -13,7 +13,6 @@ Losses are of that step alone, not averaged since the last line, so a resumed ru
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,8 @@ import numpy as np
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.step import Metrics, Sums
-from zipper_jax.utils.durations import duration
+from zipper_jax.utils.files import write_text
+from zipper_jax.utils.readable import duration
 
 TENSORBOARD = {"validation": "training_eval", "inference": "inference_eval"}
 """Splits under t5x's names there: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""
@@ -135,9 +135,7 @@ class Monitor:
             return line["step"] <= step
 
         kept = [line for line in read_metrics(self._path.parent) if stays(line)]
-        aside = self._path.with_name(f".metrics.jsonl.{os.getpid()}")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def start_clock(self, step: int) -> None:
         """Speed is counted from here: call it once the first step is done, so that compiling is not in it."""

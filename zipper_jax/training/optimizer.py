@@ -111,19 +111,18 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callabl
             f"{total_steps}; give fewer warm-up steps"
         )
 
-    def schedule(step: Any) -> Any:
-        if config.schedule == "constant":
-            return jnp.float32(peak)
-        n = jnp.asarray(step, jnp.float32) + 1.0  # the update's own number, from 1
-        rise = jnp.minimum(n / warmup, 1.0)
-        if config.schedule == "linear_warmup":
-            return peak * rise
-        if config.schedule == "rsqrt":
-            return peak * rise * jnp.sqrt(warmup / jnp.maximum(n, warmup))
-        done = jnp.clip((n - config.warmup_steps) / max(total_steps - config.warmup_steps, 1), 0.0, 1.0)
-        return peak * rise * (floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
-
-    return schedule
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    schedules: dict[str, optax.Schedule] = {
+        "constant": optax.constant_schedule(peak),
+        "linear_warmup": rise,
+        "rsqrt": optax.join_schedules([rise, lambda n: peak * jnp.sqrt(warmup / (n + warmup))], [warmup]),
+        "cosine": optax.join_schedules(
+            [rise, optax.cosine_decay_schedule(peak, max(total_steps - config.warmup_steps, 1), alpha=floor)],
+            [config.warmup_steps],
+        ),
+    }
+    # The update's own number counts from 1.
+    return lambda step: jnp.asarray(schedules[config.schedule](jnp.asarray(step, jnp.float32) + 1.0), jnp.float32)
 
 
 def make_optimizer(

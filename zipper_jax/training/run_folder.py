@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
-from zipper_jax.checkpoint.run_format import read_config, write_atomically, write_config
+from zipper_jax.checkpoint.run_format import read_config, write_config
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.files import copy_folder
+from zipper_jax.utils.files import copy_folder, write_text
 from zipper_jax.vocabularies import load_vocabulary
 
 
@@ -68,7 +68,7 @@ def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], Non
         if (source / modality).is_dir():
             copy_folder(source / modality, run_dir / "vocabularies" / modality)
     if provenance:
-        write_atomically(run_dir / "config.gin", provenance)
+        write_text(run_dir / "config.gin", provenance)
     return run_dir
 
 

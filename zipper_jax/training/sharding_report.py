@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from humanize import naturalsize
 from jax.sharding import PartitionSpec
 
 from zipper_jax.models import zipper
@@ -15,6 +14,7 @@ from zipper_jax.sharding.rules import param_specs
 from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.optimizer import OptimizerConfig, make_optimizer
 from zipper_jax.utils import trees
+from zipper_jax.utils.readable import size as readable_size
 
 LARGE = 16 * 2**20
 """Bytes from which on an array that no device shares with another is worth a warning."""
@@ -44,13 +44,13 @@ def sharding_lines(
         totals["parameters"] += size / ways
         totals["optimizer"] += kept
         cut = ", ".join("-" if entry is None else str(entry) for entry in specs[key]) or "-"
-        note = "frozen" if key in frozen else f"+ {naturalsize(kept, binary=True)} optimizer"
+        note = "frozen" if key in frozen else f"+ {readable_size(kept)} optimizer"
         shape = ", ".join(map(str, leaf.shape))
-        yield f"array        {key} [{shape}] ({cut}): {naturalsize(size / ways, binary=True)} per device, {note}"
+        yield f"array        {key} [{shape}] ({cut}): {readable_size(size / ways)} per device, {note}"
         if ways == 1 and devices > 1 and size >= LARGE:
-            warnings.append(f"{key} is whole on every device: {naturalsize(size, binary=True)}")
+            warnings.append(f"{key} is whole on every device: {readable_size(size)}")
     for name, size in totals.items():
-        yield f"per device   {name}: {naturalsize(size, binary=True)}"
+        yield f"per device   {name}: {readable_size(size)}"
     for note in notes:
         yield f"note         {note}"
     for warning in warnings:

@@ -17,6 +17,11 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     write_with(path, lambda aside: aside.write_bytes(data))
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes ``path`` in UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes ``value`` as readable JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

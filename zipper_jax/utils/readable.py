@@ -1,6 +1,8 @@
-"""How long: for people."""
+"""Durations and sizes for people."""
 
 import math
+
+from humanize import naturalsize
 
 
 def duration(seconds: float) -> str:
@@ -10,3 +12,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: float) -> str:
+    """Bytes as ``1.5 GiB``."""
+    return naturalsize(count, binary=True)
