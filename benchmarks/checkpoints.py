@@ -27,7 +27,7 @@ from zipper_jax.utils.trees import flatten
 
 def model(width: int) -> ZipperConfig:
     def tower(layers: int, width: int) -> TowerConfig:
-        return TowerConfig(1024, layers, width, num_heads=8, num_kv_heads=8, head_size=width // 8, mlp_width=4 * width)
+        return TowerConfig(1024, layers, width, num_heads=8, num_kv_heads=8, head_dim=width // 8, mlp_dim=4 * width)
 
     return ZipperConfig(
         towers={"text": tower(12, width), "speech": tower(3, width // 2)},

@@ -55,8 +55,8 @@ SIZES = {
             "test_other": 150,
         },
         prepare={"num_units": 128, "shifts": 2, "text_length": 32, "speech_length": 128},
-        text={"num_layers": 4, "width": 64, "num_heads": 2, "num_kv_heads": 2, "head_size": 32, "mlp_width": 128},
-        speech={"num_layers": 4, "width": 96, "num_heads": 3, "num_kv_heads": 3, "head_size": 32, "mlp_width": 192},
+        text={"num_layers": 4, "embed_dim": 64, "num_heads": 2, "num_kv_heads": 2, "head_dim": 32, "mlp_dim": 128},
+        speech={"num_layers": 4, "embed_dim": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "mlp_dim": 192},
         pretrain_steps={"text": 300, "speech": 600},
         pretrain_rows=16,
         steps=800,
@@ -90,8 +90,8 @@ SIZES = {
             "text_length": 64,
             "speech_length": 512,
         },
-        text={"num_layers": 8, "width": 512, "num_heads": 8, "num_kv_heads": 8, "head_size": 64, "mlp_width": 1536},
-        speech={"num_layers": 8, "width": 576, "num_heads": 9, "num_kv_heads": 9, "head_size": 64, "mlp_width": 1536},
+        text={"num_layers": 8, "embed_dim": 512, "num_heads": 8, "num_kv_heads": 8, "head_dim": 64, "mlp_dim": 1536},
+        speech={"num_layers": 8, "embed_dim": 576, "num_heads": 9, "num_kv_heads": 9, "head_dim": 64, "mlp_dim": 1536},
         pretrain_steps={"text": 2000, "speech": 4000},
         pretrain_rows=32,
         steps=2000,
@@ -120,7 +120,7 @@ SIZES["gpu_trial"] = replace(
 
 
 def tower(size: dict[str, int], vocabulary: int) -> TowerConfig:
-    return TowerConfig(vocab_size=vocabulary, embedding_scale=size["width"] ** 0.5, **size)  # type: ignore[arg-type]
+    return TowerConfig(vocab_size=vocabulary, embedding_scale=size["embed_dim"] ** 0.5, **size)  # type: ignore[arg-type]
 
 
 def every(size: Size, zips: int, blocks: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:

@@ -49,14 +49,14 @@ OPTIONS = {
     "heads": pair(
         zips=(
             dataclasses.replace(
-                ZIP, num_heads=6, num_kv_heads=2, head_size=10, norm="rms", normalise_source=True,
-                projection=ProjectionConfig(depth=2, hidden_width=20, activation="gelu", final_activation="none"),
+                ZIP, num_heads=6, num_kv_heads=2, head_dim=10, norm="rms", normalise_source=True,
+                projection=ProjectionConfig(depth=2, hidden_dim=20, activation="gelu", final_activation="none"),
             ),
         ),
         scan=False,
     ),
     "narrow": pair(  # equal widths, no cross-tower projection, pairs that need no order of their own
-        speech=dataclasses.replace(SPEECH, width=48),
+        speech=dataclasses.replace(SPEECH, embed_dim=48),
         zips=(
             ZipConfig(
                 ("speech", "text"), pairs=((5, 1), (2, 3)), into=("text",), projection=ProjectionConfig(form="none"),

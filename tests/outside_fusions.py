@@ -39,9 +39,9 @@ class OneWay(Fusion):
 
     def __init__(self, config, source, receiver, *, rngs, dtype=jnp.float32):
         self.scale = self.options(config).scale
-        self.projection = nnx.Linear(source.width, receiver.width, dtype=dtype, rngs=rngs)  # a plain Flax layer
-        n, k, h = receiver.num_heads, receiver.num_kv_heads, receiver.head_size
-        self.attention = _Attention(receiver.width, n, k, h, rngs=rngs, dtype=dtype)
+        self.projection = nnx.Linear(source.embed_dim, receiver.embed_dim, dtype=dtype, rngs=rngs)  # a plain Flax layer
+        n, k, h = receiver.num_heads, receiver.num_kv_heads, receiver.head_dim
+        self.attention = _Attention(receiver.embed_dim, n, k, h, rngs=rngs, dtype=dtype)
 
     def read(self, source):
         h = self.projection(source.state)
@@ -53,7 +53,7 @@ class OneWay(Fusion):
 
     @classmethod
     def cache(cls, config, source, receiver):
-        entry = CacheEntry((receiver.num_kv_heads, receiver.head_size), ("kv_heads", None))
+        entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), ("kv_heads", None))
         return entry, entry
 
 
@@ -74,7 +74,7 @@ class SharedAttention(Fusion):
     sources = ("key_map", "value_map")
 
     def __init__(self, config, source, receiver, *, rngs, dtype=jnp.float32):
-        shape = (source.num_kv_heads, source.head_size, receiver.num_kv_heads, receiver.head_size)
+        shape = (source.num_kv_heads, source.head_dim, receiver.num_kv_heads, receiver.head_dim)
         kind = {"fan_in": shape[0] * shape[1], "dtype": dtype, "outputs": 2, "rngs": rngs}
         axes = ("kv_heads", "head_size", None, None)
         self.key_map = Linear("BSGI,GIKH->BSKH", shape, axes, **kind)
@@ -89,7 +89,7 @@ class SharedAttention(Fusion):
 
     @classmethod
     def cache(cls, config, source, receiver):
-        entry = CacheEntry((receiver.num_kv_heads, receiver.head_size), ("kv_heads", None))
+        entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), ("kv_heads", None))
         return {"key": entry, "value": entry}
 
 
@@ -106,8 +106,8 @@ class SoftTokens(Fusion):
     sources = ("projection",)
 
     def __init__(self, config, source, receiver, *, rngs, dtype=jnp.float32):
-        shape, axes = (source.width, receiver.width), (None, "embed")
-        self.projection = Linear("BSC,CD->BSD", shape, axes, fan_in=source.width, dtype=dtype, bias=True, rngs=rngs)
+        shape, axes = (source.embed_dim, receiver.embed_dim), (None, "embed")
+        self.projection = Linear("BSC,CD->BSD", shape, axes, fan_in=source.embed_dim, dtype=dtype, bias=True, rngs=rngs)
 
     def read(self, source):
         return self.projection(source.state)

@@ -61,13 +61,15 @@ def test_a_model_cut_over_devices_says_the_same(model, run):
     cut = cut.with_params(jax.device_get(cut.params))
     kernel = cut.params["towers"]["text"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-    prompts, limits = [[("speech", [0, 3])], [("speech", [1])], []], {"text": 3}
-    wanted = model.generate(prompts, limits=limits)
-    assert [row[0].content for row in cut.generate(prompts, limits=limits)] == [row[0].content for row in wanted]
+    prompts, max_new_tokens = [[("speech", [0, 3])], [("speech", [1])], []], {"text": 3}
+    wanted = model.generate(prompts, max_new_tokens=max_new_tokens)
+    assert [row[0].content for row in cut.generate(prompts, max_new_tokens=max_new_tokens)] == [
+        row[0].content for row in wanted
+    ]
 
 
 def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
-    rows = model.generate([[("speech", [0, 3])], []], ("text", "speech"), limits={"text": 3, "speech": 4})
+    rows = model.generate([[("speech", [0, 3])], []], ("text", "speech"), max_new_tokens={"text": 3, "speech": 4})
     for row in rows:
         assert [o.modality for o in row] == ["text", "speech"]
         text, speech = row
@@ -125,7 +127,7 @@ def test_commands_on_the_run(run, tmp_path, capsys):
     lines = [{"prompt": [["text", "on"]], "outputs": ["speech"]}, {"prompt": [["speech", [1, 2]]]}, {"prompt": []}]
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = tmp_path / "out.jsonl"
-    options = ["--input", str(requests), "--output", str(results), "--max_tokens", "6"]
+    options = ["--input", str(requests), "--output", str(results), "--max_new_tokens", "6"]
     assert main(["generate", "--model", str(run), *options]) == 0
     out = [json.loads(line) for line in results.read_text().splitlines()]
     assert [line["generated"][0]["modality"] for line in out] == ["speech", "text", "text"]
@@ -257,7 +259,7 @@ import sys, json
 from pathlib import Path
 import zipper_jax
 model = zipper_jax.load({str(run)!r})
-model.generate([[("speech", [1, 2])]], ("text",), limits={{"text": 2}})
+model.generate([[("speech", [1, 2])]], ("text",), max_new_tokens={{"text": 2}})
 from zipper_jax.utils.configs import from_dict
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.loop import train

@@ -22,7 +22,7 @@ from zipper_jax.models.zipper import init_params
 from zipper_jax.vocabularies import ByteVocabulary, UnitVocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "mlp_width": 16}
+SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
 
 
 @pytest.fixture(scope="module")

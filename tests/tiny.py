@@ -10,13 +10,13 @@ from zipper_jax.sequences import Example, Layout, Place, Span, tower_lengths
 
 # Unequal in everything: depth, width, heads, head size, vocabulary.
 TEXT = TowerConfig(
-    vocab_size=23, num_layers=3, width=48, num_heads=4, num_kv_heads=2, head_size=12, mlp_width=56, activation="silu"
+    vocab_size=23, num_layers=3, embed_dim=48, num_heads=4, num_kv_heads=2, head_dim=12, mlp_dim=56, activation="silu"
 )
 SPEECH = TowerConfig(
-    vocab_size=19, num_layers=5, width=80, num_heads=5, num_kv_heads=1, head_size=16, mlp_width=72, activation="gelu",
+    vocab_size=19, num_layers=5, embed_dim=80, num_heads=5, num_kv_heads=1, head_dim=16, mlp_dim=72, activation="gelu",
     rope_base=500.0, norm_epsilon=1e-5,
 )  # fmt: skip
-IMAGE = TowerConfig(vocab_size=30, num_layers=4, width=32, num_heads=2, num_kv_heads=2, head_size=8, mlp_width=40)
+IMAGE = TowerConfig(vocab_size=30, num_layers=4, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=40)
 
 PAIR_LAYOUT: Layout = {"text": Place("text", 0, 1, 2, 23), "speech": Place("speech", 0, 17, 18, 19)}
 # Two modalities share the image tower, as in a Single Decoder: rows 0..9 and 10..29.
@@ -42,14 +42,14 @@ def trio(**changes) -> ZipperConfig:
     """Three towers, three zips, irregular pairs, states read across stages, two modalities in one tower."""
     zips = (
         ZipConfig(towers=("text", "speech"), pairs=((1, 4), (2, 4))),
-        ZipConfig(towers=("image", "text"), pairs=((2, 2),), num_heads=3, num_kv_heads=1, head_size=4),
+        ZipConfig(towers=("image", "text"), pairs=((2, 2),), num_heads=3, num_kv_heads=1, head_dim=4),
         ZipConfig(towers=("speech", "image"), pairs=((1, 1), (5, 4)), into=("speech",), mlp_multiplier=2),
     )
     return ZipperConfig(
         towers={"text": TEXT, "speech": SPEECH, "image": IMAGE},
         modalities={m: ModalityConfig(p.tower, p.size, p.offset) for m, p in TRIO_LAYOUT.items()},
         zips=zips,
-        input_projections={"speech": ProjectionConfig(depth=2, hidden_width=24), "image": ProjectionConfig()},
+        input_projections={"speech": ProjectionConfig(depth=2, hidden_dim=24), "image": ProjectionConfig()},
         **changes,
     )
 

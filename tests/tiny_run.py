@@ -33,7 +33,7 @@ def write_run(root: Path) -> Path:
         for task in ("asr",)
     ]
     write_rows(root / "prepared" / "rows" / "asr" / "train", rows, {"task": "asr"})
-    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "mlp_width": 16}
+    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
     model = ZipperConfig(
         towers={
             "text": TowerConfig(text.size, 2, 16, **sizes),

@@ -33,11 +33,11 @@ text/ModalityConfig.tower = "text"
 speech/ModalityConfig.tower = "speech"
 text/TowerConfig.num_layers = 2
 speech/TowerConfig.num_layers = 2
-TowerConfig.width = 128
+TowerConfig.embed_dim = 128
 TowerConfig.num_heads = 2
 TowerConfig.num_kv_heads = 2
-TowerConfig.head_size = 64
-TowerConfig.mlp_width = 256
+TowerConfig.head_dim = 64
+TowerConfig.mlp_dim = 256
 """
 
 

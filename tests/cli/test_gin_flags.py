@@ -120,3 +120,12 @@ def test_a_mistyped_file_gets_a_hint(tmp_path, monkeypatch):
     (tmp_path / "gin" / "runs" / "fuse.gin").write_text("")
     with pytest.raises(UserError, match=r"did you mean 'runs/fuse.gin'"):
         gin_flags.find("runs/fsue.gin")
+
+
+def test_a_field_that_was_renamed_is_named():
+    from zipper_jax.cli import gin_bindings  # noqa: F401  registers the configurables
+
+    for flag, now in (("text/TowerConfig.mlp_width=4", "mlp_dim"), ("ZipConfig.head_size=4", "head_dim")):
+        owner, name = flag.split("=")[0].split("/")[-1].split(".")
+        with pytest.raises(UserError, match=rf"{owner}\.{name} is now called {owner}\.{now}"):
+            apply(f"--gin.{flag}")

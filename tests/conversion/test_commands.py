@@ -110,7 +110,7 @@ def test_fused_towers_are_as_they_were_and_added_tokens_stay_outside_them(folder
 def test_generation_goes_through_added_tokens_and_replays(folders):
     """The unit model's begin token is an added row: what is decoded is what the fused path computes."""
     model = zipper_jax.load(folders / "fused")
-    (row,) = model.generate([[("text", SENTENCE)]], ("speech", "text"), limits={"speech": 6, "text": 4})
+    (row,) = model.generate([[("text", SENTENCE)]], ("speech", "text"), max_new_tokens={"speech": 6, "text": 4})
     assert [output.modality for output in row] == ["speech", "text"]
     from passes import forward
 
@@ -168,7 +168,7 @@ def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
         sorted(flatten(trained.params).items()), sorted(flatten(again.params).items()), strict=True
     ):
         np.testing.assert_array_equal(stored, leaf, err_msg=path)
-    assert again.limits == trained.limits
+    assert again.max_new_tokens == trained.max_new_tokens
 
     towers = ["--tower", f"text={run}", "--tower", f"speech={run}"]  # a run's towers can be fused anew
     assert main(["fuse", *towers, "--zips", "text-speech=1-2", "--out", str(tmp_path / "anew")]) == 0
@@ -280,7 +280,7 @@ def test_our_own_tower_goes_to_hugging_face_and_back(tmp_path):
     from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
     from zipper_jax.models.zipper import init_params
 
-    tower = TowerConfig(64, 2, 16, num_heads=4, num_kv_heads=2, head_size=8, mlp_width=24)
+    tower = TowerConfig(64, 2, 16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
     params = init_params(ZipperConfig({"text": tower}, {"text": ModalityConfig("text", 64)}), seed=0)
     to_hf.write(to_hf.plan(Loaded(params), "text", tower), tmp_path / "hf")
     again = from_hf.plan(tmp_path / "hf")

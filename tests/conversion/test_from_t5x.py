@@ -295,7 +295,7 @@ def test_gin_files_include_each_other_and_later_bindings_win(native, tmp_path):
     write_gin(checkout / "t5x/runs", "ACTIVATION = 'relu'\nx.network.TransformerConfig.emb_dim = 48\n", "more.gin")
     (tmp_path / "config.gin").unlink()
     plan = t5x.plan(folder, [run], ["ROWS = 96", "ACTIVATION = %ANOTHER", "ANOTHER/macro.value = 'gelu'"])
-    assert (plan.tower.activation, plan.tower.gated_mlp, plan.tower.width, plan.tower.vocab_size) == (
+    assert (plan.tower.activation, plan.tower.gated_mlp, plan.tower.embed_dim, plan.tower.vocab_size) == (
         "gelu", True, 48, 96,
     )  # fmt: skip
     assert_same(carried_out(plan), expected(leaves))
@@ -304,8 +304,8 @@ def test_gin_files_include_each_other_and_later_bindings_win(native, tmp_path):
 def test_missing_fields_have_t5xs_defaults(tmp_path):
     gin = write_gin(tmp_path, "network.TransformerConfig.vocab_size = 100\n")
     tower = t5x.read_network([gin]).tower
-    assert (tower.vocab_size, tower.width, tower.num_heads, tower.num_kv_heads) == (100, 512, 8, 8)
-    assert (tower.num_layers, tower.head_size, tower.mlp_width) == (6, 64, 2048)
+    assert (tower.vocab_size, tower.embed_dim, tower.num_heads, tower.num_kv_heads) == (100, 512, 8, 8)
+    assert (tower.num_layers, tower.head_dim, tower.mlp_dim) == (6, 64, 2048)
     assert (tower.activation, tower.gated_mlp, tower.tied_head) == ("relu", False, False)
 
 
@@ -316,7 +316,7 @@ def test_reading_gin_imports_nothing_and_leaves_gins_state_alone(tmp_path, monke
     monkeypatch.syspath_prepend(str(tmp_path))
     before = (gin.config_str(), dict(gin.config._REGISTRY.items()), list(gin.config._IMPORTS))
     path = write_gin(tmp_path, "import t5x_probe\n" + gin_text())
-    assert t5x.read_network([path]).tower.width == D
+    assert t5x.read_network([path]).tower.embed_dim == D
     assert "t5x_probe" not in sys.modules
     assert before == (gin.config_str(), dict(gin.config._REGISTRY.items()), list(gin.config._IMPORTS))
 
@@ -622,8 +622,8 @@ def test_the_gin_files_of_t5x(theirs):
 
     models = Path(package.__file__).parent / "examples" / "decoder_only" / "models"
     base, large = (t5x.read_network([models / f"{name}.gin"]).tower for name in ("base", "large"))
-    assert (base.vocab_size, base.width, base.num_layers, base.mlp_width) == (32128, 768, 12, 2048)
-    assert (large.vocab_size, large.width, large.num_layers, large.mlp_width) == (32128, 1024, 24, 2816)
+    assert (base.vocab_size, base.embed_dim, base.num_layers, base.mlp_dim) == (32128, 768, 12, 2048)
+    assert (large.vocab_size, large.embed_dim, large.num_layers, large.mlp_dim) == (32128, 1024, 24, 2816)
     assert base.gated_mlp
     assert base.tied_head
     run = models.parent / "examples" / "base_wmt_from_scratch.gin"

@@ -158,7 +158,7 @@ ON_THE_HUB = {
             "rope_theta": 1000000.0,
             "rms_norm_eps": 1e-06,
         },
-        {"windows": (), "attention_bias": "qkv", "head_size": 12},
+        {"windows": (), "attention_bias": "qkv", "head_dim": 12},
     ),
     "Qwen3": (
         {
@@ -168,7 +168,7 @@ ON_THE_HUB = {
             "sliding_window": None,
             "attention_bias": False,
         },
-        {"head_size": 128, "query_key_norm": True, "attention_bias": "none"},
+        {"head_dim": 128, "query_key_norm": True, "attention_bias": "none"},
     ),
     "gemma-2b": (
         {"model_type": "gemma", "head_dim": 256, "hidden_act": "gelu"},

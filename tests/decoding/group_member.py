@@ -26,8 +26,10 @@ def generated(model: Model) -> list:
         {"text": SamplingConfig(beams=2), "speech": SamplingConfig(temperature=1.0, top_p=0.9, seed=3)},
         SamplingConfig(),
     )
-    limits = {"text": 4, "speech": 4}
-    return [model.generate_tokens(given, ("text", "speech"), sampling=s, limits=limits) for s in settings]
+    max_new_tokens = {"text": 4, "speech": 4}
+    return [
+        model.generate_tokens(given, ("text", "speech"), sampling=s, max_new_tokens=max_new_tokens) for s in settings
+    ]
 
 
 if __name__ == "__main__":

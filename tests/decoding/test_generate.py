@@ -374,7 +374,7 @@ def test_temperature_0_is_the_largest():
 # ---- beam search -----------------------------------------------------------------------------------------------------
 
 # Four content tokens only, so that all sequences can be scored.
-SMALL = TowerConfig(vocab_size=8, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_size=8, mlp_width=16)
+SMALL = TowerConfig(vocab_size=8, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
 MODELS["small"] = (
     ZipperConfig(
         {"text": SMALL, "speech": SMALL},
@@ -447,7 +447,7 @@ def test_beams_then_another_span_replay_exactly():
 
 
 @pytest.mark.parametrize(
-    ("rows", "outputs", "limits", "message"),
+    ("rows", "outputs", "max_new_tokens", "message"),
     [
         ([[]], (), {}, "no output modality"),
         ([[]], ("txt",), {"txt": 3}, "unknown modality 'txt'; this model knows: speech, text"),
@@ -458,9 +458,9 @@ def test_beams_then_another_span_replay_exactly():
         ([[("text", content(-1))]], ("text",), {"text": 3}, "must lie in"),
     ],
 )
-def test_bad_requests(rows, outputs, limits, message):
+def test_bad_requests(rows, outputs, max_new_tokens, message):
     with pytest.raises(UserError, match=message):
-        generator("pair")(rows, outputs, limits)
+        generator("pair")(rows, outputs, max_new_tokens)
 
 
 def test_sampling_must_name_every_output():

@@ -110,8 +110,9 @@ def test_every_leaf_names_its_axes(name):
         sizes = dict(zip(names, shapes[path].shape, strict=True))
         if path[0] == "towers":
             wanted = {
-                "layers": tower.num_layers, "vocab": tower.vocab_size, "embed": tower.width, "heads": tower.num_heads,
-                "kv_heads": tower.num_kv_heads, "head_size": tower.head_size, "mlp": tower.mlp_width,
+                "layers": tower.num_layers, "vocab": tower.vocab_size, "embed": tower.embed_dim,
+                "heads": tower.num_heads, "kv_heads": tower.num_kv_heads,
+                "head_size": tower.head_dim, "mlp": tower.mlp_dim,
             }  # fmt: skip
             sizes.pop(None, None)  # tables of positions and buckets
             assert sizes == {k: wanted[k] for k in sizes}, path

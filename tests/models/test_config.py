@@ -15,7 +15,7 @@ MODALITIES = {m: ModalityConfig(p.tower, p.size, p.offset) for m, p in PAIR_LAYO
 
 
 @pytest.mark.parametrize(
-    "field", ["vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"]
+    "field", ["vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"]
 )
 @pytest.mark.parametrize("value", [0, -2])
 def test_tower_sizes_are_positive(field, value):
@@ -26,9 +26,9 @@ def test_tower_sizes_are_positive(field, value):
 def test_tower_heads():
     with pytest.raises(UserError, match=r"num_heads = 4 must be a multiple of num_kv_heads = 3"):
         dataclasses.replace(TEXT, num_kv_heads=3)
-    with pytest.raises(UserError, match=r"head_size = 7 times rope_fraction = 1.0 must be even"):
-        dataclasses.replace(TEXT, head_size=7)
-    dataclasses.replace(TEXT, head_size=6, num_heads=6, num_kv_heads=6)  # free of width / heads
+    with pytest.raises(UserError, match=r"head_dim = 7 times rope_fraction = 1.0 must be even"):
+        dataclasses.replace(TEXT, head_dim=7)
+    dataclasses.replace(TEXT, head_dim=6, num_heads=6, num_kv_heads=6)  # free of width / heads
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_zip_heads_are_a_multiple_of_its_kv_heads(changes):
         pair(zips=(dataclasses.replace(ZIP, **changes),))
 
 
-@pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "head_size", "mlp_multiplier", "max_positions"])
+@pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_zip_sizes_are_positive(field, value):
     with pytest.raises(UserError, match=rf"{field} = {value} must be positive"):
@@ -67,8 +67,8 @@ def test_zip_sizes_are_positive(field, value):
 def test_projection_checks():
     with pytest.raises(UserError, match="depth = 0 must be at least 1"):
         ProjectionConfig(depth=0)
-    with pytest.raises(UserError, match=r"hidden_width = 0 must be positive"):
-        ProjectionConfig(hidden_width=0)
+    with pytest.raises(UserError, match=r"hidden_dim = 0 must be positive"):
+        ProjectionConfig(hidden_dim=0)
     assert ProjectionConfig().last == "relu"
     assert ProjectionConfig(form="residual").last == "none"
     assert ProjectionConfig(form="residual", final_activation="relu").last == "relu"
@@ -114,7 +114,7 @@ def test_zip_names_and_shapes():
 
     assert kept(ZIP) == (2, 12)
     assert kept(dataclasses.replace(ZIP, num_heads=6)) == (6, 12)
-    assert kept(dataclasses.replace(ZIP, num_heads=6, num_kv_heads=3, head_size=4)) == (3, 4)
+    assert kept(dataclasses.replace(ZIP, num_heads=6, num_kv_heads=3, head_dim=4)) == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_every_module_by_itself_has_real_initial_values():
 
 
 def test_blocks_attention_and_towers_are_called_like_any_flax_module(towers):
-    x, positions = jnp.ones((2, 5, TEXT.width)), jnp.tile(jnp.arange(5), (2, 1))
+    x, positions = jnp.ones((2, 5, TEXT.embed_dim)), jnp.tile(jnp.arange(5), (2, 1))
     causal = jnp.zeros((2, 5), jnp.int32), positions + 1
     assert Attention(TEXT, rngs=nnx.Rngs(0))(x, positions, causal).shape == x.shape
     y, cache = Block(TEXT, rngs=nnx.Rngs(0))(x, places=Places(positions, causal))
@@ -102,7 +102,7 @@ def test_a_module_may_be_replaced(model, towers):
 def test_hidden_and_head_are_the_logits(model, towers):
     hidden = model.hidden(towers)
     for tower, logits in model(towers).items():
-        assert hidden[tower].shape == (*towers[tower].tokens.shape, model.config.towers[tower].width)
+        assert hidden[tower].shape == (*towers[tower].tokens.shape, model.config.towers[tower].embed_dim)
         np.testing.assert_array_equal(model.head(tower, hidden[tower]), logits)
 
 

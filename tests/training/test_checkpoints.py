@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import re
 import resource
 import shutil
 import tarfile
@@ -17,11 +18,13 @@ from running import log, params, run
 from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
-from zipper_jax.api import SamplingConfig
 from zipper_jax.checkpoint import checkpoints, manifest
+from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.cli import gin_bindings
 from zipper_jax.cli.main import main
+from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models.config import ModalityConfig
+from zipper_jax.models.config_parts import RENAMED
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
@@ -334,7 +337,7 @@ def test_export_is_one_folder_that_loads_and_needs_nothing_else(copied, tmp_path
     assert not list(out.rglob("optimizer"))
     with pytest.raises(UserError, match="exported without its optimizer"):
         run(replace(copied, model_dir=str(out), steps=6))
-    assert zipper_jax.load(out).limits == {"text": 14, "speech": 22}
+    assert zipper_jax.load(out).max_new_tokens == {"text": 14, "speech": 22}
     assert main(["ckpt", "export", str(out), "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
 
@@ -438,7 +441,7 @@ def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
     assert "resuming after step 2" in shown
     losses = [line["loss"] for line in read_metrics("run") if line["split"] == "train"]
     np.testing.assert_allclose(losses[2:], expected, rtol=1e-5)  # another machine may round otherwise
-    assert json.loads(Path("run/config.json").read_text())["format_version"] == 2
+    assert json.loads(Path("run/config.json").read_text())["format_version"] == 3
     assert main(["ckpt", "verify", "run"]) == 0
 
 
@@ -466,14 +469,14 @@ def check_generated(folder: Path, model, name: str, outputs: tuple[str, ...], **
         [("text", np.array([6, 0, 3], np.int32))],
         [("text", np.array([1, 4], np.int32)), ("speech", np.array([8], np.int32))],
     ]
-    expected, limits = expected_of(folder), {"text": 8, "speech": 10}
+    expected, max_new_tokens = expected_of(folder), {"text": 8, "speech": 10}
     for row, spans in enumerate(
-        model.generate_tokens(prompts, outputs, sampling=SamplingConfig(**sampling), limits=limits)
+        model.generate_tokens(prompts, outputs, sampling=SamplingConfig(**sampling), max_new_tokens=max_new_tokens)
     ):
         for modality, span in zip(outputs, spans, strict=True):
             key = f"{name}/{row}/{modality}"
             assert span.tokens.tolist() == expected[f"{key}/tokens"], key
-            assert span.truncated == (len(span.tokens) == limits[modality]), key
+            assert span.truncated == (len(span.tokens) == max_new_tokens[modality]), key
             np.testing.assert_allclose(span.log_probs, expected[f"{key}/log_probs"], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
@@ -499,6 +502,19 @@ def test_a_run_of_format_2_exports_the_recorded_weights(format_2, tmp_path):
     assert main(["convert", "export", str(format_2 / "run"), "--out", str(tmp_path / "out")]) == 0
     found, recorded = (folder / "model.safetensors" for folder in (tmp_path / "out", format_2 / "model"))
     assert found.read_bytes() == recorded.read_bytes()
+
+
+def test_configurations_of_format_2_are_read_by_their_new_names(format_2):
+    """Every renamed field of the stored JSON is gone, every other one is as it was stored."""
+    back = {new: before for names in RENAMED.values() for before, new in names.items()}
+    for folder in (path.parent for path in format_2.rglob("config.json")):
+        stored, read = json.loads((folder / "config.json").read_text()), read_config(folder)
+        assert stored["format_version"] == read["format_version"] == 2
+        old = {name for names in RENAMED.values() for name in names}
+        assert old & set(re.findall(r'"(\w+)":', json.dumps(stored["model"])))
+        assert not old & set(re.findall(r'"(\w+)":', json.dumps(read["model"])))
+        text = re.sub(r'"(\w+)":', lambda m: f'"{back.get(m[1], m[1])}":', json.dumps(read))
+        assert json.loads(text) == stored
 
 
 def this_machine() -> str:

@@ -100,7 +100,7 @@ def test_a_tower_of_other_sizes_stops_it_and_no_weight_is_read(zipper_run, text_
     towers = text_run(model_dir=str(tmp_path / "text"), steps=1)
     run(towers)
     config = zipper_run(initialise_from={"text": towers.model_dir})
-    text = replace(config.model.towers["text"], width=20)
+    text = replace(config.model.towers["text"], embed_dim=20)
     wider = replace(config, model=replace(config.model, towers={**config.model.towers, "text": text}))
     with pytest.raises(UserError, match=r"has shape \(.*16.* this model wants \(.*20"):
         told(wider)

@@ -25,13 +25,13 @@ speech/ModalityConfig.tower = 'speech'
 speech/ModalityConfig.size = 32
 text/TowerConfig.vocab_size = 22
 speech/TowerConfig.vocab_size = 32
-text/TowerConfig.width = 16
-speech/TowerConfig.width = 24
+text/TowerConfig.embed_dim = 16
+speech/TowerConfig.embed_dim = 24
 TowerConfig.num_layers = 1
 TowerConfig.num_heads = 4
 TowerConfig.num_kv_heads = 2
-TowerConfig.head_size = 4
-TowerConfig.mlp_width = 32
+TowerConfig.head_dim = 4
+TowerConfig.mlp_dim = 32
 OptimizerConfig.learning_rate = 1e-2
 TrainConfig.log_period = 1
 """

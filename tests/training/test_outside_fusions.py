@@ -86,7 +86,7 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
         for path, p in products.items()
         if path.startswith("zips/")
     )
-    text, speech, wide = LENGTHS["text"], LENGTHS["speech"], lambda tower: 12 * tower.num_heads * tower.head_size
+    text, speech, wide = LENGTHS["text"], LENGTHS["speech"], lambda tower: 12 * tower.num_heads * tower.head_dim
     if name == "soft":  # every block of the text tower works on speech tokens, too
         blocks = [p for path, p in products.items() if path.startswith("towers/text/blocks/")]
         weights += sum(4.0 * np.prod(p.shape) * speech for p in blocks)

@@ -10,7 +10,7 @@ LENGTHS = {"text": 16, "speech": 24}
 
 def tower(vocab_size: int, num_layers: int, width: int) -> TowerConfig:
     return TowerConfig(
-        vocab_size, num_layers, width, num_heads=4, num_kv_heads=2, head_size=4, mlp_width=2 * width
+        vocab_size, num_layers, width, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=2 * width
     )  # fmt: skip
 
 

@@ -77,9 +77,9 @@ def _memory(config: TrainConfig, built: Program) -> float:
     for name, tower in model.towers.items():
         length = config.data.lengths[name] + sum(config.data.lengths[s.source] for s in soft_tokens(model, name))
         slots = rows * length
-        heads = (tower.num_heads + 2 * tower.num_kv_heads) * tower.head_size
-        wide = tower.mlp_width * (3 if tower.gated_mlp else 2)
-        per_slot = item * (4 * tower.width + (2 * heads + wide) / tensor)
+        heads = (tower.num_heads + 2 * tower.num_kv_heads) * tower.head_dim
+        wide = tower.mlp_dim * (3 if tower.gated_mlp else 2)
+        per_slot = item * (4 * tower.embed_dim + (2 * heads + wide) / tensor)
         # Written, read by the next product, read again backward, and its gradient written and read.
         total += 5 * tower.num_layers * slots * per_slot
         scores = 4.0 * slots * length * tower.num_heads / tensor
@@ -137,7 +137,7 @@ def _activations(config: TrainConfig, built: Program, item: int, tensor: int) ->
             counts[into] += 2 * len(zip_pairs(z, config.model.towers))
     passes = _passes(config.model)
     states = sum(
-        count * rows * config.data.lengths[name] * config.model.towers[name].width
+        count * rows * config.data.lengths[name] * config.model.towers[name].embed_dim
         for name, count in counts.items()
         if name in cut
     )

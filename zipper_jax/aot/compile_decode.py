@@ -86,7 +86,7 @@ def _bounds(
     caches = jax.tree.leaves((cache.towers[tower].key, cache.towers[tower].value, incoming))
     kept = sum(held_bytes(x) for x in caches)
     rows, ways = config.batch_size / batch_ways(mesh), mesh.shape["tensor"]
-    sums = 2 * model.towers[tower].num_layers * rows * model.towers[tower].width * item
+    sums = 2 * model.towers[tower].num_layers * rows * model.towers[tower].embed_dim * item
     fsdp = mesh.shape["fsdp"]
     cut = sum(float(np.prod(s.shape)) for s in used.values() if "fsdp" in s.sharding.spec) * item / ways
     network = 2 * sums * (ways - 1) / ways + cut * (fsdp - 1) / fsdp

@@ -3,6 +3,7 @@
 Formats:
     1   checkpoint fields lay in ``train`` itself; steps had ``progress`` and no digests
     2   ``train.save``; each step has a manifest with a digest per array, and the digests of its files beside it
+    3   fields of the model have the field's names (`models.config_parts.RENAMED`)
 """
 
 import json
@@ -10,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.models.config_parts import RENAMED
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _SAVE_FIELDS_OF_1 = {
     "checkpoint_period": "period",
@@ -42,7 +44,28 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: format_version {version} is newer than the {FORMAT_VERSION} this zipper_jax reads; upgrade it"
         )
-    return _from_1(config) if version == 1 else config
+    config = _from_1(config) if version == 1 else config
+    return {**config, "model": renamed_model(config["model"])} if version < 3 and "model" in config else config
+
+
+def renamed_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a `ZipperConfig` with today's names of fields in place of those until format 2."""
+
+    def renamed(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {RENAMED[kind].get(name, name): value for name, value in fields.items()}
+
+    found = dict(model)
+    if "towers" in model:
+        found["towers"] = {name: renamed("TowerConfig", tower) for name, tower in model["towers"].items()}
+    if "input_projections" in model:
+        projections = model["input_projections"]
+        found["input_projections"] = {name: renamed("ProjectionConfig", p) for name, p in projections.items()}
+    if "zips" in model:
+        found["zips"] = [renamed("ZipConfig", z) for z in model["zips"]]
+        for z in found["zips"]:
+            if "projection" in z:
+                z["projection"] = renamed("ProjectionConfig", z["projection"])
+    return found
 
 
 def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:

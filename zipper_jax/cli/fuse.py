@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     for source in sources:
         t = source.tower
         added = f", {source.added} added tokens" if source.added else ""
-        print(f"tower {source.name}: {source.folder}, {t.num_layers} blocks of width {t.width}{added}")
+        print(f"tower {source.name}: {source.folder}, {t.num_layers} blocks of width {t.embed_dim}{added}")
     for z in model.zips:
         pairs = ", ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
         print(f"zip {'-'.join(z.towers)}: blocks {pairs}; into {', '.join(z.receivers)}")

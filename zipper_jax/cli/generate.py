@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_k", type=int, default=0, help="sample among this many tokens; 0: all (%(default)s)")
     parser.add_argument("--top_p", type=float, default=1.0, help="sample from this much probability (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s)")
-    parser.add_argument("--max_tokens", type=int, help="most tokens per generated span (the model's row lengths)")
+    parser.add_argument("--max_new_tokens", type=int, help="most tokens per generated span (the model's row lengths)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
 
 
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.beams, seed=args.seed)
     model = load(args.model)
-    limits = dict.fromkeys(model.layout, args.max_tokens) if args.max_tokens else None
+    max_new_tokens = dict.fromkeys(model.layout, args.max_new_tokens) if args.max_new_tokens else None
     out = sys.stdout if args.output is None else args.output.open("w", encoding="utf-8")
     try:
         for batch in _batches(requests, args.batch_size):
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
-            rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, limits=limits)
+            rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens)
             for request, row in zip(batch, rows, strict=True):
                 print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
     finally:

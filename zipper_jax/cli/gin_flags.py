@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.cli.gin_path import known_files, search_paths
+from zipper_jax.models.config_parts import RENAMED
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
 
@@ -155,6 +156,9 @@ def _explain(error: Exception) -> str:
         owners = [
             value for name, value in registry.items() if name.rsplit(".", 1)[-1] == parameter[1].rsplit(".", 1)[-1]
         ]
+        now = RENAMED.get(parameter[1].rsplit(".", 1)[-1], {}).get(parameter[2])
+        if now is not None:
+            return f"{parameter[1]}.{parameter[2]} is now called {parameter[1]}.{now}: write that"
         known = inspect.signature(owners[0].wrapped).parameters if owners else ()
         return f"{parameter[1]} has no parameter {parameter[2]!r}{closest(parameter[2], known)}"
     return message

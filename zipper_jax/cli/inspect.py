@@ -120,8 +120,8 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
 
     for name, t in sorted(model.towers.items()):
         yield (
-            f"tower        {name}: {t.num_layers} layers x {t.width} wide, {t.num_heads} heads of {t.head_size} "
-            f"({t.num_kv_heads} key/value), mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+            f"tower        {name}: {t.num_layers} layers x {t.embed_dim} wide, {t.num_heads} heads of {t.head_dim} "
+            f"({t.num_kv_heads} key/value), mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
             f"{f' + {model.added_tokens[name]} added' if name in model.added_tokens else ''}, "
             f"{lengths.get(name, '?')} slots per row{f' ({t.family})' if t.family else ''}"
         )

@@ -58,8 +58,9 @@ class Plan:
         """What `zipper convert from-hf` prints before it begins."""
         t = self.tower
         yield (
-            f"{self.source}: {self.family.architecture}, {t.num_layers} blocks of width {t.width}, {t.num_heads} heads "
-            f"({t.num_kv_heads} key/value) of {t.head_size}, mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+            f"{self.source}: {self.family.architecture}, {t.num_layers} blocks of width {t.embed_dim}, "
+            f"{t.num_heads} heads ({t.num_kv_heads} key/value) of {t.head_dim}, "
+            f"mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
         )
         for move in self.moves:
             if move.layer in (None, 0):

@@ -110,7 +110,7 @@ class Plan:
         layers = "each in leaves of its own" if self.stacked is None else f"stacked on axis {self.network.scan_axis}"
         yield (
             f"{self.source}: T5X decoder-only by {self.network.where}, {t.num_layers} blocks ({layers}) of width "
-            f"{t.width}, {t.num_heads} heads of {t.head_size}, mlp {t.mlp_width}, vocabulary {t.vocab_size}"
+            f"{t.embed_dim}, {t.num_heads} heads of {t.head_dim}, mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
         )
         for move in self.moves:
             if move.layer in (None, 0):
@@ -227,11 +227,11 @@ def read_network(
     tower = TowerConfig(
         vocab_size=sizes["vocab_size"],
         num_layers=sizes["num_layers"],
-        width=sizes["emb_dim"],
+        embed_dim=sizes["emb_dim"],
         num_heads=sizes["num_heads"],
         num_kv_heads=sizes["num_heads"],
-        head_size=sizes["head_dim"],
-        mlp_width=sizes["mlp_dim"],
+        head_dim=sizes["head_dim"],
+        mlp_dim=sizes["mlp_dim"],
         norm_epsilon=1e-6,
         activation=activation,
         tied_head=tied,

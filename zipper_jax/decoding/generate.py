@@ -75,7 +75,7 @@ class Generator:
         self,
         given: Sequence[Sequence[Given]],
         outputs: Sequence[str],
-        limits: Mapping[str, int],
+        max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
     ) -> list[list[Generated]]:
         """Continues each row of ``given`` with one span per name in ``outputs``.
@@ -83,23 +83,23 @@ class Generator:
         Args:
           given: per row, spans of any modalities in order; rows may differ in everything, also be empty.
           outputs: modalities to generate, in order.
-          limits: modality -> most content tokens of a generated span; longer ones are ended and flagged.
+          max_new_tokens: modality -> most content tokens of a generated span; longer ones are ended and flagged.
           sampling: one setting, or one per output modality.
 
         Raises:
           UserError: unknown modality, missing limit, or a token outside its vocabulary.
         """
-        self._check(given, outputs, limits, sampling)
+        self._check(given, outputs, max_new_tokens, sampling)
         if not given:
             return []
         rows = len(given)
-        cache = init_cache(self.config, rows, self._capacity(given, outputs, limits), self.placer)
+        cache = init_cache(self.config, rows, self._capacity(given, outputs, max_new_tokens), self.placer)
         if towers := self._towers(given):
             cache = self._feed(self.params, cache, towers)
         results: list[list[Generated]] = [[] for _ in range(rows)]
         for number, modality in enumerate(outputs):
             setting = sampling if isinstance(sampling, SamplingConfig) else sampling[modality]
-            place, limit = self.layout[modality], int(limits[modality])
+            place, limit = self.layout[modality], int(max_new_tokens[modality])
             if setting.beams > 1:
                 cache, spans = self._beam(
                     self.params, cache, place=place, limit=limit, beams=setting.beams,
@@ -122,7 +122,7 @@ class Generator:
         present = {m: place for m, place in self.layout.items() if place.tower in lengths}
         return rows_to_towers([[example] if example else [] for example in examples], present, lengths)
 
-    def _capacity(self, given, outputs, limits) -> dict[str, int]:
+    def _capacity(self, given, outputs, max_new_tokens) -> dict[str, int]:
         """Slots of each tower's cache: the longest row of what is given, plus the limits of what may come."""
         longest = dict.fromkeys(self.config.towers, 0)
         for spans in given:
@@ -131,19 +131,19 @@ class Generator:
                 used[self.layout[modality].tower] += len(tokens) + 2
             longest = {tower: max(longest[tower], used[tower]) for tower in longest}
         for modality in outputs:
-            longest[self.layout[modality].tower] += int(limits[modality]) + 2
+            longest[self.layout[modality].tower] += int(max_new_tokens[modality]) + 2
         for tower, length in longest.items():
             self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, what is given and the limits")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
-    def _check(self, given, outputs, limits, sampling):
+    def _check(self, given, outputs, max_new_tokens, sampling):
         if not outputs:
             raise UserError("no output modality asked for; give at least one, for example 'text'")
         for modality in [*outputs, *(m for spans in given for m, _ in spans)]:
             if modality not in self.layout:
                 raise UserError(f"unknown modality {modality!r}; this model knows: {', '.join(sorted(self.layout))}")
         for modality in outputs:
-            if int(limits.get(modality, 0)) < 1:
+            if int(max_new_tokens.get(modality, 0)) < 1:
                 raise UserError(f"no length limit for output {modality!r}; give the most tokens it may have")
             if not isinstance(sampling, SamplingConfig) and modality not in sampling:
                 raise UserError(f"no sampling setting for output {modality!r}; give one, or one for each output")

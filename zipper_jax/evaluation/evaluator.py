@@ -99,7 +99,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     spoken = test[: settings.speech_sentences or None]
     models["zipper"].vocode(spoken[0]["units"])  # units that nothing here makes audible are told now
     raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
-    limits = models["zipper"].limits  # the same for every model
+    max_new_tokens = models["zipper"].max_new_tokens  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
@@ -109,11 +109,11 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     for name, model in models.items():
         say(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
-        rates, heard[name] = speech_to_text(model, test, other, limits, settings.beams)
+        rates, heard[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
         results |= {prefix + key: value for key, value in rates.items()}
         say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
         say(f"{name}: text to speech")
-        speech[name] = _text_to_speech(model, spoken, limits, settings)
+        speech[name] = _text_to_speech(model, spoken, max_new_tokens, settings)
         results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
 
     say("judging speech")
@@ -132,9 +132,12 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     return results
 
 
-def _text_to_speech(model: Model, examples, limits, settings: EvalSettings) -> list[Speech]:
+def _text_to_speech(model: Model, examples, max_new_tokens, settings: EvalSettings) -> list[Speech]:
     rows = model.generate(
-        [[(TEXT, e["text"])] for e in examples], (SPEECH,), limits=limits, sampling=settings.speech_sampling
+        [[(TEXT, e["text"])] for e in examples],
+        (SPEECH,),
+        max_new_tokens=max_new_tokens,
+        sampling=settings.speech_sampling,
     )
     return [Speech(model.vocode(row[0].content), SAMPLE_RATE, row[0].content, row[0].truncated) for row in rows]
 

@@ -50,7 +50,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
     layout = open_layout(config)
     folder = Path(config.data.folder) / "vocabularies"
     vocabularies = {modality: load_vocabulary(folder / modality) for modality in layout}
-    limits = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
+    max_new_tokens = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
     placer = Placement(make_mesh(config.mesh), config.mesh)
     generator = Generator(config.model, {}, layout, placer=placer)  # it keeps the compiled programs
 
@@ -60,7 +60,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
         for task, chosen in examples.items():
             modality = chosen[0][-1].modality
             given = [[(span.modality, span.tokens) for span in example[:-1]] for example in chosen]
-            rows = current(given, (modality,), limits)
+            rows = current(given, (modality,), max_new_tokens)
             decode = vocabularies[modality].decode
             targets = [decode(example[-1].tokens) for example in chosen]
             predictions = [decode(row[0].tokens) for row in rows]

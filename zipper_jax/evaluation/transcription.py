@@ -14,13 +14,13 @@ Examples = Sequence[Mapping[str, Any]]
 
 
 def speech_to_text(
-    model: Model, test: Examples, other: Examples, limits: Mapping[str, int], beams: int = 1
+    model: Model, test: Examples, other: Examples, max_new_tokens: Mapping[str, int], beams: int = 1
 ) -> tuple[dict[str, float], list[str]]:
     """Error rates and controls; and the hypotheses on ``test``. ``other``: a harder split, may be empty."""
     sampling = SamplingConfig(beams=beams)
 
     def hear(model: Model, units: Sequence[Any]) -> list[str]:
-        rows = model.generate([[(SPEECH, u)] for u in units], (TEXT,), limits=limits, sampling=sampling)
+        rows = model.generate([[(SPEECH, u)] for u in units], (TEXT,), max_new_tokens=max_new_tokens, sampling=sampling)
         return [row[0].content for row in rows]
 
     units, texts = [e["units"] for e in test], [e["text"] for e in test]

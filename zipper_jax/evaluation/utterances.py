@@ -67,7 +67,7 @@ def evaluate_split(
         say(f"the page will have no sound: {error}")
         heard = ""
     say(f"{run}: {len(examples)} sentences of {split}, and the controls")
-    rates, hypotheses = speech_to_text(model, examples, [], model.limits, settings.beams)
+    rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
     say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}

@@ -66,8 +66,12 @@ class Speech:
 class Model:
     """A model with its vocabularies.
 
-    config: ZipperConfig. params: nested dict of arrays. vocabularies: modality -> Vocabulary. limits: modality -> most
-    content tokens of a generated span, from the row lengths of training. task_set: the tasks that its run knew.
+    Attributes:
+        config: The model.
+        params: Nested dict of arrays.
+        vocabularies: Modality -> Vocabulary.
+        max_new_tokens: Modality -> most content tokens of a generated span, from the row lengths of training.
+        task_set: The tasks that its run knew.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class Model:
         self.lengths, self.folder = dict(lengths), folder
         self.task_set = TaskSet() if task_set is None else task_set
         self.layout = make_layout(config.modalities, vocabularies)
-        self.limits = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
+        self.max_new_tokens = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
         self._tokenizers: dict[str, Any] = {}
         self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)
 
@@ -146,7 +150,7 @@ class Model:
         outputs: Sequence[str] = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
-        limits: Mapping[str, int] | None = None,
+        max_new_tokens: Mapping[str, int] | None = None,
     ) -> list[list[Output]]:
         """Continues each prompt with one span per output modality, in order.
 
@@ -155,14 +159,14 @@ class Model:
             its vocabulary takes for another modality; may be empty.
           outputs: modalities to generate, for example ``("text", "speech")``.
           sampling: one setting, or one per output modality.
-          limits: most content tokens per modality, beside or instead of the model's own.
+          max_new_tokens: most content tokens per modality, beside or instead of the model's own.
         """
         given = []
         for prompt in prompts:
             for modality, _ in prompt:
                 self._require(modality)
             given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
-        results = self.generate_tokens(given, outputs, sampling=sampling, limits=limits)
+        results = self.generate_tokens(given, outputs, sampling=sampling, max_new_tokens=max_new_tokens)
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
             for row in results
@@ -174,15 +178,15 @@ class Model:
         outputs: Sequence[str] = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
-        limits: Mapping[str, int] | None = None,
+        max_new_tokens: Mapping[str, int] | None = None,
     ) -> list[list[Generated]]:
         """`generate` from token ids to token ids: no vocabulary is asked."""
-        limits = {**self._room(given, outputs), **(limits or {})}
-        return self._generator(given, tuple(outputs), limits, sampling)
+        max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
+        return self._generator(given, tuple(outputs), max_new_tokens, sampling)
 
     def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
         """The model's own limits, less where a tower's learned positions end before."""
-        room = dict(self.limits)
+        room = dict(self.max_new_tokens)
         for name, tower in self.config.towers.items():
             own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
             if tower.positions == "learned" and own:
@@ -224,7 +228,7 @@ class Model:
         waveform = trim_silence(load_audio(audio, sample_rate))
         if is_silent(waveform):
             raise AudioError("the audio is silent: check the recording", "silent audio")
-        seconds, most = len(waveform) / SAMPLE_RATE, self.limits[modality] / tokenizer.rate_hz
+        seconds, most = len(waveform) / SAMPLE_RATE, self.max_new_tokens[modality] / tokenizer.rate_hz
         if seconds > most:
             raise AudioError(
                 f"the audio has {seconds:.1f} s of speech, the rows that this model was trained on {most:.1f}: cut it "

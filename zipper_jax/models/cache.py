@@ -74,7 +74,7 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
     dtype = jnp.dtype(config.dtype)
     towers, axes = {}, cache_axes(config)
     for name, t in config.towers.items():
-        shape = (t.num_layers, rows, capacity[name], t.num_kv_heads, t.head_size)
+        shape = (t.num_layers, rows, capacity[name], t.num_kv_heads, t.head_dim)
         key, value = (placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2))
         order = Order(*(jnp.zeros((rows, capacity[name]), jnp.int32) for _ in range(2)))
         towers[name] = TowerCache(key, value, order, jnp.zeros((rows,), jnp.int32))
@@ -99,7 +99,7 @@ def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any]:
     """The size of the leading axis, and what is kept of a source token at each place along it."""
     fusion, receiver = fusion_class(z.fusion), config.towers[into]
     if fusion.placement == "sequence":
-        entry = CacheEntry((receiver.num_kv_heads, receiver.head_size), KEY_AXES[-2:])
+        entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), KEY_AXES[-2:])
         return receiver.num_layers, KeyValue(entry, entry)  # type: ignore[arg-type]
     return len(zip_pairs(z, config.towers)), fusion.cache(z, config.towers[z.other(into)], receiver)
 

@@ -12,6 +12,12 @@ from zipper_jax.utils.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_exact", "silu", "squared_relu"]
 """``gelu`` is the tanh approximation, ``gelu_exact`` the one with erf."""
+RENAMED = {
+    "TowerConfig": {"width": "embed_dim", "mlp_width": "mlp_dim", "head_size": "head_dim"},
+    "ProjectionConfig": {"hidden_width": "hidden_dim"},
+    "ZipConfig": {"head_size": "head_dim"},
+}
+"""Class -> names that fields had until run format 2 -> today's. Stored configurations are read through it."""
 Placement = Literal["behind", "inside", "sequence"]
 """Where a fusion acts, see `models.fusion.Fusion`."""
 
@@ -61,7 +67,7 @@ class TowerConfig:
     options are what pretrained families need (`zipper_jax.conversion`).
 
     vocab_size: rows of the embedding, begin and end tokens included.
-    num_layers, width (D), num_heads (N), num_kv_heads (K), head_size (H, free of D / N), mlp_width (F).
+    num_layers, embed_dim (D), num_heads (N), num_kv_heads (K), head_dim (H, free of D / N), mlp_dim (F).
     rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the MLP.
     tied_head: the output softmax shares the embedding table (the paper, §3).
     embedding_scale: factor on the embedding as it enters the tower.
@@ -79,19 +85,19 @@ class TowerConfig:
     attention_bias: none, on query, key and value ("qkv"), or on the output too ("all"). mlp_bias: on all its maps.
     gated_mlp: down(activation(gate(x)) * up(x)), else down(activation(up(x))).
     parallel: attention and MLP read the same state, x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX).
-    attention_scale: factor on the scores; None: head_size ** -0.5.
+    attention_scale: factor on the scores; None: head_dim ** -0.5.
     attention_softcap, logit_softcap: c * tanh(x / c) on scores and logits (Gemma 2); None: no cap.
-    logit_scale: factor on the logits (T5 with a tied head: width ** -0.5).
+    logit_scale: factor on the logits (T5 with a tied head: embed_dim ** -0.5).
     family: the architecture it was converted from, for the way back; it changes nothing here.
     """
 
     vocab_size: int
     num_layers: int
-    width: int
+    embed_dim: int
     num_heads: int
     num_kv_heads: int
-    head_size: int
-    mlp_width: int
+    head_dim: int
+    mlp_dim: int
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-6
     activation: Activation = "silu"
@@ -119,7 +125,7 @@ class TowerConfig:
     family: str = ""
 
     def __post_init__(self):
-        for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"):
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
             check(getattr(self, name) > 0, f"TowerConfig.{name} = {getattr(self, name)} must be positive")
         check(
             self.num_heads % self.num_kv_heads == 0,
@@ -127,7 +133,7 @@ class TowerConfig:
         )
         check(
             self.positions != "rotary" or (self.rotary_size > 0 and self.rotary_size % 2 == 0),
-            f"TowerConfig.head_size = {self.head_size} times rope_fraction = {self.rope_fraction} must be even and "
+            f"TowerConfig.head_dim = {self.head_dim} times rope_fraction = {self.rope_fraction} must be even and "
             "positive (RoPE turns pairs)",
         )
         for name in ("max_positions", "attention_softcap", "logit_softcap"):
@@ -145,7 +151,7 @@ class TowerConfig:
     @property
     def rotary_size(self) -> int:
         """Elements of a head that RoPE turns."""
-        return int(self.head_size * self.rope_fraction)
+        return int(self.head_dim * self.rope_fraction)
 
     @property
     def window_of(self) -> tuple[int, ...]:
@@ -176,14 +182,14 @@ class ProjectionConfig:
 
     form: "mlp" is the paper's ReLU(MLP(x)); "residual" is x + tanh(gate) * MLP(x) with the gate starting at
       ``gate_init`` (identity-preserving at 0, for input projections only); "none" leaves x as it is.
-    depth: linear layers ("3-layer MLP", paper §4.1). hidden_width: None means the output width (paper silent).
+    depth: linear layers ("3-layer MLP", paper §4.1). hidden_dim: None means the output dimension (paper silent).
     activation: between layers (paper silent). final_activation: None means the form's own, relu for "mlp", none
       for "residual". bias: whether the linear layers have one (paper silent).
     """
 
     form: Literal["mlp", "residual", "none"] = "mlp"
     depth: int = 3
-    hidden_width: int | None = None
+    hidden_dim: int | None = None
     activation: Activation = "relu"
     final_activation: Literal["relu", "none"] | None = None
     bias: bool = True
@@ -192,8 +198,8 @@ class ProjectionConfig:
     def __post_init__(self):
         check(self.depth >= 1, f"ProjectionConfig.depth = {self.depth} must be at least 1")
         check(
-            self.hidden_width is None or self.hidden_width > 0,
-            f"ProjectionConfig.hidden_width = {self.hidden_width} must be positive, or None for the output width",
+            self.hidden_dim is None or self.hidden_dim > 0,
+            f"ProjectionConfig.hidden_dim = {self.hidden_dim} must be positive, or None for the output dimension",
         )
 
     @property
@@ -214,7 +220,7 @@ class ZipConfig:
     after_last_block: whether intervals may zip behind a tower's last block (the equations allow it; Figure 1 shows
       none, so the default is no). Explicit pairs may always.
     into: towers that are written to; None means both (the paper).
-    num_heads, num_kv_heads, head_size: of the cross-attention; None means those of the tower written to.
+    num_heads, num_kv_heads, head_dim: of the cross-attention; None means those of the tower written to.
     mlp_multiplier, mlp_activation, bias, norm: of the feed-forward and its norms (open_flamingo: 4, gelu, no bias,
       LayerNorm). normalise_source: also norm the keys' and values' input (open_flamingo: no).
     gate_init: start of both scalar tanh gates (Flamingo: 0).
@@ -233,7 +239,7 @@ class ZipConfig:
     into: tuple[str, ...] | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None
-    head_size: int | None = None
+    head_dim: int | None = None
     mlp_multiplier: int = 4
     mlp_activation: Activation = "gelu"
     bias: bool = False
@@ -256,7 +262,7 @@ class ZipConfig:
             f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
         )
         check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () joins nothing; drop the zip")
-        for name in ("num_heads", "num_kv_heads", "head_size", "mlp_multiplier", "max_positions"):
+        for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions"):
             value = getattr(self, name)
             check(value is None or value > 0, f"zip {self.name}: {name} = {value} must be positive")
         if self.intervals is not None:

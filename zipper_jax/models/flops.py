@@ -51,7 +51,7 @@ def flops_per_row(
         for block, window in enumerate(tower.window_of, 1):
             length = lengths[name] + sum(lengths[s.source] for s in soft if s.block <= block)
             seen = length / 2 if not window else min(window, length / 2)
-            total += attention * tower.num_heads * tower.head_size * length * seen
+            total += attention * tower.num_heads * tower.head_dim * length * seen
     for z in config.zips:
         count = len(zip_pairs(z, config.towers))
         for into in z.receivers:

@@ -301,7 +301,7 @@ class Pass:
         if name in self.batches:
             return saved[name, source.block, inside]
         rows = next(iter(self.batches.values())).tokens.shape[0]
-        width, dtype = self.model.config.towers[name].width, self.model.towers[name].execution.dtype
+        width, dtype = self.model.config.towers[name].embed_dim, self.model.towers[name].execution.dtype
         return _At(jnp.zeros((rows, 0, width), dtype), jnp.zeros((rows, 0), jnp.int32), None, None)
 
     def source(self, source: Any, at: "_At", placement: str) -> SourceState:

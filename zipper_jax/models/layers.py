@@ -117,7 +117,7 @@ class Projection(Module):
     ):
         self.config = config
         self.gate = param((), (), use="gate", fill=config.gate_init) if config.form == "residual" else None
-        hidden = config.hidden_width or out_width
+        hidden = config.hidden_dim or out_width
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
         layers = {} if config.form == "none" else dict(enumerate(itertools.pairwise(widths)))
         for number, (d, e) in layers.items():

@@ -54,7 +54,7 @@ class Places(NamedTuple):
 
 def tower_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> Norm:
     """A norm over the tower's width, of the tower's kind."""
-    return Norm(config.width, rngs=rngs, kind=config.norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
+    return Norm(config.embed_dim, rngs=rngs, kind=config.norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
 class Attention(Module):
@@ -62,7 +62,7 @@ class Attention(Module):
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
-        d, n, k, h = config.width, config.num_heads, config.num_kv_heads, config.head_size
+        d, n, k, h = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         kind: dict[str, Any] = {"fan_in": d, "dtype": dtype, "outputs": 2, "rngs": rngs}
         kind["bias"] = config.attention_bias != "none"
         self.query = Linear("BTD,DNH->BTNH", (d, n, h), ("embed", "heads", "head_size"), **kind)
@@ -130,7 +130,9 @@ class Block(Module):
         self.attention_output_norm = tower_norm(config, rngs=rngs) if both else None
         self.mlp_norm = tower_norm(config, rngs=rngs)
         mlp = GatedMLP if config.gated_mlp else MLP
-        self.mlp = mlp(config.width, config.mlp_width, config.activation, bias=config.mlp_bias, rngs=rngs, dtype=dtype)
+        self.mlp = mlp(
+            config.embed_dim, config.mlp_dim, config.activation, bias=config.mlp_bias, rngs=rngs, dtype=dtype
+        )
         self.mlp_output_norm = tower_norm(config, rngs=rngs) if both else None
 
     def heads(
@@ -196,11 +198,11 @@ class Embedding(Module):
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config, self.dtype = config, dtype
-        shape = (config.vocab_size, config.width)
-        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.width, output=config.tied_head)
+        shape = (config.vocab_size, config.embed_dim)
+        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.embed_dim, output=config.tied_head)
         learned = config.positions == "learned"
-        shape = ((config.max_positions or 0) + config.position_offset, config.width)
-        self.position_table = param(shape, (None, "embed"), use="lookup", fan_in=config.width) if learned else None
+        shape = ((config.max_positions or 0) + config.position_offset, config.embed_dim)
+        self.position_table = param(shape, (None, "embed"), use="lookup", fan_in=config.embed_dim) if learned else None
 
     def __call__(self, tokens: Int[Array, "B T"], added: Float[Array, "A D"] | None = None) -> Float[Array, "B T D"]:
         """The rows of ``tokens``; those from vocab_size on are rows of ``added``."""
@@ -224,9 +226,9 @@ class AddedEmbedding(Module):
     """Rows of tokens that fusion adds to a tower's vocabulary: for input and, where the head is tied, output."""
 
     def __init__(self, config: TowerConfig, count: int, *, rngs: nnx.Rngs):
-        shape, axes = (count, config.width), (None, "embed")
-        self.table = param(shape, axes, use="lookup", fan_in=config.width)
-        self.head_table = None if config.tied_head else param(shape, axes, use="lookup", fan_in=config.width)
+        shape, axes = (count, config.embed_dim), (None, "embed")
+        self.table = param(shape, axes, use="lookup", fan_in=config.embed_dim)
+        self.head_table = None if config.tied_head else param(shape, axes, use="lookup", fan_in=config.embed_dim)
 
 
 class RelativeBias(Module):
@@ -245,8 +247,8 @@ class Head(Module):
     """An output matrix of its own, for towers whose head is not tied."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.width)
-        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.width, output=True)
+        shape = (config.vocab_size, config.embed_dim)
+        self.table = param(shape, ("vocab", "embed"), use="lookup", fan_in=config.embed_dim, output=True)
 
 
 class Tower(Module):

@@ -59,7 +59,7 @@ class Zipper(Module):
         self.zips = nnx.data({z.name: self._directions(z, rngs) for z in sorted(config.zips, key=lambda z: z.name)})
 
     def _projection(self, tower: str, projection: ProjectionConfig, rngs: nnx.Rngs) -> Projection:
-        width = self.config.towers[tower].width
+        width = self.config.towers[tower].embed_dim
         return Projection(projection, width, width, rngs=rngs, dtype=jnp.dtype(self.config.dtype))
 
     def _directions(self, z: Any, rngs: nnx.Rngs) -> dict[str, Fusion]:

@@ -107,23 +107,23 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say)
     splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
     likelihood = Likelihood(model.config, model.layout, model.lengths)
-    limits = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
+    max_new_tokens = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
     heard: dict[str, Any] = {}
     spoken: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
         say(f"{row.name}: {name}")
         units = [e["contents"][SPEECH] for e in examples]
-        heard[name] = _generate(model, SPEECH, units, TEXT, limits)
+        heard[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
-    heard["shuffled"] = _generate(model, SPEECH, others(units), TEXT, limits)
-    heard["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, limits)
+    heard["shuffled"] = _generate(model, SPEECH, others(units), TEXT, max_new_tokens)
+    heard["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, max_new_tokens)
     if model.config.zips:
-        heard["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, limits)
+        heard["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
-    spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, limits)
+    spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
     for task, given in (("asr", SPEECH), ("tts", TEXT)):
         turned = [
             {"contents": {**e["contents"], given: o["contents"][given]}}
@@ -138,10 +138,10 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say)
 
 
 def _generate(
-    model: Model, given: str, contents: Sequence[Any], output: str, limits: Mapping[str, int]
+    model: Model, given: str, contents: Sequence[Any], output: str, max_new_tokens: Mapping[str, int]
 ) -> list[list[int]]:
     prompts = [[(given, np.asarray(content, np.int32))] for content in contents]
-    return [row[0].tokens.tolist() for row in model.generate_tokens(prompts, (output,), limits=limits)]
+    return [row[0].tokens.tolist() for row in model.generate_tokens(prompts, (output,), max_new_tokens=max_new_tokens)]
 
 
 def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -201,7 +201,7 @@ def _fit(name: str, leaf: Leaf, want: Leaf, what: str) -> Leaf:
 
 
 _SEEN_IN_SHAPES = (
-    *("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"),
+    *("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
     *("tied_head", "query_key_norm", "attention_bias", "mlp_bias", "gated_mlp", "norm_placement"),
 )
 _SEEN_IN_NOTHING = ("family", "max_positions")

@@ -70,12 +70,12 @@ def sizes(tower: TowerConfig) -> dict[str, Any]:
     """The fields that all decoders in the manner of Llama share."""
     return {
         "vocab_size": tower.vocab_size,
-        "hidden_size": tower.width,
-        "intermediate_size": tower.mlp_width,
+        "hidden_size": tower.embed_dim,
+        "intermediate_size": tower.mlp_dim,
         "num_hidden_layers": tower.num_layers,
         "num_attention_heads": tower.num_heads,
         "num_key_value_heads": tower.num_kv_heads,
-        "head_dim": tower.head_size,
+        "head_dim": tower.head_dim,
         "rms_norm_eps": tower.norm_epsilon,
         "tie_word_embeddings": tower.tied_head,
         "max_position_embeddings": tower.max_positions or 2048,
@@ -83,18 +83,18 @@ def sizes(tower: TowerConfig) -> dict[str, Any]:
 
 
 def read_sizes(
-    fields: Fields, tied: bool, head_size: int | None = None, max_positions: int = 2048, epsilon: float = 1e-6
+    fields: Fields, tied: bool, head_dim: int | None = None, max_positions: int = 2048, epsilon: float = 1e-6
 ) -> dict[str, Any]:
     """The inverse of `sizes`; arguments are the family's defaults."""
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return {
         "vocab_size": fields.integer("vocab_size"),
-        "width": width,
-        "mlp_width": fields.integer("intermediate_size"),
+        "embed_dim": width,
+        "mlp_dim": fields.integer("intermediate_size"),
         "num_layers": fields.integer("num_hidden_layers"),
         "num_heads": heads,
         "num_kv_heads": fields.integer("num_key_value_heads", heads),
-        "head_size": fields.integer("head_dim", head_size or width // heads),
+        "head_dim": fields.integer("head_dim", head_dim or width // heads),
         "norm_epsilon": fields.number("rms_norm_eps", epsilon),
         "tied_head": fields.boolean("tie_word_embeddings", tied),
         "max_positions": fields.integer("max_position_embeddings", max_positions),

@@ -21,13 +21,13 @@ from zipper_jax.utils.errors import UserError
 
 def _common(fields: Fields, kind: str | None = None, **defaults: Any) -> dict[str, Any]:
     base, scaling, share = fields.rope(defaults.pop("base", 10_000.0), kind)
-    common = read_sizes(fields, tied=True, head_size=256, **defaults)
+    common = read_sizes(fields, tied=True, head_dim=256, **defaults)
     return {
         **common,
         "rope_base": base,
         "rope_scaling": scaling,
         "rope_fraction": share,
-        "embedding_scale": common["width"] ** 0.5,
+        "embedding_scale": common["embed_dim"] ** 0.5,
         "norm_offset": 1.0,
         "attention_bias": "all" if fields.boolean("attention_bias", False) else "none",
     }
@@ -72,7 +72,7 @@ def _with_windows(fields: Fields, kind: str | None, every: int, **more: Any) -> 
 
 
 def _with_windows_fields(tower: TowerConfig) -> dict[str, Any]:
-    scale = tower.attention_scale or tower.head_size**-0.5
+    scale = tower.attention_scale or tower.head_dim**-0.5
     scalar, whole = scale**-2, round(scale**-2)
     return {
         **_common_fields(tower),

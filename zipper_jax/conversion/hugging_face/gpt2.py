@@ -18,11 +18,11 @@ def _tower(fields: Fields) -> TowerConfig:
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),
         num_layers=fields.integer("n_layer"),
-        width=width,
+        embed_dim=width,
         num_heads=heads,
         num_kv_heads=heads,
-        head_size=width // heads,
-        mlp_width=fields.integer("n_inner", 4 * width),
+        head_dim=width // heads,
+        mlp_dim=fields.integer("n_inner", 4 * width),
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         activation=fields.activation("activation_function", "gelu_new"),
         tied_head=fields.boolean("tie_word_embeddings", True),
@@ -39,10 +39,10 @@ def _tower(fields: Fields) -> TowerConfig:
 def _fields(tower: TowerConfig) -> dict[str, Any]:
     return {
         "vocab_size": tower.vocab_size,
-        "n_embd": tower.width,
+        "n_embd": tower.embed_dim,
         "n_layer": tower.num_layers,
         "n_head": tower.num_heads,
-        "n_inner": tower.mlp_width,
+        "n_inner": tower.mlp_dim,
         "n_positions": tower.max_positions,
         "layer_norm_epsilon": tower.norm_epsilon,
         "activation_function": {"gelu_pytorch_tanh": "gelu_new"}.get(activation_name(tower), activation_name(tower)),

@@ -24,11 +24,11 @@ def _tower(fields: Fields) -> TowerConfig:
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),
         num_layers=fields.integer("num_hidden_layers"),
-        width=width,
+        embed_dim=width,
         num_heads=heads,
         num_kv_heads=heads,
-        head_size=width // heads,
-        mlp_width=fields.integer("intermediate_size"),
+        head_dim=width // heads,
+        mlp_dim=fields.integer("intermediate_size"),
         rope_base=base,
         rope_scaling=scaling,
         rope_fraction=share,
@@ -49,10 +49,10 @@ def _fields(tower: TowerConfig) -> dict[str, Any]:
     rope = rope_fields(tower)
     return {
         "vocab_size": tower.vocab_size,
-        "hidden_size": tower.width,
+        "hidden_size": tower.embed_dim,
         "num_hidden_layers": tower.num_layers,
         "num_attention_heads": tower.num_heads,
-        "intermediate_size": tower.mlp_width,
+        "intermediate_size": tower.mlp_dim,
         "rotary_emb_base": rope["rope_theta"],
         "rope_scaling": rope["rope_scaling"],
         "rotary_pct": tower.rope_fraction,

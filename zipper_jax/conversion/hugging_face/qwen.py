@@ -17,9 +17,9 @@ from zipper_jax.conversion.hugging_face.fields import Fields
 from zipper_jax.models.config import TowerConfig
 
 
-def _common(fields: Fields, head_size: int | None) -> dict[str, Any]:
+def _common(fields: Fields, head_dim: int | None) -> dict[str, Any]:
     base, scaling, share = fields.rope()
-    common = read_sizes(fields, tied=False, head_size=head_size, max_positions=32_768)
+    common = read_sizes(fields, tied=False, head_dim=head_dim, max_positions=32_768)
     layers = common["num_layers"]
     first, size = fields.take("max_window_layers", 28), fields.number_or_null("sliding_window", 4096)
     if not fields.boolean("use_sliding_window", False):

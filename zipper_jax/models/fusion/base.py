@@ -123,7 +123,7 @@ class Fusion(Module):
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
         """(query heads, elements per head) of its attention: a visible pair of tokens costs 4 N H FLOP forward. Soft
         tokens have none but the receiver's own."""
-        return (0, 0) if cls.placement == "sequence" else (receiver.num_heads, receiver.head_size)
+        return (0, 0) if cls.placement == "sequence" else (receiver.num_heads, receiver.head_dim)
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:

@@ -68,9 +68,9 @@ class GatedCrossAttention(Fusion):
         self, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         self.config = config
-        width = receiver.width
+        width = receiver.embed_dim
         n, k, h = _heads(config, receiver)
-        self.projection = Projection(config.projection, source.width, width, rngs=rngs, dtype=dtype)
+        self.projection = Projection(config.projection, source.embed_dim, width, rngs=rngs, dtype=dtype)
 
         def positions() -> nnx.Param | None:
             learned, shape = config.positions == "learned", (config.max_positions, width)
@@ -130,8 +130,12 @@ class GatedCrossAttention(Fusion):
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
         """UserError: heads that do not divide, or no projection between unequal widths."""
         super().check(config, source, receiver, name)
-        if config.projection.form == "none" and source.width != receiver.width:
-            widths = [source.width, receiver.width] if config.towers[1] == name else [receiver.width, source.width]
+        if config.projection.form == "none" and source.embed_dim != receiver.embed_dim:
+            widths = (
+                [source.embed_dim, receiver.embed_dim]
+                if config.towers[1] == name
+                else [receiver.embed_dim, source.embed_dim]
+            )
             raise UserError(
                 f"zip {config.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'"
             )
@@ -146,7 +150,7 @@ class GatedCrossAttention(Fusion):
 def _heads(config: ZipConfig, receiver: TowerConfig) -> tuple[int, int, int]:
     """Query heads, key/value heads and head size of the cross-attention into ``receiver``."""
     k = config.num_kv_heads or config.num_heads or receiver.num_kv_heads
-    return config.num_heads or receiver.num_heads, k, config.head_size or receiver.head_size
+    return config.num_heads or receiver.num_heads, k, config.head_dim or receiver.head_dim
 
 
 def _add_positions(x: Array, table: nnx.Param | None, positions: Int[Array, "B T"]) -> Array:
