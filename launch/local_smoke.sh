@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on a laptop CPU, from synthetic speech to word error rates: see README.md, "What you will see".
+# The whole job on a laptop CPU, from synthetic speech to word error rates: see docs/smoke.md.
 #
 #   make smoke              about 15 minutes on 2 cores, writes runs/smoke/report.html
 #   QUICK=1 make smoke      the same stages, smaller, 4 minutes, writes runs/smoke_quick/
