@@ -46,18 +46,24 @@ OTHER = {
 WANTED = sorted([*SMALL, "model.safetensors"])
 
 CALLS = """
-import json, sys
+import json, logging, sys
 from zipper_jax.conversion.hub import model_folder
 from zipper_jax.utils.errors import UserError
 
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("zipper_jax").addHandler(handler)
+logging.getLogger("zipper_jax").setLevel(logging.INFO)
 results = []
 for arguments in json.loads(sys.argv[1]):
-    said, folder, error = [], "", ""
+    folder, error = "", ""
+    said.clear()
     try:
-        folder = str(model_folder(*arguments, say=said.append))
+        folder = str(model_folder(*arguments))
     except UserError as caught:
         error = str(caught)
-    results.append((said, folder, error))
+    results.append((list(said), folder, error))
 print(json.dumps(results))
 """
 

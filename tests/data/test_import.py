@@ -17,6 +17,7 @@ from pathlib import Path
 import making_sources as making
 import pytest
 import soundfile
+from logged import logged
 from making_sources import SENTENCES, sound, write
 
 from zipper_jax.cli import main as cli
@@ -537,8 +538,8 @@ def test_a_finished_corpus_is_no_work_and_another_source_is_refused(tmp_path, ca
     source = write(tmp_path / "a.txt", "\n".join(SENTENCES))
     run("text", source, tmp_path / "out")
     write(source, "changed\n")
-    lines = []
-    _, rows = run("text", source, tmp_path / "out", say=lines.append)
+    with logged() as lines:
+        _, rows = run("text", source, tmp_path / "out")
     assert len(rows) == 12
     assert "is complete (train 12); --overwrite reads the source again" in lines[0]
     with pytest.raises(UserError, match="holds a corpus made otherwise: give --overwrite"):
@@ -550,21 +551,23 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(tmp_path):
     source = making.table(tmp_path / "t")
     run("table", source, tmp_path / "whole", ImportSettings())
 
-    def interrupt(line):
-        if line.startswith("checked 4/"):
-            raise KeyboardInterrupt
+    def interrupted(items, **options):
+        for count, item in enumerate(items):
+            if count == 4:
+                raise KeyboardInterrupt
+            yield item
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zipper_jax.utils.progress.SECONDS_BETWEEN_LINES", 0.0)
+        patch.setattr("zipper_jax.data.check_audio.progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run("table", source, tmp_path / "out", ImportSettings(), say=interrupt)
+            run("table", source, tmp_path / "out", ImportSettings())
     journal = tmp_path / "out" / "checked.jsonl"
     assert [p.name for p in (tmp_path / "out").iterdir()] == [journal.name]
     with journal.open("a") as file:
         file.write('["half a li')
     sound(source.parent / "wav" / "u1.wav", seconds=0.4)  # changed meanwhile: has to be checked again
-    lines = []
-    _, rows = run("table", source, tmp_path / "out", ImportSettings(), say=lines.append)
+    with logged() as lines:
+        _, rows = run("table", source, tmp_path / "out", ImportSettings())
     assert any(line.startswith("continuing: ") and " of 10 files were checked before" in line for line in lines)
     assert rows["u1"]["seconds"] == 0.4
     whole = {row["id"]: row for row in read_manifest(tmp_path / "whole")}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from logged import logged
 
 from zipper_jax.cli import main as cli
 from zipper_jax.data import prepare_rows, prepared
@@ -54,8 +55,8 @@ def corpus(tmp_path_factory):
 def made(corpus, tmp_path_factory):
     """(prepared folder, metas, lines said)."""
     folder = tmp_path_factory.mktemp("data") / "prepared"
-    lines: list[str] = []
-    metas = prepare_rows.prepare(corpus, folder, SETTINGS, say=lines.append, processes=1)
+    with logged() as lines:
+        metas = prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
     return folder, metas, lines
 
 
@@ -147,7 +148,8 @@ def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
     for kept in ("".join(written[:9]) + written[9][:20], "".join(written[:8]), ""):
         path.unlink()
         path.with_name("train.jsonl.partial").write_text(kept)
-        prepare_rows.prepare(corpus, folder, settings, processes=1, say=lines.append)
+        with logged(lines.append):
+            prepare_rows.prepare(corpus, folder, settings, processes=1)
         assert contents(folder) == whole
     said = [line for line in lines if "continuing" in line]
     assert said == ["train: continuing behind 4 of 12 examples", "train: continuing behind 3 of 12 examples"]
@@ -187,13 +189,14 @@ def interrupt(*args, **kwargs):
 PRESSED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with Ctrl-C ignored
-from zipper_jax.cli import data, main
-say = data._say
-def press(line):
-    say(line)
-    if line.startswith(sys.argv[1]):
+from zipper_jax.cli import main
+from zipper_jax.utils import logs
+emit = logs.Console.emit
+def press(self, record):
+    emit(self, record)
+    if record.getMessage().startswith(sys.argv[1]):
         os.killpg(0, signal.SIGINT)
-data._say = press
+logs.Console.emit = press
 sys.exit(main.main(sys.argv[2:]))
 """
 DEAF = """

@@ -11,6 +11,7 @@ import making_sources as making
 import numpy as np
 import pytest
 import tokenizers
+from logged import logged
 from making_sources import SENTENCES, sound, write
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -37,8 +38,8 @@ def made(kind, path, folder, settings=SETTINGS, imported=ImportSettings(validati
     """(rows by task and split, lines said) of a source."""
     corpus, out = folder / "corpus", folder / "prepared"
     import_corpus(kind, [path], corpus, imported, processes=1)
-    lines: list[str] = []
-    metas = prepare(corpus, out, settings, say=lines.append, processes=1)
+    with logged() as lines:
+        metas = prepare(corpus, out, settings, processes=1)
     assert prepare(corpus, out, settings, processes=1) == metas  # finished: no work
     return {key: meta["examples"] for key, meta in metas.items()}, lines
 
@@ -230,8 +231,8 @@ def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
     vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
     before = vocabulary.stat().st_mtime_ns
     settings = PrepareSettings(text_length=24, text_vocabulary="bytes", tasks=("text_lm",))
-    said: list[str] = []
-    metas = prepare(tmp_path / "corpus", folder, settings, processes=1, say=said.append)
+    with logged() as said:
+        metas = prepare(tmp_path / "corpus", folder, settings, processes=1)
     assert metas["text_lm", "train"]["examples"] == 800
     assert any(line.startswith("train: continuing behind ") for line in said)
     assert not list(folder.rglob("*.partial"))

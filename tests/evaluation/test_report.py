@@ -1,7 +1,6 @@
 """The report: from small real files to one page that needs nothing else."""
 
 import base64
-import io
 import json
 import re
 import time
@@ -101,7 +100,7 @@ def sound(path, pitch: float) -> None:
 def train(folder, zips: int, steps: int = 120) -> None:
     """A run folder as the real monitor leaves it."""
     folder.mkdir()
-    monitor = Monitor(folder, start=0, total=steps, flops_per_step=1e9, peak=None, stream=io.StringIO())
+    monitor = Monitor(folder, start=0, total=steps, flops_per_step=1e9, peak=None)
     goodput = Goodput(None, time.perf_counter())
     rng = np.random.default_rng(zips)
     for step in range(1, steps + 1):

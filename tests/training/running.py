@@ -1,7 +1,8 @@
 """Running tiny trainings in tests: with the console caught, the clock left out of the log, and signals on time."""
 
-import io
 import signal
+
+from logged import logged
 
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.training.loop import train
@@ -12,8 +13,9 @@ SPEEDS = ("tokens_per_second", "flops_per_second", "goodput")
 
 
 def run(config, **options):
-    stream = io.StringIO()
-    return train(config, stream=stream, **options), stream.getvalue()
+    """(result of the run, what it logged)."""
+    with logged() as lines:
+        return train(config, **options), "\n".join(lines)
 
 
 def log(config) -> list[dict]:

@@ -24,13 +24,13 @@ from zipper_jax.cli import gin_bindings
 from zipper_jax.cli.main import main
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models.config import ModalityConfig
-from zipper_jax.models.config_parts import RENAMED
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.utils.configs import RENAMED
 from zipper_jax.utils.errors import DamagedError, UserError
 
 # A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python says so whenever it collects

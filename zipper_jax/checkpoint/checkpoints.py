@@ -15,10 +15,11 @@ its manifest: every restore checks that, and a run goes on from the newest good 
 """
 
 import json
+import logging
 import math
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.trees import Flat, join_flat, unflatten
 
+logger = logging.getLogger(__name__)
+
 TRASH = ".trash-"
 ARRAYS = ("trainable", "optimizer", "guard")
 """The items of a step that hold arrays."""
@@ -67,18 +70,15 @@ class Checkpoints:
     Args:
         run_dir: The run folder.
         config: How often, how many.
-        say: Where a damaged step is reported.
     """
 
     def __init__(
         self,
         run_dir: str | Path,
         config: SaveCheckpointConfig = SaveCheckpointConfig(),
-        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.run_dir = Path(run_dir).absolute()
         self._config = config
-        self._say = say
         self._folder = self.run_dir / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # deleting is ours: see _tidy
@@ -225,9 +225,9 @@ class Checkpoints:
                 damaged.append((candidate, str(damage)))
                 continue
             for bad, told in damaged:  # only now: if none is good, nothing is moved and nothing starts over
-                self._say(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
+                logger.info(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
             if problems:
-                self._say(f"going on from step {candidate}, the newest good checkpoint")
+                logger.info(f"going on from step {candidate}, the newest good checkpoint")
             # None: the next save writes it anew.
             self._frozen = content["frozen"] if has_digests(self.run_dir, content["frozen"]) else None
             self._last = candidate

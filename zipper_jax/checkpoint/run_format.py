@@ -3,7 +3,7 @@
 Formats:
     1   checkpoint fields lay in ``train`` itself; steps had ``progress`` and no digests
     2   ``train.save``; each step has a manifest with a digest per array, and the digests of its files beside it
-    3   fields of the model have the field's names (`models.config_parts.RENAMED`)
+    3   fields of the model have the field's names (`utils.configs.RENAMED`)
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.models.config_parts import RENAMED
+from zipper_jax.utils.configs import RENAMED
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 

@@ -8,6 +8,7 @@ from typing import Any
 from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
 from zipper_jax.utils.configs import closest, to_dict
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.progress import progress
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -108,7 +109,7 @@ def _from_hf(args: argparse.Namespace) -> int:
     from zipper_jax.conversion import from_hf, hub
     from zipper_jax.vocabularies import tokenizer_files
 
-    folder = hub.model_folder(args.source, args.revision, say=print)
+    folder = hub.model_folder(args.source, args.revision)
     plan = from_hf.plan(folder, tuple(args.ignore_field))
     rows = plan.tower.vocab_size
     if args.units is None:
@@ -138,7 +139,6 @@ def _units(args: argparse.Namespace, rows: int) -> Any:
 
 
 def _write_tower(args: argparse.Namespace, plan: Any, vocabulary: Any) -> int:
-    from zipper_jax.cli.progress import Progress
     from zipper_jax.conversion.to_tower import write_tower
 
     for line in plan.lines():
@@ -146,7 +146,8 @@ def _write_tower(args: argparse.Namespace, plan: Any, vocabulary: Any) -> int:
     print(_vocabulary_line(vocabulary, plan.tower.vocab_size))
     name = args.name or (TEXT if args.units is None else SPEECH)
     if not args.dry_run:
-        write_tower(plan, args.out, name, vocabulary, str(args.source), Progress(plan.count, "parameters"))
+        with progress(total=plan.count, what="converting", unit="parameters") as bar:
+            write_tower(plan, args.out, name, vocabulary, str(args.source), bar.update)
         print(f"{args.out}: tower {name!r}, {plan.count:,} parameters")
     return 0
 
@@ -161,7 +162,6 @@ def _vocabulary_line(vocabulary: Any, rows: int) -> str:
 def _to_hf(args: argparse.Namespace) -> int:
     import ml_dtypes
 
-    from zipper_jax.cli.progress import Progress
     from zipper_jax.conversion import to_hf
     from zipper_jax.vocabularies import load_vocabulary
 
@@ -177,7 +177,8 @@ def _to_hf(args: argparse.Namespace) -> int:
         print(f"  added_embeddings/{tower}: left out, {model.added_tokens[tower]} tokens that are not the tower's own")
     if not args.dry_run:
         count = sum(_count(shape) for shape in plan.tensors.values())
-        to_hf.write(plan, args.out, Progress(count, "parameters"))
+        with progress(total=count, what="converting", unit="parameters") as bar:
+            to_hf.write(plan, args.out, bar.update)
         print(f"{args.out}: {plan.family.architecture}")
     return 0
 
@@ -187,7 +188,6 @@ def _export(args: argparse.Namespace) -> int:
     import numpy as np
 
     from zipper_jax.checkpoint.model_folder import write_model_folder
-    from zipper_jax.cli.progress import Progress
 
     model, weights, header = _open(args.run, args.step)
     chosen = np.dtype(ml_dtypes.bfloat16) if args.bf16 else None
@@ -199,13 +199,14 @@ def _export(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    progress = Progress(count, "parameters")
+    bar = progress(total=count, what="exporting", unit="parameters")
 
     def fill(writer: Any) -> None:
         for name, (dtype, _) in leaves.items():
             leaf = weights.read(name)
             writer.write(name, leaf.astype(dtype, copy=False))
-            progress(leaf.size)
+            bar.update(leaf.size)
+        bar.close()
 
     source = {"run": str(Path(args.run).name)} | ({"step": str(args.step)} if args.step is not None else {})
     write_model_folder(

@@ -9,6 +9,7 @@ example:
 
 import argparse
 import dataclasses
+import logging
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.files import new_folder, require_new
 from zipper_jax.vocabularies import UnitVocabulary
+
+logger = logging.getLogger(__name__)
 
 TAKES_GIN_FLAGS = ("prepare",)
 _HELP = {
@@ -104,23 +107,23 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     gin_flags = ("--gin_file", "--gin.") if args.command in TAKES_GIN_FLAGS else ()
     refuse("data", args, [one for one in extra if one.startswith("--") and not one.startswith(gin_flags)])
     if args.command == "synth":
-        synthesise_corpus(args.out, _settings(CorpusSettings, args), progress=_say, processes=args.processes)
+        synthesise_corpus(args.out, _settings(CorpusSettings, args), processes=args.processes)
         return 0
     if args.command == "import":
         settings = _settings(ImportSettings, args)
         import_corpus(
-            args.format, args.paths, args.out, settings, args.strict, args.overwrite, _say, processes=args.processes
+            args.format, args.paths, args.out, settings, args.strict, args.overwrite, processes=args.processes
         )
         return 0
     if args.command == "inspect":
         for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
-            _say(line)
+            logger.info(line)
         return 0
     if args.command == "tokenizer":
         return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
-    prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, _say, args.processes)
+    prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, args.processes)
     return 0
 
 
@@ -143,12 +146,8 @@ def _tokenizer(args: argparse.Namespace) -> int:
         home = aside / "vocabularies" / SPEECH
         made.save(home)
         UnitVocabulary(made.num_units, made.rate_hz, made.digest).save(home)
-    _say(f"{args.out}: {made.num_units} units at {made.rate_hz:g} Hz")
+    logger.info(f"{args.out}: {made.num_units} units at {made.rate_hz:g} Hz")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _flags(cls: type) -> list[dataclasses.Field]:

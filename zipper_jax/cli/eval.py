@@ -1,7 +1,6 @@
 """``zipper eval``: word error rates, perplexities and their controls of a zipper, beside a Single Decoder; a report."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
-    results = evaluate(sources, args.out, settings, _say)
+    results = evaluate(sources, args.out, settings)
     seconds = _stage_seconds(args.stages)
     seconds["evaluate"] = round(time.monotonic() - began, 1)
     results["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
@@ -84,13 +83,9 @@ def _split(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise UserError(f"--{name} has no place beside --split: leave it out, or leave out --split")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams)
-    results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus, _say)
+    results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _stage_seconds(folder: Path | None) -> dict[str, float]:

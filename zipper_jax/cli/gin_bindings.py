@@ -5,7 +5,6 @@ Import this module before reading gin files. Building and calling stay with Pyth
 """
 
 import functools
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from zipper_jax.cli.gin_flags import configurable
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sharding.mesh import MeshConfig
@@ -52,10 +52,6 @@ CONFIGURABLES = (
     TrainConfig,
 )
 
-# gin also takes `models/x.gin` for a resource of a Python package called `models`, logs an error when there is none,
-# and crashes when sys.path has a folder of that name without __init__.py. Our files are files: keep that reader only.
-gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
-
 _MACRO_WITHOUT_VALUE = re.compile(r"In call to configurable 'macro' .* in scope '([^']+)'")
 _WHERE_CALLED = re.compile(r"\n  In call to configurable '.*", re.DOTALL)
 
@@ -71,16 +67,16 @@ def _checked(cls: type) -> Callable[..., Any]:
 
 
 for _cls in CONFIGURABLES:
-    gin.external_configurable(_checked(_cls), name=_cls.__name__, module="zipper_jax")
+    configurable(_checked(_cls), _cls.__name__)
 
 
-@gin.configurable(module="zipper_jax")
+@configurable
 def train(config: TrainConfig = gin.REQUIRED) -> TrainConfig:
     """The run that gin files describe by ``train.config = @TrainConfig()``."""
     return config
 
 
-@gin.configurable(module="zipper_jax")
+@configurable
 def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gin.REQUIRED) -> int:
     """Tokens of these modalities together in a prepared folder, so that no gin file repeats what the data knows."""
     from zipper_jax.vocabularies import load_vocabulary
@@ -94,7 +90,7 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
     return total
 
 
-@gin.configurable(module="zipper_jax")
+@configurable
 def stored_model(
     folder: str = gin.REQUIRED, dtype: str | None = None, scan: bool | None = None, remat: str | None = None
 ) -> ZipperConfig:
@@ -143,6 +139,6 @@ def train_config() -> TrainConfig:
         macro = _MACRO_WITHOUT_VALUE.search(str(error))
         if macro is None:
             raise
-        bound = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+        bound = re.findall(r"^([A-Z][A-Z0-9_]*) = ", gin.config_str(), re.MULTILINE)
         hint = nearest(macro[1], bound)
         raise UserError(f"%{macro[1]} has no value{hint or f': give --gin.{macro[1]}=...'}") from None

@@ -7,14 +7,15 @@ or path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means `
 import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zipper_jax.cli.gin_path import known_files, search_paths
-from zipper_jax.models.config_parts import RENAMED
-from zipper_jax.utils.configs import closest
+from zipper_jax.utils.configs import RENAMED, closest
 from zipper_jax.utils.errors import UserError
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z_][\w./]*$")
 _MACRO = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
@@ -23,10 +24,21 @@ _SCOPED = re.compile(r"^([\w/]+)/\w+(?:\.\w+)*\.\w+ = ")
 _SCOPE_USE = re.compile(r"(?:^\s*|@)([\w/]+)/[\w.]+", re.MULTILINE)
 _BARE_STRING = re.compile(r"[\w./+-]+$")
 _NO_CONFIGURABLE = re.compile(r"No configurable matching (?:reference )?'@?([^'()]+)(?:\(\))?'")
-_NO_FILE = re.compile(r"Unable to open file: (\S+)\. Searched")
 _NO_PARAMETER = re.compile(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'")
 
-_searched: set[str] = set()
+_INCLUDE = re.compile(r"""^include[ \t]+['"]([^'"]+)['"][ \t]*(?:#.*)?$""", re.MULTILINE)
+
+CONFIGURABLES: dict[str, Callable[..., Any]] = {}
+"""Name in gin files -> what `configurable` registered, for hints in errors."""
+
+
+def configurable(function: Callable[..., T], name: str | None = None) -> Callable[..., T]:
+    """Registers a function or class with gin under ``name`` (its own, where None); also a decorator."""
+    import gin
+
+    name = name or function.__name__
+    CONFIGURABLES[name] = function
+    return gin.external_configurable(function, name=name, module="zipper_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +90,10 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
     import gin
 
     gin.clear_config()
-    for folder in search_paths():
-        if folder not in _searched:
-            gin.add_config_file_search_path(folder)
-            _searched.add(folder)
     gin.parse_config(list(defaults))
     texts: list[str] = []
     for name in flags.files:
-        path = find(name)
-        try:
-            texts += _texts(gin.parse_config_file(str(path)))
-        except Exception as error:  # gin raises its own syntax errors, ValueError, OSError, RuntimeError, TypeError
-            raise UserError(f"gin file {name!r}: {_explain(error)}") from error
+        texts += _parse_file(name, find(name))
     macros = {found for text in texts for pattern in (_MACRO, _MACRO_USE) for found in pattern.findall(text)}
     scopes = {part for text in texts for found in _SCOPE_USE.findall(text) for part in found.split("/")}
     for binding in flags.bindings:
@@ -130,35 +134,46 @@ def _binding(name: str, value: str) -> str:
     return f"{name} = {value}"
 
 
-def _texts(parsed: Any) -> list[str]:
-    """The text of a gin file and of all that it includes."""
-    texts = [find(parsed.filename).read_text(encoding="utf-8")]
-    for included in parsed.includes:
-        texts += _texts(included)
+def _parse_file(name: str, path: Path) -> list[str]:
+    """Parses a gin file and what it includes, in order; returns their texts.
+
+    gin's own include also takes the path for a resource of a Python package of that name, and fails on folders of
+    ``sys.path`` that are called so; ours are files along `search_paths`.
+    """
+    import gin
+
+    text = path.read_text(encoding="utf-8")
+    texts, done = [text], 0
+    for include in [*_INCLUDE.finditer(text), None]:
+        end = len(text) if include is None else include.start()
+        try:  # the lines above are left empty, so that errors name the right line
+            gin.parse_config("\n" * text.count("\n", 0, done) + text[done:end])
+        except Exception as error:  # gin raises its own syntax errors, ValueError, RuntimeError, TypeError
+            raise UserError(f"gin file {name!r}: {_explain(error)}") from error
+        if include is not None:
+            done, other = include.end(), include[1]
+            try:
+                found = find(other)
+            except UserError:
+                hint = closest(other, known_files())
+                raise UserError(f"gin file {name!r}: include {other!r}: there is no such file{hint}") from None
+            texts += _parse_file(other, found)
     return texts
 
 
 def _explain(error: Exception) -> str:
     """gin's message in one line, with the closest known name where it complains about an unknown one."""
-    import gin
-
     message = " ".join(str(error.args[0] if error.args else error).split())
-    registry = dict(gin.config._REGISTRY.items())
     configurable = _NO_CONFIGURABLE.search(message)
     if configurable:
         bare = configurable[1].rsplit("/", 1)[-1]
-        return f"nothing configurable is called {bare!r}{closest(bare, {n.rsplit('.', 1)[-1] for n in registry})}"
-    missing = _NO_FILE.search(message)
-    if missing:
-        return f"include {missing[1]!r}: there is no such file{closest(missing[1], known_files())}"
+        return f"nothing configurable is called {bare!r}{closest(bare, CONFIGURABLES)}"
     parameter = _NO_PARAMETER.search(message)
     if parameter:
-        owners = [
-            value for name, value in registry.items() if name.rsplit(".", 1)[-1] == parameter[1].rsplit(".", 1)[-1]
-        ]
         now = RENAMED.get(parameter[1].rsplit(".", 1)[-1], {}).get(parameter[2])
         if now is not None:
             return f"{parameter[1]}.{parameter[2]} is now called {parameter[1]}.{now}: write that"
-        known = inspect.signature(owners[0].wrapped).parameters if owners else ()
+        owner = CONFIGURABLES.get(parameter[1].rsplit(".", 1)[-1])
+        known = inspect.signature(owner).parameters if owner is not None else ()
         return f"{parameter[1]} has no parameter {parameter[2]!r}{closest(parameter[2], known)}"
     return message

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from zipper_jax.utils import logs
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import is_no_room
@@ -54,6 +55,10 @@ example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``zipper ARGUMENTS`` and returns the exit status: 0, what the command says, 2 (user error), 130 (Ctrl-C)."""
+    if "_ARGCOMPLETE" in os.environ:
+        from zipper_jax.cli import completion
+
+        completion.answer()
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
@@ -82,6 +87,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] == "--version":
         return _version(arguments[1:])
+    logs.to_console()
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
@@ -103,9 +109,14 @@ def refuse(name: str, args: argparse.Namespace, extra: Sequence[str]) -> None:
         raise UserError(f"zipper {name} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}")
 
 
+def command_module(name: str) -> ModuleType:
+    """The module of the command ``name``."""
+    return importlib.import_module(COMMANDS[name][0])
+
+
 def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     """The module of the command ``name``, and the parser of its own arguments."""
-    module = importlib.import_module(COMMANDS[name][0])
+    module = command_module(name)
     # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
     parser = argparse.ArgumentParser(
         prog=f"zipper {name}",

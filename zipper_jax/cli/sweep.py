@@ -1,11 +1,14 @@
 """``zipper sweep``: a grid of runs from a Python file, resumable row by row, scored and reported."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
 
 from zipper_jax.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Runs the arms that a Python file describes (each a model, trained once per seed), scores them on held-out sentences and
@@ -64,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
         case "prepare":
             from zipper_jax.sweep.prepare import prepare
 
-            prepare(sweep, places, _say, args.prose)
+            prepare(sweep, places, args.prose)
         case "run":
             return _run(args, sweep, rows, places)
         case "score":
             from zipper_jax.sweep.scores import score
 
-            score(sweep, places, _say)
+            score(sweep, places)
         case "report":
             from zipper_jax.sweep.report import command_of, write_report
 
@@ -93,15 +96,15 @@ def _run(args, sweep, rows, places) -> int:
     if ready and args.prose and not places.prose.is_dir():
         raise UserError(f"--prose: {str(places.root)!r} was prepared without it; give another --out")
     if not ready:  # asked first: preparing imports TensorFlow, which the machine may lack
-        prepare(sweep, places, _say, args.prose)
+        prepare(sweep, places, args.prose)
     waiting = [row for row in rows if not finished(sweep, row, places)]
-    _say(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")
+    logger.info(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")
     steps = [] if args.steps is None else ["--steps", str(args.steps)]
     command = [
         sys.executable, "-m", "zipper_jax.cli.main", "sweep", "run", str(args.file), "--size", args.size,
         "--out", str(args.out), *steps,
     ]  # fmt: skip
-    return run_rows(waiting, command, places, args.jobs, _say)
+    return run_rows(waiting, command, places, args.jobs)
 
 
 def _one_row(sweep, places, name: str) -> int:
@@ -114,7 +117,7 @@ def _one_row(sweep, places, name: str) -> int:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(places.root / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     arm, _, seed = name.rpartition("-")
-    return run_row(sweep, plan.Row(sweep.arm(arm), int(seed)), places, _say)
+    return run_row(sweep, plan.Row(sweep.arm(arm), int(seed)), places)
 
 
 def _seeds(text: str) -> list[int]:
@@ -122,7 +125,3 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
         raise UserError(f"--seeds {text!r}: give comma-separated numbers, e.g. 0,1") from None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

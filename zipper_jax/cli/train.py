@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from zipper_jax.utils import logs
 from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
                 args.coordinator, args.process_count, args.process_index, args.heartbeat_seconds, args.join_seconds
             )
         )
+        logs.to_console(args.process_index or 0)
     from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
 

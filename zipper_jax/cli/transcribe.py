@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.progress import progress
 
 DESCRIPTION = """\
 Transcribe audio files (WAV, FLAC, OGG, MP3; any sample rate, mono or stereo), or all of a folder. Prints a line per
@@ -61,12 +62,11 @@ def _transcribe(
     model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
 ) -> dict[Path, str]:
     """Writes a line per file, batch by batch; returns the files that were skipped, and why."""
-    from zipper_jax.cli.progress import Progress
     from zipper_jax.decoding.sampling import SamplingConfig
     from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 
     bad: dict[Path, str] = {}
-    began, heard, progress = time.monotonic(), 0.0, Progress(len(files), "files")
+    began, heard, bar = time.monotonic(), 0.0, progress(total=len(files), what="transcribing", unit="files")
     for start in range(0, len(files), size):
         batch = files[start : start + size]
         lengths: dict[Path, float] = {}
@@ -90,7 +90,8 @@ def _transcribe(
             line |= {"truncated": spoken.truncated, **about}
             text = f"{path}\t{spoken.content}" if out is None else json.dumps(line, ensure_ascii=False)
             print(text, file=out, flush=True)
-        progress(len(batch))
+        bar.update(len(batch))
+    bar.close()
     spent = time.monotonic() - began
     if heard:
         print(

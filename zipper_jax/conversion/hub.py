@@ -9,9 +9,10 @@ Hugging Face's libraries share (HF_HOME), where the next call finds them.
 import fnmatch
 import glob
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from zipper_jax.checkpoint.safetensors_files import FILE, INDEX
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.readable import size as readable_size
 from zipper_jax.vocabularies.hugging_face import FILES
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", *FILES)
@@ -36,7 +39,7 @@ _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def model_folder(path_or_id: str, revision: str | None = None, say: Callable[[str], None] = print) -> Path:
+def model_folder(path_or_id: str, revision: str | None = None) -> Path:
     """The folder of a model; one that is on the hub is downloaded first, or found in the cache.
 
     Files that have arrived whole are kept when a download is cut, and are not fetched again.
@@ -44,7 +47,6 @@ def model_folder(path_or_id: str, revision: str | None = None, say: Callable[[st
     Args:
       path_or_id: an existing folder, or an id of the hub: ``ORG/NAME`` or ``NAME``.
       revision: branch, tag or commit of a model on the hub; its main branch unless given.
-      say: where it is told what will be downloaded, before it begins.
 
     Raises:
       UserError: no such folder or model, no right to read it, no safetensors, no network, offline and not in the cache.
@@ -58,10 +60,10 @@ def model_folder(path_or_id: str, revision: str | None = None, say: Callable[[st
         raise UserError(f"{path_or_id!r} is a file: give the folder of the model")
     if not path or path_or_id.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith((*WEIGHTS, "/")):
         raise UserError(f"the folder {path_or_id!r} does not exist (the id of a model on the hub is ORG/NAME)")
-    return _from_hub(path_or_id, revision, say)
+    return _from_hub(path_or_id, revision)
 
 
-def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -79,7 +81,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
         found = None if isinstance(error, RevisionNotFoundError) else _cached(name, revision)
         if found is None:
             raise UserError(what) from error
-        say(f"{what}. For now the copy in the cache is used: {found}")
+        logger.info(f"{what}. For now the copy in the cache is used: {found}")
         return found
     commit = str(info.sha)
     sizes = {file.rfilename: file.size for file in info.siblings or () if "/" not in file.rfilename}
@@ -87,7 +89,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
         wanted = _wanted(name, commit, sizes)
         missing = [file for file in wanted if not isinstance(try_to_load_from_cache(name, file, revision=commit), str)]
         if missing:
-            say(f"{name} ({commit[:12]}): downloading {_amount(missing, sizes)} to {constants.HF_HUB_CACHE}")
+            logger.info(f"{name} ({commit[:12]}): downloading {_amount(missing, sizes)} to {constants.HF_HUB_CACHE}")
         # By its name, not by the commit: so the cache learns which commit the name stands for, and knows it offline.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[glob.escape(file) for file in wanted]))
     except UserError:

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from zipper_jax.speech.audio import AudioError, is_silent, read_audio
 from zipper_jax.speech.workers import parallel_map
-from zipper_jax.utils.progress import Say, telling
+from zipper_jax.utils.progress import progress
+
+logger = logging.getLogger(__name__)
 
 _JOURNAL = "checked.jsonl"
 
@@ -24,19 +27,19 @@ class Checked(NamedTuple):
     problem: str
 
 
-def check_audio(out: Path, parts: Sequence[Part], say: Say, processes: int | None) -> list[Checked]:
+def check_audio(out: Path, parts: Sequence[Part], processes: int | None) -> list[Checked]:
     """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun goes on."""
     known = _read(out / _JOURNAL)
     keys = [_key(part) for part in parts]
     missing = [index for index, key in enumerate(keys) if key not in known]
     if len(missing) < len(parts):
-        say(f"continuing: {len(parts) - len(missing)} of {len(parts)} files were checked before")
+        logger.info(f"continuing: {len(parts) - len(missing)} of {len(parts)} files were checked before")
     jobs = [parts[index] for index in missing]
     results = parallel_map(f"{__name__}:make_checker", {}, jobs, processes)
     with contextlib.closing(results), (out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal:
         journal.write("\n")  # ends a line that an interruption left half written
-        told = telling(results, len(jobs), say, "checked {} files")
-        for index, result in zip(missing, told, strict=True):
+        checked = progress(results, total=len(jobs), what="checking", unit="files")
+        for index, result in zip(missing, checked, strict=True):
             known[keys[index]] = result
             journal.write(json.dumps([keys[index], *result]) + "\n")
     return [known[key] for key in keys]

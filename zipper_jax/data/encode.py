@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
-from zipper_jax.utils.progress import Say, telling
+from zipper_jax.utils.progress import progress
+
+logger = logging.getLogger(__name__)
 
 
 def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +30,6 @@ def encode_split(
     rows: list[dict[str, Any]],
     fields: Sequence[str],
     shifts: int,
-    say: Say,
     processes: int | None,
 ) -> None:
     """Writes ``path`` (``<split>.jsonl``) where it is not there yet.
@@ -42,13 +44,13 @@ def encode_split(
     partial = path.with_name(f"{path.name}.partial")
     done = _keep_whole_rows(partial, rows)
     if done:
-        say(f"{split}: continuing behind {done} of {len(rows)} examples")
+        logger.info(f"{split}: continuing behind {done} of {len(rows)} examples")
     rows = rows[done:]
     jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
-        results = telling(encoded, len(jobs), say, f"{split}: {{}} utterances encoded")
+        results = progress(encoded, total=len(jobs), what=f"encoding {split}", unit="utterances")
         for row in rows:
             variants, seconds = [row.get("units")], row.get("seconds") or 0.0
             if "audio" in row and "units" not in row:
@@ -60,7 +62,7 @@ def encode_split(
                 out.write(json.dumps(example, ensure_ascii=False) + "\n")
             out.flush()
     os.replace(partial, path)
-    say(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
+    logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
 
 
 def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:

@@ -8,6 +8,7 @@ Both are written at the end. Until then the folder holds only what was checked s
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -26,7 +27,8 @@ from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
-from zipper_jax.utils.progress import Say
+
+logger = logging.getLogger(__name__)
 
 _MADE_UP = ("text", "audio")
 """Formats whose ids are made of file names: equal ones need not be one row twice."""
@@ -39,7 +41,6 @@ def import_corpus(
     settings: ImportSettings = ImportSettings(),
     strict: bool = False,
     overwrite: bool = False,
-    say: Say = lambda line: None,
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Writes the corpus folder ``out`` and returns its ``corpus.json``.
@@ -67,14 +68,14 @@ def import_corpus(
         if found["settings"] != what:
             raise UserError(f"{str(out)!r} holds a corpus made otherwise: give --overwrite or another --out")
         if found["complete"]:
-            say(f"corpus {out} is complete ({_counts(found['counts'])}); --overwrite reads the source again")
+            logger.info(f"corpus {out} is complete ({_counts(found['counts'])}); --overwrite reads the source again")
             return found
-    say(f"reading {kind}")
+    logger.info(f"reading {kind}")
     rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
     given = _given_units(kind, paths, settings)
     rows = _mark_twice(rows, kind in _MADE_UP)
     out.mkdir(parents=True, exist_ok=True)
-    rows, rates = _check(out, rows, settings, say, processes)
+    rows, rates = _check(out, rows, settings, processes)
     if given is not None:
         rows = [row if row.problem else units.checked(row, given) for row in rows]
     good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings))
@@ -97,8 +98,8 @@ def import_corpus(
     write_json(out / "corpus.json", header)
     check_audio.forget(out)
     for line in summary(header):
-        say(line)
-    say(f"corpus {out} is complete")
+        logger.info(line)
+    logger.info(f"corpus {out} is complete")
     return header
 
 
@@ -145,15 +146,13 @@ def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
     return marked
 
 
-def _check(
-    out: Path, rows: list[Row], settings: ImportSettings, say: Say, processes: int | None
-) -> tuple[list[Row], Counter]:
+def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int | None) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
     places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
     parts = [(str(row.audio), row.start or 0.0, row.seconds) for row in (rows[index] for index in places)]
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
-        places, check_audio.check_audio(out, parts, say, processes) if parts else [], strict=True
+        places, check_audio.check_audio(out, parts, processes) if parts else [], strict=True
     ):
         row = rows[index]
         if (row.text is not None or row.more) and seconds > settings.max_seconds:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, write_rows
-from zipper_jax.data.prepared import PrepareSettings, Say, read_header, splits, write_examples
+from zipper_jax.data.prepared import PrepareSettings, read_header, splits, write_examples
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Example, fill_template
 from zipper_jax.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -22,7 +25,6 @@ def prepare(
     folder: Any,
     settings: PrepareSettings = PrepareSettings(),
     overwrite: bool = False,
-    say: Say = lambda line: None,
     processes: int | None = None,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Turns a corpus into a prepared folder; returns (task, split) -> ``meta.json`` of its rows.
@@ -31,22 +33,19 @@ def prepare(
 
     Args:
       overwrite: start over what was made with other settings; without it that is an error.
-      say: receives lines of progress.
       processes: for encoding audio, default one per core.
 
     Raises:
       UserError: a corpus that is missing or not finished, or other settings than the folder was made with.
     """
     began = time.monotonic()
-    write_examples(corpus, folder, settings, overwrite, say, processes)
-    metas = write_all_rows(folder, settings, overwrite, say)
-    say(f"prepared {folder} in {time.monotonic() - began:.1f} s")
+    write_examples(corpus, folder, settings, overwrite, processes)
+    metas = write_all_rows(folder, settings, overwrite)
+    logger.info(f"prepared {folder} in {time.monotonic() - began:.1f} s")
     return metas
 
 
-def write_all_rows(
-    folder: Any, settings: PrepareSettings, overwrite: bool, say: Say
-) -> dict[tuple[str, str], dict[str, Any]]:
+def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> dict[tuple[str, str], dict[str, Any]]:
     """Packs every task and split of a prepared folder that is not packed yet."""
     folder = Path(folder)
     header = read_header(folder)
@@ -57,14 +56,14 @@ def write_all_rows(
             wanted = set(settings.task_set.tasks[task].modalities)
             kinds = header.get("modalities", {}).get(split)
             if kinds is not None and not any(wanted <= set(kind) for kind in kinds):
-                say(f"{task}/{split}: no rows, for no example has {' and '.join(sorted(wanted))}")
+                logger.info(f"{task}/{split}: no rows, for no example has {' and '.join(sorted(wanted))}")
                 continue
             home = folder / "rows" / task / split
             digest = _digest(header, settings, task)
             meta = read_meta(home)
             if meta is not None and meta["made_with"] == digest:
                 metas[task, split] = meta
-                say(summary(meta))
+                logger.info(summary(meta))
                 continue
             if meta is not None and not overwrite:
                 raise UserError(
@@ -75,7 +74,7 @@ def write_all_rows(
     if not metas and not to_do:
         raise UserError(f"tasks: the corpus has no example for {', '.join(settings.tasks)}: give other --tasks")
     if to_do:
-        say("loading seqio")
+        logger.info("loading seqio")
         from zipper_jax.data import tasks  # TensorFlow: only when there is something to do
 
         names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
@@ -85,7 +84,7 @@ def write_all_rows(
                 shutil.rmtree(leftover, ignore_errors=True)
             more = {**counts, "task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
             metas[task, split] = write_rows(home, rows, more)
-            say(summary(metas[task, split]))
+            logger.info(summary(metas[task, split]))
     return metas
 
 

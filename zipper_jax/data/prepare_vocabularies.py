@@ -4,6 +4,7 @@ Each is a stage of its own: what is there from a run that was interrupted is use
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.tasks import MODALITIES, SPEECH, TaskSet
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.progress import Say
 from zipper_jax.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -33,6 +33,8 @@ from zipper_jax.vocabularies import (
 from zipper_jax.vocabularies.hugging_face import DECISIVE
 from zipper_jax.vocabularies.tokenizer_files import whole_tokenizer
 
+logger = logging.getLogger(__name__)
+
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
 _FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said
 
@@ -43,26 +45,25 @@ def make_tokenizer(
     rows: list[dict[str, Any]],
     settings: PrepareSettings,
     given: Tokenizer | None,
-    say: Say,
 ) -> Tokenizer:
     """Of the finished stage, else the given one, else fitted on the audio of ``rows``."""
     home = folder / "vocabularies" / SPEECH
     if (home / "vocabulary.json").is_file():
         return load_tokenizer(home)
     begun = time.monotonic()
-    tokenizer = given if given is not None else _fit(corpus, rows, settings, say)
+    tokenizer = given if given is not None else _fit(corpus, rows, settings)
     tokenizer.save(home)
     vocabulary = UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest)
     if settings.speech_vocabulary:
         vocabulary = given_units(settings, tokenizer)
-        say(f"units have the ids of {settings.speech_vocabulary!r}: it must be a model of these very units")
+        logger.info(f"units have the ids of {settings.speech_vocabulary!r}: it must be a model of these very units")
     vocabulary.save(home)
     how = "given" if given is not None else f"fitted in {time.monotonic() - begun:.1f} s"
-    say(f"{tokenizer.num_units} units at {tokenizer.rate_hz:g} Hz, {how}")
+    logger.info(f"{tokenizer.num_units} units at {tokenizer.rate_hz:g} Hz, {how}")
     return tokenizer
 
 
-def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, say: Say) -> UnitTokenizer:
+def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> UnitTokenizer:
     chosen, seconds = [], 0.0
     # In random order, so that every voice has its share of the hour.
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
@@ -71,8 +72,8 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings, sa
         waveform = load_audio(**part(corpus, rows[place]))
         seconds += len(waveform) / SAMPLE_RATE
         chosen.append(waveform)
-    say(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
-    return UnitTokenizer.fit(chosen, settings.num_units, settings.seed, say)
+    logger.info(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
+    return UnitTokenizer.fit(chosen, settings.num_units, settings.seed)
 
 
 def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
@@ -117,9 +118,7 @@ def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings
     return dataclasses.replace(settings, num_units=given.num_units)
 
 
-def make_vocabulary(
-    folder: Path, modality: str, contents: list[Any], settings: PrepareSettings, say: Say
-) -> Vocabulary:
+def make_vocabulary(folder: Path, modality: str, contents: list[Any], settings: PrepareSettings) -> Vocabulary:
     """Of the finished stage, else the given one, else made from ``contents``, those of the training split."""
     home = folder / "vocabularies" / modality
     if (home / "vocabulary.json").is_file():
@@ -138,7 +137,7 @@ def make_vocabulary(
     else:
         vocabulary, source = UnitVocabulary(size, rate_hz=1.0), "its size"  # no audio, so the rate means nothing
     vocabulary.save(home)
-    say(f"{modality} vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
+    logger.info(f"{modality} vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
     return vocabulary
 
 

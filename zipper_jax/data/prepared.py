@@ -13,6 +13,7 @@ examples/<split>.jsonl.partial is gone on with); header.json pins the settings a
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,9 +39,10 @@ from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
-from zipper_jax.utils.progress import Say
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -88,7 +90,7 @@ def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
 
 
 def write_examples(
-    corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool, say: Say, processes: int | None = None
+    corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool, processes: int | None = None
 ) -> dict[str, Any]:
     """Fits tokenizer and vocabulary, encodes every split; skips what is finished. Returns the header.
 
@@ -109,25 +111,25 @@ def write_examples(
     named = sorted({row["split"] for row in rows})
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
-    _begin(corpus, folder, settings, overwrite, say)
+    _begin(corpus, folder, settings, overwrite)
     for line in leaks(figures(rows)):
-        say(line)
+        logger.info(line)
     training = [row for row in rows if row["split"] == "train"]
     about: dict[str, Any] = {}
     there = {name for row in rows for name in _modalities(row, settings.task_set)}
     if SPEECH in there:
-        tokenizer = make_tokenizer(corpus, folder, [row for row in training if "audio" in row], settings, given, say)
+        tokenizer = make_tokenizer(corpus, folder, [row for row in training if "audio" in row], settings, given)
         check_units(corpus, rows, tokenizer.num_units)
         about = {"num_units": tokenizer.num_units, "rate_hz": tokenizer.rate_hz, "tokenizer": tokenizer.digest}
     for name, modality in modalities.items():
         if name in there and name != SPEECH:
             contents = [row[modality.field] for row in training if row.get(modality.field)]
-            make_vocabulary(folder, name, contents, settings, say)
+            make_vocabulary(folder, name, contents, settings)
     home, fields = folder / "vocabularies" / SPEECH, [m.field for name, m in modalities.items() if name != SPEECH]
     for split in named:
         shifts = settings.shifts if split == "train" else 1
         mine = [row for row in rows if row["split"] == split]
-        encode_split(_examples(folder, split), corpus, home, mine, fields, shifts, say, processes)
+        encode_split(_examples(folder, split), corpus, home, mine, fields, shifts, processes)
     header = read_header(folder) | {
         **about,
         "vocabularies": {name: vocabulary.digest for name, vocabulary in read_vocabularies(folder).items()},
@@ -154,7 +156,7 @@ def _kinds(rows: Iterable[Mapping[str, Any]], task_set: TaskSet) -> list[list[st
     return [list(kind) for kind in sorted({tuple(_modalities(row, task_set)) for row in rows})]
 
 
-def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: bool, say: Say) -> None:
+def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: bool) -> None:
     """Pins settings and corpus in header.json; clears the folder when they changed and ``overwrite`` says so."""
     about = corpus / "corpus.json"
     made_with = {
@@ -175,7 +177,7 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
             raise UserError(
                 f"{str(folder)!r} was prepared otherwise ({'; '.join(changes)}): give --overwrite or another --out"
             )
-        say(f"prepared otherwise ({'; '.join(changes)}): starting over")
+        logger.info(f"prepared otherwise ({'; '.join(changes)}): starting over")
         (folder / "header.json").unlink()  # first: without it nothing here counts as finished
         header = None
     if header is None:

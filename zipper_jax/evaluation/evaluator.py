@@ -10,8 +10,9 @@ Each error rate stands beside controls that would expose a cheat: another senten
 generated speech the judge also hears gold units, the raw audio, reversed audio and noise.
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 from zipper_jax.vocabularies import load_vocabulary
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Sources:
     corpus: Path
 
 
-def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(), say: Say = print) -> dict[str, Any]:
+def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings()) -> dict[str, Any]:
     """Runs everything, writes the folder ``out`` and returns the results.
 
     Raises:
@@ -107,20 +108,20 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     heard: dict[str, list[str]] = {}
     speech: dict[str, list[Speech]] = {}
     for name, model in models.items():
-        say(f"{name}: speech to text")
+        logger.info(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
         rates, heard[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
         results |= {prefix + key: value for key, value in rates.items()}
-        say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
-        say(f"{name}: text to speech")
+        logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+        logger.info(f"{name}: text to speech")
         speech[name] = _text_to_speech(model, spoken, max_new_tokens, settings)
         results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
 
-    say("judging speech")
+    logger.info("judging speech")
     rates, judged = _judge(models["zipper"], spoken, raw, speech, judged_by)
     results |= rates
-    say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
-    say("perplexities")
+    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}

@@ -8,6 +8,7 @@ Writes a folder that `report_utterances` reads:
 The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from zipper_jax.api import load
 from zipper_jax.data.prepared import read_examples
-from zipper_jax.evaluation.evaluator import EvalSettings, Say, check_units
+from zipper_jax.evaluation.evaluator import EvalSettings, check_units
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
@@ -25,6 +26,8 @@ from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+
+logger = logging.getLogger(__name__)
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
@@ -38,7 +41,6 @@ def evaluate_split(
     out: Path,
     settings: EvalSettings = EvalSettings(),
     corpus: Path | None = None,
-    say: Say = print,
 ) -> dict[str, Any]:
     """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
 
@@ -64,11 +66,11 @@ def evaluate_split(
         if sounds is None:
             model.vocode(examples[0]["units"])
     except UserError as error:  # units from elsewhere: the page does without sound
-        say(f"the page will have no sound: {error}")
+        logger.info(f"the page will have no sound: {error}")
         heard = ""
-    say(f"{run}: {len(examples)} sentences of {split}, and the controls")
+    logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
     rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
-    say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}
         for example, errors in zip(
@@ -80,7 +82,7 @@ def evaluate_split(
         try:
             rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
         except AudioError as error:  # a recording gone bad since it was prepared
-            say(f"  no sound of {rows[place]['id']!r}: {error}")
+            logger.info(f"  no sound of {rows[place]['id']!r}: {error}")
     results = {
         "run": str(run),
         "split": split,

@@ -12,12 +12,6 @@ from zipper_jax.utils.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_exact", "silu", "squared_relu"]
 """``gelu`` is the tanh approximation, ``gelu_exact`` the one with erf."""
-RENAMED = {
-    "TowerConfig": {"width": "embed_dim", "mlp_width": "mlp_dim", "head_size": "head_dim"},
-    "ProjectionConfig": {"hidden_width": "hidden_dim"},
-    "ZipConfig": {"head_size": "head_dim"},
-}
-"""Class -> names that fields had until run format 2 -> today's. Stored configurations are read through it."""
 Placement = Literal["behind", "inside", "sequence"]
 """Where a fusion acts, see `models.fusion.Fusion`."""
 

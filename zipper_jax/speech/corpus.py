@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import random
 import zlib
@@ -29,7 +30,9 @@ from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
-from zipper_jax.utils.progress import telling
+from zipper_jax.utils.progress import progress
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1
@@ -102,7 +105,6 @@ class Utterance:
 def synthesise_corpus(
     out: str | os.PathLike,
     settings: CorpusSettings = CorpusSettings(),
-    progress: Callable[[str], None] | None = None,
     processes: int | None = None,
 ) -> Path:
     """Writes the corpus into the folder ``out`` and returns that folder.
@@ -110,20 +112,18 @@ def synthesise_corpus(
     Run again after an interruption it keeps every finished file and goes on; run on a finished corpus it does nothing.
 
     Args:
-      progress: receives lines of text, every two seconds (utterances/s, time left).
       processes: worker processes, default one per core.
 
     Raises:
       UserError: no engine, a setting out of range, or a folder that holds a corpus of other settings.
     """
     out = Path(out)
-    say = progress or (lambda line: None)
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
     found = read_header(out)
     if found is not None:
         _check_same(out, found["settings"], wanted)
         if found["complete"] and (out / "manifest.jsonl").is_file():
-            say(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
+            logger.info(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
             return out
     engine = find_engine(settings.engine)
     if found is not None and found["engine"] != engine.name:
@@ -146,12 +146,12 @@ def synthesise_corpus(
         "complete": False,
     }
     write_json(out / "corpus.json", header)
-    _speak(out, engine.name, utterances, say, processes)
+    _speak(out, engine.name, utterances, processes)
     seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
     lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
     write_bytes(out / "manifest.jsonl", ("\n".join(lines) + "\n").encode())
     write_json(out / "corpus.json", header | {"complete": True, "hours": sum(seconds.values()) / 3600})
-    say(f"corpus {out} is complete: {len(utterances)} utterances, {sum(seconds.values()) / 60:.1f} minutes")
+    logger.info(f"corpus {out} is complete: {len(utterances)} utterances, {sum(seconds.values()) / 60:.1f} minutes")
     return out
 
 
@@ -281,17 +281,15 @@ def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
     return iter(shuffled)
 
 
-def _speak(
-    out: Path, engine: str, utterances: list[Utterance], say: Callable[[str], None], processes: int | None
-) -> None:
+def _speak(out: Path, engine: str, utterances: list[Utterance], processes: int | None) -> None:
     # Files are renamed into place when whole, so a file that exists is complete.
     missing = [u for u in utterances if not (out / u.audio).is_file()]
     if len(missing) < len(utterances):
-        say(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
+        logger.info(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
     setup = {"folder": str(out), "engine": engine}
     spoken = parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes)
     with contextlib.closing(spoken):
-        for _ in telling(spoken, len(missing), say, "spoken {} utterances"):
+        for _ in progress(spoken, total=len(missing), what="synthesising", unit="utterances"):
             pass
 
 

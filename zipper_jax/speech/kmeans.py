@@ -5,10 +5,12 @@ Axis letters: P points, K centroids, D width, F width of the space in which dist
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import numpy as np
 from jaxtyping import Float, Int
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 4096  # points per matrix product: 4096 x 1024 distances are 16 MB, which stays in cache
 _ITERATIONS = 12  # the error falls by less than 1 % after that
@@ -30,7 +32,6 @@ def fit_kmeans(
     num_centroids: int,
     rng: np.random.Generator,
     projection: Float[np.ndarray, "D F"],
-    progress: Callable[[str], None] | None = None,
 ) -> Float[np.ndarray, "K D"]:
     """Lloyd's algorithm from distinct random points, until nothing moves or 12 rounds; needs ``P >= K``.
 
@@ -50,9 +51,8 @@ def fit_kmeans(
         distances = np.square(seen - (centroids @ projection)[nearest]).sum(axis=1)
         empty = np.setdiff1d(np.arange(num_centroids), nearest)
         centroids[empty] = points[np.argsort(-distances, kind="stable")[: empty.size]]
-        if progress:
-            error = distances.mean() / seen.shape[1]
-            progress(f"k-means round {iteration + 1} of at most {_ITERATIONS}: mean squared error {error:.4f}")
+        error = distances.mean() / seen.shape[1]
+        logger.info(f"k-means round {iteration + 1} of at most {_ITERATIONS}: mean squared error {error:.4f}")
     return centroids
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,6 @@ class UnitTokenizer:
         waveforms: Sequence[Float[np.ndarray, " _"]],
         num_units: int = 1024,
         seed: int = 0,
-        progress: Callable[[str], None] | None = None,
     ) -> UnitTokenizer:
         """Fits the codebook on at most 60,000 unit-long pieces of ``waveforms`` drawn with ``seed``."""
         if num_units < 1:
@@ -76,7 +75,7 @@ class UnitTokenizer:
         rng = np.random.default_rng(seed)
         if len(vectors) > _MOST_FIT_VECTORS:
             vectors = vectors[np.sort(rng.choice(len(vectors), _MOST_FIT_VECTORS, replace=False))]
-        return cls(fit_kmeans(vectors, num_units, rng, _projection(LIFTER), progress))
+        return cls(fit_kmeans(vectors, num_units, rng, _projection(LIFTER)))
 
     @property
     def num_units(self) -> int:

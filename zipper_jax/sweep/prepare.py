@@ -3,7 +3,8 @@ on as token ids, so that whoever runs rows needs no vocabulary and no audio."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from zipper_jax.tasks import MODALITIES
 from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+
+logger = logging.getLogger(__name__)
 
 MADE_WITH = "made_with.json"
 Settings = TypeVar("Settings")
@@ -37,7 +40,7 @@ def prepared(sweep: Sweep, places: Places) -> bool:
     return set(sweep.shares) <= set(found["shares"])
 
 
-def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Sequence[Path] = ()) -> None:
+def prepare(sweep: Sweep, places: Places, prose: Sequence[Path] = ()) -> None:
     """Makes what is missing.
 
     Args:
@@ -57,15 +60,15 @@ def prepare(sweep: Sweep, places: Places, say: Callable[[str], None], prose: Seq
     settings = _settings(PrepareSettings, sweep.prepare, "prepare")
     corpus = _settings(CorpusSettings, sweep.corpus, "corpus")
     if prose:
-        import_corpus("text", prose, places.root / "prose_corpus", say=say)
-        prepare_rows(places.root / "prose_corpus", places.prose, settings, say=say)
+        import_corpus("text", prose, places.root / "prose_corpus")
+        prepare_rows(places.root / "prose_corpus", places.prose, settings)
     if places.prose.is_dir():
         settings = dataclasses.replace(settings, text_vocabulary=str(places.prose))
-    synthesise_corpus(places.corpus, corpus, progress=say)
-    prepare_rows(places.corpus, places.prepared, settings, say=say)
+    synthesise_corpus(places.corpus, corpus)
+    prepare_rows(places.corpus, places.prepared, settings)
     for share in sweep.shares:
         about = write_share(places.prepared, places.data(share), share, settings)
-        say(f"{share:.1%} of the pairs: {about['sentences']} sentences, {about['hours']:.3f} h")
+        logger.info(f"{share:.1%} of the pairs: {about['sentences']} sentences, {about['hours']:.3f} h")
     vocabularies = read_vocabularies(places.prepared)
     for split in SCORED_SPLITS:
         sentences = [

@@ -4,7 +4,8 @@ Needs jax, flax, optax and orbax-checkpoint alone; `scores` makes words, audio a
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from zipper_jax.training.loop import train
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def finished(sweep: Sweep, row: Row, places: Places) -> bool:
@@ -47,10 +48,10 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     return True
 
 
-def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
+def run_row(sweep: Sweep, row: Row, places: Places) -> int:
     """Does what is missing of a row; returns the exit code (0, or 128 + signal when interrupted)."""
     if finished(sweep, row, places):
-        say(f"{row.name}: finished before")
+        logger.info(f"{row.name}: finished before")
         return 0
     config = train_config(sweep, row, places)
     _begin(places.begun(row.arm.name, row.seed), digest(sweep, row, places), config)
@@ -65,9 +66,9 @@ def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
         **_cost(config),
     }
     if row.arm.scored != "no":
-        outputs |= _said(sweep, row, places, config, say)
+        outputs |= _said(sweep, row, places, config)
     write_json(places.outputs(row.arm.name, row.seed), outputs)
-    say(f"{row.name}: finished")
+    logger.info(f"{row.name}: finished")
     return 0
 
 
@@ -102,7 +103,7 @@ def _cost(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say) -> dict[str, Any]:
+def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[str, Any]:
     model = load(config.model_dir)
     splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
@@ -112,7 +113,7 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say)
     spoken: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
-        say(f"{row.name}: {name}")
+        logger.info(f"{row.name}: {name}")
         units = [e["contents"][SPEECH] for e in examples]
         heard[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
@@ -132,7 +133,7 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say)
         nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, turned)
     found: dict[str, Any] = {"asr": heard, "tts": spoken, "nats": nats}
     if row.arm.perplexity:
-        say(f"{row.name}: perplexities")
+        logger.info(f"{row.name}: perplexities")
         found["perplexity"] = _perplexities(model, config, main)
     return found
 

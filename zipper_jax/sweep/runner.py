@@ -4,12 +4,13 @@ A row that has its outputs is skipped, one that was interrupted resumes from its
 rows that run to save and stop.
 """
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from zipper_jax.training.supervise import LAUNCHED
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.readable import duration
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.5
 _LAST_LINES = 12
 
@@ -31,7 +33,7 @@ class _Running(NamedTuple):
     slot: int
 
 
-def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int, say: Say) -> int:
+def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int) -> int:
     """Runs ``command --row NAME`` for every row, ``jobs`` at once, each only after the rows that its arm needs.
 
     Returns the exit code: 0, or 130 when interrupted. A row that fails leaves the others running; its log is named.
@@ -63,7 +65,7 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
             for row in [row for row in waiting if hopeless(row)]:
                 waiting.remove(row)
                 failed.add(row.name)
-                say(f"{row.name}: left out, what it needs has failed")
+                logger.info(f"{row.name}: left out, what it needs has failed")
             for row in [row for row in waiting if ready(row)][: jobs - len(running)]:
                 if not stopped:
                     waiting.remove(row)
@@ -76,18 +78,18 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
                 if one.process.returncode == 0:
                     done.add(one.row.name)
                     left = (time.monotonic() - began) / len(done) * (total - len(done) - len(failed))
-                    say(f"{one.row.name}: {duration(seconds)}  {len(done)}/{total} rows, left {duration(left)}")
+                    logger.info(f"{one.row.name}: {duration(seconds)}  {len(done)}/{total} rows, left {duration(left)}")
                 elif not stopped:
                     failed.add(one.row.name)
-                    say(f"{one.row.name}: FAILED with status {one.process.returncode}; {one.log} ends with")
-                    say("\n".join(one.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+                    logger.info(f"{one.row.name}: FAILED with status {one.process.returncode}; {one.log} ends with")
+                    logger.info("\n".join(one.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
     finally:
         for one in running:
             one.process.terminate()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if stopped:
-        say(f"interrupted after {len(done)} of {total} rows; the same command goes on")
+        logger.info(f"interrupted after {len(done)} of {total} rows; the same command goes on")
         return 130
     if failed:
         raise UserError(

@@ -6,7 +6,8 @@ likelihoods), so that a report can average, pair and test them; and perplexities
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 from zipper_jax.vocabularies import load_vocabulary
 
+logger = logging.getLogger(__name__)
+
 ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validation"}
 """split -> measure."""
 
 Pairs = list[list[float]]
 
 
-def score(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
+def score(sweep: Sweep, places: Places) -> None:
     """Scores every row that has outputs and no line yet (or a line of other outputs), and the judge's own controls.
 
     Lines of rows that the sweep file no longer has, or has otherwise, are dropped.
@@ -47,14 +50,14 @@ def score(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
     if not outputs:
         raise UserError(f"there are no outputs in {str(places.root / 'outputs')!r}: run `zipper sweep run` first")
     before = {(line["arm"], line["seed"]): line for line in read_results(places.results)}
-    _judge_controls(sweep, places, say)
+    _judge_controls(sweep, places)
     rows = {places.outputs(row.arm.name, row.seed): row for row in all_rows(sweep)}
     known: dict[tuple[str, int], dict[str, Any]] = {}
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
         said = json.loads(content)
         if row is None or said["digest"] != digest(sweep, row, places):
-            say(f"{path.stem}: left out, it is of another configuration than the sweep file's")
+            logger.info(f"{path.stem}: left out, it is of another configuration than the sweep file's")
             continue
         if row.arm.scored == "no":
             continue
@@ -64,7 +67,7 @@ def score(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
             continue
         known[key] = {**_score_row(sweep, places, row, said), "outputs": made_of}
         rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
-        say(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
+        logger.info(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
         # After every row: judging takes seconds a row, and nothing of it should be lost.
         _write(places.results, {**before, **known})
     _write(places.results, known)
@@ -117,14 +120,14 @@ def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) 
     return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
 
 
-def _judge_controls(sweep: Sweep, places: Places, say: Callable[[str], None]) -> None:
+def _judge_controls(sweep: Sweep, places: Places) -> None:
     """What the judge makes of gold units, raw audio, reversed audio and noise: ``judge.json``, once per sweep."""
     path = places.root / "judge.json"
     count = sweep.scoring.speech_sentences or None
     examples = read_examples(places, "test")[:count]
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["sentences"] == len(examples):
         return
-    say("the judge's controls")
+    logger.info("the judge's controls")
     raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
     heard = {
         "gold_units": _listen(sweep, places, [e["contents"][SPEECH] for e in examples]),

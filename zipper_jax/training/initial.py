@@ -1,7 +1,8 @@
 """The parameters a run starts from: random, with towers copied from other runs."""
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +20,8 @@ from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten, require_match, unflatten
 
+logger = logging.getLogger(__name__)
+
 VOCABULARY_LEAVES = ("embedding/table", "head/table")
 """Leaves of a tower whose first axis is its vocabulary."""
 
@@ -28,7 +31,6 @@ def initial_leaves(
     seed: int,
     initialise_from: Mapping[str, str],
     restore: RestoreCheckpointConfig | None = None,
-    say: Callable[[str], None] = lambda text: None,
     allow_changes: bool = False,
 ) -> dict[str, Leaf]:
     """Path -> the parameter at step 0. What a source fills is not drawn; model folders are read leaf by leaf.
@@ -40,7 +42,6 @@ def initial_leaves(
             Where the vocabulary is larger than the source's (the Single Decoder), the source's rows come first and the
             rows behind them stay random.
         restore: Or another run's parameters, path by path.
-        say: Where it is told what stays random.
         allow_changes: A tower may compute differently from its weights' source (another RoPE, other windows).
 
     Raises:
@@ -64,7 +65,7 @@ def initial_leaves(
     if restore is not None:
         _check_offsets(model, restore.path)
         _check_options(model, restore.path, sorted(model.towers), allow_changes)
-        leaves = assign(leaves, _stored(restore.path, restore.step), restore, say)
+        leaves = assign(leaves, _stored(restore.path, restore.step), restore)
     return leaves
 
 
@@ -119,7 +120,6 @@ def assign(
     wanted: dict[str, Leaf],
     source: Mapping[str, Leaf],
     restore: RestoreCheckpointConfig,
-    say: Callable[[str], None],
 ) -> dict[str, Leaf]:
     """``wanted`` with the leaves that ``restore`` finds in ``source``; see `RestoreCheckpointConfig`.
 
@@ -149,7 +149,7 @@ def assign(
         )
     random = [path for path in wanted if path not in found]
     if random:
-        say(f"not restored from {restore.path}, so random: {_some(random)}")
+        logger.info(f"not restored from {restore.path}, so random: {_some(random)}")
     return {**wanted, **found}
 
 
@@ -208,7 +208,7 @@ _SEEN_IN_NOTHING = ("family", "max_positions")
 
 
 def _check_options(model: ZipperConfig, run_dir: str, towers: list[str], allow_changes: bool) -> None:
-    """UserError when a tower of the source has an option that no shape shows (its windows, say) and this model not."""
+    """UserError when a tower of the source has an option that no shape shows (its windows) and this model not."""
     there = from_dict(ZipperConfig, read_config(run_dir)["model"]).towers
     for name in [] if allow_changes else towers:
         source = there.get(name) or (next(iter(there.values())) if len(there) == 1 and len(towers) == 1 else None)

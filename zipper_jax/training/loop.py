@@ -8,6 +8,7 @@ The loop looks at a step's metrics only after it has sent off the next one, so t
 bad loss is thus seen one step late; the update it belongs to was already left out inside the step.
 """
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,10 @@ from zipper_jax.training.step import Batch, Metrics, Sums
 from zipper_jax.utils import distributed
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
+from zipper_jax.utils.logs import to_file
 from zipper_jax.utils.signals import GracefulStop
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -62,7 +66,6 @@ def train(
     config: TrainConfig,
     *,
     provenance: str = "",
-    stream: Any = None,
     wrap_batches: Callable[[Batches], Batches] | None = None,
     infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None = None,
     began: float | None = None,
@@ -74,7 +77,6 @@ def train(
     Args:
         config: The run.
         provenance: gin text to keep beside ``config.json``.
-        stream: Where progress is shown; None: standard error.
         wrap_batches: Sees the batches before the loop does (experiments, tests).
         infer: Scores parameters by decoding, task -> metric -> value (``evaluation.in_loop.make``).
         began: ``time.perf_counter()`` when the process began; None: now.
@@ -86,15 +88,16 @@ def train(
     began = time.perf_counter() if began is None else began
     distributed.require_same(run_folder.resolved(config), "configuration")
     first = jax.process_index() == 0
-    notes: list[str] = []
     run_dir = Path(config.model_dir)
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
         # One process writes the folder; nothing is written before the folder is known to be ours alone.
         distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
-        distributed.together(lambda: run_folder.open_run(config, provenance, notes.append) if first else None)
-        checkpoints = stack.enter_context(Checkpoints(run_dir, config.save, notes.append))
+        name = "train.log" if first else f"train.process_{jax.process_index()}.log"
+        stack.enter_context(to_file(run_dir / name))
+        distributed.together(lambda: run_folder.open_run(config, provenance) if first else None)
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.save))
         done = checkpoints.latest()
         if done is None and (run_dir / "damaged").is_dir():
             raise UserError(
@@ -110,7 +113,7 @@ def train(
         goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
         run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer)
         with goodput.spend("recovery" if done is not None else "start"):
-            state, step = run.restore() if done is not None else run.start(notes.append)
+            state, step = run.restore() if done is not None else run.start()
         with Monitor(
             run_dir,
             start=step,
@@ -118,32 +121,27 @@ def train(
             total=config.steps,
             flops_per_step=built.flops_per_step,
             peak=built.peak_flops,
-            stream=stream,
             silent=not first,
         ) as run.monitor:
-            for note in notes:
-                run.monitor.say(note)
-            _announce(config, built, state, run.monitor, step if done is not None else None)
+            _announce(config, built, state, step if done is not None else None)
             step = run.loop(state, step)
     if step < config.steps:  # this process was asked to stop, or another one of its group was
         return TrainResult("interrupted", step, 128 + (stop.requested or signal.SIGTERM), config.model_dir)
     return TrainResult("finished", step, 0, config.model_dir)
 
 
-def _announce(
-    config: TrainConfig, built: program.Program, state: TrainState, monitor: Monitor, done: int | None
-) -> None:
+def _announce(config: TrainConfig, built: program.Program, state: TrainState, done: int | None) -> None:
     trained = sum(int(np.prod(leaf.shape)) for leaf in state.trainable.values())
     frozen = sum(int(np.prod(leaf.shape)) for leaf in state.frozen.values())
     where = "starting" if done is None else f"resuming after step {done}"
     mesh = " x ".join(f"{name} {size}" for name, size in built.mesh.shape.items() if size > 1) or "one device"
     group = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    monitor.say(
+    logger.info(
         f"{config.model_dir}: {where}, {config.steps} steps of {config.batch_size} rows ({config.data.mixture}), "
         f"{trained:,} parameters trained, {frozen:,} frozen, {mesh} ({built.mesh.devices.flat[0].device_kind}){group}"
     )
     for note in built.notes:
-        monitor.say(f"note: {note}")
+        logger.info(f"note: {note}")
 
 
 class _Sent(NamedTuple):
@@ -181,7 +179,7 @@ class _Run:
 
     # The state a run is in: what a checkpoint brings back, and what it keeps.
 
-    def start(self, say: Callable[[str], None]) -> tuple[TrainState, int]:
+    def start(self) -> tuple[TrainState, int]:
         """The state of step 0."""
         config = self.config
         params = distributed.together(
@@ -190,7 +188,6 @@ class _Run:
             config.seed,
             config.initialise_from,
             config.restore,
-            say,
             config.allow_changes,
         )
         return self.built.start(params), 0
@@ -344,7 +341,7 @@ class _Run:
             if target:
                 state, step = self.restore(target)
             else:
-                state, step = self.start(self.monitor.say)
+                state, step = self.start()
                 self.skips = Skips(self.config.data.skip_batches)
             self.checkpoints.discard_after(step)
         start = self.skips.batch(step)
@@ -374,7 +371,7 @@ class _Run:
         left_out = f"; {len(self.skips)} batches left out" if len(self.skips) else ""
         if step < self.config.steps:
             asked = self.stop.requested.name if self.stop.requested is not None else "another process was stopped"
-            self.monitor.say(f"{asked}: saved step {step} of {self.config.steps}; the same command goes on from there")
+            logger.info(f"{asked}: saved step {step} of {self.config.steps}; the same command goes on from there")
         else:
-            self.monitor.say(f"{self.config.model_dir}: finished {step} steps{left_out}")
-        self.monitor.say(self.goodput.summary())
+            logger.info(f"{self.config.model_dir}: finished {step} steps{left_out}")
+        logger.info(self.goodput.summary())

@@ -12,6 +12,7 @@ Losses are of that step alone, not averaged since the last line, so a resumed ru
 """
 
 import json
+import logging
 import math
 import sys
 import time
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.step import Metrics, Sums
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.readable import duration
+
+logger = logging.getLogger(__name__)
 
 TENSORBOARD = {"validation": "training_eval", "inference": "inference_eval"}
 """Splits under t5x's names there: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""
@@ -80,8 +84,7 @@ class Monitor:
         total: Steps in all.
         flops_per_step: Estimated arithmetic of a step.
         peak: FLOP/s of all devices together; None when unknown.
-        stream: The console; None: standard error.
-        silent: Nothing is written anywhere (all but one process of a group).
+        silent: No file is written and no bar is drawn (all but one process of a group).
     """
 
     def __init__(
@@ -93,13 +96,10 @@ class Monitor:
         total: int,
         flops_per_step: float,
         peak: float | None,
-        stream: Any = None,
         silent: bool = False,
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._total, self._flops, self._peak, self._silent = total, flops_per_step, peak, silent
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
         self._file: Any = None
         self._board: Any = None
         self._open(start, batch)
@@ -107,7 +107,8 @@ class Monitor:
         self._clock = time.perf_counter()
         self._paused = 0.0
         self._printed = -math.inf
-        self._width = 0
+        live = sys.stderr.isatty() and not silent
+        self._bar = tqdm(file=sys.stderr, bar_format="{desc}", dynamic_ncols=True) if live else None
 
     def __enter__(self) -> "Monitor":
         return self
@@ -182,14 +183,14 @@ class Monitor:
         """Log one validation, given lambda per tower; returns its values by name, as in TensorBoard."""
         loss = math.fsum(weights.get(name, 1.0) * tower["loss"] for name, tower in parts["towers"].items())
         self._write({"split": "validation", "step": step, "loss": loss, **parts})
-        self.say(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
+        logger.info(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
         return dict(_scalars({"loss": loss, **parts}))
 
     def inference(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Log scores of decoded output, task -> metric -> value; returns them by name, ``inference/TASK/METRIC``."""
         self._write({"split": "inference", "step": step, "tasks": scores})
         flat = dict(_scalars(scores))
-        self.say(f"step {step}  decoded  " + "  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
+        logger.info(f"step {step}  decoded  " + "  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
         return {f"inference/{name}": value for name, value in flat.items()}
 
     def skipped(self, step: int, batch: int, metrics: Metrics, kept: Path) -> None:
@@ -200,7 +201,7 @@ class Monitor:
         self._write({"split": "skipped", "step": step, "batch": batch, **told})
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         why = f"a spike above {values['limit']:.4g}" if finite else f"gradient norm {values['grad_norm']:.4g}"
-        self.say(
+        logger.info(
             f"step {step + 1}: loss {values['loss']:.4g}, {why}: the update is not applied, batch {batch} is left out; "
             f"look at it with `{bad_batches.command(kept)}`"
         )
@@ -211,24 +212,15 @@ class Monitor:
         self._open(step, batches[1])
         self._write({"split": "rollback", "step": step, "batches": list(batches)})
         self.start_clock(step)
-        self.say(
+        logger.info(
             f"too many bad updates in a row: back to step {step}, leaving out batches {batches[0]} to "
             f"{batches[1] - 1} (return {times})"
         )
 
-    def say(self, text: str) -> None:
-        """A line of its own that stays on the console."""
-        if self._silent:
-            return
-        clear = f"\r{' ' * self._width}\r" if self._live and self._width else ""
-        self._width = 0
-        print(f"{clear}{text}", file=self._stream, flush=True)
-
     def close(self) -> None:
         """Flush and close the files."""
-        if self._live and self._width and not self._silent:
-            print(file=self._stream, flush=True)
-            self._width = 0
+        if self._bar is not None:
+            self._bar.close()
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -258,15 +250,11 @@ class Monitor:
         )
 
     def _show(self, line: str, last: bool) -> None:
-        if self._silent:
-            return
-        if self._live:
-            padded = line.ljust(self._width)
-            self._width = len(line)
-            print(f"\r{padded}", end="", file=self._stream, flush=True)
-        elif last or time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
+        if self._bar is not None:
+            self._bar.set_description_str(line)
+        if last or time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = time.monotonic()
-            print(line, file=self._stream, flush=True)
+            logger.log(logging.DEBUG if self._bar is not None else logging.INFO, line)
 
 
 def _parts(record: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Opening a run folder: a new one is set up, an old one must hold the same run."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import copy_folder, write_text
 from zipper_jax.vocabularies import load_vocabulary
 
+logger = logging.getLogger(__name__)
+
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
     """The content of ``config.json``: ``model``, ``lengths`` and all the rest under ``train``."""
@@ -21,18 +24,20 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {"model": model, "lengths": dict(config.data.lengths), "train": data}
 
 
-def check_run(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> None:
+def check_run(config: TrainConfig) -> str:
     """See whether a run can begin or go on in its folder; writes nothing.
 
     Args:
         config: The run.
-        say: Where changes that are allowed are told.
+
+    Returns:
+        The changes to the stored configuration that are allowed, for people; mostly "".
 
     Raises:
         UserError: The folder holds another run (the differences are named), or is no run folder and not empty; or a
             vocabulary is another one than the data's.
     """
-    run_dir = Path(config.model_dir)
+    run_dir, note = Path(config.model_dir), ""
     new = resolved(config)
     if (run_dir / "config.json").is_file():
         found = differences(resolved(stored_config(run_dir)), new)
@@ -44,24 +49,25 @@ def check_run(config: TrainConfig, say: Callable[[str], None] = lambda text: Non
                     "choose another MODEL_DIR, go back to that configuration, remove the folder, or go on with the "
                     "change: --gin.TrainConfig.allow_changes=True"
                 )
-            say(f"going on with another configuration (allow_changes):\n  {listed}")
+            note = f"going on with another configuration (allow_changes):\n  {listed}"
     elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
     _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)
+    return note
 
 
-def open_run(config: TrainConfig, provenance: str = "", say: Callable[[str], None] = lambda text: None) -> Path:
+def open_run(config: TrainConfig, provenance: str = "") -> Path:
     """Check the run folder, then write its ``config.json`` and ``vocabularies``; hold the lock meanwhile.
 
     Args:
         config: The run.
         provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
-        say: Where changes that are allowed are told.
 
     Raises:
         UserError: See :func:`check_run`.
     """
-    check_run(config, say)
+    if note := check_run(config):
+        logger.info(note)
     run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
     write_config(run_dir, resolved(config))  # first: a kill behind it leaves a run folder that the next start completes
     for modality in config.model.modalities:

@@ -38,6 +38,14 @@ def freeze(value: Any) -> Any:
     return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+RENAMED = {
+    "TowerConfig": {"width": "embed_dim", "mlp_width": "mlp_dim", "head_size": "head_dim"},
+    "ProjectionConfig": {"hidden_width": "hidden_dim"},
+    "ZipConfig": {"head_size": "head_dim"},
+}
+"""Class -> names that fields had until run format 2 -> today's. Stored configurations are read through it."""
+
+
 def freeze_fields(config: Any, *names: str) -> None:
     """Make the named fields of a frozen dataclass hashable; for its ``__post_init__``."""
     for name in names:
@@ -96,6 +104,8 @@ def _dataclass(cls: type[T], data: Any, path: str) -> T:
         raise UserError(f"{path} = {data!r}: expected an object with the fields of {cls.__name__}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for name in data:
+        if name in RENAMED.get(cls.__name__, {}):
+            raise UserError(f"{path}.{name} is now called {RENAMED[cls.__name__][name]}: write that")
         if name not in fields:
             raise UserError(f"{path}.{name}: {cls.__name__} has no such field{closest(str(name), fields)}")
     for name, field in fields.items():

@@ -1,23 +1,29 @@
-"""Lines of text about long work: how much is done, how fast it goes, how long it will take."""
+"""A progress bar with rate and time left: `tqdm` with one set of settings."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+import sys
+from collections.abc import Iterable
+from typing import Any
 
-Say = Callable[[str], None]
-T = TypeVar("T")
-SECONDS_BETWEEN_LINES = 2.0
+from tqdm import tqdm
 
 
-def telling(items: Iterable[T], total: int, say: Say, done: str) -> Iterator[T]:
-    """Yields ``items``; every two seconds, and after the last of ``total``, says "<done> 7/20, 3/s, 4 s left".
+def progress(items: Iterable[Any] | None = None, *, total: int, what: str, unit: str) -> Any:
+    """``items`` behind a bar on standard error; on a terminal it is redrawn, elsewhere it is a line every ten seconds.
 
-    ``done`` has a place for the counts: "spoken {} utterances".
+    Args:
+        items: What is iterated over; None: call ``.update(count)`` of what is returned.
+        total: How many there are.
+        what: In front of the bar: "synthesising".
+        unit: What is counted: "utterances".
     """
-    begun = last = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or count == total:
-            last, per_second = now, count / max(now - begun, 1e-9)
-            say(f"{done.format(f'{count}/{total}')}, {per_second:.0f}/s, {(total - count) / per_second:.0f} s left")
+    live = sys.stderr.isatty()
+    return tqdm(
+        items,
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        file=sys.stderr,
+        mininterval=0.1 if live else 10.0,
+        dynamic_ncols=live,
+        disable=total == 0,
+    )
