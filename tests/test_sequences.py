@@ -1,4 +1,4 @@
-"""From examples to TowerBatches: every slot says what the linear sequence says, and nothing is cut or lost."""
+"""From examples to TowerBatches: every position holds what the linear sequence holds, and nothing is cut or lost."""
 
 import dataclasses
 

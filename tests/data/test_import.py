@@ -546,7 +546,7 @@ def test_a_finished_corpus_is_no_work_and_another_source_is_refused(tmp_path, ca
     assert len(run("text", source, tmp_path / "out", overwrite=True)[1]) == 1
 
 
-def test_an_interrupted_import_goes_on_and_ends_the_same(tmp_path):
+def test_an_interrupted_import_resumes_and_ends_the_same(tmp_path):
     source = making.table(tmp_path / "t")
     run("table", source, tmp_path / "whole", ImportSettings())
 
@@ -607,7 +607,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     assert read_header(tmp_path / "out")["complete"]
 
 
-def test_a_manifest_of_somebody_elses_is_left_alone(tmp_path, capsys):
+def test_a_manifest_that_no_import_wrote_is_left_alone(tmp_path, capsys):
     row = '{"id": "a", "units": [1, 2], "text": "go", "split": "train"}\n'
     write(tmp_path / "header.json", '{"num_units": 9, "rate_hz": 25}')
     manifest = write(tmp_path / "manifest.jsonl", row)

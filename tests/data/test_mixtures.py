@@ -67,7 +67,7 @@ def test_every_row_once_per_epoch(seed, epoch):
         assert sorted(visits[task][epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-def test_epochs_go_on_over_blocks():
+def test_epochs_continue_over_blocks():
     mix = mixture((400, 3000))
     rows = [row for task, row in map(mix.row, range(BLOCK * 11)) if task == 1]
     for epoch in range(2):

@@ -78,7 +78,7 @@ def test_twenty_kills_leave_no_trace(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_group_of_four_that_loses_a_process_goes_on(prepared, tmp_path):
+def test_a_group_of_four_that_loses_a_process_resumes(prepared, tmp_path):
     disturb_a_group(prepared, tmp_path, kills=1, steps=24, seed=0)
 
 
