@@ -130,7 +130,7 @@ def test_generation_goes_through_added_tokens_and_replays(folders):
 
 
 @pytest.mark.slow
-def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
+def test_fused_model_trains_and_converts_back(folders, tmp_path, capfd):
     """`runs/fuse_from.gin` from the fused folder; the frozen text tower is exported unchanged; added rows train."""
     vocabularies = {name: load_vocabulary(folders / "fused" / "vocabularies" / name) for name in ("text", "speech")}
     data = tmp_path / "data"

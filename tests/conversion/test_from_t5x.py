@@ -631,7 +631,7 @@ def test_the_gin_files_of_t5x(theirs):
 
 
 def test_gins_parser_is_as_we_know_it():
-    """What `GinFiles` takes from gin's parser, which is no documented part of gin."""
+    """What `GinFiles` uses of gin's parser, which gin does not document."""
     for name in ("ConfigParser", "ParserDelegate", "BindingStatement", "IncludeStatement"):
         assert hasattr(config_parser, name)
     assert GinFiles([], ["a.b.c = 1"]).parameters("b")["c"].value == 1

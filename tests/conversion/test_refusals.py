@@ -297,7 +297,7 @@ def test_tensors_that_do_not_fit(folder, tmp_path, change, message, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_was_cut_is_named(folder):
+def test_a_truncated_file_is_named(folder):
     data = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model.safetensors is damaged .*; get it again"):

@@ -98,7 +98,7 @@ def test_a_table_with_columns_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("name, mark", [("a.csv", ","), ("a.tsv", "\t")])
-def test_a_line_with_more_cells_than_the_header_is_not_cut(tmp_path, name, mark):
+def test_a_line_with_more_cells_than_the_header_is_not_truncated(tmp_path, name, mark):
     for number in range(3):
         sound(tmp_path / f"{number}.wav")
     lines = [f"0.wav{mark}hello{mark} dear world", f"1.wav{mark}hello{mark}", f"2.wav{mark}good bye"]
@@ -618,7 +618,7 @@ def test_a_manifest_that_no_import_wrote_is_left_alone(tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
-    """A real limit on the size of files, met by the manifest."""
+    """A real limit on the size of files, reached while the manifest is written."""
     source = write(tmp_path / "a.txt", "\n".join(f"sentence {n}" for n in range(400)))
     run("text", source, tmp_path / "out")
     before = (tmp_path / "out" / "manifest.jsonl").read_bytes()

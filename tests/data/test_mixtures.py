@@ -92,7 +92,7 @@ def test_orders_differ_by_seed_epoch_block_and_task():
 
 
 def test_orders_do_not_change_with_versions():
-    """A stored run must resume on the same rows: these numbers may never change."""
+    """A stored run must resume on the same rows: these numbers must never change."""
     assert permutation(10, 7, 1, 2).tolist() == GOLDEN_PERMUTATION
     assert [mixture().row(n) for n in (0, 1, 2, 1023, 1024, 10**9)] == GOLDEN_ROWS
 

@@ -209,7 +209,7 @@ def test_any_tokenizer_on_disk_is_a_text_vocabulary(tmp_path):
 
 
 def test_a_full_disk_leaves_finished_stages_and_the_next_run_resumes(tmp_path):
-    """A real limit on the size of files, met by the examples."""
+    """A real limit on the size of files, reached while the examples are written."""
     source = write(tmp_path / "a.txt", "\n".join(f"{SENTENCES[n % 12]} {n}" for n in range(800)))
     import_corpus("text", [source], tmp_path / "corpus", ImportSettings(0, 0), processes=1)
     limited = (

@@ -112,7 +112,7 @@ if sys.argv[1] == "venv":
     shutil.copy(cloud / "bin" / "zipper", target)
 """
 
-# A step of a SLURM job: the n-th one does what the scenario says to the tasks; "task" runs the task's own command.
+# A step of a SLURM job: the n-th one follows the scenario; "task" runs the task's own command.
 _SRUN = r"""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path

@@ -133,7 +133,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypa
     assert "resuming after step 4" in shown
 
 
-def test_any_flipped_byte_cut_or_missing_file_is_found_and_named(copied, capsys):
+def test_any_flipped_byte_truncated_or_missing_file_is_found_and_named(copied, capsys):
     """Every file of a step and of the frozen part in turn, at a random byte."""
     run_dir = Path(copied.model_dir)
     assert main(["ckpt", "verify", str(run_dir)]) == 0
@@ -190,7 +190,7 @@ def test_an_array_that_is_not_what_was_saved_is_named_though_its_file_reads_well
         checkpoints.load_params(copied.model_dir, 4)
 
 
-def test_training_resumes_from_the_last_good_step_and_says_so(trained, copied, tmp_path):
+def test_training_resumes_from_the_last_good_step_and_reports_it(trained, copied, tmp_path):
     damaged = Path(copied.model_dir, "checkpoints")
     data = largest(damaged / "4" / "trainable")
     flip(data, data.stat().st_size // 2)
@@ -300,7 +300,7 @@ def test_a_half_written_step_is_cleared_away(copied):
 
 
 @pytest.mark.slow
-def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_losses(trained, copied):
+def test_restoring_onto_another_mesh_gives_the_same_arrays_and_nearly_the_same_losses(trained, copied):
     elsewhere = replace(copied, mesh=MeshConfig(data=2, fsdp=2, tensor=2), steps=6)
     run(elsewhere)
     here = replace(trained, steps=6)

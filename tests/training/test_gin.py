@@ -106,7 +106,7 @@ def test_the_identity_form_and_hardware_files_compose(prepared):
     assert config.model.zips[0].projection.form == "mlp", "the scope of input projections does not reach the zips"
 
 
-def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_path, capsys):
+def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_path, capsys):
     from zipper_jax.cli import inspect
 
     macros = {"DATA": prepared, "MODEL_DIR": tmp_path / "run"}
