@@ -1,4 +1,4 @@
-"""A headless browser for tests, where playwright and a Chromium are there."""
+"""A headless browser for tests, where playwright and Chromium are installed."""
 
 import shutil
 from collections.abc import Iterator

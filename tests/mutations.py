@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CODE = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError", "SyntaxError")
-"""How a test fails where a fault does not say what it means."""
+"""Errors of a fault that is not valid code: they prove nothing about the tests."""
 
 
 class Mutation(NamedTuple):

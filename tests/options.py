@@ -55,7 +55,7 @@ OPTIONS = {
         ),
         scan=False,
     ),
-    "narrow": pair(  # equal widths, no cross-tower projection, pairs that need no order of their own
+    "narrow": pair(  # equal embed_dim, no cross-tower projection, pairs that need no order of their own
         speech=dataclasses.replace(SPEECH, embed_dim=48),
         zips=(
             ZipConfig(

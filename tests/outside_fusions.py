@@ -2,8 +2,8 @@
 
 Each has its definition in float64 NumPy beside it, for tests/reference.py.
 
-Axis letters: B rows, T receiver positions, S source positions, D receiver width, C source width, K key/value heads, H
-head size.
+Axis letters: B rows, T receiver positions, S source positions, D receiver embed_dim, C source embed_dim, K key/value
+heads, H head_dim.
 """
 
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def shared_keys_and_values(p, key, value):
 
 
 class SoftTokens(Fusion):
-    """The source's states, mapped into the receiver's width, as tokens of its own sequence (SLAM-ASR, arXiv
+    """The source's states, mapped into the receiver's embed_dim, as tokens of its own sequence (SLAM-ASR, arXiv
     2402.08846, without its stacking of neighbours)."""
 
     placement = "sequence"

@@ -3,7 +3,7 @@
 It shares no code with the package: no packing, no segments, no intervals, no schedule. Positions are counted here,
 masks are dense comparisons of global positions, and post-fusion states call each other recursively.
 
-Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head size, D width.
+Axis letters: T query tokens, S key tokens, N heads, K key/value heads, H head_dim, D embed_dim.
 """
 
 import math
@@ -138,7 +138,7 @@ class _Model:
         return None
 
     def rows(self, tower, block):
-        """Of the sequence that goes through a block: place, whether a token is the tower's own, position."""
+        """Of the sequence that goes through a block: global position, whether a token is the tower's own, position."""
         places = self.places[tower]
         soft = self.soft(tower)
         if soft is None:

@@ -56,7 +56,7 @@ def test_speak_returns_audio_of_its_units_and_saves_it(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_cut_over_devices_says_the_same(model, run):
+def test_a_model_sharded_over_devices_generates_the_same(model, run):
     cut = load(run, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     cut = cut.with_params(jax.device_get(cut.params))
     kernel = cut.params["towers"]["text"]["blocks"]["mlp"]["up"]["kernel"]
@@ -68,7 +68,7 @@ def test_a_model_cut_over_devices_says_the_same(model, run):
     ]
 
 
-def test_generate_speaks_any_order_and_flags_what_the_limit_cut(model):
+def test_generate_outputs_any_order_and_flags_what_was_truncated(model):
     rows = model.generate([[("speech", [0, 3])], []], ("text", "speech"), max_new_tokens={"text": 3, "speech": 4})
     for row in rows:
         assert [o.modality for o in row] == ["text", "speech"]
@@ -134,7 +134,7 @@ def test_commands_on_the_run(run, tmp_path, capsys):
     assert out[0]["prompt"] == lines[0]["prompt"]
 
 
-def test_a_folder_is_transcribed_in_batches_and_gone_on_with(run, tmp_path, capsys):
+def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
     folder, out = tmp_path / "audio", tmp_path / "out.jsonl"
     (folder / "deep").mkdir(parents=True)
     good = [tone(folder / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]

@@ -41,7 +41,7 @@ def test_without_gradio_it_says_how_to_get_it(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])
-def test_attention_of_both_directions_lies_text_first(run, task):
+def test_attention_of_both_directions_has_text_on_the_first_axis(run, task):
     tokens, weights = cross_attention(load(run), "go", [1, 2, 3, 4, 5], task)
     assert tokens == ["<bos>", "g", "o", "<eos>"]
     assert {w.shape for w in weights.values()} == {(2, 4, 5)}
@@ -50,8 +50,8 @@ def test_attention_of_both_directions_lies_text_first(run, task):
     assert sums.max() > 0.5, "text looks into speech, or speech into text"
 
 
-def test_attention_takes_units_as_they_are_spoken_of():
-    """Of a vocabulary whose units begin elsewhere: the weights are those of the same ids."""
+def test_attention_takes_unit_numbers_not_token_ids():
+    """In a vocabulary whose units begin at another id: the weights are those of the same ids."""
     text, ids = ByteVocabulary().size, 19
     model = ZipperConfig(
         towers={name: TowerConfig(n, 1, 16, **SIZES) for name, n in (("text", text), ("speech", ids))},

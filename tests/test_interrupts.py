@@ -1,4 +1,4 @@
-"""Ctrl-C where Python drops it: it is raised all the same."""
+"""Ctrl-C where Python drops the KeyboardInterrupt: it is raised nevertheless."""
 
 import contextlib
 import gc
@@ -38,12 +38,12 @@ def swallow_and_fail():
     raise ImportError("an extension could not be initialised")
 
 
-def test_what_somebody_swallows_is_raised_at_the_end_of_the_block():
+def test_a_swallowed_interrupt_is_raised_at_the_end_of_the_block():
     with pytest.raises(KeyboardInterrupt), interruptible(at_end=False), interruptible():
         swallow()
 
 
-def test_a_command_that_dealt_with_it_has_ended_well_and_one_that_failed_was_interrupted():
+def test_a_command_that_handled_it_succeeds_and_one_that_failed_was_interrupted():
     with interruptible(at_end=False):
         swallow()
     with interruptible(), interruptible():  # an earlier one does not count
@@ -54,7 +54,7 @@ def test_a_command_that_dealt_with_it_has_ended_well_and_one_that_failed_was_int
         raise ImportError("another reason")
 
 
-def test_a_callback_of_the_garbage_collector_cannot_raise_it_so_it_comes_again():
+def test_an_interrupt_in_a_garbage_collector_callback_is_raised_later():
     def callback(phase, info):
         gc.callbacks.remove(callback)
         press()
@@ -70,7 +70,7 @@ def test_a_callback_of_the_garbage_collector_cannot_raise_it_so_it_comes_again()
     assert time.monotonic() - begun < 10
 
 
-def test_a_handler_of_somebody_elses_is_kept():
+def test_another_signal_handler_is_kept():
     heard = []
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     with interruptible():

@@ -21,7 +21,7 @@ ALLOWED = {
     "cli/speak.py": "the argument of a speech tool is called text",
     "cli/transcribe.py": "the line that a speech tool writes has a field text",
 }
-"""File or folder of the package -> why it may."""
+"""File or folder of the package -> why it may name them."""
 
 
 def named(file: Path) -> list[int]:

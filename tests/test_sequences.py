@@ -1,4 +1,4 @@
-"""From examples to TowerBatches: every slot says what the linear sequence says, and nothing is cut or lost."""
+"""From examples to TowerBatches: every position holds what the linear sequence holds, and nothing is cut or lost."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_templates():
     assert set(TASKS) == {"asr", "tts", "text_lm", "speech_lm"}
 
 
-def test_a_row_that_does_not_fit_is_an_error_and_never_cut():
+def test_a_row_that_does_not_fit_is_an_error_and_never_truncated():
     example = (Span("text", np.arange(3, 9, dtype=np.int32), 1.0),)
     assert rows_to_towers([[example]], PAIR_LAYOUT, {"text": 8, "speech": 4})["text"].segment_ids.sum() == 8
     with pytest.raises(UserError, match="needs 8 slots in tower 'text' but TASK_FEATURE_LENGTHS gives it 7"):

@@ -8,7 +8,7 @@ from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConf
 from zipper_jax.models.zipper import abstract_params
 from zipper_jax.sequences import Example, Layout, Place, Span, tower_lengths
 
-# Unequal in everything: depth, width, heads, head size, vocabulary.
+# Unequal in everything: num_layers, embed_dim, num_heads, head_dim, vocab_size.
 TEXT = TowerConfig(
     vocab_size=23, num_layers=3, embed_dim=48, num_heads=4, num_kv_heads=2, head_dim=12, mlp_dim=56, activation="silu"
 )
@@ -28,7 +28,7 @@ PAIR_LENGTHS = {"text": 20, "speech": 24}
 
 
 def pair(text=TEXT, speech=SPEECH, zips=(ZIP,), projections=None, **changes) -> ZipperConfig:
-    """3 blocks of width 48 and 5 of width 80, zipped at (1, 2) and (2, 4), with the paper's defaults."""
+    """3 blocks of embed_dim 48 and 5 of embed_dim 80, zipped at (1, 2) and (2, 4), with the paper's defaults."""
     return ZipperConfig(
         towers={"text": text, "speech": speech},
         modalities={m: ModalityConfig(p.tower, p.size, p.offset) for m, p in PAIR_LAYOUT.items()},

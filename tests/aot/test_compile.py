@@ -97,13 +97,13 @@ def test_what_does_not_fit_names_the_largest_buffers_and_the_way_out(small):
         (["--topology=v5e:2x2", "--what=decode", "--output=txt"], "did you mean 'text'"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(small, arguments, words):
+def test_what_cannot_be_compiled_is_refused_at_once(small, arguments, words):
     done = zipper("compile", small, *arguments)
     assert done.returncode == 2
     assert words in done.stderr, done.stderr
 
 
-def test_without_libtpu_the_way_to_it_is_named(small):
+def test_without_libtpu_the_error_says_how_to_install_it(small):
     if find_spec("libtpu") is not None:
         pytest.skip("libtpu is installed")
     done = zipper("compile", small, "--topology=v5e:2x2", without=True)

@@ -31,7 +31,7 @@ def test_every_shipped_configuration_leaves_a_tenth_of_the_memory():
 
 
 def test_every_case_that_is_shipped_has_its_row():
-    """Made by the very command that the case has now."""
+    """Each row was compiled by the command that its case has now."""
     spec = spec_from_file_location("pods", ROOT / "benchmarks" / "pods.py")
     pods = module_from_spec(spec)
     spec.loader.exec_module(pods)

@@ -18,7 +18,7 @@ def compiled(function, *shapes_and_specs, out=P()):
     return jax.jit(function, out_shardings=NamedSharding(MESH, out)).lower(*shapes).compile().as_text()
 
 
-def test_a_gather_of_a_cut_array():
+def test_a_gather_of_a_sharded_array():
     (found,) = hlo.collectives(compiled(lambda x: x * 2, ((64, 16), P("fsdp"))), 8)
     assert (found.kind, found.size, found.devices, found.times) == ("all-gather", 64 * 16 * 4, 4, 1)
     assert found.moved == 64 * 16 * 4 * 3 / 4
@@ -30,7 +30,7 @@ def test_a_sum_over_all_devices():
     assert found.moved == 2 * 16 * 4 * 7 / 8
 
 
-def test_loops_count_as_often_as_they_turn():
+def test_loop_bodies_count_once_per_iteration():
     def function(x, kernels):
         def body(carry, kernel):
             def inner(carry, _):
@@ -40,13 +40,13 @@ def test_loops_count_as_often_as_they_turn():
 
         return jax.lax.scan(body, x, kernels)[0]
 
-    # The product is summed over a cut axis: one all-reduce of [2, 16] per turn, 5 x 3 turns.
+    # The product is summed over a sharded axis: one all-reduce of [2, 16] per iteration, 5 x 3 iterations.
     text = compiled(function, ((2, 16), P()), ((5, 16, 16), P(None, "fsdp")))
     sums = [c for c in hlo.collectives(text, 8) if c.kind == "all-reduce"]
     assert [(c.size, c.devices, c.times) for c in sums] == [(2 * 16 * 4, 4, 15)]
 
 
-def test_a_loop_of_unknown_length_is_said_or_counted_as_asked():
+def test_a_loop_of_unknown_length_is_reported_or_counted_as_asked():
     def function(x, kernel):
         def step(s):
             return jnp.tanh(s @ kernel) + s.sum()

@@ -1,4 +1,4 @@
-"""Completion: what is offered, and that a real bash takes it."""
+"""Completion: what is offered, and that a real bash accepts it."""
 
 import os
 import pty

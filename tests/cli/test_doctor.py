@@ -37,8 +37,8 @@ def test_it_imports_neither_tensorflow_nor_without_devices_jax():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_python_that_lacks_everything_is_told_so(tmp_path):
-    """The package and packaging alone on the path: each dependency is missing, with what to do."""
+def test_every_missing_dependency_is_reported(tmp_path):
+    """The package and packaging alone on the path: each dependency is reported missing, with what to do."""
     (tmp_path / "zipper_jax").symlink_to(ROOT / "zipper_jax")
     (tmp_path / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
     import packaging
@@ -73,7 +73,7 @@ def test_versions_and_markers_count(monkeypatch, needs, line):
     assert all(re.search(line, text) for text in found)
 
 
-def test_a_python_that_is_too_old_and_little_room_are_said(monkeypatch):
+def test_an_old_python_and_little_disk_space_are_reported(monkeypatch):
     monkeypatch.setattr(environment, "requirements", lambda: ([], ">=9"))
     assert environment.python().state == "missing"
     monkeypatch.setattr(environment, "LEAST_DISK", float("inf"))

@@ -112,7 +112,7 @@ def test_search_path_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
     checkout, wheel = tmp_path / "checkout", tmp_path / "wheel" / "zipper_jax"
     (checkout / "gin" / "towers").mkdir(parents=True)
     (wheel / "gin_files" / "towers").mkdir(parents=True)
-    (wheel.parent / "gin").mkdir()  # gin-config's own package lies there in site-packages
+    (wheel.parent / "gin").mkdir()  # gin-config's own package is there in site-packages
     monkeypatch.setattr(zipper_jax, "__file__", str(checkout / "zipper_jax" / "__init__.py"))
     assert gin_path.search_paths()[2:] == [str(checkout / "gin")]
     monkeypatch.setattr(zipper_jax, "__file__", str(wheel / "__init__.py"))

@@ -35,7 +35,7 @@ def test_without_arguments_it_helps_and_fails(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
-def test_version_tells_the_environment(capsys):
+def test_version_prints_the_environment(capsys):
     assert cli.main(["--version"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"zipper {zipper_jax.__version__} (Python {platform.python_version()}, jax ")

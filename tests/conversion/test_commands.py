@@ -60,7 +60,7 @@ def test_the_plan_names_everything_and_a_dry_run_writes_nothing(folders, tmp_pat
     assert not (tmp_path / "x").exists()
 
 
-def test_a_tied_head_in_the_file_is_left_out_with_a_reason(tiny, tmp_path, capsys):
+def test_a_tied_head_in_the_file_is_skipped_with_a_reason(tiny, tmp_path, capsys):
     folder = tmp_path / "hf"
     shutil.copytree(tiny("opt")[0], folder)
     tensors = load_file(folder / FILE)
@@ -130,8 +130,8 @@ def test_generation_goes_through_added_tokens_and_replays(folders):
 
 
 @pytest.mark.slow
-def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
-    """`runs/fuse_from.gin` from the fused folder; the frozen text tower leaves as it came; added rows learn."""
+def test_fused_model_trains_and_converts_back(folders, tmp_path, capfd):
+    """`runs/fuse_from.gin` from the fused folder; the frozen text tower is exported unchanged; added rows train."""
     vocabularies = {name: load_vocabulary(folders / "fused" / "vocabularies" / name) for name in ("text", "speech")}
     data = tmp_path / "data"
     for name, vocabulary in vocabularies.items():
@@ -170,14 +170,14 @@ def test_fused_model_trains_and_goes_back(folders, tmp_path, capfd):
         np.testing.assert_array_equal(stored, leaf, err_msg=path)
     assert again.max_new_tokens == trained.max_new_tokens
 
-    towers = ["--tower", f"text={run}", "--tower", f"speech={run}"]  # a run's towers can be fused anew
+    towers = ["--tower", f"text={run}", "--tower", f"speech={run}"]  # a run's towers can be fused again
     assert main(["fuse", *towers, "--zips", "text-speech=1-2", "--out", str(tmp_path / "anew")]) == 0
     anew = zipper_jax.load(tmp_path / "anew").params
     for path, leaf in flatten(trained.params["towers"]).items():
         np.testing.assert_array_equal(flatten(anew["towers"])[path], leaf, err_msg=path)
 
 
-def test_verify_tells_another_model_by_its_exit_status(folders, tiny, tmp_path, capsys):
+def test_verify_reports_another_model_by_its_exit_status(folders, tiny, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(tiny_hf.SENTENCES * 20))
     tower = str(folders / "text")
@@ -248,7 +248,7 @@ def test_a_single_decoder_takes_added_rows_behind_the_towers_own(folders):
     np.testing.assert_array_equal(table[97:98], speech.params["added_embeddings"]["speech"]["table"])
 
 
-def test_default_limits_end_where_learned_positions_do(folders):
+def test_default_max_new_tokens_end_where_learned_positions_do(folders):
     model = zipper_jax.load(folders / "speech")
     (row,) = model.generate([[("speech", [1] * 100)]], ("speech",))
     assert len(row[0].content) <= 128 - 102 - 2
@@ -273,8 +273,8 @@ def test_inspect_shows_a_model_folder(folders, capsys):
     assert "(llama)" in shown
 
 
-def test_our_own_tower_goes_to_hugging_face_and_back(tmp_path):
-    """A tower that never saw Hugging Face: the first family that says what it is."""
+def test_our_own_tower_converts_to_hugging_face_and_back(tmp_path):
+    """A tower not converted from Hugging Face: the first family that can express it is chosen."""
     from zipper_jax.checkpoint.model_folder import Loaded
     from zipper_jax.conversion import from_hf, to_hf
     from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig

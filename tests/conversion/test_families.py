@@ -80,7 +80,7 @@ def test_greedy_decoding_with_our_caches_is_that_of_transformers(converted, name
 
 
 def greedy(model, prompt):
-    """The most likely next token, again and again, through our caches."""
+    """The most likely next token, step by step, through our caches."""
     rows = len(prompt)
 
     @jax.jit

@@ -1,7 +1,7 @@
 """T5X's decoder-only checkpoints: against T5X itself where it is importable (it is on no index), else against files
 that the test writes in T5X's layouts.
 
-Axis letters: L layers, D width, V vocabulary, F mlp width, N heads, H head size.
+Axis letters: L layers, D embed_dim, V vocabulary, F mlp_dim, N heads, H head_dim.
 """
 
 import sys
@@ -95,7 +95,7 @@ def write_zarr(folder, array, compressor="gzip", parts=2):
 
 
 def reference(name, array, **kvstore):
-    """What T5X writes in a leaf's place: its TensorStore spec."""
+    """What T5X writes instead of a leaf: its TensorStore spec."""
     return {
         "driver": "zarr", "dtype": array.dtype.name, "kvstore": {"driver": "file", "path": f"{name}/", **kvstore},
         "metadata": {"shape": list(array.shape), "chunks": list(array.shape), "compressor": {"id": "gzip", "level": 1}},
@@ -142,7 +142,7 @@ def write_gin(folder, text=None, name="config.gin", **fields):
 
 
 def carried_out(plan):
-    """The tower's leaves, every number of which was written."""
+    """The tower's leaves, every element of which was written."""
     flat = {leaf: np.full(shape, np.nan, dtype) for leaf, (dtype, shape) in plan.leaves.items()}
     sizes = []
 
@@ -188,7 +188,7 @@ def assert_same(found, wanted):
 
 @pytest.fixture
 def native(tmp_path):
-    """(folder, leaves) of a checkpoint whose gin file lies beside it."""
+    """(folder, leaves) of a checkpoint with its gin file beside it."""
     leaves = parameters()
     write_gin(tmp_path)
     return write_native(tmp_path / "checkpoint_7", leaves), leaves
@@ -204,7 +204,7 @@ def native(tmp_path):
     ],
     ids=["layer by layer", "plain, untied", "stacked, heads apart", "stacked, heads joined"],
 )
-def test_every_leaf_lies_where_it_belongs(tmp_path, activations, tied, lay):
+def test_every_leaf_is_stored_where_it_belongs(tmp_path, activations, tied, lay):
     leaves = parameters(activations, tied)
     write_gin(tmp_path, activations=activations, tied=tied)
     plan = t5x.plan(write_native(tmp_path / "checkpoint_7", lay(leaves)))
@@ -362,7 +362,7 @@ NETWORK = "network.TransformerConfig."
         ("x = (", r"config.gin.*: no gin that can be read"),
     ],
 )  # fmt: skip
-def test_what_gin_says_wrongly_is_named(native, tmp_path, more, message):
+def test_wrong_gin_bindings_are_named(native, tmp_path, more, message):
     write_gin(tmp_path, f"{gin_text()}\n{more}\n")
     with pytest.raises(UserError, match=message) as error:
         t5x.plan(native[0])
@@ -518,7 +518,7 @@ def theirs():
             )
 
         def logits(self, leaves, tokens):
-            """[B, T, V]. T5X masks slots whose target is 0."""
+            """[B, T, V]. T5X masks positions whose target is 0."""
             params = {"params": unflatten(leaves)}
             run = jax.jit(lambda params: self.model.apply(params, tokens, np.ones_like(tokens), enable_dropout=False))
             return np.asarray(run(params))
@@ -631,7 +631,7 @@ def test_the_gin_files_of_t5x(theirs):
 
 
 def test_gins_parser_is_as_we_know_it():
-    """What `GinFiles` takes from gin's parser, which is no documented part of gin."""
+    """What `GinFiles` uses of gin's parser, which gin does not document."""
     for name in ("ConfigParser", "ParserDelegate", "BindingStatement", "IncludeStatement"):
         assert hasattr(config_parser, name)
     assert GinFiles([], ["a.b.c = 1"]).parameters("b")["c"].value == 1

@@ -1,4 +1,4 @@
-"""Models of the hub: what is fetched of them and what is not, and what a user is told when they cannot be had.
+"""Models of the hub: what is fetched of them and what is not, and the errors when they cannot be fetched.
 
 The library reads its environment when it is imported, so each call is a process of its own.
 """
@@ -219,7 +219,7 @@ class TestDownloads:
         assert f"'{NAME}' has no config.json" in call(hub).error
         assert hub.fetched() == []
 
-    def test_a_cut_file_is_taken_up_where_it_broke(self, hub, call):
+    def test_a_cut_download_is_resumed_where_it_broke(self, hub, call):
         hub.files["model.safetensors"] = LARGE
         hub.cut["model.safetensors"] = [STEP + 1000]
         found = call(hub)
@@ -279,7 +279,7 @@ class TestOffline:
 
 
 REFUSALS = [
-    # status, headers, what is told, how to mend it
+    # status, headers, what is reported, how to fix it
     (404, {"X-Error-Code": "RepoNotFound"}, "the hub shows no model '{}' (404)", "check the spelling"),
     (404, {}, "the hub shows no model '{}' (404)", "check the spelling"),
     # What it answers, without a token, of models that do not exist, and of private ones.
@@ -329,7 +329,7 @@ class TestRefusals:
             assert found.said[0].endswith(f"For now the copy in the cache is used: {folder}")
 
 
-class TestWhatIsSaid:
+class TestMessages:
     def test_neither_tokens_nor_signed_addresses(self):
         error = RuntimeError(f"cannot GET https://cdn/x?Signature=abc\nwith Bearer abc and {TOKEN}")
         said = module._what_happened(error, NAME, None)

@@ -95,7 +95,7 @@ def test_configurations_that_mean_something_else(fields, message):
         read_tower(config, "config.json")
 
 
-def test_fields_that_change_nothing_are_taken():
+def test_fields_that_change_nothing_are_accepted():
     plain = read()
     assert read(torch_dtype="bfloat16", attention_dropout=0.1, transformers_version="5.0", unknown=None) == plain
     assert read_tower({**LLAMA, "attn_sinks": 4}, "config.json", ("attn_sinks",))[1] == plain
@@ -107,7 +107,7 @@ def test_old_and_new_names_of_rope_mean_the_same():
     assert (new.rope_base, new.rope_scaling.factor) == (500.0, 2.0)
 
 
-# What files on the hub look like, from memory: (fields, what must come of them).
+# What files on the hub look like, from memory: (fields, the config they must give).
 ON_THE_HUB = {
     "Llama 2": (
         {
@@ -297,7 +297,7 @@ def test_tensors_that_do_not_fit(folder, tmp_path, change, message, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_was_cut_is_named(folder):
+def test_a_truncated_file_is_named(folder):
     data = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model.safetensors is damaged .*; get it again"):

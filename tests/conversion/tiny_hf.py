@@ -1,7 +1,7 @@
 """Tiny random Hugging Face models, several per family, that together use every option a family has.
 
-Built by transformers with torch on the CPU; nothing is downloaded. Every parameter is drawn anew, so that no bias is 0
-and no norm is 1.
+Built by transformers with torch on the CPU; nothing is downloaded. Every parameter is redrawn at random, so that no
+bias is 0 and no norm is 1.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-2,  # nobody's default
+    "rms_norm_eps": 1e-2,  # no family's default
 }
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -200,7 +200,7 @@ def build(name: str, folder, dtype: str = "float32", seed: int = 0):
         for path, parameter in model.named_parameters():
             if path.endswith("bias"):
                 parameter.normal_(0, 0.1)
-            elif parameter.ndim == 1:  # norms; Gemma's lie around 0
+            elif parameter.ndim == 1:  # norms; Gemma's are around 0
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5 if parameter.shape[0] != VOCABULARY else 0.5)

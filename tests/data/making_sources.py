@@ -1,4 +1,4 @@
-"""Small real sources in other people's formats. Audio is noise: no reader listens."""
+"""Small real sources in other people's formats. Audio is noise: no reader depends on its content."""
 
 import json
 from pathlib import Path

@@ -99,7 +99,7 @@ def test_a_table_with_columns_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("name, mark", [("a.csv", ","), ("a.tsv", "\t")])
-def test_a_line_with_more_cells_than_the_header_is_not_cut(tmp_path, name, mark):
+def test_a_line_with_more_cells_than_the_header_is_not_truncated(tmp_path, name, mark):
     for number in range(3):
         sound(tmp_path / f"{number}.wav")
     lines = [f"0.wav{mark}hello{mark} dear world", f"1.wav{mark}hello{mark}", f"2.wav{mark}good bye"]
@@ -547,7 +547,7 @@ def test_a_finished_corpus_is_no_work_and_another_source_is_refused(tmp_path, ca
     assert len(run("text", source, tmp_path / "out", overwrite=True)[1]) == 1
 
 
-def test_an_interrupted_import_goes_on_and_ends_the_same(tmp_path):
+def test_an_interrupted_import_resumes_and_ends_the_same(tmp_path):
     source = making.table(tmp_path / "t")
     run("table", source, tmp_path / "whole", ImportSettings())
 
@@ -610,7 +610,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     assert read_header(tmp_path / "out")["complete"]
 
 
-def test_a_manifest_of_somebody_elses_is_left_alone(tmp_path, capsys):
+def test_a_manifest_that_no_import_wrote_is_left_alone(tmp_path, capsys):
     row = '{"id": "a", "units": [1, 2], "text": "go", "split": "train"}\n'
     write(tmp_path / "header.json", '{"num_units": 9, "rate_hz": 25}')
     manifest = write(tmp_path / "manifest.jsonl", row)
@@ -621,7 +621,7 @@ def test_a_manifest_of_somebody_elses_is_left_alone(tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
-    """A real limit on the size of files, met by the manifest."""
+    """A real limit on the size of files, reached while the manifest is written."""
     source = write(tmp_path / "a.txt", "\n".join(f"sentence {n}" for n in range(400)))
     run("text", source, tmp_path / "out")
     before = (tmp_path / "out" / "manifest.jsonl").read_bytes()

@@ -44,7 +44,7 @@ def test_a_corpus(tmp_path, capsys):
     assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_manifest_that_somebody_wrote(tmp_path):
+def test_a_manifest_written_by_hand(tmp_path):
     write(tmp_path / "manifest.jsonl", json.dumps({"id": "x", "split": "train", "text": "two words"}) + "\n")
     lines = list(inspect(tmp_path))
     assert lines[:2] == [f"corpus {tmp_path}, from unknown, 1 rows", "train: 1 rows, 2 words"]
@@ -62,7 +62,7 @@ def test_a_prepared_folder(tmp_path):
     assert soundfile.info(tmp_path / "look" / "u0_units.wav").frames == 8 * 640
 
 
-def test_given_units_are_heard_only_when_their_command_may_run(tmp_path):
+def test_given_units_are_synthesised_only_when_their_command_may_run(tmp_path):
     script = write(tmp_path / "speaks.py", SPEAKS)
     path = making.units(tmp_path / "u", vocoder=f"{sys.executable} {script} {{units}} {{wav}}")
     import_corpus("units", [path], tmp_path / "corpus", ImportSettings(validation=0, test=0), processes=1)

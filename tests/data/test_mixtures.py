@@ -67,7 +67,7 @@ def test_every_row_once_per_epoch(seed, epoch):
         assert sorted(visits[task][epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-def test_epochs_go_on_over_blocks():
+def test_epochs_continue_over_blocks():
     mix = mixture((400, 3000))
     rows = [row for task, row in map(mix.row, range(BLOCK * 11)) if task == 1]
     for epoch in range(2):
@@ -92,7 +92,7 @@ def test_orders_differ_by_seed_epoch_block_and_task():
 
 
 def test_orders_do_not_change_with_versions():
-    """A stored run must resume on the same rows: these numbers may never change."""
+    """A stored run must resume on the same rows: these numbers must never change."""
     assert permutation(10, 7, 1, 2).tolist() == GOLDEN_PERMUTATION
     assert [mixture().row(n) for n in (0, 1, 2, 1023, 1024, 10**9)] == GOLDEN_ROWS
 

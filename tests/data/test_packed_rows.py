@@ -75,7 +75,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_damage_is_told(tmp_path):
+def test_damage_is_reported(tmp_path):
     with pytest.raises(UserError, match="no packed rows"):
         RowStore(tmp_path)
     write_rows(tmp_path / "s", [[example(1, 2, 3)]], {})

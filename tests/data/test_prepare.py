@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(corpus, tmp_path_factory):
-    """(prepared folder, metas, lines said)."""
+    """(prepared folder, metas, lines printed)."""
     folder = tmp_path_factory.mktemp("data") / "prepared"
     with logged() as lines:
         metas = prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
@@ -68,7 +68,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_everything_is_there_and_said(made):
+def test_everything_is_written_and_reported(made):
     folder, metas, lines = made
     assert set(metas) == {(task, split) for task in SETTINGS.tasks for split in SPLITS}
     header = prepared.read_header(folder)
@@ -137,7 +137,7 @@ def test_running_again_skips_everything(made, corpus):
     assert changed <= {"header.json"}
 
 
-def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
+def test_encoding_resumes_in_the_middle_of_a_split(corpus, tmp_path):
     """A run that was killed left whole lines, the first half of an utterance's, and half a line."""
     folder, lines = tmp_path / "p", list[str]()
     settings = dataclasses.replace(SETTINGS, shifts=2)
@@ -155,7 +155,7 @@ def test_encoding_goes_on_in_the_middle_of_a_split(corpus, tmp_path):
     assert said == ["train: continuing behind 4 of 12 examples", "train: continuing behind 3 of 12 examples"]
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
     folder = tmp_path / "p"
     for stage in ("make_vocabulary", "encode_split"):
         with monkeypatch.context() as patch:
@@ -210,7 +210,7 @@ except BaseException:
 
 @pytest.mark.parametrize("stage", ["fitting 8 units", "text vocabulary: ", "test: 3 examples", "the import of seqio"])
 def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
-    """The real command, a real signal to all its processes: exit status 130, one line; the next run goes on."""
+    """The real command, a real signal to all its processes: exit status 130, one line; the next run resumes."""
     (tmp_path / "seqio.py").write_text(DEAF)
     (tmp_path / "tensorflow.py").write_text("class config: set_visible_devices = print")
     folder = tmp_path / "p"
@@ -240,7 +240,7 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
     before = files_and_times(folder / "examples")
     metas = prepare_rows.prepare(corpus, folder, longer, overwrite=True, processes=1)
     assert metas["asr", "train"]["dropped"]["too_long"] == 0
-    assert files_and_times(folder / "examples") == before  # only rows were made again
+    assert files_and_times(folder / "examples") == before  # only rows were recomputed
     fewer = dataclasses.replace(one, num_units=4)
     with pytest.raises(UserError, match="num_units was 8, now 4"):
         prepare_rows.prepare(corpus, folder, fewer, processes=1)
@@ -250,7 +250,7 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
         prepare_rows.prepare(write_corpus(tmp_path / "c", seed=1), folder, fewer, processes=1)
 
 
-def test_folders_of_somebody_elses_are_left_alone(corpus, tmp_path, capsys):
+def test_folders_that_prepare_did_not_write_are_left_alone(corpus, tmp_path, capsys):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "mine.csv").write_text("1,2")
     assert cli.main(["data", "prepare", "--corpus", str(corpus), "--out", str(tmp_path)]) == 2

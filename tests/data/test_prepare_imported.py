@@ -35,7 +35,7 @@ SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_siz
 
 
 def made(kind, path, folder, settings=SETTINGS, imported=ImportSettings(validation=0, test=2)):
-    """(rows by task and split, lines said) of a source."""
+    """(rows by task and split, lines printed) of a source."""
     corpus, out = folder / "corpus", folder / "prepared"
     import_corpus(kind, [path], corpus, imported, processes=1)
     with logged() as lines:
@@ -73,7 +73,7 @@ def test_audio_alone_becomes_rows_of_speech_lm_only_and_is_read_in_parts(tmp_pat
 
 
 def test_rows_of_all_kinds_in_one_corpus(tmp_path):
-    """A manifest that somebody wrote by hand."""
+    """A manifest written by hand."""
     wav = [str(sound(tmp_path / f"{n}.wav", seconds=0.5)) for n in range(4)]
     rows = [{"id": f"both{n}", "text": SENTENCES[n], "audio": wav[n]} for n in range(3)]
     rows += [{"id": "heard", "audio": wav[3]}, {"id": "read", "text": SENTENCES[5]}]
@@ -86,7 +86,7 @@ def test_rows_of_all_kinds_in_one_corpus(tmp_path):
 
 
 def test_a_manifest_made_by_hand_is_checked_for_leaks(tmp_path, capsys):
-    """What import drops, prepare cannot: the rows are somebody's choice. It is said, and inspect says it again."""
+    """Import drops such rows; prepare keeps them, as the user's choice, and reports them; so does inspect."""
     rows = [
         {"id": "a", "split": "train", "text": "open the door", "voice": "v"},
         {"id": "b", "split": "train", "text": "close the door", "voice": "w"},
@@ -102,7 +102,7 @@ def test_a_manifest_made_by_hand_is_checked_for_leaks(tmp_path, capsys):
     assert {sentences, voices} <= set(capsys.readouterr().out.splitlines())
 
 
-def test_given_units_are_taken_as_they_are(tmp_path):
+def test_given_units_are_used_as_they_are(tmp_path):
     path = making.units(tmp_path / "u", vocoder="unit2wav {units} {wav}")
     path.write_text(path.read_text() + '{"id": "alone", "units": [19, 0, 7]}\n')
     counts, lines = made(
@@ -162,7 +162,7 @@ def test_corpora_that_contradict_themselves(tmp_path, row, header, settings, mes
     ],
 )
 def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
-    """Made by hand: nobody has checked them."""
+    """Written by hand, so no import has checked them."""
     sound(tmp_path / "empty.wav", seconds=0.0)
     write(tmp_path / "corrupt.wav", "RIFF, then nothing of use")
     if manifest is not None:
@@ -174,7 +174,7 @@ def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
     assert error.count("\n") == 1
 
 
-def test_a_second_corpus_takes_the_units_and_the_text_vocabulary_of_the_first(tmp_path):
+def test_a_second_corpus_reuses_the_units_and_the_text_vocabulary_of_the_first(tmp_path):
     first, once = tmp_path / "first", dataclasses.replace(SETTINGS, tasks=("asr",))
     made("table", making.table(tmp_path / "t"), first, once, ImportSettings())
     theirs = {"tokenizer": str(first / "prepared"), "text_vocabulary": str(first / "prepared")}
@@ -209,8 +209,8 @@ def test_any_tokenizer_on_disk_is_a_text_vocabulary(tmp_path):
         )
 
 
-def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
-    """A real limit on the size of files, met by the examples."""
+def test_a_full_disk_leaves_finished_stages_and_the_next_run_resumes(tmp_path):
+    """A real limit on the size of files, reached while the examples are written."""
     source = write(tmp_path / "a.txt", "\n".join(f"{SENTENCES[n % 12]} {n}" for n in range(800)))
     import_corpus("text", [source], tmp_path / "corpus", ImportSettings(0, 0), processes=1)
     limited = (
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_finished_stages_and_the_next_run_goes_on(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: no room to write")
-    assert [path.name for path in folder.rglob("*.partial")] == ["train.jsonl.partial"]  # to be gone on with
+    assert [path.name for path in folder.rglob("*.partial")] == ["train.jsonl.partial"]  # to resume from
     vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
     before = vocabulary.stat().st_mtime_ns
     settings = PrepareSettings(text_length=24, text_vocabulary="bytes", tasks=("text_lm",))

@@ -1,4 +1,4 @@
-"""Generation over a mesh: the tokens of one device, rows and heads cut, no cache gathered."""
+"""Generation over a mesh: the tokens of one device, rows and heads sharded, no cache gathered."""
 
 from functools import partial
 
@@ -54,7 +54,7 @@ def test_generation_is_that_of_one_device(mesh):
             np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
 
 
-def test_caches_are_cut_and_never_gathered():
+def test_caches_are_sharded_and_never_gathered():
     mesh = MeshConfig(data=4, tensor=2, strategy="tensor")
     params, placer = placed(CONFIG, mesh)
     cache = init_cache(CONFIG, 8, {"text": 64, "speech": 64}, placer)

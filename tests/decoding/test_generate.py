@@ -149,10 +149,10 @@ def fed_in_chunks(name, examples, cuts):
     logits = [{t: [] for t in config.towers} for _ in examples]
     while any(queues):
         tower = next(q[0][0] for q in queues if q)
-        # What fills unused slots must not matter.
+        # What fills unused positions must not matter.
         tokens, counts = np.full((len(examples), CHUNK), 5, np.int32), np.zeros(len(examples), np.int32)
         for b, queue in enumerate(queues):
-            if queue and queue[0][0] == tower:  # the other rows stand still
+            if queue and queue[0][0] == tower:  # the other rows do not advance
                 ids = queue.pop(0)[1]
                 tokens[b, : len(ids)], counts[b] = ids, len(ids)
         out, state = advance_program(name)(params_of(name), state, tower, jnp.asarray(tokens), jnp.asarray(counts))
@@ -267,15 +267,15 @@ def test_a_token_fed_later_changes_no_earlier_logits():
             np.testing.assert_array_equal(after[number][:2, same], before[number][:2, same])
             if number >= changed:
                 assert (after[number][0, -1] != before[number][0, -1]).any()
-        if slot >= 5:  # row 3 was fed 5 tokens: what stands behind them is not there
+        if slot >= 5:  # row 3 was fed 5 tokens: later positions hold none
             np.testing.assert_array_equal(after[2][3, :5], before[2][3, :5])
 
 
-# ---- limits, ends, batches -------------------------------------------------------------------------------------------
+# ---- max_new_tokens, ends, batches -----------------------------------------------------------------------------------
 
 
-def test_limits_cut_and_say_so_and_ends_stop_each_row_alone():
-    """Sampling ends rows at different places; truncated is true exactly where the limit was reached without an end."""
+def test_max_new_tokens_truncates_and_flags_it_and_ends_stop_each_row_alone():
+    """Sampling ends rows at different places; truncated is true exactly where max_new_tokens was reached first."""
     run = generator("pair")
     rows = [GIVEN["pair"][0]] * 4
     seen, lengths = set(), set()
@@ -298,7 +298,7 @@ def test_a_forced_end_is_fed_before_the_next_span():
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    """Greedy and sampled, the others being longer, shorter, of another modality: same tokens, same numbers."""
+    """Greedy and sampled, the others longer, shorter, of another modality: same tokens, same log probabilities."""
     run = generator("pair")
     others = [[("speech", content(*range(16)))], [("text", content(3))], []]
     for sampling in (SamplingConfig(), SamplingConfig(temperature=HOT, seed=1)):

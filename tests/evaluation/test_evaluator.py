@@ -9,7 +9,7 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
 
-def test_the_judge_listens_for_the_corpus_own_sentences(tmp_path):
+def test_the_judge_uses_the_grammar_of_the_corpus(tmp_path):
     def corpus(settings):
         write_json(tmp_path / "corpus.json", {"format_version": FORMAT_VERSION, "settings": settings})
 
@@ -25,7 +25,7 @@ def test_the_judge_listens_for_the_corpus_own_sentences(tmp_path):
         evaluate(Sources({"zipper": run}, tmp_path / "prepared", tmp_path), tmp_path / "out")
 
 
-def test_a_tower_run_that_is_gone_is_said_before_anything_else(tmp_path):
+def test_a_missing_tower_run_is_reported_before_anything_else(tmp_path):
     """Perplexity before fusion is measured last; it must not fail then."""
     run = tmp_path / "zipper"
     run.mkdir()

@@ -177,7 +177,7 @@ def cells(source: str, label: str) -> list[str]:
 
 
 def test_nothing_is_fetched(written, parsed):
-    """No scripts, and every address is data that lies in the file."""
+    """No scripts, and every address is data embedded in the file."""
     assert written[2] == written[0] / "report.html"
     assert "http://" not in written[3]
     assert "https://" not in written[3]
@@ -188,7 +188,7 @@ def test_nothing_is_fetched(written, parsed):
     assert "url(" not in written[3]
 
 
-def test_figures_stand_in_their_places(written, parsed):
+def test_figures_are_in_their_places(written, parsed):
     source = written[3]
     assert cells(source, "Another sentence&#x27;s audio") == ["87.4 %", "86.1 %"]
     assert cells(source, "Harder test sentences") == ["13.1 %", "20.1 %"]
@@ -242,7 +242,7 @@ def test_goals_follow_the_numbers():
     assert (just_over.met, just_over.text) == (False, "Speech to text: 8.03 %, at most 8.00 %")
 
 
-def test_missing_files_and_keys_are_said(tmp_path):
+def test_missing_files_and_keys_are_reported(tmp_path):
     """Only results.json has to be there, and it may be empty, or hold null and NaN."""
     for text in ("{}", '{"asr_wer_test": null, "tts_wer_test": NaN, "text_ppl_unimodal": 5.5}'):
         (tmp_path / "results.json").write_text(text)
@@ -273,7 +273,7 @@ def test_a_lost_sound_is_named(tmp_path):
         ("attention.npz", "text", "is no NumPy archive"),
     ],
 )
-def test_what_a_user_can_mend(tmp_path, name, text, message):
+def test_what_a_user_can_fix(tmp_path, name, text, message):
     if name != "results.json":
         (tmp_path / "results.json").write_text("{}")
     if text is not None:
@@ -298,7 +298,7 @@ def test_attention_must_fit_its_tokens(tmp_path):
     "points", [[(0, 0.0)], [(5, 2.0), (9, 2.0)], [(1, -3e-9), (2, 4e5)], [(1, float("nan")), (2, 1.0)]]
 )
 def test_curves_of_any_range(points):
-    """A single point, a constant, huge ranges and values that are not finite: everything lies in the picture."""
+    """A single point, a constant, huge ranges and values that are not finite: all is drawn inside the picture."""
     svg = curves({"a": points, "none": []}, title="t", x_label="step", y_label="loss")
     line = re.search(r'class="curve" [^>]*d="M([^"]*)"', svg).group(1)
     places = [tuple(map(float, place.split())) for place in line.split("L")]

@@ -103,7 +103,7 @@ def test_units_that_nothing_makes_audible_leave_the_page_without_sound(run, comm
     ],
 )
 def test_data_of_other_units_is_refused(run, tmp_path, capsys, theirs, message):
-    """They would be heard as other sounds, and the rates would blame the model."""
+    """They would be synthesised as other sounds, and the error rates would count against the model."""
     copied = tmp_path / "all"
     shutil.copytree(run.parent, copied)
     UnitVocabulary(UNITS, 25.0, "ours").save(copied / "run" / "vocabularies" / "speech")
@@ -177,7 +177,7 @@ def test_a_browser_sorts_and_hides_without_a_script(tmp_path):
         ([], "--corpus is missing"),
     ],
 )
-def test_what_a_user_can_mend(run, command, tmp_path, capsys, more, message):
+def test_what_a_user_can_fix(run, command, tmp_path, capsys, more, message):
     named = [str(run) if word == "RUN" else word for word in more]
     assert main([*command[:-2], *named, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err

@@ -118,7 +118,7 @@ COMMANDS: dict[str, Command] = dict(
 
 
 def problems(words: list[str]) -> list[str]:
-    """What of a command line the documentation does not have; [] if it has everything."""
+    """Arguments of a command line that the documentation does not have; [] if it has them all."""
     depth = max((n for n in range(1, len(words) + 1) if " ".join(words[:n]) in COMMANDS), default=0)
     if not depth:
         return [f"{' '.join(words[:5])}: no such command in documented.py"]

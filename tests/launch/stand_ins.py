@@ -80,7 +80,7 @@ elif verb == "ssh":
     sys.exit(next((s for s in [p.wait() for p in running] if s), 0))
 """
 
-# Training: the n-th start on a host does what the scenario says: "run" until a signal, or an exit status.
+# Training: the n-th start on a host follows the scenario: "run" until a signal, or an exit status.
 _ZIPPER = r"""
 import json, os, signal, sys, time
 from pathlib import Path
@@ -112,7 +112,7 @@ if sys.argv[1] == "venv":
     shutil.copy(cloud / "bin" / "zipper", target)
 """
 
-# A step of a SLURM job: the n-th one does what the scenario says to the tasks; "task" runs the task's own command.
+# A step of a SLURM job: the n-th one follows the scenario; "task" runs the task's own command.
 _SRUN = r"""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -161,7 +161,7 @@ def program(path: Path, text: str) -> None:
 
 
 class Cloud:
-    """A folder with the programs, their scenario, and what they noted."""
+    """A folder with the programs, their scenario, and the records they wrote."""
 
     def __init__(self, folder: Path, **scenario: object) -> None:
         self.folder = folder
@@ -184,7 +184,7 @@ class Cloud:
         }
 
     def calls(self) -> list[str]:
-        """What gcloud was asked for, in order; for ssh the subcommand of worker.sh."""
+        """The calls of gcloud, in order; for ssh the subcommand of worker.sh."""
         found = []
         for line in (self.folder / "calls").read_text().splitlines():
             verb, command = json.loads(line)
@@ -197,6 +197,6 @@ class Cloud:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def noted(self, name: str) -> str:
-        """What a stand-in wrote down, or nothing."""
+        """What a stand-in recorded, or nothing."""
         file = self.folder / name
         return file.read_text() if file.exists() else ""

@@ -52,7 +52,7 @@ def launch(script, *arguments, **options):
 
 
 def zipper_problems(words):
-    """What zipper's own parsers would not take of ``zipper COMMAND ...``."""
+    """Arguments of ``zipper COMMAND ...`` that zipper's own parsers would not accept."""
     import argparse
 
     from zipper_jax.cli import gin_flags, launch, main, train
@@ -70,7 +70,7 @@ def zipper_problems(words):
 
 
 def inner(words):
-    """Command lines inside a command line: what a container or a task is told to run."""
+    """Command lines inside a command line: what a container or a task runs."""
     for word in words:
         if word.startswith("--command=exec "):
             yield shlex.split(word.removeprefix("--command=exec "))
@@ -119,7 +119,7 @@ def test_a_dry_run_prints_documented_commands_and_runs_none(case, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == []
 
 
-def test_the_group_rule_is_in_what_clusters_are_told():
+def test_the_group_rule_is_in_what_clusters_receive():
     """Kubernetes: any status but 2 starts all pods again. SLURM: one bad task ends the step; one task has one GPU."""
     words = [w for line in commands(launch("xpk.sh", "--dry_run", *XPK, *ON_MOUNT).stdout) for w in line]
     flags = dict(word.partition("=")[::2] for word in words)
@@ -209,7 +209,7 @@ def test_a_dry_run_quotes_so_that_a_shell_reads_the_same_words():
     assert shlex.split(line) == given
 
 
-# --- a queued resource that is taken away -----------------------------------------------------------------------------
+# --- a queued resource that is preempted ------------------------------------------------------------------------------
 
 
 def tpu_run(cloud, *extra, **options):
@@ -219,7 +219,7 @@ def tpu_run(cloud, *extra, **options):
         ROOT / "launch/tpu_queued.sh", *TPU[:4], "--nfs=10.0.0.2:/zipper", f"--mount={cloud.share}", "--poll_seconds=0",
         f"--package={package}", "--pause_seconds=0", *extra, *TRAIN, f"--gin.MODEL_DIR={cloud.share}/runs/fuse-1",
     ]  # fmt: skip
-    # Where tests run in the background, Ctrl-C is ignored, and a shell cannot hear what it was started to ignore.
+    # Where tests run in the background, Ctrl-C is ignored, and a shell cannot trap a signal it was started to ignore.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(command, env=cloud.environment, stderr=subprocess.PIPE, text=True, **options)
@@ -228,7 +228,7 @@ def tpu_run(cloud, *extra, **options):
 
 
 def finished(process):
-    """Exit status and what it said."""
+    """Exit status and output."""
     try:
         said = process.communicate(timeout=120)[1]
     except subprocess.TimeoutExpired:
@@ -270,11 +270,11 @@ def without_looks(calls):
 ROUND = ["ssh", "scp", "setup", "start"]
 
 
-def test_preempted_and_failing_it_goes_on_in_the_same_run_folder(tmp_path):
+def test_preempted_and_failing_it_resumes_in_the_same_run_folder(tmp_path):
     cloud = Cloud(tmp_path / "cloud", taken_away=[1, 2], attempts=[["run", "run"], ["run", 1], [0, 0]])
     status, said = finished(tpu_run(cloud, "--spot"))
     assert status == 0, said
-    # Attempt 1 is taken away, attempt 2 loses a process, attempt 3 finishes.
+    # Attempt 1 is preempted, attempt 2 loses a process, attempt 3 finishes.
     calls = without_looks(cloud.calls())
     assert calls == ["create", *ROUND, "stop KILL", "delete", "create", *ROUND, "stop KILL", *ROUND, "delete"]
     for host in range(HOSTS):
@@ -285,7 +285,7 @@ def test_preempted_and_failing_it_goes_on_in_the_same_run_folder(tmp_path):
         assert not any(alive(start["pid"]) for start in starts)
     assert "taken away" in said
     assert "status 1" in said
-    # New hosts were set up anew; hosts that were set up already were not.
+    # New hosts were set up; hosts that were set up already were not set up again.
     assert cloud.noted("installed").count("venv ") == 2 * HOSTS
     assert "--require-hashes" in cloud.noted("installed")
 

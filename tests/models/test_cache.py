@@ -1,4 +1,4 @@
-"""The cache without a model: where tokens are recorded, what is written where, which rows are taken."""
+"""The cache without a model: where tokens are recorded, what is written where, which rows are selected."""
 
 import itertools
 

@@ -28,7 +28,7 @@ def test_tower_heads():
         dataclasses.replace(TEXT, num_kv_heads=3)
     with pytest.raises(UserError, match=r"head_dim = 7 times rope_fraction = 1.0 must be even"):
         dataclasses.replace(TEXT, head_dim=7)
-    dataclasses.replace(TEXT, head_dim=6, num_heads=6, num_kv_heads=6)  # free of width / heads
+    dataclasses.replace(TEXT, head_dim=6, num_heads=6, num_kv_heads=6)  # independent of embed_dim / num_heads
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_many_random_rows(seed, longest, most_spans):
         [],
         spans("text", 0),
         spans("text", 7),
-        # More examples than the text tower has slots stand before the one with text.
+        # More examples than the text tower has positions come before the one with text.
         [*spans("speech", *[0] * 19), *spans("text", 3)],
         [*spans("speech", *[0] * 9), *spans("text", 0), *spans("speech", *[0] * 10), *spans("text", 0)],
         [*spans("text", 0, 0, 0), *spans("speech", 5)],

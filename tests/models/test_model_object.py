@@ -107,7 +107,7 @@ def test_hidden_and_head_are_the_logits(model, towers):
 
 
 @pytest.mark.parametrize("name", ["paper", "shared", "ungated", "soft", "trio"])
-def test_towers_without_tokens_may_be_left_out(name):
+def test_towers_without_tokens_may_be_omitted(name):
     """A tower of padding alone and no batch at all give the others the same logits."""
     config = OPTIONS[name]
     model = jax.jit(lambda params, towers: bind_params(config, params)(towers))
@@ -235,7 +235,7 @@ def test_a_step_computes_the_head_once_per_row(rows):
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_known_of_parameters_says_whose_tokens_go_through_them():
+def test_parameters_list_the_towers_whose_tokens_they_multiply():
     known = zipper.parameters(pair())
     assert {p.owner for path, p in known.items() if path.startswith("zips/speech-text/into_text")} == {"text"}
     tokens = {path: p.tokens for path, p in known.items()}
@@ -249,7 +249,7 @@ def test_what_is_known_of_parameters_says_whose_tokens_go_through_them():
     assert {path for path, p in known.items() if p.output} == {f"towers/{t}/embedding/table" for t in pair().towers}
 
 
-def test_a_leaf_is_drawn_only_when_it_is_asked_for(monkeypatch):
+def test_a_leaf_is_initialised_only_when_it_is_requested(monkeypatch):
     drawn = []
     monkeypatch.setattr(zipper.module, "draw", lambda seed, path, variable: drawn.append(path))
     make = zipper.initialisers(pair(), 0)

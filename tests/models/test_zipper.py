@@ -122,7 +122,7 @@ def test_unimodal_path_is_the_tower_as_stored(tower):
             np.testing.assert_allclose(np.asarray(alone)[b, slots], wanted, atol=TOLERANCE)
 
 
-# ---- rule 4: gates at 0, empty visibility ----------------------------------------------------------------------------
+# ---- rule 4: gates at 0, empty attention ranges ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["paper", "one way", "positions", "trio"])

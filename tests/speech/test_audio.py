@@ -68,7 +68,7 @@ def test_bad_files_are_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.mp3", "a.flac"])
-def test_a_file_that_was_cut_off_is_corrupt(tmp_path, name):
+def test_a_truncated_file_is_corrupt(tmp_path, name):
     rng, path = np.random.default_rng(0), tmp_path / name
     soundfile.write(path, 0.1 * rng.uniform(-1, 1, 32_000), 16_000)
     assert len(load_audio(path)) == 32_000
@@ -104,7 +104,7 @@ def test_a_streamed_wav_states_no_length(tmp_path, size):
 
 
 def test_an_mp3_whose_length_is_guessed_is_whole(tmp_path):
-    """Variable bit rate without the header that tells the length: the guess is far off."""
+    """Variable bit rate without the header that states the length: the guess is far off."""
     path = tmp_path / "a.mp3"
     loud = np.random.default_rng(0).uniform(-1, 1, 64_000) * np.repeat([0.0001, 0.5], 32_000)
     soundfile.write(path, loud, 16_000, bitrate_mode="VARIABLE", compression_level=0.5)

@@ -103,7 +103,7 @@ def test_settings_that_the_engine_cannot_meet(engine, tmp_path):
         synthesise_corpus(tmp_path / "x", CorpusSettings(voices=("nobody",)))
     with pytest.raises(UserError, match="ask for fewer"):
         corpus.plan(CorpusSettings(train=150_000), engine)
-    for voice in engine.without_pitch:  # told before the first of thousands of sentences is spoken
+    for voice in engine.without_pitch:  # reported before the first of thousands of sentences is synthesised
         with pytest.raises(UserError, match=rf"other_pitches has 0.97.*{voice}.*no pitch control"):
             corpus.plan(CorpusSettings(voices=(voice,)), engine)
 

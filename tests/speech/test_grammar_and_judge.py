@@ -1,4 +1,4 @@
-"""The grammar and the listener that uses it; controls show that the listener does not simply guess right."""
+"""The grammar and the recogniser that uses it; controls show that the recogniser does not simply guess right."""
 
 import random
 
@@ -22,7 +22,7 @@ def test_words_and_sentences():
     assert sentences == [grammar.sample(again) for _ in range(2000)]
 
 
-def test_the_judge_understands_speech_and_nothing_else(judge, speech):
+def test_the_judge_transcribes_speech_and_nothing_else(judge, speech):
     sentences, waveforms = speech
     heard = [judge.transcribe(waveform) for waveform in waveforms]
     assert wer(sentences, heard) < 0.1
@@ -31,12 +31,12 @@ def test_the_judge_understands_speech_and_nothing_else(judge, speech):
     noise = [0.1 * rng.standard_normal(len(waveform)).astype(np.float32) for waveform in waveforms]
     assert wer(sentences, [judge.transcribe(waveform) for waveform in noise]) > 0.6
     assert wer(sentences, heard[1:] + heard[:1]) > 0.6
-    # order does not matter, nor which process listens
+    # order does not matter, nor which process transcribes
     assert transcribe_all(waveforms[::-1], grammar.jsgf(), processes=2) == heard[::-1]
 
 
-def test_what_was_heard_before_does_not_matter(judge, speech):
-    """Told from sounds that are hard to understand, as models make them: sentences in pieces of 0.3 s, turned about."""
+def test_earlier_audio_does_not_change_a_transcript(judge, speech):
+    """Checked on audio that is hard to recognise, as a model's can be: sentences in pieces of 0.3 s, shuffled."""
     rng = np.random.default_rng(0)
     pieces = [np.array_split(waveform, max(1, len(waveform) // 4800)) for waveform in speech[1]]
     hard = [np.concatenate([piece[i] for i in rng.permutation(len(piece))]) for piece in 3 * pieces]
@@ -46,7 +46,7 @@ def test_what_was_heard_before_does_not_matter(judge, speech):
 
 @pytest.mark.parametrize("name", list(grammar.TEMPLATES))
 def test_the_jsgf_accepts_what_is_sampled(judge, engine, name, monkeypatch):
-    """A sentence of each template, spoken, is heard word for word: so the grammar has it."""
+    """A synthesised sentence of each template is transcribed word for word: so the grammar has it."""
     monkeypatch.setitem(grammar.GRAMMARS, "home", {name: grammar.TEMPLATES[name]})
     rng = random.Random(3)
     spoken = [grammar.sample(rng) for _ in range(3)]
@@ -55,7 +55,7 @@ def test_the_jsgf_accepts_what_is_sampled(judge, engine, name, monkeypatch):
 
 
 def test_the_wide_grammar(engine):
-    """Ten times the words, all pronounceable; one spoken sentence of each template is understood, by and large."""
+    """Ten times the words, all pronounceable; one synthesised sentence of each template is mostly recognised."""
     words = grammar.words("wide")
     assert 600 <= len(words) <= 800
     rng = random.Random(0)
@@ -69,7 +69,7 @@ def test_the_wide_grammar(engine):
     assert wer(sentences, transcribe_all([w[::-1] for w in spoken], grammar.jsgf("wide"))) > 0.8
 
 
-def test_nothing_is_heard_in_nothing(judge):
+def test_silence_has_an_empty_transcript(judge):
     assert judge.transcribe(np.zeros(0, np.float32)) == ""
     assert judge.transcribe(np.zeros(16_000, np.float32)) == ""
     assert judge.transcribe(np.full(16_000, np.nan, np.float32)) == ""

@@ -135,7 +135,7 @@ def test_the_command_writes_a_folder_that_refers_to_the_weights(hubert, kmeans, 
         load_tokenizer(home)
 
 
-def test_prepare_takes_them(hubert, kmeans, waveform, tmp_path):
+def test_prepare_uses_them(hubert, kmeans, waveform, tmp_path):
     soundfile.write(tmp_path / "a.wav", waveform, 16_000, subtype="FLOAT")
     row = {"id": "a", "split": "train", "text": "hello", "audio": "a.wav"}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""The synthesisers: deterministic in any order, obedient to rate and pitch, clear about what they cannot do."""
+"""The synthesisers: deterministic in any order, following rate and pitch, clear about what they cannot do."""
 
 import hashlib
 import subprocess
@@ -44,7 +44,7 @@ def test_the_same_call_gives_the_same_samples_in_any_order(name):
     for first, second in zip(forward, backward, strict=True):
         assert first.dtype == np.float32
         np.testing.assert_array_equal(first, second)
-    # ... and in a process that never said anything else
+    # ... and in a process that never synthesised anything else
     code = (
         "import hashlib; from zipper_jax.speech.synthesis import find_engine; "
         f"print(hashlib.sha256(find_engine({name!r}).say(*{requests[-1]!r}).tobytes()).hexdigest())"
@@ -56,7 +56,7 @@ def test_the_same_call_gives_the_same_samples_in_any_order(name):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_every_voice_speaks(name):
+def test_every_voice_synthesises(name):
     engine = synthesis.find_engine(name)
     said = [engine.say("seven two", voice) for voice in engine.voices]
     assert all(np.abs(waveform).max() > 0.05 for waveform in said)

@@ -56,7 +56,7 @@ def test_a_tokenizer_of_format_1_measures_plain_log_mel(tokenizer, speech, tmp_p
 
 
 def test_pitch_changes_few_units():
-    """Units stand for sounds, not for the pitch at which they are said (log-mel alone keeps a third of them)."""
+    """Units stand for sounds, not for the pitch at which they are spoken (log-mel alone keeps a third of them)."""
     engine = find_engine("auto")
     voice = engine.default_voices[0]
     sentences = ["set a timer for ten minutes", "call my brother at nine tomorrow", "put the green box under the table"]
@@ -80,7 +80,7 @@ def test_every_unit_is_used_like_any_other(tokenizer, speech):
     assert vocoder.synthesize(tokenizer, np.zeros(5, np.int32)).shape == (5 * 640,)
 
 
-def test_audio_from_units_is_understood(tokenizer, speech, judge):
+def test_audio_from_units_is_intelligible(tokenizer, speech, judge):
     """A codebook of 128 already carries most sentences of one voice (the benchmark measures the real one)."""
     sentences, waveforms = speech
     sounds = [vocoder.synthesize(tokenizer, tokenizer.encode(waveform)) for waveform in waveforms]

@@ -44,7 +44,7 @@ def test_results_keep_the_order_of_the_jobs():
 def test_errors_reach_the_caller():
     with pytest.raises(UserError, match="mend this"):
         list(parallel_map(TARGET, {"offset": 1}, [1, "user", 2, 3], processes=2))
-    with pytest.raises(OSError, match="No space left"):  # the command line tells it in one line
+    with pytest.raises(OSError, match="No space left"):  # the command line reports it in one line
         list(parallel_map(TARGET, {"offset": 1}, [1, "full", 2], processes=1))
     with pytest.raises(RuntimeError, match="TypeError"):
         list(parallel_map(TARGET, {"offset": None}, [1, 2], processes=2))

@@ -42,7 +42,7 @@ def test_one_seed_decides_nothing_and_neither_do_seeds_that_disagree():
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_two_runs_of_one_recipe_are_seldom_told_apart(seeds):
+def test_two_runs_of_one_recipe_are_seldom_distinguished(seeds):
     """Seeds differ by five points, sentences in hardness: the interval excludes 0 once in twenty at most."""
     random, excluded, trials = np.random.default_rng(0), 0, 400
     for _ in range(trials):
@@ -66,7 +66,7 @@ def test_the_interval_over_sentences_is_that_of_a_bootstrap():
 
 
 def test_ranks_against_rates_decide_nothing():
-    """a is worse on most sentences, b went astray on a few."""
+    """a is slightly worse on most sentences, b far worse on a few."""
     a, b = np.full((3, 100), 2), np.ones((3, 100))
     b[:, :15] = 40
     found = compare(Claim("x", "asr", "a", "b"), lines(a), lines(b))

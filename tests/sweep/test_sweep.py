@@ -1,4 +1,4 @@
-"""A whole small sweep through the command line: data, rows on a machine that has almost nothing, scores, report."""
+"""A whole small sweep through the command line: data, rows on a machine with few packages installed, scores, report."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_whole_sweep(given, tmp_path):
-    """Two rows at a time, on a machine that has almost nothing."""
+    """Two rows at a time, on a machine with few packages installed."""
     given = copied(given, tmp_path)
     on_a_bare_machine(tmp_path, *given, "--jobs", 2)
     page = scored_and_reported(tmp_path, given)
@@ -160,8 +160,8 @@ def test_a_whole_sweep(given, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_row_that_fails_is_named_with_its_log_and_the_others_go_on(given, tmp_path):
-    """Its data is damaged; rows that need it are left out."""
+def test_a_row_that_fails_is_named_with_its_log_and_the_others_continue(given, tmp_path):
+    """Its data is damaged; rows that need it are skipped."""
     given = copied(given, tmp_path)
     (tmp_path / "prepared" / "rows" / "speech_lm" / "train" / "tokens.npy").write_bytes(b"damaged")
     done = zipper("run", *given, "--only", "zipper", "single_decoder", "--seeds", "0")

@@ -76,7 +76,7 @@ class Job:
         self.environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(Path(zipper_jax.__file__).parents[1]),  # the package under test, wherever it lies
+            "PYTHONPATH": str(Path(zipper_jax.__file__).parents[1]),  # the package under test, wherever it is installed
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
         self.output = folder / f"{name}.out"
@@ -96,7 +96,7 @@ class Job:
         return self.start(*extra).wait(timeout=600)
 
     def finish_with(self, *launch: str, steps: int, devices: int = 4) -> int:
-        """Go on with another number of processes, up to more steps; the exit status."""
+        """Resume with another number of processes, up to more steps; the exit status."""
         train = self.command[self.command.index("train") :]
         command = [*self.command[:3], *launch, "--", *train, f"--gin.TRAIN_STEPS={steps}"]
         environment = {**self.environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -109,7 +109,7 @@ class Job:
         return self.output.read_text()
 
     def lines(self) -> list[dict]:
-        """The log so far, without what depends on the clock; a torn last line is left out."""
+        """The log so far, without what depends on the clock; a torn last line is skipped."""
         return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(self.run_dir)]
 
     def logged(self) -> int:
@@ -128,7 +128,7 @@ class Job:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240) -> None:
-    """Look again and again until it holds; fails when the process ends before."""
+    """Poll until it holds; fails when the process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with status {process.returncode} before it could be killed"

@@ -1,4 +1,4 @@
-"""Running tiny trainings in tests: with the console caught, the clock left out of the log, and signals on time."""
+"""Running tiny trainings in tests: with the console captured, the clock removed from the log, and signals on time."""
 
 import signal
 

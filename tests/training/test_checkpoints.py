@@ -33,8 +33,8 @@ from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.configs import RENAMED
 from zipper_jax.utils.errors import DamagedError, UserError
 
-# A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python says so whenever it collects
-# them. Collected here, it is not said in another file's tests.
+# A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python warns whenever it collects
+# them. Collected here, they cause no warning in another file's tests.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -51,7 +51,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def largest(folder: Path) -> Path:
-    """Where most of the numbers are."""
+    """The file with most of the elements."""
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
@@ -112,7 +112,7 @@ def test_a_digest_is_the_same_on_any_mesh():
 
 @pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypatch, capsys):
-    """Files may not grow as large as the arrays': the run ends with one line, and goes on once there is room."""
+    """Files may not grow as large as the arrays': the run ends with one line, and resumes once there is space."""
     save = replace(copied.save, asynchronous=asynchronous)
     config = replace(copied, steps=6, save=save)
     monkeypatch.setattr(gin_bindings, "train_config", lambda: config)
@@ -133,7 +133,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypa
     assert "resuming after step 4" in shown
 
 
-def test_any_flipped_byte_cut_or_missing_file_is_found_and_named(copied, capsys):
+def test_any_flipped_byte_truncated_or_missing_file_is_found_and_named(copied, capsys):
     """Every file of a step and of the frozen part in turn, at a random byte."""
     run_dir = Path(copied.model_dir)
     assert main(["ckpt", "verify", str(run_dir)]) == 0
@@ -172,7 +172,7 @@ def test_any_flipped_byte_cut_or_missing_file_is_found_and_named(copied, capsys)
 
 
 def test_an_array_that_is_not_what_was_saved_is_named_though_its_file_reads_well(copied):
-    """A write that went wrong by itself: the files agree with their digests, the numbers are others."""
+    """A write that went wrong by itself: the files agree with their digests, the elements differ."""
     import orbax.checkpoint as ocp
 
     folder = Path(copied.model_dir, "checkpoints", "4")
@@ -190,7 +190,7 @@ def test_an_array_that_is_not_what_was_saved_is_named_though_its_file_reads_well
         checkpoints.load_params(copied.model_dir, 4)
 
 
-def test_training_goes_on_from_the_last_good_step_and_says_so(trained, copied, tmp_path):
+def test_training_resumes_from_the_last_good_step_and_reports_it(trained, copied, tmp_path):
     damaged = Path(copied.model_dir, "checkpoints")
     data = largest(damaged / "4" / "trainable")
     flip(data, data.stat().st_size // 2)
@@ -208,7 +208,7 @@ def test_training_goes_on_from_the_last_good_step_and_says_so(trained, copied, t
 
 
 def test_compressed_data_that_cannot_be_unpacked_is_damage_too(copied):
-    # Orbax tells it by a bare Exception.
+    # Orbax reports it by a bare Exception.
     data = largest(Path(copied.model_dir, "checkpoints", "4", "trainable"))
     content = data.read_bytes()
     frame = b"\x28\xb5\x2f\xfd"  # how a compressed array begins; the first in the file is broken
@@ -235,7 +235,7 @@ def made(leaves):
 
 
 def test_parameters_opened_one_by_one_are_those_loaded_at_once(trained, copied):
-    """Slices of a leaf that is frozen in part are joined; a leaf is read when it is made, and proven then."""
+    """Slices of a leaf that is frozen in part are joined; a leaf is read and verified when it is requested."""
     for step in (None, 3):
         opened, loaded = checkpoints.open_params(copied.model_dir, step), params(copied, step)
         assert {path: (leaf.shape, leaf.dtype) for path, leaf in opened.items()} == {
@@ -260,7 +260,7 @@ def test_parameters_opened_one_by_one_are_those_loaded_at_once(trained, copied):
 
 
 def opened_step(config, step):
-    """Unsealed, as a kill behind a save leaves it: only its arrays' digests tell."""
+    """Unsealed, as a kill behind a save leaves it: only its arrays' digests show damage."""
     folder = Path(config.model_dir, "checkpoints", str(step))
     sealed = (folder / manifest.FILES).read_bytes()
     (folder / manifest.FILES).unlink()
@@ -300,7 +300,7 @@ def test_a_half_written_step_is_cleared_away(copied):
 
 
 @pytest.mark.slow
-def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_losses(trained, copied):
+def test_restoring_onto_another_mesh_gives_the_same_arrays_and_nearly_the_same_losses(trained, copied):
     elsewhere = replace(copied, mesh=MeshConfig(data=2, fsdp=2, tensor=2), steps=6)
     run(elsewhere)
     here = replace(trained, steps=6)
@@ -309,7 +309,7 @@ def test_restoring_onto_another_mesh_gives_the_same_numbers_and_nearly_the_same_
     assert checkpoints.verify(copied.model_dir, 6) == []
 
 
-def test_restoring_in_another_dtype_casts_what_was_proven(copied):
+def test_restoring_in_another_dtype_casts_what_was_verified(copied):
     from zipper_jax.training import program
 
     like = program.build(copied, 2).like
@@ -357,7 +357,7 @@ def test_an_export_onto_a_full_disk_leaves_nothing(copied, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_prune_keeps_what_is_needed_and_says_what_goes(copied, capsys):
+def test_prune_keeps_what_is_needed_and_reports_what_it_deletes(copied, capsys):
     run_dir = Path(copied.model_dir)
     (run_dir / "frozen" / "unneeded").mkdir()
     (run_dir / "checkpoints" / "5.orbax-checkpoint-tmp-1").mkdir()
@@ -401,7 +401,7 @@ def test_saving_without_a_background_thread(copied):
 
 
 def test_the_newest_step_is_sealed_soon_and_good_before_that(copied):
-    """What a kill right behind a save leaves: arrays are proven, files are not sealed yet."""
+    """What a kill right behind a save leaves: arrays are verified, files are not sealed yet."""
     Path(copied.model_dir, "checkpoints", "4", manifest.FILES).unlink()
     assert checkpoints.verify(copied.model_dir, 4) == []
     assert checkpoints.verify(copied.model_dir, 4, arrays=False) == ["files.json is missing"]
@@ -423,7 +423,7 @@ def test_the_newest_step_is_sealed_soon_and_good_before_that(copied):
 
 
 @pytest.mark.slow
-def test_a_run_of_the_first_format_goes_on(prepared, tmp_path, monkeypatch):
+def test_a_run_of_the_first_format_resumes(prepared, tmp_path, monkeypatch):
     """Written by the version before digests: two steps of five, and the losses which that version then logged."""
     expected = [7.025000095367432, 6.573155403137207, 6.348919868469238]
     with tarfile.open(Path(__file__).parent / "run_of_format_1.tar.gz") as archive:

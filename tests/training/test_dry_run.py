@@ -1,4 +1,4 @@
-"""`zipper train --dry_run`: what it tells, what stops it, and that every shipped recipe goes through it."""
+"""`zipper train --dry_run`: what it reports, what stops it, and that every shipped recipe goes through it."""
 
 import re
 from dataclasses import replace
@@ -40,7 +40,7 @@ def told(config: TrainConfig, devices: int | None = 1, mfu: float = 0.4) -> str:
     return "\n".join(dry_run.lines(config, devices, mfu))
 
 
-def test_it_tells_model_mesh_schedule_cost_start_and_data(zipper_run, text_run, tmp_path):
+def test_it_reports_model_mesh_schedule_cost_start_and_data(zipper_run, text_run, tmp_path):
     towers = text_run(model_dir=str(tmp_path / "text"), steps=1)
     run(towers)
     optimizer = OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup_steps=2)
@@ -69,7 +69,7 @@ def test_the_cost_is_what_the_training_step_is_counted_to_be(zipper_run):
     assert cost(config).device_hours(peak=1e9, mfu=0.5) == pytest.approx(cost(config).flops / 0.5e9 / 3600)
 
 
-def test_a_run_that_has_begun_goes_on(text_run):
+def test_a_run_that_has_begun_resumes(text_run):
     config = text_run(steps=1)
     run(config)
     assert "goes on after step 1 of 6" in told(replace(config, steps=6))
@@ -149,7 +149,7 @@ def test_towers_zips_and_tasks_that_are_not_there(prepared, tmp_path, capsys, fl
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_tell_their_cost_and_then_what_is_missing(recipe, capsys, tmp_path, monkeypatch):
+def test_recipes_report_their_cost_and_then_what_is_missing(recipe, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = [f"--gin_file=runs/{recipe}.gin", "--dry_run", "--devices=64"]
     assert main(["train", *start, *places(recipe)]) == 2

@@ -84,14 +84,14 @@ def test_macros_and_parameters_from_the_command_line(prepared):
          " did you mean 'text'?"),
     ],
 )  # fmt: skip
-def test_what_is_mistyped_is_one_line_that_says_how_to_mend_it(prepared, capsys, flag, message):
+def test_what_is_mistyped_is_one_line_that_says_how_to_fix_it(prepared, capsys, flag, message):
     given = {"DATA": prepared, "MODEL_DIR": "runs/x", **GIVEN["fuse"]}
     macros = [f'--gin.{name}="{value}"' for name, value in given.items()]
     assert main(["train", "--gin_file=runs/fuse.gin", *macros, f"--gin.{flag}", "--print_config"]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_macros_that_are_left_out_and_files_that_are_no_run(prepared, capsys):
+def test_macros_without_a_value_and_files_that_are_no_run(prepared, capsys):
     assert main(["train", "--gin_file=runs/pretrain_text.gin", f"--gin.DATA={prepared}"]) == 2
     assert capsys.readouterr().err == "error: %MODEL_DIR has no value: give --gin.MODEL_DIR=...\n"
     assert main(["train", "--gin_file=towers/smoke.gin"]) == 2
@@ -106,7 +106,7 @@ def test_the_identity_form_and_hardware_files_compose(prepared):
     assert config.model.zips[0].projection.form == "mlp", "the scope of input projections does not reach the zips"
 
 
-def test_train_trains_inspect_shows_and_a_finished_run_says_so(prepared, tmp_path, capsys):
+def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_path, capsys):
     from zipper_jax.cli import inspect
 
     macros = {"DATA": prepared, "MODEL_DIR": tmp_path / "run"}

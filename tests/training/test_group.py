@@ -1,4 +1,4 @@
-"""Several processes that train one model: the same batches and losses, and errors that all of them tell."""
+"""Several processes that train one model: the same batches and losses, and errors that all of them report."""
 
 import random
 import shutil
@@ -56,7 +56,7 @@ def test_one_two_and_four_processes_compute_the_same_losses(prepared, tmp_path):
     assert again.finish() == 0
     assert losses(again) == losses(runs[2]), "the same program: bitwise"
 
-    # A run of four processes goes on in one, and one of one process in four.
+    # A run of four processes resumes in one, and one of one process in four.
     assert runs[2].finish_with("launch", "--processes=1", "--restarts=0", steps=26) == 0, runs[2].said()
     assert runs[0].finish_with("launch", "--processes=4", "--restarts=0", steps=26, devices=1) == 0, runs[0].said()
     np.testing.assert_allclose(losses(runs[2]), losses(runs[0]), rtol=1e-5)
@@ -66,7 +66,7 @@ def test_one_two_and_four_processes_compute_the_same_losses(prepared, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("gin", [GIN, FUSION], ids=["pretraining", "fusion, text frozen"])
 def test_processes_may_share_one_copy_of_the_model(prepared, tmp_path, gin):
-    """Parameters cut over the devices of 1, 2 and 4 processes, losses within 1e-6."""
+    """Parameters sharded over the devices of 1, 2 and 4 processes, losses within 1e-6."""
     cut = ("--gin.MeshConfig.data=1", "--gin.MeshConfig.fsdp=2", "--gin.MeshConfig.tensor=2")
     runs = [
         Job(tmp_path, f"of_{n}", prepared, 8, (f"--processes={n}", "--restarts=0"), 4 // n, bindings=cut, gin=gin)
@@ -83,7 +83,7 @@ def port() -> int:
     return random.SystemRandom().randint(20_000, 50_000)
 
 
-def test_processes_that_disagree_are_told_in_what(prepared, tmp_path):
+def test_processes_that_disagree_report_the_difference(prepared, tmp_path):
     """Two runs of one group, each with its own BATCH_SIZE: both end with the same error before anything is written."""
     jobs = [Job(tmp_path, "run", prepared, 5, bindings=(f"--gin.BATCH_SIZE={size}",)) for size in (4, 8)]
     where = f"--coordinator=127.0.0.1:{port()}"
@@ -115,7 +115,7 @@ def test_a_process_that_fails_alone_ends_the_group(prepared, tmp_path):
     assert "tensorboard" in group.said()
 
 
-def test_a_process_that_does_not_come_is_missed(prepared, tmp_path):
+def test_a_process_that_does_not_join_is_reported(prepared, tmp_path):
     job = Job(tmp_path, "run", prepared, 5)
     status = job.finish(
         f"--coordinator=127.0.0.1:{port()}", "--process_count=2", "--process_index=0", "--join_seconds=5"
@@ -125,7 +125,7 @@ def test_a_process_that_does_not_come_is_missed(prepared, tmp_path):
     assert not job.run_dir.exists()
 
 
-def test_a_place_in_the_group_must_be_complete():
+def test_the_settings_of_a_group_must_be_complete():
     with pytest.raises(UserError, match="needs --process_count and --process_index"):
         Group("127.0.0.1:1")
     with pytest.raises(UserError, match="give 0 to 3"):

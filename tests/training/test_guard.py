@@ -1,4 +1,4 @@
-"""Updates that would spoil a run: skipped, and after too many the run goes back; all of it as exact as the rest."""
+"""Bad updates are skipped, and after too many the run returns to a checkpoint; all of it bitwise reproducible."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def poisoned(*numbers: int):
 
 
 def skipping(config, *ranges):
-    """The same run elsewhere, with batches left out from the start."""
+    """The same run in another folder, with batches skipped from the start."""
     return replace(config, model_dir=config.model_dir + "_skipping", data=replace(config.data, skip_batches=ranges))
 
 
@@ -77,7 +77,7 @@ def test_a_bad_batch_is_left_out_as_if_it_were_not_in_the_data(guarded):
 
 
 def test_too_many_bad_batches_in_a_row_roll_the_run_back(guarded):
-    """Step 3 is saved; batches 5, 6, 7 are bad: batches 3 to 7 are left out from there."""
+    """Step 3 is saved; batches 5, 6, 7 are bad: batches 3 to 7 are skipped from there."""
     result, shown = run(guarded, wrap_batches=poisoned(5, 6, 7))
     assert result.status == "finished"
     assert "back to step 3, leaving out batches 3 to 7" in shown
@@ -89,8 +89,8 @@ def test_too_many_bad_batches_in_a_row_roll_the_run_back(guarded):
     assert (progress["skipped"], progress["rollbacks"]) == ([[3, 8]], 1)
 
 
-def test_a_return_leaves_batches_to_come_alone(guarded):
-    """Ranges that are configured far ahead are none of its business."""
+def test_a_return_does_not_change_later_skip_ranges(guarded):
+    """Ranges that are configured for much later stay as they are."""
     config = replace(guarded, data=replace(guarded.data, skip_batches=((100, 110),)))
     _, shown = run(config, wrap_batches=poisoned(5, 6, 7))
     assert "leaving out batches 3 to 7" in shown
@@ -140,8 +140,8 @@ def test_a_run_that_stays_bad_gives_up_and_keeps_its_checkpoint(guarded):
     assert checkpoints.verify(guarded.model_dir, 3) == []
 
 
-def test_a_spike_is_skipped_and_its_batch_counts_as_left_out(guarded):
-    """With a limit so low that ordinary losses pass it; the same run with that skip list left out from the start."""
+def test_a_spike_is_skipped_and_its_batch_counts_as_skipped(guarded):
+    """With a spike threshold so low that ordinary losses exceed it; the same run with that skip list from the start."""
     strict = replace(guarded, guard=GuardConfig(spike_deviations=0.5, window=2, skips_in_a_row=100))
     run(strict)
     skipped = [line for line in log(strict) if line["split"] == "skipped"]
@@ -182,7 +182,7 @@ def test_spike_statistics_are_those_of_their_definition():
     np.testing.assert_allclose(spike_limit(still, GuardConfig(spike_deviations=5.0, window=1)), 2.1, rtol=1e-6)
 
 
-def test_a_batch_is_found_from_the_updates_and_the_ranges_left_out():
+def test_a_batch_is_found_from_the_updates_and_the_skipped_ranges():
     skips = Skips([(3, 5), (10, 11), (5, 6), (0, 1)])
     assert skips.ranges == ((0, 1), (3, 6), (10, 11))
     left = [n for n in range(40) if not any(a <= n < b for a, b in skips.ranges)]
@@ -193,8 +193,8 @@ def test_a_batch_is_found_from_the_updates_and_the_ranges_left_out():
         DataConfig("x", "y", {"text": 8}, skip_batches=((4, 4),))
 
 
-def test_replay_meets_the_batch_with_the_very_parameters_that_met_it(guarded, capsys):
-    """A spike can be replayed to its very loss; the checkpoint is two updates older."""
+def test_replay_runs_the_batch_with_the_parameters_of_the_time(guarded, capsys):
+    """A spike can be replayed to the same loss; the checkpoint is two updates older."""
     strict = replace(guarded, guard=GuardConfig(spike_deviations=0.5, window=2, skips_in_a_row=100))
     run(strict)
     told = next(line for line in read_metrics(strict.model_dir) if line["split"] == "skipped")
@@ -221,7 +221,7 @@ def test_best_checkpoints_stay(text_run):
 
 
 @pytest.mark.slow
-def test_replay_after_a_return_knows_what_was_left_out(guarded, capsys):
+def test_replay_after_a_return_knows_what_was_skipped(guarded, capsys):
     """The return is in no checkpoint yet when the next bad batch comes."""
     run(guarded, wrap_batches=poisoned(5, 6, 7, 9))
     told = next(line for line in read_metrics(guarded.model_dir) if line["split"] == "skipped" and line["batch"] == 9)

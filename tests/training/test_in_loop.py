@@ -16,7 +16,7 @@ from zipper_jax.utils.errors import UserError
 
 
 def exact(targets, predictions):
-    """A metric of a user's own, with seqio's signature."""
+    """A user's own metric, with seqio's signature."""
     assert len(targets) == len(predictions) == 5
     return {"exact": np.mean([list(t) == list(p) for t, p in zip(targets, predictions, strict=True)])}
 

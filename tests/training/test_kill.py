@@ -78,7 +78,7 @@ def test_twenty_kills_leave_no_trace(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_group_of_four_that_loses_a_process_goes_on(prepared, tmp_path):
+def test_a_group_of_four_that_loses_a_process_resumes(prepared, tmp_path):
     disturb_a_group(prepared, tmp_path, kills=1, steps=24, seed=0)
 
 
@@ -112,7 +112,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(prepared, tmp_path):
 
 @pytest.mark.slow
 def test_a_stop_takes_no_longer_than_its_grace(prepared, tmp_path):
-    """A hundredth of a second is not enough to save: the process ends all the same, and what it had before is good."""
+    """A hundredth of a second is not enough to save: the process ends anyway, and its earlier checkpoint is good."""
     job = Job(tmp_path, "run", prepared, 100_000, bindings=("--gin.SaveCheckpointConfig.grace_seconds=0.01",))
     process = job.start()
     wait_for(lambda: len(checkpoints.steps(job.run_dir)) >= 1, process)

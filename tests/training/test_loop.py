@@ -142,7 +142,7 @@ def test_fusion_and_the_single_decoder_start_from_tower_runs(text_run, zipper_ru
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(text_run, prepared, tmp_path):
-    """Its tokens mean something else: neither a run goes on with it nor a fusion starts from such a tower."""
+    """Its tokens mean something else: neither does a run resume with it nor a fusion start from such a tower."""
     data = tmp_path / "prepared"
     shutil.copytree(prepared, data)
     config = text_run(steps=1, data=DataConfig(str(data), "text_lm", {"text": 16}))
@@ -164,8 +164,8 @@ def test_training_from_packed_rows_never_imports_tensorflow(text_run):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_tasks_may_lie_in_folders_of_their_own(zipper_run, prepared, tmp_path):
-    """The paper recognises one corpus and speaks another; the tokens must mean the same."""
+def test_tasks_may_be_stored_in_folders_of_their_own(zipper_run, prepared, tmp_path):
+    """The paper recognises one corpus and synthesises another; the tokens must mean the same."""
     other = tmp_path / "other"
     shutil.copytree(prepared, other)
     shutil.rmtree(other / "rows" / "asr")

@@ -27,7 +27,7 @@ MESHES = {
     "two slices": MeshConfig(slices=2, data=1, fsdp=2, tensor=2),
     "speech whole": MeshConfig(data=1, fsdp=4, tensor=2, towers={"speech": "replicated"}),
     "tensor": MeshConfig(data=4, tensor=2, strategy="tensor"),
-    "heads whole": MeshConfig(data=1, tensor=8),  # 4 heads and 2 of keys: replicated, the MLP is cut
+    "heads whole": MeshConfig(data=1, tensor=8),  # 4 heads and 2 of keys: replicated, the MLP is sharded
 }
 FAST = ("2x2x2",)
 SLOW = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MESHES]
@@ -133,12 +133,12 @@ SENT = {
     "1x4x2": ((91, 540e3), (123, 157e3)),
     "2x2x2": ((55, 527e3), (125, 136e3)),
 }
-"""mesh -> number and bytes of collectives in a step of 16 rows, by jaxlib 0.10.2: what adds up, and what only moves."""
+"""mesh -> number and bytes of collectives in a step of 16 rows, by jaxlib 0.10.2: reductions, and transfers."""
 
 
 @pytest.mark.parametrize("mesh", SENT)
 @pytest.mark.slow
-def test_cut_parameters_are_gathered_and_activations_are_not(zipper_run, mesh):
+def test_sharded_parameters_are_gathered_and_activations_are_not(zipper_run, mesh):
     """What is sent grows with the rows only where ``tensor`` adds up activations, and by no more than that. (XLA's CPU
     compiler adds up whole gradients where a share would do: up to twice what is asked for.)"""
     few, many = (zipper_run(mesh=MESHES[mesh], batch_size=size) for size in (16, 128))
@@ -149,6 +149,6 @@ def test_cut_parameters_are_gathered_and_activations_are_not(zipper_run, mesh):
         assert sum(c.times for c in some) <= number
         assert sum(c.moved for c in some) <= 1.05 * size
     assert total < 2.5 * asked
-    # Rows of cut tables go where they are needed, which XLA writes in either way.
+    # Rows of sharded tables go where they are needed, which XLA writes in either way.
     embeddings = sum(c.moved for c in more if c.kind == "all-to-all" or "(_take)" in c.place)
     assert total_more - total <= 2.5 * (asked_more - asked) + embeddings + 1000

@@ -85,7 +85,7 @@ def test_accumulation_equals_one_big_batch(zipper_run, gradients):
     assert_close(parts, whole, 2e-5)
 
 
-def test_state_lies_where_the_rules_say_and_stays_there(text_run):
+def test_state_is_sharded_by_the_rules_and_stays_so(text_run):
     config = text_run(mesh=EIGHT, batch_size=4)
     built, state = start(config, random_params(config.model))
     kernel = state.trainable["towers/text/blocks/mlp/up/kernel"]
