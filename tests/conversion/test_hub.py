@@ -168,7 +168,7 @@ class TestDownloads:
         assert {request.file for request in hub.requests if request.file} == set(WANTED)
         assert hub.fetched() == WANTED
         assert len(first.said) == 1
-        assert f"{NAME} ({COMMIT[:12]}): downloading 5 files, 1.0 MB, to " in first.said[0]
+        assert f"{NAME} ({COMMIT[:12]}): downloading 5 files, 1.0 MiB, to " in first.said[0]
 
         second = call(hub)
         assert second.folder == first.folder
@@ -239,7 +239,7 @@ class TestDownloads:
 
         hub.refuse = lambda path, file: None
         again = call(hub)
-        assert "downloading 1 file, 11.5 MB, to" in again.said[0]
+        assert "downloading 1 file, 11.0 MiB, to" in again.said[0]
         assert contents(again) == SMALL | {"model.safetensors": LARGE}
         # Of a file that was cut, the library keeps nothing from one call to the next since its version 1.18.
         assert ranges(hub) in ([None], [f"bytes={STEP}-"])
@@ -346,4 +346,4 @@ class TestMessages:
 
     def test_unknown_sizes(self):
         assert module._amount(["a", "b"], {"a": 1, "b": None}) == "2 files"
-        assert module._amount(["a"], {"a": 12_345_678_901_234}) == "1 file, 12.3 TB,"
+        assert module._amount(["a"], {"a": 12_345_678_901_234}) == "1 file, 11.2 TiB,"

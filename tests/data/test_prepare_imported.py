@@ -168,10 +168,10 @@ def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
     if manifest is not None:
         write(tmp_path / "manifest.jsonl", manifest)
     assert cli.main(["data", "prepare", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
+    *progress, error = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
     assert message in error
-    assert error.count("\n") == 1
+    assert not any("error" in line or "Traceback" in line for line in progress)
 
 
 def test_a_second_corpus_reuses_the_units_and_the_text_vocabulary_of_the_first(tmp_path):
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_finished_stages_and_the_next_run_resumes(tmp_path):
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: no room to write")
+    assert done.stderr.splitlines()[-1].startswith("error: no room to write")
     assert [path.name for path in folder.rglob("*.partial")] == ["train.jsonl.partial"]  # to resume from
     vocabulary = folder / "vocabularies" / "text" / "vocabulary.json"
     before = vocabulary.stat().st_mtime_ns

@@ -110,7 +110,7 @@ def test_the_command_writes_a_folder_that_refers_to_the_weights(hubert, kmeans, 
     out = tmp_path / "tokenizer"
     arguments = ["data", "tokenizer", "--hubert", str(hubert), "--layer", "2", "--kmeans", str(kmeans)]
     assert cli.main([*arguments, "--vocoder", "speak {units} {wav}", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}: {UNITS} units at 50 Hz\n"
+    assert capsys.readouterr().err.endswith(f"{out}: {UNITS} units at 50 Hz\n")
     home = out / "vocabularies" / "speech"
     tokenizer = load_tokenizer(home)
     np.testing.assert_array_equal(

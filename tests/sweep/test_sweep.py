@@ -33,7 +33,7 @@ sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.m
 GONE = (
     "tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "gin", "tensorboardX", "jiwer", "matplotlib",
     "tokenizers", "huggingface_hub", "safetensors", "soundfile", "soxr", "pocketsphinx", "torch", "transformers",
-    "espeakng_loader", "clu", "t5x",
+    "espeakng_loader", "clu", "t5x", "tqdm", "argcomplete",
 )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def encode_split(
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
-        results = progress(encoded, total=len(jobs), what=f"encoding {split}", unit="utterances")
+        results = iter(progress(encoded, total=len(jobs), what=f"encoding {split}", unit="utterances"))
         for row in rows:
             variants, seconds = [row.get("units")], row.get("seconds") or 0.0
             if "audio" in row and "units" not in row:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
@@ -107,8 +106,7 @@ class Monitor:
         self._clock = time.perf_counter()
         self._paused = 0.0
         self._printed = -math.inf
-        live = sys.stderr.isatty() and not silent
-        self._bar = tqdm(file=sys.stderr, bar_format="{desc}", dynamic_ncols=True) if live else None
+        self._bar = _status_line() if sys.stderr.isatty() and not silent else None
 
     def __enter__(self) -> "Monitor":
         return self
@@ -255,6 +253,15 @@ class Monitor:
         if last or time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = time.monotonic()
             logger.log(logging.DEBUG if self._bar is not None else logging.INFO, line)
+
+
+def _status_line() -> Any:
+    """A line that is redrawn; None on a machine with jax, flax, optax and orbax-checkpoint alone."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(file=sys.stderr, bar_format="{desc}", dynamic_ncols=True)
 
 
 def _parts(record: Mapping[str, Any]) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 PACKAGE = logging.getLogger("zipper_jax")
 
 
@@ -21,7 +19,10 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message; what is ``sys.stderr`` now is used, not what it was when the handler was made."""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            if "tqdm" in sys.modules:  # not where there is no bar, nor on machines without it
+                sys.modules["tqdm"].tqdm.write(self.format(record), file=sys.stderr)
+            else:
+                print(self.format(record), file=sys.stderr)
             sys.stderr.flush()
         except Exception:
             self.handleError(record)
