@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.progress import progress
 
@@ -62,41 +61,28 @@ def _transcribe(
     model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
 ) -> dict[Path, str]:
     """Writes a line per file, batch by batch; returns the files that were skipped, and why."""
-    from zipper_jax.decoding.sampling import SamplingConfig
-    from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
+    from zipper_jax.speech.audio import AudioError
 
     bad: dict[Path, str] = {}
-    began, heard, bar = time.monotonic(), 0.0, progress(total=len(files), what="transcribing", unit="files")
-    for start in range(0, len(files), size):
-        batch = files[start : start + size]
-        lengths: dict[Path, float] = {}
-        prompts = []
-        for path in batch:
-            try:
-                waveform = load_audio(path)
-            except UserError as error:
-                bad[path] = str(error)
-                continue
-            try:
-                prompts.append([(SPEECH, model.units(waveform, SAMPLE_RATE))])
-            except AudioError as error:
-                bad[path] = f"{path}: {error}"
-                continue
-            lengths[path] = len(waveform) / SAMPLE_RATE
-        rows = model.generate(prompts, (TEXT,), sampling=SamplingConfig(beams=about["beams"]))
-        for (path, seconds), (spoken,) in zip(lengths.items(), rows, strict=True):
-            heard += seconds
-            line = {"audio": str(path), "text": spoken.content, "seconds": round(seconds, 3)}
-            line |= {"truncated": spoken.truncated, **about}
-            text = f"{path}\t{spoken.content}" if out is None else json.dumps(line, ensure_ascii=False)
-            print(text, file=out, flush=True)
-        bar.update(len(batch))
-    bar.close()
+    began, total = time.monotonic(), 0.0
+    transcripts = model.transcripts(files, beams=about["beams"], batch_size=size)
+    bar = progress(transcripts, total=len(files), what="transcribing", unit="files")
+    for path, found in zip(files, bar, strict=True):
+        if found.problem is not None:
+            # An error of reading names the file itself.
+            silent_or_long = isinstance(found.problem, AudioError) and str(path) not in str(found.problem)
+            bad[path] = f"{path}: {found.problem}" if silent_or_long else str(found.problem)
+            continue
+        total += found.seconds
+        line = {"audio": str(path), "text": found.content, "seconds": round(found.seconds, 3)}
+        line |= {"truncated": found.truncated, **about}
+        text = f"{path}\t{found.content}" if out is None else json.dumps(line, ensure_ascii=False)
+        print(text, file=out, flush=True)
     spent = time.monotonic() - began
-    if heard:
+    if total:
         print(
-            f"{len(files) - len(bad)} files, {heard:.1f} s of audio in {spent:.1f} s: real-time factor "
-            f"{spent / heard:.3f}",
+            f"{len(files) - len(bad)} files, {total:.1f} s of audio in {spent:.1f} s: real-time factor "
+            f"{spent / total:.3f}",
             file=sys.stderr,
         )
     return bad

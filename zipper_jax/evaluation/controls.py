@@ -5,11 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.inference.model import Model
+
 
 def others(items: Sequence[Any]) -> list[Any]:
     """Another sentence's item for each: turned by half the list."""
     half = len(items) // 2
     return [*items[half:], *items[:half]]
+
+
+def of_transcription(model: Model, units: Sequence[Any]) -> dict[str, tuple[Model, list[Any]]]:
+    """Name -> the model and the units that it transcribes, against the same references."""
+    found = {"shuffled_audio": (model, others(units)), "no_audio": (model, [[] for _ in units])}
+    if model.config.zips:
+        found["gates_zero"] = (model.without_zips(), list(units))
+    return found
 
 
 def sounds(recordings: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:

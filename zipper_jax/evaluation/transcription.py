@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation import controls
 from zipper_jax.inference.model import Model
 from zipper_jax.metrics.error_rates import wer
 from zipper_jax.tasks import SPEECH, TEXT
@@ -19,19 +19,15 @@ def speech_to_text(
     """Error rates and controls; and the hypotheses on ``test``. ``other``: a harder split, may be empty."""
     sampling = SamplingConfig(beams=beams)
 
-    def hear(model: Model, units: Sequence[Any]) -> list[str]:
+    def transcribe(model: Model, units: Sequence[Any]) -> list[str]:
         rows = model.generate([[(SPEECH, u)] for u in units], (TEXT,), max_new_tokens=max_new_tokens, sampling=sampling)
         return [row[0].content for row in rows]
 
     units, texts = [e["units"] for e in test], [e["text"] for e in test]
-    hypotheses = hear(model, units)
-    rates = {
-        "asr_wer_test": wer(texts, hypotheses),
-        "asr_wer_shuffled_audio": wer(texts, hear(model, others(units))),
-        "asr_wer_no_audio": wer(texts, hear(model, [[] for _ in units])),
-    }
+    hypotheses = transcribe(model, units)
+    rates = {"asr_wer_test": wer(texts, hypotheses)}
+    for name, (controlled, given) in controls.of_transcription(model, units).items():
+        rates[f"asr_wer_{name}"] = wer(texts, transcribe(controlled, given))
     if other:
-        rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
-    if model.config.zips:
-        rates["asr_wer_gates_zero"] = wer(texts, hear(model.without_zips(), units))
+        rates["asr_wer_test_other"] = wer([e["text"] for e in other], transcribe(model, [e["units"] for e in other]))
     return rates, hypotheses

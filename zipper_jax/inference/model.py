@@ -9,7 +9,7 @@ model.tower("text").perplexity(["turn the light on"])
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,22 @@ class Output(NamedTuple):
     content: Any
     truncated: bool
     log_probs: Float[np.ndarray, " n"]
+
+
+class Transcript(NamedTuple):
+    """What one piece of audio was transcribed to.
+
+    Attributes:
+        content: The transcript; None where there is a ``problem``.
+        seconds: Length of the audio.
+        truncated: Whether ``max_new_tokens`` ended it.
+        problem: Why it has none: the audio cannot be read, is silent, or is longer than rows of training.
+    """
+
+    content: Any
+    seconds: float
+    truncated: bool = False
+    problem: UserError | None = None
 
 
 @dataclass(frozen=True)
@@ -207,10 +223,54 @@ class Model:
           source, target: modalities.
         """
         many = isinstance(audio, list | tuple)
-        units = [self.units(one, sample_rate, source) for one in (audio if many else [audio])]
-        results = self.generate([[(source, u)] for u in units], (target,), sampling=SamplingConfig(beams=beams))
-        texts = [row[0].content for row in results]
-        return texts if many else texts[0]
+        given = list(audio) if many else [audio]
+        found = list(
+            self.transcripts(given, sample_rate, beams=beams, source=source, target=target, batch_size=len(given) or 1)
+        )
+        for one in found:
+            if one.problem is not None:
+                raise one.problem
+        return [one.content for one in found] if many else found[0].content
+
+    def transcripts(
+        self,
+        audio: Sequence[Any],
+        sample_rate: int | None = None,
+        *,
+        beams: int = 1,
+        source: str = SPEECH,
+        target: str = TEXT,
+        batch_size: int = 16,
+    ) -> Iterator[Transcript]:
+        """A `Transcript` per piece of audio, in order; audio that cannot be transcribed is one with a problem.
+
+        Args:
+            audio: See `transcribe`.
+            sample_rate: Of arrays.
+            beams: Above 1, beam search of that width.
+            source: Modality of the audio.
+            target: Modality of the transcripts.
+            batch_size: How many are decoded together.
+        """
+        from zipper_jax.speech.audio import load_audio
+
+        for start in range(0, len(audio), batch_size):
+            found, prompts = [], []
+            for one in audio[start : start + batch_size]:
+                seconds = 0.0
+                try:
+                    waveform = load_audio(one, sample_rate)
+                    seconds = len(waveform) / SAMPLE_RATE
+                    prompts.append([(source, self.units(waveform, SAMPLE_RATE, source))])
+                    found.append(Transcript(None, seconds))
+                except UserError as problem:
+                    found.append(Transcript(None, seconds, problem=problem))
+            rows = iter(self.generate(prompts, (target,), sampling=SamplingConfig(beams=beams)))
+            for transcript in found:
+                if transcript.problem is None:
+                    ((output,),) = (next(rows),)
+                    transcript = transcript._replace(content=output.content, truncated=output.truncated)
+                yield transcript
 
     def units(self, audio: Any, sample_rate: int | None = None, modality: str = SPEECH) -> np.ndarray:
         """The units of one piece of audio, see `transcribe`, without silence at either end.

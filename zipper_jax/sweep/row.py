@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from zipper_jax.api import load
-from zipper_jax.evaluation.controls import others
+from zipper_jax.evaluation.controls import of_transcription, others
 from zipper_jax.inference.likelihood import Likelihood
 from zipper_jax.inference.model import Model
 from zipper_jax.inference.perplexity import perplexities
@@ -119,10 +119,9 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[s
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
-    heard["shuffled"] = _generate(model, SPEECH, others(units), TEXT, max_new_tokens)
-    heard["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, max_new_tokens)
-    if model.config.zips:
-        heard["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, max_new_tokens)
+    for control, (controlled, prompts) in of_transcription(model, units).items():
+        key = "shuffled" if control == "shuffled_audio" else control  # as it is stored
+        heard[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
     spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
     for task, given in (("asr", SPEECH), ("tts", TEXT)):
