@@ -12,12 +12,12 @@ def from_hf(path_or_id: str | os.PathLike, name: str = TEXT, **tokens: str) -> M
     """A Hugging Face decoder as a model of one tower, in memory; `zipper convert from-hf` writes it to a folder.
 
     Args:
-      path_or_id: a folder with config.json, safetensors and a tokenizer, or a hub id.
-      name: of the tower and its modality.
-      tokens: ``begin``, ``end``: other tokens that begin and end a span, see `conversion.tokenizer.text_vocabulary`.
+        path_or_id: a folder with config.json, safetensors and a tokenizer, or a hub id.
+        name: of the tower and its modality.
+        tokens: ``begin``, ``end``: other tokens that begin and end a span, see `conversion.tokenizer.text_vocabulary`.
 
     Raises:
-      UserError: an unknown architecture, field or tensor, by its name; or no such model.
+        UserError: an unknown architecture, field or tensor, by its name; or no such model.
     """
     from zipper_jax.conversion import from_hf, hub, to_tower
     from zipper_jax.vocabularies import tokenizer_files

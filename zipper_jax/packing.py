@@ -29,11 +29,11 @@ def pack(lengths: Int[np.ndarray, "E W"], capacity: Int[np.ndarray, " W"], open_
     per example is bounded and examples stay near their neighbours.
 
     Args:
-      lengths: slots each example takes in each tower, begin and end tokens included.
-      capacity: slots of a row in each tower.
+        lengths: slots each example takes in each tower, begin and end tokens included.
+        capacity: slots of a row in each tower.
 
     Raises:
-      UserError: a capacity or ``open_rows`` below 1, or a negative length.
+        UserError: a capacity or ``open_rows`` below 1, or a negative length.
     """
     lengths, capacity = np.asarray(lengths, np.int64), np.asarray(capacity, np.int64)
     if (capacity < 1).any():

@@ -107,12 +107,12 @@ def rows_to_towers(
     """Turns rows of examples into one TowerBatch per tower, [len(rows), lengths[tower]].
 
     Args:
-      rows: each row is a list of examples, packed one behind the other in every tower.
-      layout: modality -> Place.
-      lengths: tower -> number of slots T.
+        rows: each row is a list of examples, packed one behind the other in every tower.
+        layout: modality -> Place.
+        lengths: tower -> number of slots T.
 
     Raises:
-      UserError: a row does not fit its slots (nothing is ever cut), or a token lies outside its vocabulary.
+        UserError: a row does not fit its slots (nothing is ever cut), or a token lies outside its vocabulary.
     """
     towers = {}
     for tower, length in lengths.items():

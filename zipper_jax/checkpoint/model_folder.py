@@ -69,7 +69,7 @@ def read_model_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any
     """``(config, params)``: config.json, and the nested float32 parameters on the host.
 
     Raises:
-      UserError: something is missing or damaged.
+        UserError: something is missing or damaged.
     """
     config, reader = read_config(folder), Reader(folder)
     return config, unflatten({name: reader.read(name).astype(np.float32, copy=False) for name in reader.names})
@@ -87,13 +87,13 @@ def write_model_folder(
     """Writes a model folder; ``out`` appears when it is whole.
 
     Args:
-      leaves: path -> (dtype, shape) of every parameter. fill: writes them all, in any order, whole or by layers.
-      vocabularies: of each modality, or the folder it lies in, which is copied whole (that of speech has the audio
-        tokenizer in it). lengths: slots per tower; None: `default_lengths`.
-      more: further fields of config.json.
+        leaves: path -> (dtype, shape) of every parameter. fill: writes them all, in any order, whole or by layers.
+        vocabularies: of each modality, or the folder it lies in, which is copied whole (that of speech has the audio
+          tokenizer in it). lengths: slots per tower; None: `default_lengths`.
+        more: further fields of config.json.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     assert leaves.keys() == flatten(zipper.abstract_params(model)).keys()
     with new_folder(out) as folder:

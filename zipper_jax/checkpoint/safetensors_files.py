@@ -40,8 +40,8 @@ class Reader:
     """The tensors of a folder: of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names.
 
     Raises:
-      UserError: no such files, a damaged one, or an index that names files outside the folder or tensors that a file
-        does not hold.
+        UserError: no such files, a damaged one, or an index that names files outside the folder or tensors that a file
+          does not hold.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -116,8 +116,8 @@ class Writer:
     disk and in place, and a slice that was not written is an error; else nothing of it stays.
 
     Args:
-      tensors: name -> (dtype, shape), in the order they will lie in the file.
-      metadata: strings for the file's header.
+        tensors: name -> (dtype, shape), in the order they will lie in the file.
+        metadata: strings for the file's header.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str]):

@@ -33,7 +33,7 @@ def beam_span(
     (tokens, end token included) ** length_penalty and the best beam of each row is kept, cache included.
 
     Returns:
-      (cache [B rows], (tokens [B, limit + 2], log probs [B, limit + 2], truncated [B])).
+        (cache [B rows], (tokens [B, limit + 2], log probs [B, limit + 2], truncated [B])).
     """
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
     allowed, end = allowed_tokens(config, place), place.offset + place.end

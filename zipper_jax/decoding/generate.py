@@ -81,13 +81,13 @@ class Generator:
         """Continues each row of ``given`` with one span per name in ``outputs``.
 
         Args:
-          given: per row, spans of any modalities in order; rows may differ in everything, also be empty.
-          outputs: modalities to generate, in order.
-          max_new_tokens: modality -> most content tokens of a generated span; longer ones are ended and flagged.
-          sampling: one setting, or one per output modality.
+            given: per row, spans of any modalities in order; rows may differ in everything, also be empty.
+            outputs: modalities to generate, in order.
+            max_new_tokens: modality -> most content tokens of a generated span; longer ones are ended and flagged.
+            sampling: one setting, or one per output modality.
 
         Raises:
-          UserError: unknown modality, missing limit, or a token outside its vocabulary.
+            UserError: unknown modality, missing limit, or a token outside its vocabulary.
         """
         self._check(given, outputs, max_new_tokens, sampling)
         if not given:

@@ -39,8 +39,8 @@ class Likelihood:
         """Mean nats per predicted token (end token included) of each example's target span, given its condition.
 
         Args:
-          task: orders the spans and says which one is the target.
-          contents: modality -> content token ids, per example.
+            task: orders the spans and says which one is the target.
+            contents: modality -> content token ids, per example.
         """
         examples = [fill_template(task, content) for content in contents]
         needed = [tower_lengths(example, self._layout) for example in examples]

@@ -155,11 +155,11 @@ class Model:
         """Continues each prompt with one span per output modality, in order.
 
         Args:
-          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech, what
-            its vocabulary takes for another modality; may be empty.
-          outputs: modalities to generate, for example ``("text", "speech")``.
-          sampling: one setting, or one per output modality.
-          max_new_tokens: most content tokens per modality, beside or instead of the model's own.
+            prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech, what
+              its vocabulary takes for another modality; may be empty.
+            outputs: modalities to generate, for example ``("text", "speech")``.
+            sampling: one setting, or one per output modality.
+            max_new_tokens: most content tokens per modality, beside or instead of the model's own.
         """
         given = []
         for prompt in prompts:
@@ -201,10 +201,10 @@ class Model:
         """Speech to text, or to another modality.
 
         Args:
-          audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
-            either; a list gives a list.
-          beams: above 1, beam search of that width.
-          source, target: modalities.
+            audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
+              either; a list gives a list.
+            beams: above 1, beam search of that width.
+            source, target: modalities.
         """
         many = isinstance(audio, list | tuple)
         units = [self.units(one, sample_rate, source) for one in (audio if many else [audio])]
@@ -218,8 +218,8 @@ class Model:
         ``modality``: whose tokenizer they are of.
 
         Raises:
-          AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
-            take all memory.
+            AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
+              take all memory.
         """
         from zipper_jax.speech.audio import AudioError, is_silent, load_audio, trim_silence
 
@@ -320,12 +320,12 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     """Loads a model folder, or a run folder's newest checkpoint or that of ``step``, without gin or TensorFlow.
 
     Args:
-      path: the folder.
-      step: of a run folder; None: the newest good one.
-      mesh: cut over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: on one device.
+        path: the folder.
+        step: of a run folder; None: the newest good one.
+        mesh: cut over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: on one device.
 
     Raises:
-      UserError: no run folder, no complete checkpoint, vocabularies that do not fit the model, or an impossible mesh.
+        UserError: no run folder, no complete checkpoint, vocabularies that do not fit the model, or an impossible mesh.
     """
     from zipper_jax.checkpoint.checkpoints import load_params
 

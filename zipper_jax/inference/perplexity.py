@@ -34,9 +34,9 @@ def perplexities(
     """exp(mean nats per predicted token, end tokens included, begin tokens not), for each set of parameters.
 
     Args:
-      contents: content token ids of each example, each an example of its own.
-      fused: through input projection and zips (nothing is visible there), or the tower alone, which does not know
-        tokens that fusion added: without a begin token of its own, each example's first token is not predicted.
+        contents: content token ids of each example, each an example of its own.
+        fused: through input projection and zips (nothing is visible there), or the tower alone, which does not know
+          tokens that fusion added: without a begin token of its own, each example's first token is not predicted.
     """
     if not contents:
         raise UserError(f"perplexity of {modality}: no examples given")

@@ -44,22 +44,22 @@ def interval_attention(
     """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
 
     Args:
-      query, key, value: N must be a multiple of K (grouped-query attention).
-      start, end: visible range of key slots of each query, int32, see the contract above.
-      scale: factor on the scores; None means H ** -0.5.
-      softcap: scores become softcap * tanh(scores / softcap); None means they stay.
-      distance_bias: added to the scores by the distance from the key back to the last visible slot, which in
-        self-attention is the query itself; distances of W and more have the last one.
-      return_lse: also return the log-sum-exp of each query's visible scores, float32, -inf where nothing is visible:
-        what `merge_attention` needs to join several calls into one softmax.
-      implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
-        backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
+        query, key, value: N must be a multiple of K (grouped-query attention).
+        start, end: visible range of key slots of each query, int32, see the contract above.
+        scale: factor on the scores; None means H ** -0.5.
+        softcap: scores become softcap * tanh(scores / softcap); None means they stay.
+        distance_bias: added to the scores by the distance from the key back to the last visible slot, which in
+          self-attention is the query itself; distances of W and more have the last one.
+        return_lse: also return the log-sum-exp of each query's visible scores, float32, -inf where nothing is visible:
+          what `merge_attention` needs to join several calls into one softmax.
+        implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
+          backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
 
     Returns:
-      [B, T, N, H]; with ``return_lse`` a pair of it and the log-sum-exps [B, T, N].
+        [B, T, N, H]; with ``return_lse`` a pair of it and the log-sum-exps [B, T, N].
 
     Raises:
-      ValueError: N is not a multiple of K, or the implementation is unknown.
+        ValueError: N is not a multiple of K, or the implementation is unknown.
     """
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{query.shape[2]} query heads are not a multiple of {key.shape[2]} key/value heads")

@@ -14,7 +14,7 @@ def cross_entropy(
     """Weighted negative log likelihood (nats) and weighted correctness of each token, both float32.
 
     Returns:
-      (weights * -log softmax(logits)[targets], weights * (argmax(logits) == targets)).
+        (weights * -log softmax(logits)[targets], weights * (argmax(logits) == targets)).
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)

@@ -79,8 +79,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     Fields that ``data`` lacks take their defaults, so that configs stored before a field existed can be read.
 
     Raises:
-      UserError: an unknown field (with the closest known name), a missing field without default, a value of another
-        type, or what the dataclass's own checks refuse. The message starts with the path of the field.
+        UserError: an unknown field (with the closest known name), a missing field without default, a value of another
+          type, or what the dataclass's own checks refuse. The message starts with the path of the field.
     """
     return _dataclass(cls, data, cls.__name__)
 

@@ -59,7 +59,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """A folder beside ``out`` to write into; it becomes ``out`` when the block ends well, else nothing is left.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     require_new(out)
     target = Path(out).absolute()
@@ -86,7 +86,7 @@ def copy_tree(source: Path, target: Path, **options: Any) -> None:
     """`shutil.copytree` that ends at the first file that fails; shutil's own tries them all, and lists them as text.
 
     Raises:
-      UserError: a file cannot be read or written, for example on a full disk.
+        UserError: a file cannot be read or written, for example on a full disk.
     """
 
     def copy(one: str, other: str) -> None:

@@ -23,7 +23,7 @@ def interruptible(at_end: bool = True) -> Iterator[None]:
     Nothing is changed outside the main thread, and where somebody else handles the signal (training does).
 
     Args:
-      at_end: also at the end of a block that ended well; else that counts as having dealt with it.
+        at_end: also at the end of a block that ended well; else that counts as having dealt with it.
     """
     theirs = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or theirs not in (signal.default_int_handler, _hear):
