@@ -1,6 +1,6 @@
 """Token losses.
 
-Axis letters: B rows, T slots, V vocabulary.
+Axis letters: B rows, T positions, V vocabulary.
 """
 
 import jax
@@ -18,7 +18,7 @@ def cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: its gradient is elementwise, where a gather's is a scatter.
+    # A comparison instead of a gather: its gradient is elementwise, that of a gather is a scatter.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return weights * (log_z - picked), weights * correct
