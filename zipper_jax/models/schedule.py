@@ -100,7 +100,7 @@ def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple
     for block_a, block_b in pairs:
         if not (1 <= block_a <= depth_a and 1 <= block_b <= depth_b):
             raise UserError(
-                f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and "
+                f"zip {zip_config.name}: pair ({block_a}, {block_b}) is outside towers of {depth_a} ({a}) and "
                 f"{depth_b} ({b}) blocks; blocks are counted from 1"
             )
     if len(set(pairs)) != len(pairs):
