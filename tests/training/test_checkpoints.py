@@ -123,8 +123,8 @@ def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"error: there is no room to write a checkpoint in {config.model_dir!r} (step 4 is whole): " + (
-        "make room, and run the same command again"
+    assert last == f"error: {config.model_dir!r}: no disk space left to write a checkpoint (step 4 is complete); " + (
+        "free some, then run the same command again"
     )
     assert max(checkpoints.steps(config.model_dir)) == 4
     assert not checkpoints.verify(config.model_dir, 4)
@@ -352,7 +352,7 @@ def test_an_export_onto_a_full_disk_leaves_nothing(copied, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "(File too large): mend that, or make room, then run the same command again\n" in error
+    assert "(File too large); fix that or free disk space, then run the same command again\n" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 

@@ -1,4 +1,4 @@
-"""Lines of text about long work: how much is done, how fast it goes, how long it will take."""
+"""Progress lines: items done, rate, remaining time."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
