@@ -229,13 +229,13 @@ def _changed_vocabulary(run):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_without("config.json"), "has no config.json: it is no run folder; give one"),
+        (_without("config.json"), "has no config.json, so it is not a run folder; give one"),
         (_without("checkpoints"), "has no complete checkpoint yet; train it first"),
         (_half_written, "has no complete checkpoint yet; train it first"),
         (_without("checkpoints/2/trainable"), "is damaged: step 2: trainable is missing"),
         (_without("checkpoints/2/manifest"), "is damaged: step 2: "),
         (_without("vocabularies/text"), "text/vocabulary.json' does not exist: check the folder"),
-        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model was made for a vocabulary of 14 tokens"),
+        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model has a vocabulary of 14 tokens"),
         (_with(UnitVocabulary(UNITS, 25.0, "theirs")), "is not the one that this model was trained with"),
         (_changed_vocabulary, "has changed since"),
         (_without("vocabularies/speech/tokenizer.npz"), "tokenizer.npz' does not exist: check the folder"),

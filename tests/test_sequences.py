@@ -91,5 +91,5 @@ def test_layout_joins_model_and_vocabularies():
     assert make_layout(modalities, {"a": FakeVocabulary(10, 8, 9)}) == {"a": Place("x", 3, 8, 9, 10)}
     with pytest.raises(UserError, match="'a' has no vocabulary"):
         make_layout(modalities, {"b": FakeVocabulary(10, 8, 9)})
-    with pytest.raises(UserError, match="made for a vocabulary of 10 tokens, the vocabulary given has 11"):
+    with pytest.raises(UserError, match="the model has a vocabulary of 10 tokens, the given vocabulary has 11"):
         make_layout(modalities, {"a": FakeVocabulary(11, 8, 9)})

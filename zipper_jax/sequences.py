@@ -90,8 +90,8 @@ def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) 
         vocabulary = vocabularies[name]
         if vocabulary.size != modality.size:
             raise UserError(
-                f"modality {name!r}: the model was made for a vocabulary of {modality.size} tokens, "
-                f"the vocabulary given has {vocabulary.size}; use the vocabulary stored with the model"
+                f"modality {name!r}: the model has a vocabulary of {modality.size} tokens, the given vocabulary has "
+                f"{vocabulary.size}; use the vocabulary stored with the model"
             )
         layout[name] = Place(modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size)
     return layout

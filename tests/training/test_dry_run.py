@@ -226,4 +226,4 @@ def test_a_recipe_on_data_with_other_vocabularies(prepared, capsys):
     recipe = "librispeech_pretrain_speech"
     start = [f"--gin_file=runs/{recipe}.gin", "--dry_run", *places(recipe, DATA=str(prepared))]
     assert main(["train", *start]) == 2
-    assert "modality 'speech': the model was made for a vocabulary of 1026 tokens" in capsys.readouterr().err
+    assert "modality 'speech': the model has a vocabulary of 1026 tokens" in capsys.readouterr().err

@@ -145,12 +145,12 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) 
     missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or extra:
         lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
-        has = f"has {extra[0]} and {len(extra) - 1} more that the model does not want" if extra else ""
+        has = f"has {extra[0]} and {len(extra) - 1} more that the model lacks" if extra else ""
         raise UserError(f"{what} {' and '.join(filter(None, (lacks, has)))}; model or freeze rules changed since")
     for key in wanted:
         if tuple(stored[key].shape) != tuple(wanted[key].shape):
             raise UserError(
-                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model wants {tuple(wanted[key].shape)}"
+                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model's is {tuple(wanted[key].shape)}"
             )
 
 

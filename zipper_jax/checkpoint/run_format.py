@@ -34,7 +34,9 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     if not Path(run_dir).is_dir():
         raise UserError(f"run folder {str(run_dir)!r} does not exist; give a folder that `zipper train` wrote")
     if not path.is_file():
-        raise UserError(f"{str(run_dir)!r} has no config.json: it is no run folder; give one `zipper train` wrote")
+        raise UserError(
+            f"{str(run_dir)!r} has no config.json, so it is not a run folder; give one that `zipper train` wrote"
+        )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = config["format_version"]

@@ -52,7 +52,7 @@ class Reader:
             missing = wanted - found.keys() if wanted is not None else set()
             if missing:
                 one = sorted(missing)[0]
-                raise UserError(f"{self.folder / INDEX}: {path.name} does not hold {one!r}; get it again")
+                raise UserError(f"{self.folder / INDEX}: {path.name} does not contain {one!r}; get it again")
             self._tensors |= found if wanted is None else {name: found[name] for name in wanted}
 
     @property

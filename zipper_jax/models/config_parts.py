@@ -280,7 +280,7 @@ class ZipConfig:
             (self.intervals is None) != (self.pairs is None),
             f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
         )
-        check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () joins nothing; drop the zip")
+        check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () is empty; remove the zip")
         for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions"):
             value = getattr(self, name)
             check(value is None or value > 0, f"zip {self.name}: {name} = {value} must be positive")

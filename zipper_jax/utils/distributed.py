@@ -72,7 +72,7 @@ def join(group: Group) -> None:
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # Not a user error: another port, or a restarted peer, may fix it, so launchers retry.
-        print(f"error: the group at {group.coordinator} cannot be joined: {reason}", file=sys.stderr)
+        print(f"error: cannot join the group at {group.coordinator}: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         late.cancel()
@@ -128,7 +128,9 @@ def require_same(content: dict[str, Any], what: str) -> None:
     for index, other in enumerate(said):
         found = _difference("", said[0], other)
         if found:
-            raise UserError(f"process {index} has another {what} than process 0: {found}; start all with the same")
+            raise UserError(
+                f"process {index} has another {what} than process 0: {found}; use the same in all processes"
+            )
 
 
 def gather(text: str) -> list[str]:
