@@ -149,9 +149,9 @@ def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
     assert "3 files, 3.0 s of audio in " in told.err
     assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
     assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
-    long = "the audio has 3.0 s of speech, the rows that this model was trained on 2.5: cut it into pieces"
+    long = "the audio has 3.0 s of speech, the training rows of this model hold 2.5; split it into segments"
     assert f"skipped: {folder / 'long.wav'}: {long}" in told.err
-    assert f"skipped: {folder / 'mute.wav'}: the audio is silent: check the recording" in told.err
+    assert f"skipped: {folder / 'mute.wav'}: the audio is silent; check the recording" in told.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["audio"] for line in lines] == list(map(str, good))
     assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3
@@ -229,14 +229,14 @@ def _changed_vocabulary(run):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_without("config.json"), "has no config.json: it is no run folder; give one"),
+        (_without("config.json"), "has no config.json, so it is not a run folder; give one"),
         (_without("checkpoints"), "has no complete checkpoint yet; train it first"),
         (_half_written, "has no complete checkpoint yet; train it first"),
         (_without("checkpoints/2/trainable"), "is damaged: step 2: trainable is missing"),
         (_without("checkpoints/2/manifest"), "is damaged: step 2: "),
         (_without("vocabularies/text"), "text/vocabulary.json' does not exist: check the folder"),
-        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model was made for a vocabulary of 14 tokens"),
-        (_with(UnitVocabulary(UNITS, 25.0, "theirs")), "is not the one whose units this model knows"),
+        (_with(UnitVocabulary(UNITS + 1, 25.0)), "modality 'speech': the model has a vocabulary of 14 tokens"),
+        (_with(UnitVocabulary(UNITS, 25.0, "theirs")), "is not the one that this model was trained with"),
         (_changed_vocabulary, "has changed since"),
         (_without("vocabularies/speech/tokenizer.npz"), "tokenizer.npz' does not exist: check the folder"),
     ],

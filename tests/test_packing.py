@@ -54,7 +54,7 @@ def test_more_open_rows_fill_better():
 @pytest.mark.parametrize(
     ("lengths", "capacity", "open_rows", "message"),
     [
-        ([[1]], [0], 4, "at least 1 slot"),
+        ([[1]], [0], 4, "at least 1 position"),
         ([[1]], [4], 0, "open_rows is 0"),
         ([[-1]], [4], 4, "cannot be negative"),
     ],

@@ -75,14 +75,14 @@ def test_templates():
 def test_a_row_that_does_not_fit_is_an_error_and_never_truncated():
     example = (Span("text", np.arange(3, 9, dtype=np.int32), 1.0),)
     assert rows_to_towers([[example]], PAIR_LAYOUT, {"text": 8, "speech": 4})["text"].segment_ids.sum() == 8
-    with pytest.raises(UserError, match="needs 8 slots in tower 'text' but TASK_FEATURE_LENGTHS gives it 7"):
+    with pytest.raises(UserError, match="needs 8 positions in tower 'text' but TASK_FEATURE_LENGTHS gives it 7"):
         rows_to_towers([[example]], PAIR_LAYOUT, {"text": 7, "speech": 4})
 
 
 @pytest.mark.parametrize("token", [-1, 19, 23])
 def test_tokens_outside_their_vocabulary(token):
     example = (Span("speech", np.array([0, token, 18], np.int32), 1.0),)
-    with pytest.raises(UserError, match=f"speech token {token} lies outside"):
+    with pytest.raises(UserError, match=f"speech token {token} is outside"):
         rows_to_towers([[example]], PAIR_LAYOUT, {"text": 9, "speech": 9})
 
 
@@ -91,5 +91,5 @@ def test_layout_joins_model_and_vocabularies():
     assert make_layout(modalities, {"a": FakeVocabulary(10, 8, 9)}) == {"a": Place("x", 3, 8, 9, 10)}
     with pytest.raises(UserError, match="'a' has no vocabulary"):
         make_layout(modalities, {"b": FakeVocabulary(10, 8, 9)})
-    with pytest.raises(UserError, match="made for a vocabulary of 10 tokens, the vocabulary given has 11"):
+    with pytest.raises(UserError, match="the model has a vocabulary of 10 tokens, the given vocabulary has 11"):
         make_layout(modalities, {"a": FakeVocabulary(11, 8, 9)})

@@ -35,8 +35,8 @@ def test_what_is_given_is_added_to_ours_and_survives_json():
             lambda: from_dict(DataModality, {"field": "x", "vocabulary": "symbol"}),
             r"vocabulary = 'symbol': give one of",
         ),
-        (lambda: TaskConfig(()), r"nothing is learned"),
-        (lambda: TaskConfig((("text", 0.0),)), r"nothing is learned"),
+        (lambda: TaskConfig(()), r"no target"),
+        (lambda: TaskConfig((("text", 0.0),)), r"no target"),
         (lambda: TaskConfig((("text", -1.0), ("x", 1.0))), r"'text' has weight -1.0: give 0 or more"),
         (lambda: TaskConfig((("text", 0.0), ("text", 1.0))), r"name each modality once"),
         (

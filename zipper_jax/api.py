@@ -1,4 +1,4 @@
-"""The Python front door; `zipper_jax.load` and `zipper_jax.from_hf` are its functions. No TensorFlow."""
+"""The Python API: `zipper_jax.load` and `zipper_jax.from_hf`. No TensorFlow."""
 
 import os
 
@@ -9,15 +9,16 @@ __all__ = ["Model", "Output", "Speech", "Unimodal", "from_hf", "load"]
 
 
 def from_hf(path_or_id: str | os.PathLike, name: str = TEXT, **tokens: str) -> Model:
-    """A Hugging Face decoder as a model of one tower, in memory; `zipper convert from-hf` writes it to a folder.
+    """Load a Hugging Face decoder as a model of one tower; `zipper convert from-hf` writes it to a folder.
 
     Args:
-      path_or_id: a folder with config.json, safetensors and a tokenizer, or a hub id.
-      name: of the tower and its modality.
-      tokens: ``begin``, ``end``: other tokens that begin and end a span, see `conversion.tokenizer.text_vocabulary`.
+        path_or_id: A folder with config.json, safetensors and a tokenizer, or a hub id.
+        name: Of the tower and its modality.
+        tokens: ``begin``, ``end``: override the tokens that begin and end a span, see
+            `vocabularies.tokenizer_files.text_vocabulary`.
 
     Raises:
-      UserError: an unknown architecture, field or tensor, by its name; or no such model.
+        UserError: An unknown architecture, field or tensor, by its name; or no such model.
     """
     from zipper_jax.conversion import from_hf, hub, to_tower
     from zipper_jax.vocabularies import tokenizer_files

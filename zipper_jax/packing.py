@@ -1,6 +1,6 @@
 """Packing: which examples share a row. First fit over a few open rows; an example is never cut.
 
-Axis letters: E examples, W towers (each a capacity of its own).
+Axis letters: E examples, W towers.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,11 @@ from zipper_jax.utils.errors import UserError
 
 
 class Packing(NamedTuple):
-    """Every example's index is in exactly one row, or in ``dropped`` because no row could hold it.
+    """Every example's index is in exactly one row, or in ``dropped`` if it is longer than a row.
 
-    rows: in order of opening; the indices within a row ascend.
-    dropped: ascending.
+    Attributes:
+        rows: In order of opening; the indices within a row ascend.
+        dropped: Ascending.
     """
 
     rows: list[list[int]]
@@ -23,21 +24,22 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: Int[np.ndarray, "E W"], capacity: Int[np.ndarray, " W"], open_rows: int = 64) -> Packing:
-    """Puts each example, in order, into the first open row with room for it in every tower.
+    """Assign each example, in order, to the first open row with enough capacity left in every tower.
 
-    Deterministic. At most ``open_rows`` rows are open at a time (the oldest is closed for a new one), so that the work
-    per example is bounded and examples stay near their neighbours.
+    Deterministic.
 
     Args:
-      lengths: slots each example takes in each tower, begin and end tokens included.
-      capacity: slots of a row in each tower.
+        lengths: Tokens of each example in each tower, begin and end tokens included.
+        capacity: Row length in each tower.
+        open_rows: Most rows open at a time (the oldest is closed for a new one): bounds the work per example and keeps
+            examples near their neighbours.
 
     Raises:
-      UserError: a capacity or ``open_rows`` below 1, or a negative length.
+        UserError: A capacity or ``open_rows`` below 1, or a negative length.
     """
     lengths, capacity = np.asarray(lengths, np.int64), np.asarray(capacity, np.int64)
     if (capacity < 1).any():
-        raise UserError(f"row lengths {capacity.tolist()}: every tower needs at least 1 slot")
+        raise UserError(f"row lengths {capacity.tolist()}: every tower needs at least 1 position")
     if open_rows < 1:
         raise UserError(f"open_rows is {open_rows}: give at least 1")
     if (lengths < 0).any():

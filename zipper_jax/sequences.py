@@ -1,15 +1,14 @@
-"""The linear sequence of an example and the TowerBatches derived from it: the one template of the whole system.
+"""The linear sequence of an example and the TowerBatches derived from it.
 
-Training, evaluation, scoring and decoding all use these functions, so what a model decodes is what it was trained on.
-NumPy only.
+Training, evaluation, scoring and decoding all use these functions, so decoding matches training. NumPy only.
 
 Rules (see docs/architecture.md):
   * a span is fed as ``begin, content..., end``; each token predicts the next token of its own span;
   * a begin token is never a target, an end token's own prediction has weight 0;
   * global positions count along the example over all its spans, local positions along the example in one tower;
-  * a row's segment id is the example's number in the row (from 1), the same in every tower; padding is segment 0.
+  * a segment id is the example's number in the row (from 1), the same in every tower; padding is segment 0.
 
-Axis letters: B rows of a batch, T slots of a row in one tower.
+Axis letters: B rows of a batch, T positions of a row in one tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,10 @@ from zipper_jax.utils.errors import UserError
 class Span(NamedTuple):
     """A run of tokens of one modality.
 
-    modality: name of the modality, a key of the Layout.
-    tokens: content token ids of that modality's own vocabulary, without begin and end, int32 [n]; n may be 0.
-    weight: loss weight of each prediction made inside the span: 1 for a target, 0 for a condition.
+    Attributes:
+        modality: Its name, a key of the Layout.
+        tokens: Content token ids of the modality's own vocabulary, without begin and end, int32 [n]; n may be 0.
+        weight: Loss weight of each prediction inside the span: 1 for a target, 0 for a condition.
     """
 
     modality: str
@@ -41,10 +41,7 @@ Example = tuple[Span, ...]
 
 
 class TowerBatch(NamedTuple):
-    """What one tower receives; padding has segment id 0, weight 0, and zeros elsewhere.
-
-    Arrays of NumPy or JAX.
-    """
+    """The input and targets of one tower, NumPy or JAX arrays; all fields of padding are 0."""
 
     tokens: Int32[Any, "B T"]
     targets: Int32[Any, "B T"]
@@ -56,7 +53,14 @@ class TowerBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a modality's vocabulary lies: token id i of the modality is row ``offset + i`` of the tower's embedding."""
+    """A modality's slice of a tower's vocabulary: token id i of the modality is row ``offset + i`` of the embedding.
+
+    Attributes:
+        tower: The tower's name.
+        offset: First row.
+        begin, end: The begin and end token, as ids of the modality.
+        size: Number of tokens.
+    """
 
     tower: str
     offset: int
@@ -66,35 +70,40 @@ class Place:
 
 
 Layout = Mapping[str, Place]
-"""modality -> Place. Two modalities may share a tower (the Single Decoder)."""
+"""Modality -> Place. Two modalities may share a tower (the Single Decoder)."""
 
 
 def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) -> dict[str, Place]:
-    """Joins a model's ``modalities`` (ModalityConfig) with vocabularies (``begin_id``, ``end_id``, ``size``).
+    """The Layout of a model.
 
-    Raises UserError when a modality has no vocabulary or its size differs from the model's.
+    Args:
+        modalities: Modality -> its ModalityConfig.
+        vocabularies: Modality -> object with ``begin_id``, ``end_id`` and ``size``.
+
+    Raises:
+        UserError: A modality has no vocabulary, or one of another size than the model's.
     """
     layout = {}
     for name, modality in modalities.items():
         if name not in vocabularies:
-            raise UserError(f"modality {name!r} has no vocabulary; have {sorted(vocabularies)}")
+            raise UserError(f"modality {name!r} has no vocabulary; known: {sorted(vocabularies)}")
         vocabulary = vocabularies[name]
         if vocabulary.size != modality.size:
             raise UserError(
-                f"modality {name!r}: the model was made for a vocabulary of {modality.size} tokens, "
-                f"the vocabulary given has {vocabulary.size}; use the vocabulary stored with the model"
+                f"modality {name!r}: the model has a vocabulary of {modality.size} tokens, the given vocabulary has "
+                f"{vocabulary.size}; use the vocabulary stored with the model"
             )
         layout[name] = Place(modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size)
     return layout
 
 
 def fill_template(task: TaskConfig, contents: Mapping[str, np.ndarray]) -> Example:
-    """The linear sequence of ``task`` for contents {modality: content token ids}."""
+    """The linear sequence of ``task``, from modality -> content token ids."""
     return tuple(Span(m, np.asarray(contents[m], np.int32), weight) for m, weight in task.spans)
 
 
 def tower_lengths(example: Example, layout: Layout) -> dict[str, int]:
-    """Slots that ``example`` takes in each tower, begin and end tokens included; towers it does not touch: 0."""
+    """Number of tokens of ``example`` in each tower, begin and end tokens included; 0 in towers without a span."""
     lengths = {place.tower: 0 for place in layout.values()}
     for span in example:
         lengths[layout[span.modality].tower] += len(span.tokens) + 2
@@ -104,15 +113,15 @@ def tower_lengths(example: Example, layout: Layout) -> dict[str, int]:
 def rows_to_towers(
     rows: Sequence[Sequence[Example]], layout: Layout, lengths: Mapping[str, int]
 ) -> dict[str, TowerBatch]:
-    """Turns rows of examples into one TowerBatch per tower, [len(rows), lengths[tower]].
+    """Convert rows of examples to one TowerBatch per tower, [len(rows), lengths[tower]].
 
     Args:
-      rows: each row is a list of examples, packed one behind the other in every tower.
-      layout: modality -> Place.
-      lengths: tower -> number of slots T.
+        rows: Each row is a list of examples, packed one after another in every tower.
+        layout: Modality -> Place.
+        lengths: Tower -> row length T.
 
     Raises:
-      UserError: a row does not fit its slots (nothing is ever cut), or a token lies outside its vocabulary.
+        UserError: A row is longer than T (examples are never truncated), or a token is outside its vocabulary.
     """
     towers = {}
     for tower, length in lengths.items():
@@ -126,9 +135,9 @@ def rows_to_towers(
 
 
 def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
-    """``batch`` without the tokens that fusion added (ids from ``vocab_size`` on), as the unimodal path wants it.
+    """``batch`` without added tokens (ids from ``vocab_size`` on), for the unimodal path.
 
-    The rows close up; local positions restart from each example's first own token; an added token is no target.
+    The remaining tokens move up; local positions count from each example's first one; added tokens are no targets.
     """
     if int(np.max(batch.tokens, initial=0)) < vocab_size and int(np.max(batch.targets, initial=0)) < vocab_size:
         return batch
@@ -149,7 +158,7 @@ def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
 def _place_example(
     towers: Mapping[str, TowerBatch], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int]
 ) -> None:
-    """Writes ``example`` into row ``b`` of its towers from slot ``used[tower]`` on, and advances ``used``."""
+    """Write ``example`` into row ``b`` of its towers from position ``used[tower]`` on, and advance ``used``."""
     first = dict(used)
     position = 0
     for span in example:
@@ -157,14 +166,14 @@ def _place_example(
         content = np.asarray(span.tokens, np.int32)
         if len(content) and (content.min() < 0 or content.max() >= place.size):
             raise UserError(
-                f"{span.modality} token {int(content.min() if content.min() < 0 else content.max())} lies outside "
+                f"{span.modality} token {int(content.min() if content.min() < 0 else content.max())} is outside "
                 f"its vocabulary of {place.size} tokens; was the data prepared with another vocabulary?"
             )
         batch, start, n = towers[place.tower], used[place.tower], len(content) + 2
         if start + n > batch.tokens.shape[1]:
             raise UserError(
-                f"row {b} needs {start + n} slots in tower {place.tower!r} but TASK_FEATURE_LENGTHS gives it "
-                f"{batch.tokens.shape[1]}; raise the length or prepare the rows again"
+                f"row {b} needs {start + n} positions in tower {place.tower!r} but TASK_FEATURE_LENGTHS gives it "
+                f"{batch.tokens.shape[1]}; increase the length or prepare the rows again"
             )
         slots = slice(start, start + n)
         tokens = np.concatenate([[place.begin], content, [place.end]]) + place.offset

@@ -1,7 +1,7 @@
-"""What a model can be trained to do, as configuration: modalities, tasks over them, mixtures of tasks; ours by default.
+"""Configuration of modalities, tasks over them and mixtures of tasks, with defaults for text and speech.
 
-gin builds these objects (``TaskSet.tasks = {...}``), runs and prepared folders store them. What is given is added to
-ours, so a configuration names only what it adds. No other module of the core knows a modality or a task by name.
+gin builds these objects (``TaskSet.tasks = {...}``); runs and prepared folders store them. A configuration names only
+what it adds to the defaults. No other module of the core knows a modality or a task by name.
 """
 
 import math
@@ -14,7 +14,7 @@ from zipper_jax.utils.errors import UserError
 
 TEXT = "text"
 SPEECH = "speech"
-"""What audio is encoded into, and vocoded from: the one modality that is not read from a field alone."""
+"""The modality that audio is encoded into and vocoded from; all others are read from a field alone."""
 
 VocabularyKind = Literal["subwords", "symbols", "units"]
 _OTHER_FIELDS = ("id", "split", "audio", "voice", "start", "seconds", "shift")
@@ -22,13 +22,12 @@ _OTHER_FIELDS = ("id", "split", "audio", "voice", "start", "seconds", "shift")
 
 @dataclass(frozen=True)
 class DataModality:
-    """What one modality is in the data. (``ModalityConfig`` says which tower of a model holds it.)
+    """A modality of the data. (``ModalityConfig`` names the tower of a model that holds it.)
 
     Attributes:
-        field: Field of a manifest's row, and of a prepared example, that holds the content.
-        vocabulary: ``subwords``: the content is a string, and its vocabulary is fitted (sentencepiece) or given;
-            ``symbols``: a string of symbols with spaces between them, which are listed from the training split;
-            ``units``: a list of integers from 0.
+        field: Field of a manifest's row, and of a prepared example, with the content.
+        vocabulary: ``subwords``: a string, with a trained (sentencepiece) or given vocabulary; ``symbols``: a string of
+            space-separated symbols, collected from the training split; ``units``: a list of integers from 0.
     """
 
     field: str
@@ -41,11 +40,11 @@ class DataModality:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A task: the order of an example's spans, and which of them are learned.
+    """A task: the order of an example's spans, and which of them are targets.
 
     Attributes:
-        spans: (modality, loss weight) of each span in order of time: 1 for a target, 0 for what is only given. No task
-            tag is needed: the order says which task it is.
+        spans: (modality, loss weight) of each span in order of time: 1 for a target, 0 for a condition. The order
+            identifies the task, so there are no task tags.
     """
 
     spans: tuple[tuple[str, float], ...]
@@ -57,11 +56,11 @@ class TaskConfig:
             if not (math.isfinite(weight) and weight >= 0):
                 raise UserError(f"TaskConfig.spans: {modality!r} has weight {weight}: give 0 or more")
         if not any(weight for _, weight in self.spans):
-            raise UserError(f"TaskConfig.spans = {self.spans}: nothing is learned; give a target a weight above 0")
+            raise UserError(f"TaskConfig.spans = {self.spans}: no target; give one span a weight above 0")
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """In order of time."""
+        """The modalities of the spans, in order of time."""
         return tuple(modality for modality, _ in self.spans)
 
     @property
@@ -84,12 +83,12 @@ MIXTURES = {"asr_tts": PAPER_RATES}
 
 @dataclass(frozen=True)
 class TaskSet:
-    """The modalities, tasks and mixtures that a run or a prepared folder knows; what is given is added to ours.
+    """The modalities, tasks and mixtures of a run or a prepared folder, added to the defaults.
 
     Attributes:
-        modalities: Name to what it is in the data. Ours (``text``, ``speech``) cannot be redefined.
-        tasks: Name to its spans.
-        mixtures: Name to rates of tasks, relative to each other.
+        modalities: Name -> its data. The defaults (``text``, ``speech``) cannot be redefined.
+        tasks: Name -> its spans.
+        mixtures: Name -> relative rates of tasks.
     """
 
     modalities: dict[str, DataModality] = field(default_factory=dict)
@@ -101,7 +100,10 @@ class TaskSet:
             object.__setattr__(self, name, {**ours, **getattr(self, name)})
         for name, modality in MODALITIES.items():
             if self.modalities[name] != modality:
-                raise UserError(f"TaskSet.modalities[{name!r}] = {self.modalities[name]}: give yours another name")
+                raise UserError(
+                    f"TaskSet.modalities[{name!r}] = {self.modalities[name]}: defaults cannot be redefined; give yours "
+                    "another name"
+                )
         for name, task in self.tasks.items():
             for needed in task.modalities:
                 if needed not in self.modalities:
@@ -119,25 +121,25 @@ class TaskSet:
         """The task called ``name``.
 
         Raises:
-            UserError: There is none; the message begins with ``where``, the field that named it.
+            UserError: There is none; the message begins with ``where``, the field that names it.
         """
         if name not in self.tasks:
             raise UserError(f"{where}: task {name!r} is unknown{closest(name, self.tasks)}")
         return self.tasks[name]
 
     def field_of(self, modality: str) -> str:
-        """The field of an example that holds the content of ``modality``."""
+        """The field of an example with the content of ``modality``."""
         return self.modalities[modality].field
 
     def vocabulary_of(self, modality: str) -> VocabularyKind:
-        """The kind of vocabulary that ``modality`` has."""
+        """The kind of vocabulary of ``modality``."""
         return self.modalities[modality].vocabulary
 
 
 def stored_task_set(config: Mapping[str, Any]) -> TaskSet:
-    """The TaskSet that the config.json of a run or model folder, or the header.json of a prepared one, has.
+    """The TaskSet stored in the config.json of a run or model folder, or the header.json of a prepared folder.
 
-    Ours where it was written before there were others.
+    The defaults if the file has none (older formats).
     """
     data = config.get("train", {}).get("data", config)
     return from_dict(TaskSet, data.get("task_set", {}))

@@ -54,7 +54,7 @@ def test_a_loop_of_unknown_length_is_reported_or_counted_as_asked():
         return jax.lax.while_loop(lambda s: s.sum() < 100, step, x)
 
     text = compiled(function, ((2, 16), P()), ((16, 16), P("fsdp")))
-    with pytest.raises(hlo.UnknownLoopError, match="number of turns"):
+    with pytest.raises(hlo.UnknownLoopError, match="trip count"):
         hlo.collectives(text, 8)
     assert {c.times for c in hlo.collectives(text, 8, turns=7)} >= {7}
 

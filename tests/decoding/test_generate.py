@@ -449,13 +449,13 @@ def test_beams_then_another_span_replay_exactly():
 @pytest.mark.parametrize(
     ("rows", "outputs", "max_new_tokens", "message"),
     [
-        ([[]], (), {}, "no output modality"),
-        ([[]], ("txt",), {"txt": 3}, "unknown modality 'txt'; this model knows: speech, text"),
+        ([[]], (), {}, "outputs is empty"),
+        ([[]], ("txt",), {"txt": 3}, "unknown modality 'txt'; this model has: speech, text"),
         ([[("txt", content())]], ("text",), {"text": 3}, "unknown modality 'txt'"),
-        ([[]], ("text",), {}, "no length limit for output 'text'"),
-        ([[]], ("text",), {"text": 0}, "no length limit for output 'text'"),
-        ([[("text", content(0, 23))]], ("text",), {"text": 3}, r"text tokens must lie in 0..22, got 0..23"),
-        ([[("text", content(-1))]], ("text",), {"text": 3}, "must lie in"),
+        ([[]], ("text",), {}, "max_new_tokens has no entry of 1 or more for output 'text'"),
+        ([[]], ("text",), {"text": 0}, "max_new_tokens has no entry of 1 or more for output 'text'"),
+        ([[("text", content(0, 23))]], ("text",), {"text": 3}, r"text tokens must be in 0..22, got 0..23"),
+        ([[("text", content(-1))]], ("text",), {"text": 3}, "must be in"),
     ],
 )
 def test_bad_requests(rows, outputs, max_new_tokens, message):

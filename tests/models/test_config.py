@@ -42,7 +42,7 @@ def test_tower_heads():
         ({"intervals": {"text": 1, "speech": 0}}, "positive numbers"),
         ({"into": ()}, "must name text, speech or both"),
         ({"into": ("image",)}, "must name text, speech or both"),
-        ({"projection": ProjectionConfig(form="residual")}, "residual projection needs equal widths"),
+        ({"projection": ProjectionConfig(form="residual")}, "projection.form = 'residual' is for input projections"),
     ],
 )
 def test_zip_checks(changes, message):
@@ -92,7 +92,7 @@ def test_projection_checks():
         ({"zips": (ZipConfig(("text", "image"), pairs=((1, 1),)),)}, "zip image-text names tower 'image'"),
         (
             {"zips": (dataclasses.replace(ZIP, projection=ProjectionConfig(form="none")),)},
-            "'none' needs equal widths, got .48, 80.",
+            "'none' needs equal embed_dim, got .48, 80.",
         ),
     ],
 )

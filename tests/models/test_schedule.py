@@ -135,7 +135,7 @@ def test_intervals_without_a_zip():
 
 @pytest.mark.parametrize("bad", [(0, 1), (4, 1), (1, 0), (1, 6), (-1, 1)])
 def test_pairs_outside_the_towers(bad):
-    with pytest.raises(UserError, match=r"lies outside towers of 3 \(text\) and 5 \(speech\)"):
+    with pytest.raises(UserError, match=r"is outside towers of 3 \(text\) and 5 \(speech\)"):
         pair(zips=(ZipConfig(("text", "speech"), pairs=((1, 1), bad)),))
 
 

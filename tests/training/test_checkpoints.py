@@ -123,8 +123,8 @@ def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"error: there is no room to write a checkpoint in {config.model_dir!r} (step 4 is whole): " + (
-        "make room, and run the same command again"
+    assert last == f"error: {config.model_dir!r}: no disk space left to write a checkpoint (step 4 is complete); " + (
+        "free some, then run the same command again"
     )
     assert max(checkpoints.steps(config.model_dir)) == 4
     assert not checkpoints.verify(config.model_dir, 4)
@@ -200,7 +200,7 @@ def test_training_resumes_from_the_last_good_step_and_reports_it(trained, copied
     assert result.status == "finished"
     assert "checkpoint 4 of" in shown
     assert "optimizer is missing" in shown
-    assert "going on from step 2, the newest good checkpoint" in shown
+    assert "resuming from step 2, the newest good checkpoint" in shown
     assert sorted(p.name for p in Path(copied.model_dir, "damaged").iterdir()) == ["3", "4"], "nothing is lost"
     straight = replace(trained, model_dir=str(tmp_path / "straight"), steps=6)
     run(straight)
@@ -216,7 +216,7 @@ def test_compressed_data_that_cannot_be_unpacked_is_damage_too(copied):
     data.write_bytes(content.replace(frame, b"\x28\xb5\x2f\xfc", 1))
     shown = run(replace(copied, steps=5))[1]
     assert "checkpoint 4 of" in shown
-    assert "going on from step 3, the newest good checkpoint" in shown
+    assert "resuming from step 3, the newest good checkpoint" in shown
 
 
 def test_loading_falls_back_with_a_warning_but_not_from_a_step_asked_for(copied):
@@ -352,7 +352,7 @@ def test_an_export_onto_a_full_disk_leaves_nothing(copied, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "(File too large): mend that, or make room, then run the same command again\n" in error
+    assert "(File too large); fix that or free disk space, then run the same command again\n" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 

@@ -124,8 +124,8 @@ def test_the_command(prepared, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("ZIP_PAIRS=((1, 99),)", "zip speech-text: pair (1, 99) lies outside towers of 4 (speech) and 3 (text) blocks"),
-        ("ZIP_PAIRS=((0, 1),)", "zip speech-text: pair (0, 1) lies outside"),
+        ("ZIP_PAIRS=((1, 99),)", "zip speech-text: pair (1, 99) is outside towers of 4 (speech) and 3 (text) blocks"),
+        ("ZIP_PAIRS=((0, 1),)", "zip speech-text: pair (0, 1) is outside"),
         ("ZIP_PAIRS=((1, 2), (2, 1))", "the zips form a cycle: speech block 1 waits for text block 2; text block 1 "),
         ("ZipConfig.towers=('text', 'image')", "zip image-text names tower 'image'; known: ['speech', 'text']"),
         ("speech/ModalityConfig.tower=spech", "modality 'speech' names tower 'spech'"),
@@ -226,4 +226,4 @@ def test_a_recipe_on_data_with_other_vocabularies(prepared, capsys):
     recipe = "librispeech_pretrain_speech"
     start = [f"--gin_file=runs/{recipe}.gin", "--dry_run", *places(recipe, DATA=str(prepared))]
     assert main(["train", *start]) == 2
-    assert "modality 'speech': the model was made for a vocabulary of 1026 tokens" in capsys.readouterr().err
+    assert "modality 'speech': the model has a vocabulary of 1026 tokens" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_processes_that_disagree_report_the_difference(prepared, tmp_path):
 def test_a_mesh_that_leaves_a_process_idle_is_refused(prepared, tmp_path):
     job = Job(tmp_path, "run", prepared, 5, ("--processes=2", "--restarts=0"), bindings=("--gin.MeshConfig.data=1",))
     assert job.finish() == 2, job.said()
-    assert "the mesh takes 1 of 2 devices in 2 processes" in job.said()
+    assert "MeshConfig uses 1 of 2 devices in 2 processes" in job.said()
 
 
 @pytest.mark.slow

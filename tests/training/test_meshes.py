@@ -105,7 +105,7 @@ def test_specs_need_no_devices(zipper_run):
     sizes = {"slices": 1, "data": 1, "fsdp": 256, "tensor": 2}
     specs, notes = param_specs(shapes, known, sizes, MeshConfig(fsdp=256, tensor=2))
     assert tuple(specs["towers/text/blocks/mlp/up/kernel"]) == (None, None, "tensor")
-    assert any("'embed' of size 16 is not cut 256 ways" in note for note in notes)
+    assert any("'embed' of size 16 does not divide over 'fsdp' = 256" in note for note in notes)
 
 
 # ---- what is sent ----------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_options_of_a_fusion_are_checked_by_name():
         UserError, match=r"zip speech-text, fusion 'outside_fusions:OneWay'.*scal.*did you mean 'scale'"
     ):
         replace(zipper_model(), zips=(replace(ZIPS["ungated"], options={"scal": 1.0}),))
-    with pytest.raises(UserError, match=r"ZipConfig.fusion = 'gated_cross_atention' is no fusion; did you mean"):
+    with pytest.raises(UserError, match=r"ZipConfig.fusion = 'gated_cross_atention' is unknown; did you mean"):
         replace(zipper_model(), zips=(replace(ZIPS["ungated"], fusion="gated_cross_atention"),))
     with pytest.raises(UserError, match="cannot be imported"):
         replace(zipper_model(), zips=(replace(ZIPS["ungated"], fusion="outside_fusions:Nothing"),))

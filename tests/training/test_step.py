@@ -145,7 +145,7 @@ def test_denominators_are_those_of_the_whole_batch(zipper_run, gradients):
 
 def test_axes_that_do_not_divide_are_replicated_and_noted(zipper_run):
     built = program.build(zipper_run(mesh=MeshConfig(data=1, fsdp=1, tensor=8)), 2)
-    assert any("'kv_heads' of size 2 is not cut 8 ways" in note for note in built.notes)
+    assert any("'kv_heads' of size 2 does not divide over 'tensor' = 8" in note for note in built.notes)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""What a training step must cost at least, from configuration and shardings alone: to judge a compiled one by.
+"""Lower bounds on the cost of a training step, from configuration and shardings alone, to compare compiled steps with.
 
-Per device and step, all devices working evenly (a tower that is replicated beside a cut one does not: its own work is
-done on every device of ``tensor``). Memory traffic counts kernels, optimizer state, block inputs and outputs of matrix
-products once per pass that needs them, scores of attention where they are built; what stays in the chip's own small
-memory is none. Communication counts what the mesh itself asks for: gathering cut parameters, adding up gradients, and
-adding up the halves of products that are cut along ``tensor``.
+Per device and step, with work spread evenly (a replicated tower beside a sharded one is an exception: its work is
+repeated on every device of ``tensor``). Memory traffic counts kernels, optimizer state, block inputs and outputs of
+matrix products once per pass that needs them, and attention scores where they are built; on-chip memory is not counted.
+Communication counts what the mesh requires: all-gathers of sharded parameters, reductions of gradients, and reductions
+of partial products over ``tensor``.
 
-Letters: B rows on a device, T slots, D width, M microbatches.
+Axis letters: B rows on a device, T positions, D embed_dim, M microbatches.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,13 @@ from zipper_jax.utils.trees import base_path
 
 
 class Bounds(NamedTuple):
-    """flops: what a device works, recomputation included. memory: bytes to and from its memory. network: bytes sent."""
+    """Bounds per device.
+
+    Attributes:
+        flops: FLOPs, recomputation included.
+        memory: Bytes read from and written to device memory.
+        network: Bytes sent.
+    """
 
     flops: float
     memory: float
@@ -34,13 +40,13 @@ class Bounds(NamedTuple):
 
 
 def bounds(config: TrainConfig, built: Program) -> Bounds:
-    """Of one training step, per device."""
+    """The bounds of one training step, per device."""
     devices = built.mesh.size
     return Bounds(built.work_per_step / devices, _memory(config, built), _network(config, built))
 
 
 def seconds(need: Bounds, chip: Chip, sent: float | None = None) -> dict[str, float]:
-    """Time of each resource if it were the only one, at its peak; ``sent``: bytes really sent, instead of the bound."""
+    """Seconds per resource, each alone and at its peak; ``sent``: bytes actually sent, instead of the bound."""
     assert chip.bandwidth
     assert chip.link
     network = need.network if sent is None else sent
@@ -48,17 +54,17 @@ def seconds(need: Bounds, chip: Chip, sent: float | None = None) -> dict[str, fl
 
 
 def itemsize(config: ZipperConfig) -> int:
-    """Bytes of a number in matrix products."""
+    """Bytes per element in matrix products."""
     return 2 if config.dtype == "bfloat16" else 4
 
 
 def _passes(config: ZipperConfig) -> int:
-    """How often a block's kernels are used: forward, backward, and again where all of it is recomputed."""
+    """How often a block's kernels are used: forward, backward, and once more with full recomputation."""
     return 3 if config.remat == "full" else 2
 
 
 def held_bytes(leaf: Any) -> float:
-    """Of what one device holds of a leaf, in the leaf's own dtype."""
+    """Bytes of one device's shard of a leaf, in the leaf's dtype."""
     return float(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
@@ -95,7 +101,7 @@ def _memory(config: TrainConfig, built: Program) -> float:
 
 
 def _state_of(built: Program, key: str) -> list[Any]:
-    """The leaves of the optimizer's state that belong to a parameter."""
+    """The leaves of the optimizer state that belong to a parameter."""
     found = jax.tree_util.tree_leaves_with_path(built.like.opt_state)
     return [leaf for path, leaf in found if any(getattr(entry, "key", None) == key for entry in path)]
 
@@ -122,7 +128,7 @@ def _network(config: TrainConfig, built: Program) -> float:
 
 
 def _activations(config: TrainConfig, built: Program, item: int, tensor: int) -> float:
-    """Sums over ``tensor``: behind attention and MLP forward, in front of them backward; the same in zips."""
+    """Bytes of all-reduces over ``tensor``: after attention and MLP forward, before them backward; likewise in zips."""
     rows = config.batch_size / batch_ways(built.mesh) / config.microbatches
     known = parameters(config.model)
     leaves = {
@@ -145,5 +151,5 @@ def _activations(config: TrainConfig, built: Program, item: int, tensor: int) ->
 
 
 def _share(devices: int) -> float:
-    """Of an array, how much a device sends when a ring of devices gathers it."""
+    """Fraction of an array that each device sends in a ring all-gather."""
     return (devices - 1) / devices

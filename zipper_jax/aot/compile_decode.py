@@ -1,6 +1,6 @@
-"""Generation of one span, compiled for devices that are only described.
+"""Ahead-of-time compilation of decoding one span.
 
-Letters: B rows, S slots of a cache.
+Axis letters: B rows, S cache positions.
 """
 
 from functools import partial
@@ -27,17 +27,17 @@ from zipper_jax.utils.trees import flatten, unflatten
 
 
 def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Compiled:
-    """Compile greedy generation of one span of ``output``: BATCH_SIZE rows, caches of TASK_FEATURE_LENGTHS slots.
+    """Compile greedy decoding of one span: BATCH_SIZE rows, cache capacities of TASK_FEATURE_LENGTHS.
 
-    What is sent, and the bounds, are those of one token of every row.
+    Bytes sent and bounds are per decoding step, one token of every row.
 
     Args:
-        config: The run whose model it is.
-        output: A modality.
+        config: The run.
+        output: The modality of the span.
         devices: From ``topology.devices``.
 
     Raises:
-        UserError: No such modality; mesh or rows do not fit; or the program does not fit the devices' memory.
+        UserError: No such modality; mesh and batch size do not fit; or the program exceeds the devices' memory.
     """
     model = config.model
     if output not in model.modalities:
@@ -64,7 +64,7 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
 
 
 def _cache(empty: Cache, axes: Cache, placer: Placement) -> Cache:
-    """The shapes of a cache with their shardings, as `init_cache` places them."""
+    """The shapes of a cache with their shardings, as in `init_cache`."""
 
     def of(axes: Axes | None, x: Any) -> Any:
         spec = PartitionSpec() if axes is None else placer.spec(x.shape, axes.tower, *axes.names)
@@ -76,7 +76,7 @@ def _cache(empty: Cache, axes: Cache, placer: Placement) -> Cache:
 def _bounds(
     model: ZipperConfig, tower: str, params: dict[str, Any], cache: Any, config: TrainConfig, mesh: Any
 ) -> Bounds:
-    """One token of every row: each kernel that it goes through is read once, each cache once."""
+    """Bounds of one token of every row: each kernel in use and each cache is read once."""
     item = itemsize(model)
     known = zipper.parameters(model)
     used = {key: shape for key, shape in params.items() if tower in known[key].tokens}

@@ -1,4 +1,4 @@
-"""The training step, compiled for devices that are only described."""
+"""Ahead-of-time compilation of the training step."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from zipper_jax.training.config import TrainConfig
 
 
 def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
-    """Compile the very step that ``zipper train`` runs.
+    """Compile the step that ``zipper train`` runs.
 
     Args:
-        config: The run; neither its data nor its folders are looked at.
+        config: The run; its data and folders are not read.
         devices: From ``topology.devices``.
 
     Raises:
-        UserError: Mesh or batch do not fit, or the program does not fit the devices' memory.
+        UserError: Mesh or batch do not fit, or the program exceeds the devices' memory.
     """
     built = program.build(config, len(config.data.tasks), devices)
     lowered = built.train_step.lower(built.like, *batch_shapes(config, built))
@@ -33,7 +33,7 @@ def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
 
 
 def batch_shapes(config: TrainConfig, built: program.Program) -> tuple[dict[str, Any], Any]:
-    """Shapes and shardings of a batch and of the stop flag, as the loop puts them onto the mesh."""
+    """Shapes and shardings of a batch and of the stop flag, as in the training loop."""
     rows, sharding = config.batch_size, batch_sharding(built.mesh)
 
     def of(slots: int) -> TowerBatch:

@@ -1,7 +1,7 @@
 """The collectives of a compiled program, read from its HLO text.
 
-XLA's own counters see the body of a loop once; here each collective counts as often as its loop turns, by the constant
-in the loop's condition.
+XLA's own counters count the body of a loop once; here each collective is multiplied by the loop's trip count, from the
+constant in the loop's condition.
 """
 
 import re
@@ -29,9 +29,12 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 class Collective(NamedTuple):
     """One collective instruction.
 
-    kind: ``all-gather``, ``all-reduce``, ``reduce-scatter``, ``all-to-all``, ``collective-permute``.
-    size: bytes of the whole array, as each device has it at the larger end. devices: in a group.
-    times: how often it runs in one call of the program. place: the operation it came from.
+    Attributes:
+        kind: ``all-gather``, ``all-reduce``, ``reduce-scatter``, ``all-to-all``, ``collective-permute``.
+        size: Bytes of the full array, the larger of input and output on a device.
+        devices: In a group.
+        times: Executions per call of the program.
+        place: The operation that it came from.
     """
 
     kind: str
@@ -49,7 +52,7 @@ class Collective(NamedTuple):
 
 
 class UnknownLoopError(UserError):
-    """A loop whose number of turns cannot be read."""
+    """A loop whose trip count cannot be read."""
 
 
 def collectives(text: str, num_devices: int, turns: int | None = None) -> list[Collective]:
@@ -57,11 +60,11 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
 
     Args:
         text: Optimised HLO.
-        num_devices: Devices of the program: a group that is not written out is all of them.
-        turns: What a loop counts as whose number of turns depends on the data; None: there is none.
+        num_devices: Devices of the program, the group of collectives without explicit groups.
+        turns: Iterations to assume for loops with a data-dependent trip count; None: there are none.
 
     Raises:
-        UnknownLoopError: A loop with collectives turns an unknown number of times.
+        UnknownLoopError: A loop with collectives has an unknown trip count.
     """
     computations, entry = _computations(text)
     found = (c for c in _walk(computations, entry, turns, num_devices) if c.devices > 1)
@@ -69,7 +72,7 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
 
 
 def size_of(shape: str) -> int:
-    """Bytes of an HLO type; of a tuple, all of it."""
+    """Bytes of an HLO type; of a tuple, the sum."""
     total = 0
     for dtype, dims in _ARRAY.findall(shape):
         count = 1
@@ -80,7 +83,7 @@ def size_of(shape: str) -> int:
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
-    """name -> (instruction, what it is) pairs; and the entry's name."""
+    """Computation -> pairs of (instruction name, its right-hand side); and the entry's name."""
     computations: dict[str, list[tuple[str, str]]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -97,11 +100,11 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 def _walk(
     computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int
 ) -> list[Collective]:
-    """What one run of a computation sends.
+    """The collectives of one run of a computation.
 
-    A collective that goes on beside other work is written several times under one channel (its start, a middle, its
-    end), in fusions of the same computation: the place with the most of that channel counts. Elsewhere the same channel
-    is another collective: loops that are alike keep their channels.
+    An asynchronous collective appears several times with one channel (start, middle, end), in fusions of the same
+    computation: the computation with the most instructions of that channel counts. In other computations the same
+    channel is another collective: identical loops share channels.
     """
     here: dict[str, dict[str, list[Collective]]] = {}
     inside: list[Collective] = []
@@ -130,7 +133,7 @@ def _walk(
 def _fused(
     computations: dict[str, list[tuple[str, str]]], name: str, num_devices: int
 ) -> Iterator[tuple[str, Collective]]:
-    """(channel, collective) of those inside a fusion, and the fusions inside it."""
+    """(channel, collective) of the collectives in a fusion and its nested fusions."""
     yield from _own(computations, name, num_devices)
     for _, what in computations[name]:
         if _opcode(what)[1] == "fusion":
@@ -141,7 +144,7 @@ def _fused(
 def _own(
     computations: dict[str, list[tuple[str, str]]], name: str, num_devices: int
 ) -> Iterator[tuple[str, Collective]]:
-    """(channel, or the instruction's name without one; collective) of those that stand in a computation itself."""
+    """(channel, or the instruction's name without one; collective) of a computation's own instructions."""
     for instruction, what in computations[name]:
         shape, opcode = _opcode(what)
         kind = opcode.removesuffix("-start")
@@ -189,7 +192,7 @@ def _group(what: str, num_devices: int) -> int:
 
 
 def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what: str, unknown: int | None) -> int:
-    """How often a loop turns: XLA's note, or the constant that its counter (from 0, by 1) is compared with."""
+    """Trip count of a loop: XLA's annotation, or the constant that its counter (from 0, by 1) is compared with."""
     if known := _TRIPS.search(what):
         return int(known[1])
     constants = [int(c) for _, w in computations[condition] for c in re.findall(r"\bs32\[\]\S* constant\((\d+)\)", w)]
@@ -197,5 +200,5 @@ def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what:
     if len(constants) != 1 or not less:
         if unknown is not None:
             return unknown
-        raise UnknownLoopError(f"the number of turns of the loop with condition {condition} cannot be read")
+        raise UnknownLoopError(f"the trip count of the loop with condition {condition} cannot be read")
     return constants[0]

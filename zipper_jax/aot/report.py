@@ -1,4 +1,4 @@
-"""What is known of a program that was compiled for devices that are only described, and how it is told."""
+"""Report on a program compiled ahead of time: memory, collectives, estimated time."""
 
 import re
 import time
@@ -18,16 +18,16 @@ from zipper_jax.utils.readable import size
 
 @dataclass(frozen=True)
 class Compiled:
-    """What is known of a compiled program.
+    """Properties of a compiled program.
 
     Attributes:
-        device: jax's name of the devices.
-        mesh: Axis to size.
-        peak: Bytes of a device's memory at the worst moment.
-        limit: Bytes that a program may have; None: not known.
+        device: jax's ``device_kind``.
+        mesh: Axis -> size.
+        peak: Peak memory per device, in bytes.
+        limit: Memory limit of a program, in bytes; None: not known.
         collectives: Most bytes first.
-        compile_seconds: On the machine at hand.
-        bounds: What it must cost at least.
+        compile_seconds: On this machine.
+        bounds: Lower bounds on its cost.
         notes: Axes that are replicated because they do not divide.
     """
 
@@ -46,7 +46,7 @@ class Compiled:
         return sum(c.moved for c in self.collectives)
 
     def as_json(self) -> dict[str, Any]:
-        """For result files: collectives summed up by kind."""
+        """JSON for result files, with collectives summed by kind."""
         kinds: dict[str, float] = {}
         for c in self.collectives:
             kinds[c.kind] = kinds.get(c.kind, 0.0) + c.moved
@@ -61,14 +61,14 @@ def compiled(
 
     Args:
         lowered: From ``jit(...).lower(...)``.
-        advice: What to change when it does not fit.
+        advice: What to change if it does not fit.
         mesh: Its devices.
-        bounds: What it must cost at least.
-        notes: To be shown.
-        turns: What a loop of unknown length counts as; None: there is none.
+        bounds: Lower bounds on its cost.
+        notes: Notes to print.
+        turns: Iterations to assume for loops of unknown trip count; None: there are none.
 
     Raises:
-        UserError: It does not fit the devices' memory: with its largest buffers.
+        UserError: It exceeds the devices' memory; the message has its largest buffers.
     """
     began = time.perf_counter()
     try:
@@ -91,8 +91,7 @@ def compiled(
 
 
 def peak_memory(compiled: Any) -> int:
-    """Bytes of a device's memory at the worst moment: arguments, results that are not written over them, temporaries
-    and code."""
+    """Peak memory per device in bytes: arguments, results that do not alias them, temporaries and code."""
     m = compiled.memory_analysis()
     whole = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     peak = getattr(m, "peak_memory_in_bytes", 0)
@@ -100,40 +99,40 @@ def peak_memory(compiled: Any) -> int:
 
 
 def mesh_advice(config: TrainConfig) -> str:
-    """What may help in any program."""
+    """Advice for any program that exceeds memory."""
     return f"MeshConfig.fsdp (now {config.mesh.fsdp}) or tensor (now {config.mesh.tensor}) higher"
 
 
 def _explained(error: Exception, advice: list[str]) -> UserError:
-    """XLA's message about memory, made short: what it needs, what there is, its largest buffers, what to change."""
+    """XLA's out-of-memory error, shortened: needed and available memory, largest buffers, what to change."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
-        return UserError(f"the compiler refused the step: {text.splitlines()[0]}")
+        return UserError(f"compilation failed: {text.splitlines()[0]}")
     largest = re.findall(r"Size: ([\d.]+[KMG])\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s*)?Shape: (\S+)", text)
     shown = "".join(f"\n  {size} {shape} {place}" for size, place, shape in largest[:5])
     return UserError(f"{text.splitlines()[0].removeprefix('RESOURCE_EXHAUSTED: ')}{shown}\nchange: {'; '.join(advice)}")
 
 
 def lines(done: Compiled, label: str, per: str) -> list[str]:
-    """What ``zipper compile`` prints; ``per``: what the program does once, a step or a token."""
+    """The output of ``zipper compile``; ``per``: the unit of one run of the program, step or token."""
     out = [f"{label}: compiled in {done.compile_seconds:.0f} s"]
     out += [f"note         {note}" for note in done.notes]
     limit = f" of {size(done.limit)} ({done.peak / done.limit:.0%})" if done.limit else ""
-    out.append(f"memory       {size(done.peak)} per device at the worst moment{limit}")
+    out.append(f"memory       {size(done.peak)} peak per device{limit}")
     bound = done.bounds
     out.append(
-        f"collectives  {done.sent / 1e9:.3f} GB sent per device and {per}; {bound.network / 1e9:.3f} GB are asked for"
+        f"collectives  {done.sent / 1e9:.3f} GB sent per device and {per}; lower bound {bound.network / 1e9:.3f} GB"
     )
     for c in done.collectives[:5]:
         out.append(f"             {c.moved / 1e9:8.3f} GB {c.kind} over {c.devices}, {c.times} times, {c.place[-80:]}")
     known = chip(done.device)
     if done.mesh["slices"] > 1:
-        out.append(f"{per:<12} no estimate: the speed of the network between slices is not known here")
+        out.append(f"{per:<12} no estimate: the bandwidth between slices is not known")
     elif known and known.bandwidth and known.link:
         each = seconds(bound, known, done.sent)
         worst = max(each, key=lambda name: each[name])
         parts = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in each.items())
         least, most = max(each.values()) * 1e3, sum(each.values()) * 1e3
-        out.append(f"{per:<12} {least:.1f} ms if all overlaps, {most:.1f} ms if nothing does; bound by {worst}")
-        out.append(f"             {parts}: our counts at peak rates, not a measurement")
+        out.append(f"{per:<12} {least:.1f} ms with full overlap, {most:.1f} ms without; bound by {worst}")
+        out.append(f"             {parts}: estimates at peak rates, not measured")
     return out

@@ -1,4 +1,4 @@
-"""Descriptions of TPU slices, from libtpu, on machines that have none."""
+"""TPU topology descriptions from libtpu, on machines without TPUs."""
 
 import os
 import re
@@ -11,18 +11,18 @@ _NAME = re.compile(r"(v[2-6][a-z]*|tpu\w+):\d+x\d+(x\d+)?$")
 
 
 def devices(name: str, slices: int = 1) -> list[Any]:
-    """The devices of a slice (or of several), which a program can be compiled for.
+    """The devices of one or more TPU slices, as targets of compilation.
 
     Args:
         name: ``GENERATION:AxB`` or ``GENERATION:AxBxC``, chips along each side: ``v5e:16x16``.
-        slices: How many such slices, joined by the data centre's network.
+        slices: Number of such slices, joined by the data centre's network.
 
     Raises:
-        UserError: No libtpu, or no such slice.
+        UserError: libtpu is missing, or there is no such topology.
     """
     if not _NAME.match(name):
         raise UserError(f"--topology={name!r}: give GENERATION:AxB or AxBxC, in chips, for example {EXAMPLES}")
-    # Read by libtpu as it is loaded: it must neither look for a TPU nor ask a cloud about one.
+    # Read by libtpu as it is loaded: keeps it from searching for TPUs and querying the cloud's metadata server.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     import jax
@@ -38,5 +38,5 @@ def devices(name: str, slices: int = 1) -> list[Any]:
         ) from None
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--topology={name!r}: {reason}; there are, for example, {EXAMPLES}") from None
+        raise UserError(f"--topology={name!r}: {reason}; known, for example: {EXAMPLES}") from None
     return list(described.devices)

@@ -1,17 +1,17 @@
-"""The run folder's checkpoints: saved, proven, read back.
+"""Checkpoints of a run folder: saving, verifying, restoring.
 
     config.json                  see ``run_format``
-    vocabularies/MODALITY/       the vocabularies the model was trained with
+    vocabularies/MODALITY/       vocabularies of the model
     checkpoints/STEP/trainable/  Orbax; nested dicts, slices of split leaves keyed NAME@START:STOP
     checkpoints/STEP/optimizer/  Orbax; not needed for inference
     checkpoints/STEP/guard/      Orbax; loss statistics
     checkpoints/STEP/manifest/   JSON: step, a digest per array, the frozen part's digest, and ``progress``
     checkpoints/STEP/files.json  size and sha256 of each file above, written once they are all on disk
-    frozen/DIGEST/               Orbax; the leaves that never change, written once and shared by all steps
-    damaged/STEP/                steps that were found damaged, moved out of the way
+    frozen/DIGEST/               Orbax; the frozen leaves, written once and shared by all steps
+    damaged/STEP/                steps that were found damaged
 
-A step is complete when Orbax has renamed it into place. A step is good when its arrays, read back, have the digests of
-its manifest: every restore checks that, and a run goes on from the newest good one.
+A step is complete when Orbax has renamed it into place. A step is good when its restored arrays match the digests of
+its manifest: every restore checks that, and a run resumes from the newest good step.
 """
 
 import json
@@ -55,7 +55,7 @@ ARRAYS = ("trainable", "optimizer", "guard")
 
 
 def _named(tree: Any) -> Flat:
-    """A pytree as a flat dict with readable names, so that reading it needs no optax classes."""
+    """A pytree as a flat dict with readable names, so that restoring it needs no optax classes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in p): v for p, v in leaves}
 
@@ -69,7 +69,7 @@ class Checkpoints:
 
     Args:
         run_dir: The run folder.
-        config: How often, how many.
+        config: When to save and what to keep.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # One process of a group that fails alone must end: waiting for the others, it would never be seen to be dead.
+        # A process of a group that fails alone must exit: waiting for the others would hide its failure from them.
         if kind is None or issubclass(kind, UserError) or jax.process_count() == 1:
             self.close()
 
@@ -123,7 +123,7 @@ class Checkpoints:
             self._tidying.join()
 
     def poll(self) -> None:
-        """Once the step being written is on disk, tidy up in the background; cheap, call it often."""
+        """Start tidying up in the background once the pending step is on disk; cheap, call it often."""
         if not self._untidy or self._manager.is_saving_in_progress():
             return
         if self._tidying is not None and self._tidying.is_alive():
@@ -134,11 +134,11 @@ class Checkpoints:
             self._tidying.start()
 
     def steps(self) -> list[int]:
-        """Complete steps, oldest first, as the first process sees them: every process must see the same."""
+        """Complete steps, oldest first, as process 0 sees them, so that all processes agree."""
         return distributed.from_first(steps(self.run_dir))
 
     def periodic_steps(self) -> list[int]:
-        """Those that were saved because their turn had come, not on a signal."""
+        """The steps saved periodically, not on a signal."""
         return distributed.from_first([step for step in steps(self.run_dir) if _is_periodic(self.run_dir, step)])
 
     def latest(self) -> int | None:
@@ -146,7 +146,7 @@ class Checkpoints:
         return next(reversed(self.steps()), None)
 
     def discard_after(self, step: int) -> None:
-        """Delete the steps behind one to which the run has gone back: it will reach them again, on other batches."""
+        """Delete the steps after ``step``, to which the run was rolled back: it will reach them on other batches."""
         if jax.process_index() == 0:
             for later in steps(self.run_dir):
                 if later > step:
@@ -160,8 +160,8 @@ class Checkpoints:
 
         Args:
             state: May be donated afterwards: its arrays are copied to the host before this returns.
-            progress: JSON values that are kept with the step.
-            metrics: What ``SaveCheckpointConfig.best_metric`` looks into.
+            progress: JSON values stored with the step.
+            metrics: Metric -> value, for ``SaveCheckpointConfig.best_metric``.
         """
         step = int(state.step)
         if step == self._last:
@@ -190,28 +190,31 @@ class Checkpoints:
 
     @contextmanager
     def _room(self) -> Iterator[None]:
-        """A full disk is no fault of the program: one line, and what was there before is still good."""
+        """Turn the error of a full disk into a UserError that names the newest complete step."""
         try:
             yield
         except (OSError, ValueError) as error:
             if not is_no_room(error):
                 raise
             last = max(steps(self.run_dir), default=None)
-            good = "there is none yet" if last is None else f"step {last} is whole"
+            good = "there is none yet" if last is None else f"step {last} is complete"
             raise UserError(
-                f"there is no room to write a checkpoint in {str(self.run_dir)!r} ({good}): make room, and run the "
+                f"{str(self.run_dir)!r}: no disk space left to write a checkpoint ({good}); free some, then run the "
                 "same command again"
             ) from error
 
     def restore(self, like: TrainState, only: Sequence[int] | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state of the newest good step and its progress; damaged newer ones are reported and set aside.
+        """Restore the newest good step; damaged newer ones are reported and moved to ``damaged/``.
 
         Args:
-            like: Arrays or ``ShapeDtypeStruct`` with shardings: shapes are checked, shardings decide placement.
-            only: Looks at these steps alone.
+            like: Arrays or ``ShapeDtypeStruct`` with shardings: shapes are checked, shardings are applied.
+            only: The steps to consider; None: all.
+
+        Returns:
+            The state and the step's progress.
 
         Raises:
-            DamagedError: No step is what was saved; then nothing is moved.
+            DamagedError: No step is good; then nothing is moved.
             UserError: There is no checkpoint, or its leaves are not those of ``like``.
         """
         problems, damaged = [], []
@@ -227,15 +230,15 @@ class Checkpoints:
             for bad, told in damaged:  # only now: if none is good, nothing is moved and nothing starts over
                 logger.info(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
             if problems:
-                logger.info(f"going on from step {candidate}, the newest good checkpoint")
-            # None: the next save writes it anew.
+                logger.info(f"resuming from step {candidate}, the newest good checkpoint")
+            # None: the next save writes it again.
             self._frozen = content["frozen"] if has_digests(self.run_dir, content["frozen"]) else None
             self._last = candidate
             return state, content["progress"]
         raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
 
     def _set_aside(self, step: int) -> Path:
-        """Move a damaged step out of the way; every process of a group comes here."""
+        """Move a damaged step to ``damaged/``; every process of a group must call this."""
         target = self.run_dir / "damaged" / str(step)
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
@@ -246,7 +249,7 @@ class Checkpoints:
         return target
 
     def _tidy(self) -> None:
-        """Write ``files.json`` of the steps that have none, then delete those that need not stay."""
+        """Write missing ``files.json``, then delete the steps that are not kept."""
         known = steps(self.run_dir)
         for step in known:
             folder = self._folder / str(step)
@@ -259,7 +262,7 @@ class Checkpoints:
         """The newest ``keep`` steps, the ``keep_best`` best, and the newest periodic one."""
         config = self._config
         kept = set(known if config.keep is None else known[-config.keep :])
-        # A return from bad losses goes to a step that an undisturbed run has, too: not to one saved on a signal.
+        # A rollback after bad losses needs a step that an uninterrupted run has too: not one saved on a signal.
         kept |= set([step for step in known if _is_periodic(self.run_dir, step)][-1:])
         if config.keep_best:
             kept |= set(best_steps(self.run_dir, config)[: config.keep_best])
@@ -267,7 +270,7 @@ class Checkpoints:
 
 
 def delete_step(run_dir: str | Path, step: int) -> None:
-    """Rename, then delete: a kill in between must not leave half a step that looks whole."""
+    """Rename, then delete: a kill in between must not leave a partial step that looks complete."""
     folder = Path(run_dir) / "checkpoints"
     aside = folder / f"{TRASH}{step}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -296,7 +299,7 @@ def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
 
 
 def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mapping[str, Any] | None) -> Flat:
-    """One item of a step, proven by its digests where the format has any."""
+    """Read one item of a step and verify its digests, if the format has any."""
     what = f"checkpoint {folder.name} of {folder.parent.parent}"
     if not (folder / item).is_dir():
         raise DamagedError(what, [f"{item} is missing"])
@@ -320,9 +323,9 @@ def steps(run_dir: str | Path) -> list[int]:
 
 
 def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
-    """What a step holds: ``step``, ``frozen``, ``progress``, ``metrics`` and ``arrays`` (item -> path -> digest).
+    """The manifest of a step: ``step``, ``frozen``, ``progress``, ``metrics``, ``arrays`` (item -> path -> digest).
 
-    A step of format 1 has no digests: its ``arrays`` have None for each item that it holds.
+    A step of format 1 has no digests: its ``arrays`` have None for each item.
 
     Raises:
         DamagedError: It cannot be read or is not what was saved.
@@ -341,13 +344,13 @@ def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
 
 
 def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
-    """Every way in which a checkpoint is not what was saved, a line each; empty when it is good.
+    """The problems of a checkpoint, one line each; empty if it is good.
 
     Args:
         run_dir: The run folder.
-        step: Which.
-        arrays: Also read each array back and compare its digest; else only the files are looked at. A step that was
-            not sealed before a kill has its arrays' digests only, which is then no problem.
+        step: The checkpoint.
+        arrays: Also read each array and compare its digest; else only files are checked. A step that a kill left
+            without ``files.json`` is good if its arrays are.
     """
     run_dir = Path(run_dir).absolute()
     folder = run_dir / "checkpoints" / str(step)
@@ -373,7 +376,7 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
 
 
 def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-    """The state at a step, placed as ``like`` is, and the step's manifest; see :meth:`Checkpoints.restore`."""
+    """The state at a step, sharded like ``like``, and the step's manifest; see :meth:`Checkpoints.restore`."""
     run_dir = Path(run_dir).absolute()
     content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
     frozen = read_frozen(run_dir, content["frozen"], like.frozen)
@@ -382,8 +385,8 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
         if item not in content["arrays"]:
             if item == "optimizer":
                 raise UserError(
-                    f"checkpoint {step} of {run_dir} was exported without its optimizer: training cannot go on in it; "
-                    "start another run from it with TrainConfig.initialise_from or RestoreCheckpointConfig.path"
+                    f"checkpoint {step} of {run_dir} was exported without its optimizer and cannot be resumed; start "
+                    "another run from it with TrainConfig.initialise_from or RestoreCheckpointConfig.path"
                 )
             restored[item] = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in wanted.items()}
             continue
@@ -400,14 +403,17 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
 
 
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``(config, params)`` of a run or a model folder for inference: nested dict of numpy arrays, no optimizer.
+    """Load a run or model folder for inference, without the optimizer.
 
     Args:
         run_dir: The folder.
-        step: Which checkpoint; None: the newest good one, with a warning when that is not the newest.
+        step: Which checkpoint; None: the newest good one, with a warning if that is not the newest.
+
+    Returns:
+        The config, and the parameters as nested dicts of NumPy arrays.
 
     Raises:
-        DamagedError: The checkpoint asked for is not what was saved, or none is.
+        DamagedError: The given checkpoint is damaged, or all are.
         UserError: Not a run folder, or no such checkpoint.
     """
     if is_model_folder(run_dir):
@@ -434,15 +440,14 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
 
 
 def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]:
-    """The parameters of a run's checkpoint, each read and compared with its digest when it is made.
+    """The parameters of a run's checkpoint, each read and verified lazily (`Leaf.make`).
 
     Args:
         run_dir: The run folder.
-        step: Which checkpoint; None: the newest with the files that were saved, with a warning when it is not the
-            newest.
+        step: Which checkpoint; None: the newest whose files are intact, with a warning if that is not the newest.
 
     Raises:
-        DamagedError: The checkpoint asked for is not what was saved, or none is; also when a leaf is made.
+        DamagedError: The given checkpoint is damaged, or all are; also raised by `Leaf.make`.
         UserError: Not a run folder, or no such checkpoint.
     """
     problems: list[str] = []
@@ -450,7 +455,7 @@ def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]
         folder, what = Path(run_dir).absolute() / "checkpoints" / str(candidate), f"checkpoint {candidate} of {run_dir}"
         try:
             content = read_manifest(run_dir, candidate)
-            # A step that a kill left unsealed has its arrays' digests only.
+            # A step that a kill left without files.json has digests of its arrays only.
             if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
                 raise DamagedError(what, wrong)
             leaves = proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
@@ -472,7 +477,7 @@ def _warn_of_damage(run_dir: str | Path, problems: Sequence[str], step: int) -> 
 
 
 def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:
-    """Which of a run's ``towers`` is meant: ``wanted``, or its only one; UserError when it is neither."""
+    """The tower of a run that is meant: ``wanted``, or its only one; else UserError."""
     name = wanted if wanted in towers else next(iter(towers)) if len(towers) == 1 else None
     if name is None:
         known = ", ".join(sorted(towers))
@@ -481,7 +486,7 @@ def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None)
 
 
 def require_steps(run_dir: str | Path) -> list[int]:
-    """Like :func:`steps`, but UserError when there is none."""
+    """Like :func:`steps`, but UserError if there is none."""
     known = steps(run_dir)
     if is_model_folder(run_dir):
         raise UserError(f"{str(run_dir)!r} is a model folder: it has no checkpoints, only one file of weights")
@@ -491,7 +496,7 @@ def require_steps(run_dir: str | Path) -> list[int]:
 
 
 def require_step(run_dir: str | Path, step: int) -> int:
-    """That step; UserError, naming those there are, when it is not among them."""
+    """``step``; UserError, naming the existing ones, if there is no such checkpoint."""
     known = require_steps(run_dir)
     if step not in known:
         raise UserError(f"{str(run_dir)!r} has no checkpoint of step {step}; there are: {', '.join(map(str, known))}")

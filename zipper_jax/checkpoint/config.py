@@ -8,18 +8,18 @@ from zipper_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SaveCheckpointConfig:
-    """When checkpoints are written and which stay.
+    """When checkpoints are written and which are kept.
 
     Attributes:
         period: Steps between checkpoints; the last step is always saved.
-        keep: How many of the newest stay; None: all.
-        keep_best: How many of the best stay besides.
-        best_metric: By which: a value of the validation at the very step that is saved, ``loss``, ``towers/NAME/loss``
-            or ``tasks/NAME/accuracy``. Steps without a validation are never among the best.
+        keep: How many of the newest to keep; None: all.
+        keep_best: How many of the best to keep in addition.
+        best_metric: A metric of the validation at the saved step: ``loss``, ``towers/NAME/loss`` or
+            ``tasks/NAME/accuracy``. Steps without a validation are never among the best.
         best_mode: ``min`` or ``max``.
-        asynchronous: Write while training goes on.
-        grace_seconds: After SIGTERM or Ctrl-C, the process ends this much later even if it is not through with saving
-            (the previous checkpoint is whole then); 0: it waits as long as it takes.
+        asynchronous: Write in the background while training continues.
+        grace_seconds: After SIGTERM or Ctrl-C, exit after so many seconds even if saving has not finished (the previous
+            checkpoint stays complete); 0: no limit.
     """
 
     period: int = 500

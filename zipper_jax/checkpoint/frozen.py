@@ -1,7 +1,7 @@
-"""The leaves of a run that never change: written once under ``frozen/DIGEST/``, shared by all its checkpoints.
+"""The frozen leaves of a run: written once under ``frozen/DIGEST/``, shared by all its checkpoints.
 
-DIGEST stands for every path, shape, dtype and array digest, so what is read back proves itself. (Runs of format 1 were
-named by another digest; theirs are read without that proof.)
+DIGEST covers every path, shape, dtype and array digest, so the folder's name verifies its content. (Runs of format 1
+used another digest; theirs are not verified.)
 """
 
 import json
@@ -23,11 +23,11 @@ TABLE = "{}.json"
 
 
 class FrozenDamagedError(DamagedError):
-    """The frozen part, which every checkpoint of the run needs, is not what was saved."""
+    """The frozen part, which every checkpoint of the run needs, is damaged."""
 
 
 def write_frozen(run_dir: Path, frozen: Flat) -> str:
-    """Write the frozen leaves under their digest, unless they are there already; returns the digest ("" if none)."""
+    """Write the frozen leaves under their digest, unless they exist; returns the digest ("" if there are none)."""
     if not frozen:
         return ""
     arrays = manifest.table(frozen)
@@ -43,7 +43,7 @@ def write_frozen(run_dir: Path, frozen: Flat) -> str:
 
 
 def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None) -> Flat:
-    """The frozen leaves of that digest; placed as ``like`` is, or on the host as numpy arrays.
+    """The frozen leaves of a digest, sharded like ``like``, or as NumPy arrays on the host.
 
     Raises:
         DamagedError: They are missing, cannot be read, or are not what was written.
@@ -64,7 +64,7 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
             raise DamagedError(what, [f"{table.name} is not what was saved"])
     except DamagedError as damage:
         raise FrozenDamagedError(
-            what, [*damage.problems, "restore it from a copy, or start from the towers anew"]
+            what, [*damage.problems, "restore it from a copy, or start again from the towers"]
         ) from None
     except ValueError:
         raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
@@ -72,10 +72,10 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
 
 
 def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
-    """The same leaves, each read and compared with its digest when it is made.
+    """The same leaves, each read and verified lazily (`Leaf.make`).
 
     Raises:
-        DamagedError: They are missing or cannot be read; when one is made: it is not what was written.
+        DamagedError: They are missing or cannot be read; by `Leaf.make`: the leaf is not what was written.
     """
     if not name:
         return {}
@@ -95,7 +95,7 @@ def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
 
 
 def check_frozen_files(run_dir: Path, name: str) -> list[str]:
-    """What differs from the digests of the frozen part's files."""
+    """The problems of the frozen part's files, one line each."""
     folder = run_dir / "frozen" / name
     table = folder.parent / TABLE.format(name)
     if not folder.is_dir():
@@ -112,5 +112,5 @@ def check_frozen_files(run_dir: Path, name: str) -> list[str]:
 
 
 def has_digests(run_dir: Path, name: str) -> bool:
-    """Whether the frozen part can be proven (one of format 1 cannot)."""
+    """Whether the frozen part can be verified (one of format 1 cannot)."""
     return not name or (run_dir / "frozen" / TABLE.format(name)).is_file()

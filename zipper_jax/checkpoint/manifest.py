@@ -1,15 +1,15 @@
-"""What a checkpoint's arrays and files must be: digests, and what is said when they are something else.
+"""Digests of a checkpoint's arrays and files.
 
-Two nets, because each catches what the other lets through:
+Two independent checks:
 
-* a digest per array, computed on the devices from the very arrays that are saved, and again from what a restore
-  brings back. It proves the way from memory to memory, on any mesh, and costs one pass over the arrays.
-* a sha256 per file, taken once the step is on disk (``files.json``). It finds a flipped byte wherever it lies, and
-  what is missing or cut short, without loading anything.
+* a digest per array, computed on the devices from the saved arrays and again from the restored ones. It covers the
+  whole path from memory to memory, on any mesh, and costs one pass over the arrays.
+* a sha256 per file (``files.json``), computed once the step is on disk. It finds flipped bytes and missing or truncated
+  files without loading arrays.
 
 The array digest is 128 bits: four sums modulo 2^32, over all elements, of a bijection of (element's bits XOR a hash of
-its index). Integer sums do not depend on their order, so the digest is the same however the array is cut. A change of
-one element always changes it; it is made against accidents, not against forgers.
+its index). Integer sums do not depend on their order, so the digest is the same for any sharding. A change of one
+element always changes it; it detects accidents, not forgery.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ FILES = "files.json"
 _LANES = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)  # the first digits of pi
 
 ArrayTable = dict[str, dict[str, Any]]
-"""path -> {"shape", "dtype", "digest"}, as it is stored in JSON."""
+"""Path -> {"shape", "dtype", "digest"}, as stored in JSON."""
 
 
 def table(flat: Mapping[str, Any]) -> ArrayTable:
@@ -48,12 +48,12 @@ def table(flat: Mapping[str, Any]) -> ArrayTable:
 
 
 def name_of(arrays: ArrayTable) -> str:
-    """64 hex digits that stand for all arrays of a table."""
+    """Digest of a table of arrays, 64 hex digits."""
     return hashlib.sha256(json.dumps(arrays, sort_keys=True).encode()).hexdigest()
 
 
 def check_arrays(flat: Mapping[str, Any], stored: ArrayTable, what: str) -> None:
-    """Raises DamagedError unless every array has the digest that was stored with it."""
+    """Raise DamagedError unless every array has its stored digest."""
     found = table(flat)
     wrong = [f"array {path} is not what was saved" for path in stored if found.get(path) != stored[path]]
     if wrong:
@@ -61,21 +61,21 @@ def check_arrays(flat: Mapping[str, Any], stored: ArrayTable, what: str) -> None
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON content with its own sha256, for :func:`unsealed`."""
+    """JSON content with its sha256, for :func:`unsealed`."""
     return {"content": dict(content), "sha256": _sha256_of_json(content)}
 
 
 def unsealed(stored: Any, what: str) -> dict[str, Any]:
-    """The content of :func:`sealed`; raises DamagedError when it is another one."""
+    """The content of :func:`sealed`; raises DamagedError if it does not match its sha256."""
     if not isinstance(stored, Mapping) or "content" not in stored:
-        raise DamagedError(what, ["its manifest is cut short"])
+        raise DamagedError(what, ["its manifest is truncated"])
     if _sha256_of_json(stored["content"]) != stored.get("sha256"):
         raise DamagedError(what, ["its manifest is not what was saved"])
     return dict(stored["content"])
 
 
 def seal_files(folder: Path) -> None:
-    """Write ``files.json``: size and sha256 of every file below ``folder``. Written aside, then renamed."""
+    """Write ``files.json`` atomically: size and sha256 of every file below ``folder``."""
     found = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -85,12 +85,12 @@ def seal_files(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether :func:`seal_files` was through with this folder."""
+    """Whether :func:`seal_files` has completed for this folder."""
     return (folder / FILES).is_file()
 
 
 def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]:
-    """What differs from ``files.json``, a line per file; empty when nothing does. ``below``: of these folders only."""
+    """The differences from ``files.json``, a line per file; empty if there are none. ``below``: only these folders."""
     try:
         stored = unsealed(json.loads((folder / FILES).read_text(encoding="utf-8")), FILES)
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def _digest(array: Array) -> UInt32[Array, "4"]:
 
 
 def _bits(array: Array) -> UInt32[Array, "..."]:
-    """The array's bits as 32-bit words; eight-byte elements give two."""
+    """The array's bits as uint32; eight-byte elements give two."""
     array = jnp.asarray(array)
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
@@ -144,7 +144,7 @@ def _bits(array: Array) -> UInt32[Array, "..."]:
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A bijection of 32 bits that spreads every bit over all (the finaliser of MurmurHash3, public domain)."""
+    """A mixing bijection of 32 bits (the finaliser of MurmurHash3, public domain)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,12 +1,12 @@
-"""The model folder: a model as one file of weights, for handing on.
+"""The model folder: a model for distribution, its weights in one file.
 
-    config.json             as in a run folder (``training.run_format``), without ``train``
+    config.json             as in a run folder (``checkpoint.run_format``), without ``train``
     model.safetensors       every parameter under its path, ``towers/text/blocks/attention/query/kernel`` [L, D, N, H]
     vocabularies/MODALITY/  as in a run folder
 
 `zipper convert from-hf`, `zipper fuse` and `zipper convert export` write it; ``zipper_jax.load``, ``initialise_from``
-and ``RestoreCheckpointConfig.path`` take it like a run folder. Weights keep the dtype they came in; read, they become
-float32, exactly.
+and ``RestoreCheckpointConfig.path`` read it like a run folder. Weights are stored in their original dtype and loaded
+as float32, which is exact.
 """
 
 import math
@@ -26,12 +26,12 @@ from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary
 
 DEFAULT_LENGTH = 1024
-"""Slots of generation and caches where no training has said more: pretrained models allow up to 131,072."""
+"""Length of generation and caches of a model without training rows: pretrained models allow up to 131,072."""
 
 
 @runtime_checkable
 class Weights(Protocol):
-    """Leaves by path, one at a time: a `Reader`, or `Loaded`."""
+    """Leaves by path, read one at a time: a `Reader`, or `Loaded`."""
 
     @property
     def names(self) -> list[str]: ...
@@ -44,7 +44,7 @@ class Weights(Protocol):
 
 
 class Loaded:
-    """`Weights` that are in memory."""
+    """`Weights` in memory."""
 
     def __init__(self, params: Mapping[str, Any]):
         self._flat = {name: np.asarray(leaf) for name, leaf in flatten(dict(params)).items()}
@@ -61,7 +61,7 @@ class Loaded:
 
 
 def is_model_folder(folder: str | Path) -> bool:
-    """Whether ``folder`` holds a model in this form, rather than a run with checkpoints."""
+    """Whether ``folder`` is a model folder rather than a run folder."""
     return (Path(folder) / FILE).is_file() and (Path(folder) / "vocabularies").is_dir()
 
 
@@ -69,7 +69,7 @@ def read_model_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any
     """``(config, params)``: config.json, and the nested float32 parameters on the host.
 
     Raises:
-      UserError: something is missing or damaged.
+        UserError: A file is missing or damaged.
     """
     config, reader = read_config(folder), Reader(folder)
     return config, unflatten({name: reader.read(name).astype(np.float32, copy=False) for name in reader.names})
@@ -84,16 +84,20 @@ def write_model_folder(
     lengths: Mapping[str, int] | None = None,
     **more: Any,
 ) -> None:
-    """Writes a model folder; ``out`` appears when it is whole.
+    """Write a model folder; ``out`` appears once it is complete.
 
     Args:
-      leaves: path -> (dtype, shape) of every parameter. fill: writes them all, in any order, whole or by layers.
-      vocabularies: of each modality, or the folder it lies in, which is copied whole (that of speech has the audio
-        tokenizer in it). lengths: slots per tower; None: `default_lengths`.
-      more: further fields of config.json.
+        out: The new folder.
+        model: The config of the model.
+        leaves: Path -> (dtype, shape) of every parameter.
+        fill: Writes all of them, in any order, as tensors or by layers.
+        vocabularies: Modality -> its vocabulary, or the vocabulary's folder, which is copied (that of speech contains
+            the audio tokenizer).
+        lengths: Tower -> row length in positions; None: `default_lengths`.
+        more: Additional fields of config.json.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     assert leaves.keys() == flatten(zipper.abstract_params(model)).keys()
     with new_folder(out) as folder:
@@ -110,12 +114,12 @@ def write_model_folder(
 
 
 def default_lengths(model: ZipperConfig) -> dict[str, int]:
-    """Slots per tower before anyone has trained the model."""
+    """Tower -> row length of a model that was not trained here."""
     return {name: min(tower.max_positions or DEFAULT_LENGTH, DEFAULT_LENGTH) for name, tower in model.towers.items()}
 
 
 def added_rows(model: ZipperConfig, tower: str, table_rms: float, seed: int) -> dict[str, np.ndarray]:
-    """path -> fresh float32 rows for the tokens that ``model`` adds to ``tower``, as large as the tower's own are."""
+    """Path -> random float32 rows, of root mean square ``table_rms``, for the tokens ``model`` adds to ``tower``."""
     shapes = flatten(zipper.abstract_params(model))
     prefix = f"added_embeddings/{tower}/"
     rng = np.random.default_rng([seed, model.towers[tower].vocab_size])
@@ -127,6 +131,6 @@ def added_rows(model: ZipperConfig, tower: str, table_rms: float, seed: int) -> 
 
 
 def rms(rows: np.ndarray) -> float:
-    """The root mean square of (the first rows of) a table."""
+    """Root mean square of a table, over at most its first 4,000,000 elements."""
     some = rows[: max(1, 4_000_000 // math.prod(rows.shape[1:]))].astype(np.float32)
     return float(np.sqrt(np.mean(np.square(some))))

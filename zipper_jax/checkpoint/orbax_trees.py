@@ -1,6 +1,6 @@
-"""Orbax, as far as we use it: reading flat trees onto devices or onto the host, every failure named.
+"""Reading flat trees with Orbax, onto devices or the host, with errors that name the array.
 
-Everything is restored from the shapes stored beside it, in the dtype it was stored in. TensorFlow is never imported
+Arrays are restored from the stored shapes, in the stored dtype. TensorFlow is never imported
 (``flax.training.checkpoints`` would).
 """
 
@@ -24,7 +24,7 @@ PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 class Leaf(NamedTuple):
-    """A parameter that is drawn or read when it is needed: ``make()`` gives the array, on the host."""
+    """A parameter that is initialised or read lazily: ``make()`` returns the array, on the host."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
 
 
 def open_folder(folder: Path, what: str) -> dict[str, Leaf]:
-    """The flat tree that Orbax saved in ``folder``, each leaf read when it is made; errors as of `read_folder`."""
+    """The flat tree that Orbax saved in ``folder``, each leaf read lazily; raises like `read_folder`."""
     with _reading(folder, what) as handler:
         stored = handler.metadata(epath.Path(folder)).tree
 
@@ -55,10 +55,10 @@ def open_folder(folder: Path, what: str) -> dict[str, Leaf]:
 
 
 def proven(leaves: Mapping[str, Leaf], stored: ArrayTable | None, what: str) -> dict[str, Leaf]:
-    """The leaves, each compared with its stored digest when it is made (None: of a format without digests).
+    """The leaves, each verified lazily against its stored digest (None: a format without digests).
 
     Raises:
-        DamagedError: A leaf is missing; when one is made: it is not what was saved.
+        DamagedError: A leaf is missing; by `Leaf.make`: it is not what was saved.
     """
     if stored is None:
         return dict(leaves)
@@ -74,7 +74,7 @@ def proven(leaves: Mapping[str, Leaf], stored: ArrayTable | None, what: str) -> 
 
 
 def join_leaves(parts: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Slices of one leaf joined when they are made; everything else unchanged. See `partition_tree.join_flat`."""
+    """Join the slices of each leaf lazily; other leaves are unchanged. See `utils.trees.join_flat`."""
     slices: dict[str, dict[str, Leaf]] = {}
     for key, leaf in parts.items():
         slices.setdefault(base_path(key), {})[key] = leaf
@@ -104,13 +104,13 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
     """The flat tree that Orbax saved in ``folder``.
 
     Args:
-        folder: Absolute.
-        like: Leaves with ``shape``, ``dtype`` and ``sharding`` to place them by; None: numpy arrays on the host.
-        what: Names it in errors.
+        folder: An absolute path.
+        like: Leaves with ``shape``, ``dtype`` and ``sharding``; None: NumPy arrays on the host.
+        what: Name of the folder in errors.
 
     Raises:
         DamagedError: It cannot be read.
-        UserError: Other paths or shapes than those of ``like``.
+        UserError: Its paths or shapes are not those of ``like``.
     """
     with _reading(folder, what) as handler:
         stored = handler.metadata(epath.Path(folder)).tree
@@ -136,21 +136,21 @@ def _reading(folder: Path, what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
 
 
 def cast(array: Any, like: Any) -> Any:
-    """The array in the dtype of ``like``: after its digest was compared, which is of the dtype it was stored in."""
+    """The array in the dtype of ``like``; call after its digest, which is of the stored dtype, was compared."""
     return array if array.dtype == like.dtype else array.astype(like.dtype)
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """UserError naming the first difference between two flat trees' paths and shapes."""
+    """Raise UserError naming the first difference between two flat trees' paths and shapes."""
     missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or extra:
         lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
-        has = f"has {extra[0]} and {len(extra) - 1} more that the model does not want" if extra else ""
+        has = f"has {extra[0]} and {len(extra) - 1} more that the model lacks" if extra else ""
         raise UserError(f"{what} {' and '.join(filter(None, (lacks, has)))}; model or freeze rules changed since")
     for key in wanted:
         if tuple(stored[key].shape) != tuple(wanted[key].shape):
             raise UserError(
-                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model wants {tuple(wanted[key].shape)}"
+                f"{what}: {key} has shape {tuple(stored[key].shape)}, the model's is {tuple(wanted[key].shape)}"
             )
 
 
@@ -176,7 +176,7 @@ def _restore_args(stored: Any, shapes: Flat, like: Mapping[str, Any] | None) -> 
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and those it was raised from, the first to happen last."""
+    """The error and its chain of causes, the root cause last."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -184,7 +184,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether reading again later may succeed: no memory, no file handles."""
+    """Whether a later attempt may succeed: out of memory or of file handles."""
     exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     return exhausted or getattr(error, "errno", None) in PASSING_ERRNOS
 

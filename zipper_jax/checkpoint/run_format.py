@@ -1,9 +1,9 @@
-"""``config.json`` of a run folder: how it is written, how it is read, and how those of older formats are understood.
+"""Reading and writing ``config.json`` of a run folder, with conversion of older formats.
 
 Formats:
-    1   checkpoint fields lay in ``train`` itself; steps had ``progress`` and no digests
-    2   ``train.save``; each step has a manifest with a digest per array, and the digests of its files beside it
-    3   fields of the model have the field's names (`utils.configs.RENAMED`)
+    1   checkpoint fields directly in ``train``; steps have ``progress`` and no digests
+    2   ``train.save``; each step has a manifest with a digest per array, and digests of its files
+    3   renamed model fields (`utils.configs.RENAMED`)
 """
 
 import json
@@ -25,16 +25,18 @@ _SAVE_FIELDS_OF_1 = {
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """The run's ``config.json``, in today's form whatever its format; ``format_version`` stays what it was.
+    """The run's ``config.json``, converted to the current format; ``format_version`` is unchanged.
 
     Raises:
-        UserError: No such folder, not a run folder, damaged, or written by a newer format.
+        UserError: No such folder, not a run folder, damaged, or of a newer format.
     """
     path = Path(run_dir) / "config.json"
     if not Path(run_dir).is_dir():
         raise UserError(f"run folder {str(run_dir)!r} does not exist; give a folder that `zipper train` wrote")
     if not path.is_file():
-        raise UserError(f"{str(run_dir)!r} has no config.json: it is no run folder; give one `zipper train` wrote")
+        raise UserError(
+            f"{str(run_dir)!r} has no config.json, so it is not a run folder; give one that `zipper train` wrote"
+        )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = config["format_version"]
@@ -49,7 +51,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 
 
 def renamed_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a `ZipperConfig` with today's names of fields in place of those until format 2."""
+    """The JSON of a `ZipperConfig` with field names of format 2 and older replaced by the current ones."""
 
     def renamed(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         return {RENAMED[kind].get(name, name): value for name, value in fields.items()}
@@ -69,7 +71,7 @@ def renamed_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:
-    """Write ``config.json`` with this format's version."""
+    """Write ``config.json`` with the current ``format_version``."""
     text = json.dumps({**config, "format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
     write_text(Path(run_dir) / "config.json", text + "\n")
 

@@ -1,7 +1,7 @@
 """Safetensors files: read tensor by tensor from one file or an indexed set, written slice by slice.
 
-Neither needs the whole model in memory. Nothing in such a file is ever executed. The library is imported where it is
-used: training and decoding do without it.
+Neither needs the whole model in memory. Such files cannot execute code. The library is imported lazily: training and
+decoding do not need it.
 """
 
 import json
@@ -22,14 +22,14 @@ DTYPES: dict[str, Any] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The format's name of each floating dtype we take."""
+"""The format's name -> dtype, for the supported floating dtypes."""
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies and what it is; dtype None: not one of `DTYPES` (masks, quantised weights)."""
+    """A tensor's file, dtype and shape; dtype None: not one of `DTYPES` (masks, quantised weights)."""
 
     path: Path
     dtype: np.dtype | None
@@ -37,11 +37,11 @@ class Tensor(NamedTuple):
 
 
 class Reader:
-    """The tensors of a folder: of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names.
+    """The tensors of ``model.safetensors``, or of the files named in ``model.safetensors.index.json``.
 
     Raises:
-      UserError: no such files, a damaged one, or an index that names files outside the folder or tensors that a file
-        does not hold.
+        UserError: No such files, a damaged one, or an index that names files outside the folder or tensors that a file
+            does not contain.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -52,35 +52,35 @@ class Reader:
             missing = wanted - found.keys() if wanted is not None else set()
             if missing:
                 one = sorted(missing)[0]
-                raise UserError(f"{self.folder / INDEX}: {path.name} does not hold {one!r}; get it again")
+                raise UserError(f"{self.folder / INDEX}: {path.name} does not contain {one!r}; get it again")
             self._tensors |= found if wanted is None else {name: found[name] for name in wanted}
 
     @property
     def names(self) -> list[str]:
-        """Every tensor, in order of its name."""
+        """Names of all tensors, sorted."""
         return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype | None:
-        """None: not one of `DTYPES`."""
+        """Dtype of a tensor; None: not one of `DTYPES`."""
         return self._tensors[name].dtype
 
     @property
     def count(self) -> int:
-        """Numbers in all tensors."""
+        """Number of elements of all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor. The file is opened anew each time: pages of an open one would stay in this process's memory."""
+        """Read one tensor. The file is reopened for each: pages of an open file would stay in this process's memory."""
         import safetensors
 
         with safetensors.safe_open(self._tensors[name].path, framework="numpy") as file:
             return file.get_tensor(name)
 
     def _files(self) -> dict[Path, set[str] | None]:
-        """File -> tensors that it is to hold; None: all it has."""
+        """File -> tensors to read from it; None: all."""
         index = self.folder / INDEX
         if (self.folder / FILE).is_file():
             return {self.folder / FILE: None}
@@ -112,12 +112,15 @@ class Reader:
 
 
 class Writer:
-    """Writes ``path`` slice by slice, aside first. A context manager: when its block ends well, the file is whole, on
-    disk and in place, and a slice that was not written is an error; else nothing of it stays.
+    """Write a file slice by slice, atomically.
+
+    A context manager: when its block succeeds, the file is synced and renamed into place, and an unwritten slice is an
+    error; otherwise the partial file is removed.
 
     Args:
-      tensors: name -> (dtype, shape), in the order they will lie in the file.
-      metadata: strings for the file's header.
+        path: The file.
+        tensors: Name -> (dtype, shape), in the order of the file.
+        metadata: Strings for the file's header.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str]):
@@ -139,7 +142,7 @@ class Writer:
         self._file.truncate(8 + len(text) + end)
 
     def write(self, name: str, array: np.ndarray, index: int | None = None) -> None:
-        """The whole tensor, or ``tensor[index]``."""
+        """Write the whole tensor, or ``tensor[index]``."""
         dtype, shape = self._tensors[name]
         data = np.asarray(array, order="C")
         assert data.dtype == dtype, (name, data.dtype, dtype)
@@ -169,7 +172,7 @@ def _slices(shape: tuple[int, ...]) -> int:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """What a file holds; the library checks every claim of its header against the file's size."""
+    """The tensors of a file; the library checks its header against the file's size."""
     import safetensors
 
     try:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state of a training run."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from zipper_jax.utils.trees import Flat, join
 
 
 class Guard(NamedTuple):
-    """Statistics of the losses of applied updates, for telling a spike; see ``step.spike_limit``.
+    """Statistics of the losses of applied updates, for detecting spikes; see ``step.spike_limit``.
 
     Attributes:
-        updates: Losses seen.
+        updates: Number of losses.
         mean: Running mean of the loss.
-        variance: Running variance around it.
+        variance: Running variance of the loss.
     """
 
     updates: Int[Array, ""]
@@ -25,11 +25,11 @@ class TrainState(NamedTuple):
     """A pytree. ``trainable`` and ``frozen`` are flat, see ``partition_tree``.
 
     Attributes:
-        step: Updates applied so far. With the batches left out it gives the next batch; there is no iterator state.
-        trainable: Leaves that get updates.
-        frozen: Leaves that never change: no gradient, no optimizer state, written once per run.
+        step: Updates applied so far. With the skipped batches it determines the next batch; there is no iterator state.
+        trainable: Leaves that are updated.
+        frozen: Leaves without gradient and optimizer state, written once per run.
         opt_state: optax state of the trainable leaves.
-        guard: Statistics by which an update is applied or not.
+        guard: Loss statistics that decide whether an update is applied.
     """
 
     step: Int[Array, ""]
@@ -40,5 +40,5 @@ class TrainState(NamedTuple):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The whole nested parameter tree (split leaves are concatenated anew at each call)."""
+        """The nested parameter tree (split leaves are concatenated at each call)."""
         return join(self.trainable, self.frozen)

@@ -1,4 +1,4 @@
-"""What ``zipper ckpt`` does: looking at checkpoints, proving them, copying one out, clearing up."""
+"""Functions of ``zipper ckpt``: listing, verifying, exporting and pruning checkpoints."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def listing(run_dir: str) -> list[str]:
         value = content.get("metrics", {}).get(config.best_metric)
         notes = [f"{config.best_metric} {value:.4f}{' (best)' if step in best else ''}"] if value is not None else []
         skipped = content["progress"].get("skipped", [])
-        notes += [f"{sum(stop - start for start, stop in skipped)} batches left out"] if skipped else []
+        notes += [f"{sum(stop - start for start, stop in skipped)} batches skipped"] if skipped else []
         notes += [f"frozen {content['frozen'][:12]}"] if content["frozen"] else []
         notes += ["no digests (format 1)"] if (folder / "progress").is_dir() else []
         lines.append(f"step {step:>8}  {_size(folder):>10}  {', '.join(notes)}".rstrip())
@@ -44,7 +44,7 @@ def listing(run_dir: str) -> list[str]:
 
 
 def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[int, list[str], str]]:
-    """(step, its problems, a note) of one step or of all.
+    """Yield (step, its problems, a note) for one step or all.
 
     Raises:
         UserError: Not a run folder, or no such checkpoint.
@@ -53,14 +53,23 @@ def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[i
     for one in checkpoints.require_steps(run_dir) if step is None else [checkpoints.require_step(run_dir, step)]:
         old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
         unsealed = not old and not manifest.is_sealed(Path(run_dir) / "checkpoints" / str(one))
-        note = "format 1 has no digests: only readable" if old else "its files are not sealed yet" if unsealed else ""
+        note = "format 1 has no digests, only read" if old else "its files are not sealed yet" if unsealed else ""
         yield one, checkpoints.verify(run_dir, one, arrays), note
 
 
 def export(run_dir: str, out: str, step: int | None = None, best: bool = False) -> int:
-    """Copy one step into a folder that needs nothing else: configuration, vocabularies, parameters, no optimizer.
+    """Copy one step into a self-contained run folder: configuration, vocabularies, parameters, no optimizer.
 
-    The folder is a run folder, for ``zipper_jax.load`` and for ``initialise_from``. Returns the step.
+    ``zipper_jax.load`` and ``initialise_from`` read it.
+
+    Args:
+        run_dir: The run folder.
+        out: The new folder.
+        step: Which step; None: the newest.
+        best: The best step instead.
+
+    Returns:
+        The step.
 
     Raises:
         UserError: No such step, it is damaged, or ``out`` exists.
@@ -98,8 +107,17 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
 
 
 def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) -> list[str]:
-    """Delete all but the newest ``keep`` and best ``keep_best`` steps, frozen parts that no step needs, damaged steps
-    and what broken writes left; returns a line for each.
+    """Delete all but the newest ``keep`` and best ``keep_best`` steps, unused frozen parts, damaged steps and remains
+    of interrupted writes.
+
+    Args:
+        run_dir: The run folder.
+        keep: How many of the newest good steps to keep, at least 1.
+        keep_best: How many of the best to keep in addition.
+        dry_run: Delete nothing.
+
+    Returns:
+        A line per deleted item.
 
     Raises:
         UserError: The run is being trained, or ``keep`` is below 1.

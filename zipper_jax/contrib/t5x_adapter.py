@@ -1,11 +1,11 @@
-"""Our models under google-research/t5x's own ``t5x.train``. Needs t5x, which is on no package index.
+"""Adapter for training with google-research/t5x's ``t5x.train``. Needs t5x, which is on no package index.
 
-t5x asks a model for parameter pytrees only, so this is thin: `ZipperModel` gives it ours with their logical axes,
-`packed_rows` gives it our batches. gin/t5x/fuse.gin shows both. What t5x does its own way: the optimizer keeps state
-for frozen leaves too (their gradient is zero), the loss is that of each microbatch by itself, and a resumed run
-reads on in the data only with ``SaveCheckpointConfig.save_dataset = True``.
+`ZipperModel` provides parameters with logical axes, `packed_rows` provides batches; gin/t5x/fuse.gin uses both.
+Differences from ``zipper train``: the optimizer has state for frozen leaves too (their gradient is zero), the loss is
+normalised per microbatch, and a run resumes its position in the data only with
+``SaveCheckpointConfig.save_dataset = True``.
 
-Axis letters: B rows, T slots, V vocabulary.
+Axis letters: B rows, T positions, N output tokens, V vocabulary.
 """
 
 import json
@@ -40,7 +40,7 @@ from zipper_jax.utils.trees import flatten, join_flat, unflatten
 from zipper_jax.vocabularies import load_vocabulary
 
 UNNAMED = "unnamed"
-"""Name of an axis without one: t5x wants a name for each."""
+"""Name of unnamed axes: t5x requires a name for each."""
 
 Params = Any
 Batch = Mapping[str, Any]
@@ -48,17 +48,17 @@ Batch = Mapping[str, Any]
 
 
 class ZipperModel(t5x_models.BaseModel):
-    """A zipper (or a lone tower, or the Single Decoder) as t5x wants a model.
+    """A zipper (or a single tower, or the Single Decoder) as a t5x model.
 
     Args:
         config: The model.
         optimizer_def: A t5x optimizer.
         folder: The prepared folder, for its vocabularies.
-        freeze: Leaves that get no gradient.
-        loss_weights: lambda per tower; 1 where not named.
+        freeze: Leaves without gradient.
+        loss_weights: Tower -> loss weight (lambda); default 1.
         seed: Of the initial parameters (t5x's key is not used).
-        output: Modality that ``predict_batch`` generates, from rows of one example whose other tokens are given.
-        limit: Most content tokens it generates.
+        output: Modality that ``predict_batch`` generates, from rows of one example, conditioned on the other towers.
+        limit: max_new_tokens.
     """
 
     FEATURE_CONVERTER_CLS = None  # rows are made by `packed_rows`
@@ -115,7 +115,7 @@ class ZipperModel(t5x_models.BaseModel):
         return loss, metrics
 
     def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Float[Array, " B"]:
-        """Log probability of each row's weighted targets, all towers together."""
+        """Weighted log probability of each row's targets, summed over towers."""
         if return_intermediates:
             raise NotImplementedError("zipper models keep no intermediates")
         towers = _towers(batch)
@@ -126,9 +126,10 @@ class ZipperModel(t5x_models.BaseModel):
     def predict_batch_with_aux(
         self, params: Params, batch: Batch, rng: Any = None
     ) -> tuple[Int[Array, "B N"], dict[str, Any]]:
-        """Greedy content tokens of ``output``, N = limit + 2, the end token filling up; and their log probabilities.
+        """Greedy decoding of ``output``, conditioned on the other towers' tokens; each row holds one example.
 
-        What is given are the tokens of the other towers, each row holding one example.
+        Returns:
+            Content tokens, N = limit + 2, padded with the end token; and their log probabilities.
         """
         towers, place = _towers(batch), self._layout[self._output]
         rows = next(iter(towers.values())).tokens.shape[0]
@@ -151,7 +152,7 @@ class ZipperModel(t5x_models.BaseModel):
 
 
 class PackedRows(dataset_iterator.DatasetIterator):
-    """Batches of one process, as t5x iterates over them; its position is a number, saved as JSON."""
+    """Iterator over one process's batches for t5x; its position is one number, saved as JSON."""
 
     def __init__(self, rows: Any, batch_size: int, shard: int, shards: int):
         if batch_size % shards:
@@ -173,11 +174,11 @@ class PackedRows(dataset_iterator.DatasetIterator):
         self._step = 0
 
     def save(self, filename: Any) -> None:
-        """Keep the position."""
+        """Save the position."""
         Path(filename).write_text(json.dumps({"step": self._step}), encoding="utf-8")
 
     def restore(self, filename: Any) -> None:
-        """Go on where `save` was called."""
+        """Restore the position from `save`."""
         self._step = int(json.loads(Path(filename).read_text(encoding="utf-8"))["step"])
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
@@ -201,7 +202,7 @@ def packed_rows(
 ) -> PackedRows:
     """t5x's ``get_dataset_fn`` over rows that ``zipper data prepare`` wrote; bind ``folder``, ``config`` and ``rates``.
 
-    Of its DatasetConfig it uses mixture_or_task_name, task_feature_lengths (slots per tower), split, batch_size, seed.
+    Of ``cfg`` it uses mixture_or_task_name, task_feature_lengths (row length per tower), split, batch_size and seed.
     """
     del feature_converter_cls
     shares = dict(rates or {cfg.mixture_or_task_name: 1.0})
@@ -212,14 +213,14 @@ def packed_rows(
 
 
 def factor_rules() -> dict[str, str]:
-    """How t5x's Adafactor factors our axes: over input and output features, never over layers or zips."""
+    """Factored dimensions of t5x's Adafactor: input and output features, never layers or zips."""
     rules = dict.fromkeys(("vocab", "heads", "kv_heads", "head_size", "mlp", "projection_out"), "col")
     rules |= dict.fromkeys(("embed", "projection"), "row")
     return {**rules, "layers": "batch", "zips": "batch", UNNAMED: "none"}
 
 
 def axis_rules() -> list[tuple[str, str | None]]:
-    """Our axes on t5x's mesh: batch rows over ``data``, heads, hidden features and vocabulary over ``model``."""
+    """Logical axes to t5x's mesh axes: rows over ``data``; heads, hidden features and vocabulary over ``model``."""
     cut = ("vocab", "heads", "kv_heads", "mlp", "projection_out")
     whole = ("embed", "head_size", "layers", "zips", "projection", UNNAMED)
     return [("batch", "data"), *((name, "model") for name in cut), *((name, None) for name in whole)]
@@ -236,5 +237,5 @@ def _towers(batch: Batch) -> dict[str, TowerBatch]:
 
 
 def _plain(params: Params) -> dict[str, Any]:
-    """Nested dicts, whatever t5x wrapped them in."""
+    """Plain nested dicts from t5x's containers."""
     return unflatten(flatten(params))

@@ -1,1 +1,1 @@
-"""Generation with caches: one tower runs at a time, on what all towers have produced so far."""
+"""Generation with caches: one tower runs at a time, conditioned on the tokens of all towers so far."""

@@ -1,10 +1,11 @@
 """Beam search for one span.
 
-Axis letters: B rows, W beams, V vocabulary.
+Axis letters: B rows, W beams, N = limit + 2, V vocabulary.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.decoding.sampling import allowed_tokens
 from zipper_jax.models.cache import Cache, next_tokens
@@ -26,14 +27,24 @@ def beam_span(
     beams: int,
     length_penalty: float,
     placer: Placer = unsharded,
-):
-    """Like greedy decoding of one span, keeping the ``beams`` best prefixes of each row.
+) -> tuple[Cache, tuple[Int[Array, "B N"], Float[Array, "B N"], Bool[Array, " B"]]]:
+    """Beam search for one span, the ``beams`` best prefixes per row.
 
-    Scores are sums of log probabilities under the tower's whole vocabulary; at the end each is divided by
-    (tokens, end token included) ** length_penalty and the best beam of each row is kept, cache included.
+    Scores are sums of log probabilities under the tower's whole vocabulary. At the end each is divided by
+    (tokens, end token included) ** length_penalty, and each row's best beam is kept, with its cache.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        cache: Of the tokens before the span, B rows.
+        place: The span's modality.
+        limit: max_new_tokens: most content tokens, begin and end not counted.
+        beams: Beams per row.
+        length_penalty: See `SamplingConfig`.
+        placer: Shards activations and caches.
 
     Returns:
-      (cache [B rows], (tokens [B, limit + 2], log probs [B, limit + 2], truncated [B])).
+        (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token.
     """
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
     allowed, end = allowed_tokens(config, place), place.offset + place.end
@@ -51,7 +62,7 @@ def beam_span(
         forced = jnp.full_like(log_probs, _NEVER).at[..., end].set(log_probs[..., end])
         wanted = jnp.argmax(log_probs, axis=-1)
         log_probs = jnp.where(step >= limit, forced, log_probs)
-        # A finished beam goes on as itself alone: it "chooses" end again at no cost.
+        # A finished beam continues with the end token only, at log probability 0.
         stay = jnp.full_like(log_probs, _NEVER).at[..., end].set(0.0)
         gains = jnp.where(predicting[..., None], log_probs, stay)
         vocabulary = gains.shape[-1]

@@ -1,9 +1,9 @@
-"""Generation in any order of modalities: feed what is given, then decode one span after another (paper §3.2).
+"""Generation in any order of modalities: prefill the prompt, then decode one span after another (paper §3.2).
 
-At a switch the end token, sampled or forced at the length limit, goes through its own tower before the next begin
-token, so decoding sees exactly what training saw (docs/architecture.md, idea 1).
+At a switch of modality the end token, sampled or forced at max_new_tokens, goes through its own tower before the next
+begin token, so decoding matches training exactly (docs/architecture.md, idea 1).
 
-Axis letters: B rows, W beams, T tokens, V vocabulary.
+Axis letters: B rows, N = limit + 2, V vocabulary.
 """
 
 import copy
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.decoding.beam import beam_span
 from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
@@ -25,14 +26,18 @@ from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers
 from zipper_jax.utils.errors import UserError
 
 Given = tuple[str, np.ndarray]
-"""A given span: (modality, content token ids)."""
+"""A span of the prompt: (modality, content token ids)."""
 
 
 class Generated(NamedTuple):
     """One generated span.
 
-    modality: its name. tokens: content ids, int32 [n]. truncated: the limit ended it, not the model.
-    log_probs: of each content token and, last, of the end token, under the tower's whole vocabulary, float32 [n + 1].
+    Attributes:
+        modality: Its name.
+        tokens: Content token ids of the modality, int32 [n].
+        truncated: Whether max_new_tokens ended it.
+        log_probs: Of each content token and, last, of the end token, under the tower's whole vocabulary, float32
+            [n + 1].
     """
 
     modality: str
@@ -44,9 +49,12 @@ class Generated(NamedTuple):
 class Generator:
     """Compiled generation for one model; compiled once per shape (rows, padded lengths) and sampling setting.
 
-    config, params: the model. layout: where its modalities lie. lengths: tower -> slots that a cache has at the least;
-      with the row lengths of training most calls share one program. placer: where activations and caches lie
-      (`training.partitioning.Placement`); the parameters lie where they are given.
+    Args:
+        config: The model.
+        params: Its parameters; their sharding is kept.
+        layout: Modality -> its slice of a tower's vocabulary.
+        lengths: Tower -> least cache capacity; with the row lengths of training most calls share one program.
+        placer: Shards activations and caches (`sharding.rules.Placement`).
     """
 
     def __init__(
@@ -78,16 +86,20 @@ class Generator:
         max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
     ) -> list[list[Generated]]:
-        """Continues each row of ``given`` with one span per name in ``outputs``.
+        """Continue each row of ``given`` with one span per name in ``outputs``.
 
         Args:
-          given: per row, spans of any modalities in order; rows may differ in everything, also be empty.
-          outputs: modalities to generate, in order.
-          max_new_tokens: modality -> most content tokens of a generated span; longer ones are ended and flagged.
-          sampling: one setting, or one per output modality.
+            given: Prompt of each row, spans of any modalities in order; rows may differ in length and modalities, and
+                may be empty.
+            outputs: Modalities to generate, in order.
+            max_new_tokens: Modality -> most content tokens of a generated span; longer ones are truncated and flagged.
+            sampling: One setting, or one per output modality.
+
+        Returns:
+            The generated spans of each row, in the order of ``outputs``.
 
         Raises:
-          UserError: unknown modality, missing limit, or a token outside its vocabulary.
+            UserError: An unknown modality, a missing max_new_tokens, or a token outside its vocabulary.
         """
         self._check(given, outputs, max_new_tokens, sampling)
         if not given:
@@ -114,7 +126,7 @@ class Generator:
         return results
 
     def _towers(self, given: Sequence[Sequence[Given]]) -> dict[str, TowerBatch]:
-        """What is given, each row one example; towers without a token are left out."""
+        """The batches of the prompts, one example per row; towers without tokens are omitted."""
         examples = [tuple(Span(modality, tokens, 0.0) for modality, tokens in spans) for spans in given]
         used = [tower_lengths(example, self.layout) for example in examples]
         longest = {tower: max(lengths[tower] for lengths in used) for tower in used[0]}
@@ -123,7 +135,7 @@ class Generator:
         return rows_to_towers([[example] if example else [] for example in examples], present, lengths)
 
     def _capacity(self, given, outputs, max_new_tokens) -> dict[str, int]:
-        """Slots of each tower's cache: the longest row of what is given, plus the limits of what may come."""
+        """Capacity of each tower's cache: the longest prompt plus max_new_tokens of the outputs."""
         longest = dict.fromkeys(self.config.towers, 0)
         for spans in given:
             used = dict.fromkeys(self.config.towers, 0)
@@ -133,18 +145,18 @@ class Generator:
         for modality in outputs:
             longest[self.layout[modality].tower] += int(max_new_tokens[modality]) + 2
         for tower, length in longest.items():
-            self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, what is given and the limits")
+            self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, prompt plus max_new_tokens")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
     def _check(self, given, outputs, max_new_tokens, sampling):
         if not outputs:
-            raise UserError("no output modality asked for; give at least one, for example 'text'")
+            raise UserError("outputs is empty; give at least one modality, for example 'text'")
         for modality in [*outputs, *(m for spans in given for m, _ in spans)]:
             if modality not in self.layout:
-                raise UserError(f"unknown modality {modality!r}; this model knows: {', '.join(sorted(self.layout))}")
+                raise UserError(f"unknown modality {modality!r}; this model has: {', '.join(sorted(self.layout))}")
         for modality in outputs:
             if int(max_new_tokens.get(modality, 0)) < 1:
-                raise UserError(f"no length limit for output {modality!r}; give the most tokens it may have")
+                raise UserError(f"max_new_tokens has no entry of 1 or more for output {modality!r}; give one")
             if not isinstance(sampling, SamplingConfig) and modality not in sampling:
                 raise UserError(f"no sampling setting for output {modality!r}; give one, or one for each output")
         for spans in given:
@@ -152,17 +164,17 @@ class Generator:
                 size = self.layout[modality].size
                 if len(tokens) and not (np.min(tokens) >= 0 and np.max(tokens) < size):
                     raise UserError(
-                        f"{modality} tokens must lie in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}"
+                        f"{modality} tokens must be in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}"
                     )
 
 
 def _bucket(n: int, step: int = 32) -> int:
-    """Lengths are rounded up, so that few programs are compiled."""
+    """Round a length up, so that few programs are compiled."""
     return max(step, -(-int(n) // step) * step)
 
 
 def _feed(config: ZipperConfig, placer: Placer, params: Params, cache: Cache, towers: dict[str, TowerBatch]) -> Cache:
-    # The states are not returned, so XLA drops what only they need.
+    # The states are not returned, so XLA removes computations that only they need.
     return bind_params(config, params, placer).hidden(towers, cache)[1]
 
 
@@ -176,8 +188,22 @@ def decode_span(
     limit: int,
     sampling: SamplingConfig,
     placer: Placer = unsharded,
-):
-    """Begin token, then tokens until each row's end token has itself been fed. All rows step together."""
+) -> tuple[Cache, tuple[Int[Array, "B N"], Float[Array, "B N"], Bool[Array, " B"]]]:
+    """Decode one span: feed the begin token, then tokens until each row's end token has been fed.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        cache: Of the tokens before the span.
+        keys: One random key per row.
+        place: The span's modality.
+        limit: max_new_tokens: most content tokens, begin and end not counted.
+        sampling: How tokens are chosen.
+        placer: Shards activations and caches.
+
+    Returns:
+        (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token.
+    """
     rows = keys.shape[0]
     allowed = allowed_tokens(config, place)
     end, model = place.offset + place.end, bind_params(config, params, placer)
@@ -214,7 +240,7 @@ def decode_span(
 
 
 def _fetch(arrays):
-    """Arrays as numpy, whole in every process; where they lie on the devices of several, all make the same calls."""
+    """Gather arrays to NumPy in every process; with several processes, all must make the same calls."""
     if all(array.is_fully_addressable for array in jax.tree.leaves(arrays)):
         return jax.device_get(arrays)
     from jax.experimental import multihost_utils

@@ -18,10 +18,13 @@ from zipper_jax.utils.errors import UserError
 class SamplingConfig:
     """How tokens are chosen.
 
-    temperature: 0 takes the most likely token; otherwise logits are divided by it. top_k: keep the k most likely (0:
-    all). top_p: keep the smallest set of tokens whose probability reaches p (1: all). beams: above 1, beam search (with
-    temperature 0); length_penalty: a finished beam's score is divided by (its tokens) ** length_penalty.
-    seed: each row draws from (seed, its number), so a row's result does not depend on its batch.
+    Attributes:
+        temperature: 0: greedy; otherwise logits are divided by it.
+        top_k: Sample from the k most likely tokens; 0: all.
+        top_p: Sample from the smallest set of most likely tokens whose probability reaches p; 1: all.
+        beams: Above 1: beam search (with temperature 0).
+        length_penalty: A finished beam's score is divided by (its tokens) ** length_penalty.
+        seed: Each row samples from (seed, its index), independently of the other rows.
     """
 
     temperature: float = 0.0
@@ -45,7 +48,13 @@ class SamplingConfig:
 
 
 def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: int, top_p: float) -> Int[Array, " B"]:
-    """One token per row; ``keys`` holds one random key per row. Tokens at -inf are never chosen."""
+    """Choose one token per row. Tokens at -inf are never chosen.
+
+    Args:
+        logits: Of the next token.
+        keys: One random key per row.
+        temperature, top_k, top_p: See `SamplingConfig`.
+    """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
@@ -55,7 +64,7 @@ def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: 
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1)[:, ::-1]
         probabilities = jax.nn.softmax(ordered, axis=-1)
-        # Kept: tokens whose more likely neighbours together stay below p; the first one always.
+        # Keep tokens for which the probability of all more likely ones is below p; always the first one.
         kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
         smallest = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < smallest, -jnp.inf, logits)
@@ -63,7 +72,14 @@ def choose(logits: Float[Array, "B V"], keys: Array, temperature: float, top_k: 
 
 
 def allowed_tokens(config: ZipperConfig, place: Place) -> Bool[Array, " V"]:
-    """[V] of the tower, added tokens included: the modality's own tokens but its begin token, never a target in
-    training."""
+    """Mask of the modality's tokens except its begin token, which is never a target in training.
+
+    Args:
+        config: The model.
+        place: The modality's slice of its tower's vocabulary.
+
+    Returns:
+        V: the tower's vocabulary, added tokens included.
+    """
     ids = jnp.arange(config.rows(place.tower)) - place.offset
     return (ids >= 0) & (ids < place.size) & (ids != place.begin)

@@ -1,7 +1,8 @@
-"""How likely a model finds the given answers: nats per example, teacher-forced.
+"""Teacher-forced negative log likelihood of given targets, in nats per token.
 
-Finer than an error rate: it still tells models apart where all of them, or none, make errors.
-Axis letters: B rows, T slots.
+Finer than an error rate: it still separates models of which all, or none, make errors.
+
+Axis letters: B rows, T positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,10 @@ _ROWS = 32
 class Likelihood:
     """``likelihood(params, task, contents)``; calls share one compiled program as long as examples fit ``lengths``.
 
-    config: the model. layout: where its modalities lie. lengths: tower -> slots of a row, more where an example needs
-      more.
+    Args:
+        config: The model.
+        layout: Modality -> its slice of a tower's vocabulary.
+        lengths: Tower -> row length in positions; longer where an example needs it.
     """
 
     def __init__(self, config: ZipperConfig, layout: Layout, lengths: Mapping[str, int]):
@@ -39,8 +42,9 @@ class Likelihood:
         """Mean nats per predicted token (end token included) of each example's target span, given its condition.
 
         Args:
-          task: orders the spans and says which one is the target.
-          contents: modality -> content token ids, per example.
+            params: The model's parameters.
+            task: Order of the spans, and which one is the target.
+            contents: Modality -> content token ids, per example.
         """
         examples = [fill_template(task, content) for content in contents]
         needed = [tower_lengths(example, self._layout) for example in examples]

@@ -1,4 +1,4 @@
-"""The Python front door: ``zipper_jax.load(run)`` and what one does with a trained model. No TensorFlow.
+"""The Python API of a trained model, ``zipper_jax.load(run)``. No TensorFlow.
 
 model = zipper_jax.load("runs/smoke/zipper")
 model.transcribe("hello.wav")
@@ -38,8 +38,14 @@ SAMPLE_RATE = 16_000
 
 
 class Output(NamedTuple):
-    """One generated span: its modality, its content (a sentence, or units), whether the length limit ended it, and the
-    log probability of each token, the end token last."""
+    """One generated span.
+
+    Attributes:
+        modality: Its name.
+        content: A string for text, units for speech.
+        truncated: Whether max_new_tokens ended it.
+        log_probs: Of each token, the end token last.
+    """
 
     modality: str
     content: Any
@@ -65,7 +71,14 @@ class Transcript(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """Generated speech: float32 mono waveform at ``sample_rate`` Hz, its units, and whether it was cut at the limit."""
+    """Generated speech.
+
+    Attributes:
+        waveform: Float32, mono.
+        sample_rate: In Hz.
+        units: Unit ids, int32.
+        truncated: Whether max_new_tokens ended it.
+    """
 
     waveform: np.ndarray
     sample_rate: int
@@ -73,7 +86,7 @@ class Speech:
     truncated: bool
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes 16-bit audio; the ending decides the format (.wav, .flac, .ogg)."""
+        """Write 16-bit audio; the suffix decides the format (.wav, .flac, .ogg)."""
         from zipper_jax.speech.audio import save_audio
 
         save_audio(path, self.waveform, self.sample_rate)
@@ -87,7 +100,7 @@ class Model:
         params: Nested dict of arrays.
         vocabularies: Modality -> Vocabulary.
         max_new_tokens: Modality -> most content tokens of a generated span, from the row lengths of training.
-        task_set: The tasks that its run knew.
+        task_set: The tasks of its run.
     """
 
     def __init__(
@@ -118,17 +131,14 @@ class Model:
         self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)
 
     def with_params(self, params: Mapping[str, Any]) -> "Model":
-        """The same model with other parameters of the same shapes; compiled programs are shared."""
+        """A copy with other parameters of the same shapes; compiled programs are shared."""
         other = copy.copy(self)
         other.params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), dict(params), self.params)
         other._generator = self._generator.with_params(other.params)
         return other
 
     def without_zips(self) -> "Model":
-        """The towers and their input projections without any zip: what the model can do without the other tower.
-
-        Where fusions have gates, the same as with all of them at 0.
-        """
+        """A copy with input projections but no zips; for gated fusions the same as all gates at 0."""
         other = copy.copy(self)
         other.config = replace(self.config, zips=())
         other.params = {part: tree for part, tree in self.params.items() if part != "zips"}
@@ -136,8 +146,8 @@ class Model:
         return other
 
     @property
-    def tokenizer(self):
-        """The tokenizer that was stored with the speech vocabulary: audio to units, and back where it can."""
+    def tokenizer(self) -> Any:
+        """The audio tokenizer stored with the speech vocabulary: audio to units, and back if it supports that."""
         return self._tokenizer(SPEECH)
 
     def _tokenizer(self, modality: str) -> Any:
@@ -155,8 +165,8 @@ class Model:
         loaded = load_tokenizer(home)
         if named not in ("", loaded.digest):
             raise UserError(
-                f"the tokenizer in {str(home)!r} is not the one whose units this model knows (digest {loaded.digest}, "
-                f"not {named}): put back the one that lay there, or that of the data it was trained on"
+                f"{str(home)!r}: the tokenizer is not the one that this model was trained with (digest "
+                f"{loaded.digest}, not {named}); restore that one, or copy it from the training data"
             )
         return loaded
 
@@ -168,14 +178,17 @@ class Model:
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
     ) -> list[list[Output]]:
-        """Continues each prompt with one span per output modality, in order.
+        """Continue each prompt with one span per output modality, in order.
 
         Args:
-          prompts: per example, (modality, content) spans in order: a sentence for text, unit numbers for speech, what
-            its vocabulary takes for another modality; may be empty.
-          outputs: modalities to generate, for example ``("text", "speech")``.
-          sampling: one setting, or one per output modality.
-          max_new_tokens: most content tokens per modality, beside or instead of the model's own.
+            prompts: Per example, (modality, content) spans in order: a string for text, unit ids for speech, else what
+                the modality's vocabulary encodes; may be empty.
+            outputs: Modalities to generate, for example ``("text", "speech")``.
+            sampling: One setting, or one per output modality.
+            max_new_tokens: Modality -> most content tokens; overrides the model's own.
+
+        Returns:
+            The generated spans of each prompt.
         """
         given = []
         for prompt in prompts:
@@ -196,12 +209,12 @@ class Model:
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
     ) -> list[list[Generated]]:
-        """`generate` from token ids to token ids: no vocabulary is asked."""
+        """`generate` from token ids to token ids, without vocabularies."""
         max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
         return self._generator(given, tuple(outputs), max_new_tokens, sampling)
 
     def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
-        """The model's own limits, less where a tower's learned positions end before."""
+        """The model's own max_new_tokens, lower where a tower's learned positions end earlier."""
         room = dict(self.max_new_tokens)
         for name, tower in self.config.towers.items():
             own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
@@ -214,13 +227,17 @@ class Model:
     def transcribe(
         self, audio: Any, sample_rate: int | None = None, *, beams: int = 1, source: str = SPEECH, target: str = TEXT
     ) -> Any:
-        """Speech to text, or to another modality.
+        """Transcribe speech to text, or to another modality.
 
         Args:
-          audio: a path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
-            either; a list gives a list.
-          beams: above 1, beam search of that width.
-          source, target: modalities.
+            audio: A path (WAV, FLAC, OGG, any rate, mono or stereo), an array with its ``sample_rate``, or a list of
+                either.
+            sample_rate: Of arrays, in Hz.
+            beams: Above 1: beam search with so many beams.
+            source, target: Modalities.
+
+        Returns:
+            The content of the target span; a list for a list.
         """
         many = isinstance(audio, list | tuple)
         given = list(audio) if many else [audio]
@@ -273,26 +290,28 @@ class Model:
                 yield transcript
 
     def units(self, audio: Any, sample_rate: int | None = None, modality: str = SPEECH) -> np.ndarray:
-        """The units of one piece of audio, see `transcribe`, without silence at either end.
+        """The units of one audio input, without leading and trailing silence.
 
-        ``modality``: whose tokenizer they are of.
+        Args:
+            audio: A path or an array, see `transcribe`.
+            sample_rate: Of an array, in Hz.
+            modality: Whose tokenizer is used.
 
         Raises:
-          AudioError: silence, or more than a row of training holds: no model has heard the like, and its length can
-            take all memory.
+            AudioError: Silence, or audio longer than a training row.
         """
         from zipper_jax.speech.audio import AudioError, is_silent, load_audio, trim_silence
 
         tokenizer = self._tokenizer(modality)
-        # The corpus has no silence at either end, so its units there would be foreign to the model.
+        # Training audio has no leading or trailing silence, so its units would be out of distribution.
         waveform = trim_silence(load_audio(audio, sample_rate))
         if is_silent(waveform):
-            raise AudioError("the audio is silent: check the recording", "silent audio")
+            raise AudioError("the audio is silent; check the recording", "silent audio")
         seconds, most = len(waveform) / SAMPLE_RATE, self.max_new_tokens[modality] / tokenizer.rate_hz
         if seconds > most:
             raise AudioError(
-                f"the audio has {seconds:.1f} s of speech, the rows that this model was trained on {most:.1f}: cut it "
-                "into pieces",
+                f"the audio has {seconds:.1f} s of speech, the training rows of this model hold {most:.1f}; split it "
+                "into segments",
                 "too long",
             )
         return tokenizer.encode(waveform)
@@ -306,9 +325,16 @@ class Model:
         source: str = TEXT,
         target: str = SPEECH,
     ) -> Any:
-        """Text to speech: a Speech, or a list of them for a list of sentences. Greedy unless ``sampling`` says else.
+        """Synthesise speech from text, greedily by default.
 
-        ``source``, ``target``: modalities.
+        Args:
+            text: A sentence, or a list of them.
+            sampling: How units are chosen.
+            seed: Replaces ``sampling.seed``.
+            source, target: Modalities.
+
+        Returns:
+            A `Speech`, or a list of them for a list.
         """
         many = isinstance(text, list | tuple)
         sampling = sampling if seed is None else replace(sampling, seed=seed)
@@ -323,7 +349,7 @@ class Model:
         return Unimodal(self, name)
 
     def vocode(self, units: Any, modality: str = SPEECH) -> np.ndarray:
-        """Units of ``modality`` to a float32 waveform of 16 kHz (Griffin-Lim); no units give no samples."""
+        """Units of ``modality`` to a float32 waveform at 16 kHz (Griffin-Lim); no units give no samples."""
         from zipper_jax.speech.vocoder import synthesize
 
         units = np.asarray(units, np.int32)
@@ -348,7 +374,7 @@ class Unimodal:
     def logits(self, content: Any, modality: str | None = None) -> Float[np.ndarray, "T V"]:
         """Float32 logits at ``begin, content..., end``; row t predicts token t + 1.
 
-        Tokens that fusion added are none of this tower's: where begin or end is one, it has no row.
+        Begin or end has no row if it is an added token, which the unimodal path lacks.
         """
         modality = modality or self._only_modality()
         tokens, own = self._encode(modality, content), self._model.config.towers[self._tower]
@@ -372,20 +398,20 @@ class Unimodal:
     def _only_modality(self) -> str:
         found = [m for m, place in self._model.layout.items() if place.tower == self._tower]
         if len(found) != 1:
-            raise UserError(f"tower {self._tower!r} holds {', '.join(sorted(found))}: say which modality is meant")
+            raise UserError(f"tower {self._tower!r} holds {', '.join(sorted(found))}; give modality")
         return found[0]
 
 
 def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig | None = None) -> Model:
-    """Loads a model folder, or a run folder's newest checkpoint or that of ``step``, without gin or TensorFlow.
+    """Load a model folder, or a checkpoint of a run folder, without gin or TensorFlow.
 
     Args:
-      path: the folder.
-      step: of a run folder; None: the newest good one.
-      mesh: cut over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: on one device.
+        path: The folder.
+        step: Of a run folder; None: the newest good checkpoint.
+        mesh: Sharded over devices, for example ``MeshConfig(data=1, tensor=4, strategy="tensor")``; None: one device.
 
     Raises:
-      UserError: no run folder, no complete checkpoint, vocabularies that do not fit the model, or an impossible mesh.
+        UserError: No run folder, no complete checkpoint, vocabularies that do not match the model, or an invalid mesh.
     """
     from zipper_jax.checkpoint.checkpoints import load_params
 
@@ -397,7 +423,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """UserError naming the first parameter that the configuration wants and the checkpoint lacks, or the reverse."""
+    """Raise UserError naming the first parameter in which checkpoint and configuration differ."""
 
     def shapes(tree):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -408,5 +434,5 @@ def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted:
         if have.get(name) != want.get(name):
             raise UserError(
                 f"{str(path)!r}: parameter {name} is {have.get(name, 'missing')} in the checkpoint and "
-                f"{want.get(name, 'unknown')} by its config.json; was it written by another version of zipper_jax?"
+                f"{want.get(name, 'unknown')} by its config.json; load it with the zipper_jax version that wrote it"
             )

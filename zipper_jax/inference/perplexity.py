@@ -1,6 +1,6 @@
 """Perplexity of one modality alone, on the unimodal or the fused path.
 
-Axis letters: B rows, T slots.
+Axis letters: B rows, T positions.
 """
 
 import math
@@ -34,9 +34,16 @@ def perplexities(
     """exp(mean nats per predicted token, end tokens included, begin tokens not), for each set of parameters.
 
     Args:
-      contents: content token ids of each example, each an example of its own.
-      fused: through input projection and zips (nothing is visible there), or the tower alone, which does not know
-        tokens that fusion added: without a begin token of its own, each example's first token is not predicted.
+        config: The model.
+        many_params: Sets of parameters.
+        layout: Modality -> its slice of a tower's vocabulary.
+        modality: Of the contents.
+        contents: Content token ids of each example.
+        fused: The fused path, with input projection and zips (without visible keys); else the unimodal path, which has
+            no added tokens: if begin is an added token, each example's first token is not predicted.
+
+    Raises:
+        UserError: No contents, or one longer than the tower's learned positions.
     """
     if not contents:
         raise UserError(f"perplexity of {modality}: no examples given")
@@ -61,7 +68,7 @@ def perplexities(
 def pack_contents(
     layout: Layout, modality: str, contents: Sequence[np.ndarray], lengths: Mapping[str, int]
 ) -> dict[str, TowerBatch]:
-    """One row per content; slots as in ``lengths`` or as many as needed."""
+    """One row per content; row length as in ``lengths``, else that of the longest."""
     needed = {layout[modality].tower: max(len(c) for c in contents) + 2}
     return _towers(layout, modality, [[c] for c in contents], {**needed, **lengths})
 

@@ -1,9 +1,9 @@
-"""What decoding remembers: the order, keys and values of each tower's tokens, and what each zip keeps of its source's.
+"""The decoding cache: order, keys and values of each tower's tokens, and what each zip caches of its source tokens.
 
-A row of a cache is one sequence (or packed row) that grows at its own length, without padding between what was fed at
-different times. A pass writes first, then reads: `Zipper.__call__` with a cache is the same code as without.
+A row of a cache is one sequence (or packed row) with a length of its own, without padding between the tokens of
+different passes. A pass writes first, then reads: `Zipper.__call__` with a cache is the same code as without.
 
-Axis letters: B rows, T new tokens, S cache positions, L layers, Z zips, K key/value heads, H head size.
+Axis letters: B rows, T new tokens, S cache positions, L layers, Z zips, K key/value heads, H head_dim.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from zipper_jax.sequences import TowerBatch
 
 
 class TowerCache(NamedTuple):
-    """One tower's tokens so far.
+    """One tower's cached tokens.
 
     Attributes:
         key, value: Of every block.
         order: Segment and global position of each token; segment 0 from ``lengths`` on.
-        lengths: Tokens so far.
+        lengths: Number of cached tokens.
     """
 
     key: Float[Array, "L B S K H"]
@@ -45,19 +45,23 @@ class KeyValue(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """towers: tower -> TowerCache; zips: (zip, receiver) -> what its fusion keeps of source tokens, [Z, B, S, ...], or
-    of soft tokens a `KeyValue`."""
+    """The cache of a model.
+
+    Attributes:
+        towers: Tower -> its cache.
+        zips: (zip, receiver) -> what its fusion caches of source tokens, [Z, B, S, ...]; a `KeyValue` of soft tokens.
+    """
 
     towers: dict[str, TowerCache]
     zips: dict[tuple[str, str], Any]
 
     @property
     def lengths(self) -> dict[str, Int[Array, " B"]]:
-        """Tokens of each tower so far."""
+        """Number of cached tokens of each tower."""
         return {name: tower.lengths for name, tower in self.towers.items()}
 
     def take_rows(self, rows: Int[Array, " R"]) -> "Cache":
-        """The cache of these rows, in this order; [R, ...]."""
+        """The cache of the given rows, in this order: B becomes R."""
 
         def take(axis: int, tree: Any) -> Any:
             return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), tree)
@@ -70,7 +74,14 @@ class Cache(NamedTuple):
 
 
 def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = unsharded) -> Cache:
-    """An empty cache for ``rows`` sequences of up to ``capacity[tower]`` tokens in each tower."""
+    """Allocate an empty cache.
+
+    Args:
+        config: The model.
+        rows: Number of sequences.
+        capacity: Tower -> most tokens of a sequence.
+        placer: Shards the arrays.
+    """
     dtype = jnp.dtype(config.dtype)
     towers, axes = {}, cache_axes(config)
     for name, t in config.towers.items():
@@ -96,7 +107,7 @@ KEY_AXES = (None, "batch", None, "kv_heads", None)
 
 
 def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any]:
-    """The size of the leading axis, and what is kept of a source token at each place along it."""
+    """The size of the leading axis, and the cache entries per source token at each index of it."""
     fusion, receiver = fusion_class(z.fusion), config.towers[into]
     if fusion.placement == "sequence":
         entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), KEY_AXES[-2:])
@@ -106,7 +117,7 @@ def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class Axes:
-    """How one array is sharded, as a leaf of a tree: by the rules of ``tower``, along these logical axes."""
+    """How one array is sharded, as a leaf of a tree: the rules of ``tower`` and the logical axis names."""
 
     tower: str
     names: tuple[str | None, ...]
@@ -127,13 +138,17 @@ def cache_axes(config: ZipperConfig) -> Cache:
 
 
 def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:
-    """``kept`` with ``new`` [B, T, ...] at ``slots`` of member ``index``; slots past the end are dropped."""
+    """Write ``new`` [B, T, ...] to cache positions ``slots`` of member ``index``; those past the end are dropped."""
     at = (index, jnp.arange(slots.shape[0])[:, None], slots)
     return jax.tree.map(lambda old, x: old.at[at].set(x.astype(old.dtype), mode="drop"), kept, new)
 
 
 def place_tokens(cache: TowerCache, batch: TowerBatch) -> tuple[TowerCache, Int[Array, "B T"]]:
-    """The cache with the places of a pass's tokens, and the slot of each; padding gets the slot past the end."""
+    """Append the order of a pass's tokens to the cache.
+
+    Returns:
+        The cache, and the cache position of each token; S (past the end) for padding.
+    """
     real = batch.segment_ids > 0
     capacity = cache.order.segment_ids.shape[1]
     slots = jnp.where(real, cache.lengths[:, None] + jnp.arange(real.shape[1]), capacity)
@@ -144,9 +159,15 @@ def place_tokens(cache: TowerCache, batch: TowerBatch) -> tuple[TowerCache, Int[
 
 
 def next_tokens(cache: Cache, tower: str, tokens: Int[Array, "B T"], counts: Int[Array, " B"]) -> TowerBatch:
-    """The batch in which row b's next ``counts[b]`` tokens are ``tokens[b]``, all of ``tower``; others are padding.
+    """The batch of each row's next tokens, all of one tower.
 
     Each row is one example, so a token's global position is the number of tokens, of all towers, before it.
+
+    Args:
+        cache: What precedes them.
+        tower: The tower.
+        tokens: Token ids.
+        counts: How many of ``tokens[b]`` are fed; the rest is padding.
     """
     offsets = jnp.arange(tokens.shape[1])
     fed = offsets < counts[:, None]

@@ -1,6 +1,6 @@
-"""What a model is: its towers, modalities and zips. gin, flags and JSON only build it; it checks itself.
+"""Configuration of a model: towers, modalities and zips. Built from gin, flags or JSON; it validates itself.
 
-The parts are defined in `models.config_parts` and imported from here.
+The parts are defined in `models.config_parts` and re-exported here.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ZipperConfig:
-    """Towers, where the modalities lie in them, their zips and input projections. One tower alone is one too.
+    """Towers, their modalities, zips and input projections. A single tower is a valid model.
 
-    added_tokens: tower -> tokens that the fused path knows beside the tower's own, with ids from its vocab_size on.
-    dtype: of the arithmetic in matrix products; parameters, norms, softmax and losses are float32.
-    scan: run equal blocks under lax.scan (constant compile time) or unroll them (faster on CPU for small models).
-    remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "full" (keeps block inputs).
+    Attributes:
+        towers: Name -> tower.
+        modalities: Name -> its slice of a tower's vocabulary.
+        zips: At most one per pair of towers.
+        input_projections: Tower -> projection of its embeddings.
+        added_tokens: Tower -> number of tokens added for the fused path, with ids from the tower's vocab_size on.
+        dtype: Of matrix products; parameters, norms, softmax and losses are float32.
+        scan: Run identical blocks under lax.scan (constant compile time) or unrolled (faster on CPU for small models).
+        remat: What the backward pass recomputes: "none", "dots" (all but matrix products) or "full" (all of a block).
     """
 
     towers: Mapping[str, TowerConfig]
@@ -86,11 +91,11 @@ class ZipperConfig:
         make_schedule(self)  # checks pairs and cycles
 
     def rows(self, tower: str) -> int:
-        """Tokens of a tower on the fused path: its own and those added."""
+        """Vocabulary size of a tower on the fused path, added tokens included."""
         return self.towers[tower].vocab_size + self.added_tokens.get(tower, 0)
 
     def _check_overlaps(self):
-        """Modalities of one tower have rows of their own: a shared row would be two tokens at once."""
+        """Raise UserError when two modalities of one tower share rows of its vocabulary."""
         names = sorted(self.modalities, key=lambda name: self.modalities[name].offset)
         for number, later in enumerate(names):
             for earlier in names[:number]:
@@ -98,6 +103,6 @@ class ZipperConfig:
                 first, second = sorted((earlier, later))
                 check(
                     a.tower != b.tower or a.offset + a.size <= b.offset,
-                    f"modalities {first!r} and {second!r} overlap in tower {b.tower!r}: {earlier!r} takes rows "
+                    f"modalities {first!r} and {second!r} overlap in tower {b.tower!r}: {earlier!r} has rows "
                     f"{a.offset} to {a.offset + a.size - 1}, {later!r} starts at {b.offset}",
                 )

@@ -1,6 +1,6 @@
-"""What the parts of a model are: frozen dataclasses that check themselves. gin, flags and JSON only build them.
+"""Configuration of the parts of a model: frozen dataclasses that validate themselves, built from gin, flags or JSON.
 
-Every silence of the paper is a field here, with the paper's choice, or the code it points to, as default.
+What the paper does not specify is a field here; the default follows the paper, or the code it cites.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,22 @@ Placement = Literal["behind", "inside", "sequence"]
 
 
 def check(condition: bool, message: str) -> None:
+    """Raise UserError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for longer sequences than a tower was pretrained on; see `models.rotary`.
+    """Scaling of rotary frequencies for sequences longer than those of pretraining; see `models.rotary`.
 
-    kind: "linear" divides all of them by ``factor``; "llama3" (Llama 3.1) divides those whose wavelength is above
-      original_length / low_frequency_factor, leaves those below original_length / high_frequency_factor, and
-      interpolates between; "yarn" (arXiv 2309.00071) goes from divided to unchanged between beta_slow and beta_fast
-      turns in original_length positions, and multiplies sine and cosine by ``amplitude``.
-    truncate: yarn rounds the ends of that ramp outwards to whole frequencies.
+    Attributes:
+        kind: "linear" divides all frequencies by ``factor``; "llama3" (Llama 3.1) divides those whose wavelength is
+            above original_length / low_frequency_factor, keeps those below original_length / high_frequency_factor, and
+            interpolates between; "yarn" (arXiv 2309.00071) interpolates from divided to unchanged between beta_slow and
+            beta_fast rotations per original_length positions, and multiplies sine and cosine by ``amplitude``.
+        original_length: Context length of pretraining, in positions.
+        truncate: yarn rounds the ends of its ramp outwards to integer frequency indices.
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -57,32 +60,39 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """One decoder-only transformer. The defaults are the paper's kind: RMSNorm, RoPE, gated MLP, tied head; the other
-    options are what pretrained families need (`zipper_jax.conversion`).
+    """A decoder-only transformer. The defaults are the paper's: RMSNorm, RoPE, gated MLP, tied head; the other options
+    are those of pretrained families (`zipper_jax.conversion`).
 
-    vocab_size: rows of the embedding, begin and end tokens included.
-    num_layers, embed_dim (D), num_heads (N), num_kv_heads (K), head_dim (H, free of D / N), mlp_dim (F).
-    rope_base: base of the rotary angles. norm_epsilon: added to the mean square. activation: of the MLP.
-    tied_head: the output softmax shares the embedding table (the paper, §3).
-    embedding_scale: factor on the embedding as it enters the tower.
-    positions: "rotary" (RoPE on query and key), "learned" (a table, added to the embedding, on the fused path behind
-      the input projection), "relative" (T5: a bias on the scores per head and bucket of distances, for all layers).
-    max_positions: the longest example the tower is meant for: rows of the learned table, without position_offset; a
-      longer example is refused there. With other positions it is only recorded.
-    position_offset: row of the learned table that position 0 has (OPT: 2).
-    rope_fraction: share of the head that RoPE turns, its first elements (GPT-NeoX). rope_scaling: see `RopeScaling`.
-    windows: of each layer, how many of the newest tokens it sees, itself included; 0: all. (): all layers see all.
-    window_rope_base: layers with a window turn with this base, unscaled (Gemma 3); None: like the others.
-    norm: "rms" or "layer" (with a bias). norm_offset: what is added to the norms' scale (Gemma stores scale - 1).
-    norm_placement: "before" attention and MLP, or "both" before and after them (Gemma 2).
-    query_key_norm: RMSNorm of each query and key head before RoPE (Qwen 3).
-    attention_bias: none, on query, key and value ("qkv"), or on the output too ("all"). mlp_bias: on all its maps.
-    gated_mlp: down(activation(gate(x)) * up(x)), else down(activation(up(x))).
-    parallel: attention and MLP read the same state, x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX).
-    attention_scale: factor on the scores; None: head_dim ** -0.5.
-    attention_softcap, logit_softcap: c * tanh(x / c) on scores and logits (Gemma 2); None: no cap.
-    logit_scale: factor on the logits (T5 with a tied head: embed_dim ** -0.5).
-    family: the architecture it was converted from, for the way back; it changes nothing here.
+    Attributes:
+        vocab_size: Rows of the embedding, begin and end tokens included.
+        head_dim: Need not be embed_dim / num_heads.
+        rope_base: Base of the rotary frequencies.
+        norm_epsilon: Added to the mean square.
+        activation: Of the MLP.
+        tied_head: The output softmax shares the embedding table (paper, §3).
+        embedding_scale: Factor on the input embedding.
+        positions: "rotary" (RoPE on query and key), "learned" (a table, added to the embedding; on the fused path after
+            the input projection), "relative" (T5: a bias on the scores per head and distance bucket, shared by layers).
+        max_positions: Rows of the learned table, without position_offset; longer examples raise UserError. With other
+            positions it is informational.
+        position_offset: Row of the learned table for position 0 (OPT: 2).
+        rope_fraction: Fraction of head_dim that RoPE rotates, the first elements (GPT-NeoX).
+        rope_scaling: See `RopeScaling`.
+        windows: Sliding window per layer, in tokens, the query included; 0: none. (): no layer has one.
+        window_rope_base: Base of the layers with a window, unscaled (Gemma 3); None: rope_base.
+        norm: "rms" or "layer" (with a bias).
+        norm_offset: Added to the norms' scale (Gemma stores scale - 1).
+        norm_placement: "before" attention and MLP, or "both" before and after them (Gemma 2).
+        query_key_norm: RMSNorm of each query and key head before RoPE (Qwen 3).
+        attention_bias: "none", on query, key and value ("qkv"), or also on the output ("all").
+        mlp_bias: A bias on every linear layer of the MLP.
+        gated_mlp: down(activation(gate(x)) * up(x)), else down(activation(up(x))).
+        parallel: Attention and MLP read the same state, x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX).
+        attention_scale: Factor on the scores; None: head_dim ** -0.5.
+        attention_softcap: c * tanh(x / c) on the scores (Gemma 2); None: no cap.
+        logit_softcap: The same on the logits.
+        logit_scale: Factor on the logits (T5 with a tied head: embed_dim ** -0.5).
+        family: The architecture it was converted from, for export; the computation does not depend on it.
     """
 
     vocab_size: int
@@ -128,7 +138,7 @@ class TowerConfig:
         check(
             self.positions != "rotary" or (self.rotary_size > 0 and self.rotary_size % 2 == 0),
             f"TowerConfig.head_dim = {self.head_dim} times rope_fraction = {self.rope_fraction} must be even and "
-            "positive (RoPE turns pairs)",
+            "positive (RoPE rotates pairs)",
         )
         for name in ("max_positions", "attention_softcap", "logit_softcap"):
             value = getattr(self, name)
@@ -144,26 +154,26 @@ class TowerConfig:
 
     @property
     def rotary_size(self) -> int:
-        """Elements of a head that RoPE turns."""
+        """Elements of a head that RoPE rotates."""
         return int(self.head_dim * self.rope_fraction)
 
     @property
     def window_of(self) -> tuple[int, ...]:
-        """Each layer's window, resolved; 0: none."""
+        """Sliding window of each layer, in tokens; 0: none."""
         return self.windows or (0,) * self.num_layers
 
     def check_length(self, length: int, what: str) -> None:
-        """UserError when ``length`` tokens of one example have no learned positions; ``what`` names it."""
+        """Raise UserError when ``length`` tokens of one example exceed the learned positions; ``what`` names them."""
         check(
             self.positions != "learned" or length <= (self.max_positions or 0),
             f"{what} = {length}, but the tower has learned positions for {self.max_positions} tokens (max_positions); "
-            "give less",
+            "give fewer",
         )
 
 
 @dataclass(frozen=True)
 class ModalityConfig:
-    """Where a modality's vocabulary lies: its token i is row ``offset + i`` of ``tower``'s embedding."""
+    """A modality's slice of a tower's vocabulary: its token i is row ``offset + i`` of ``tower``'s embedding."""
 
     tower: str
     size: int
@@ -172,13 +182,17 @@ class ModalityConfig:
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """A projection: into a tower's blocks (input projection) or into the other tower's width (cross-tower).
+    """A projection: of a tower's embeddings (input projection), or from one tower's embed_dim to the other's.
 
-    form: "mlp" is the paper's ReLU(MLP(x)); "residual" is x + tanh(gate) * MLP(x) with the gate starting at
-      ``gate_init`` (identity-preserving at 0, for input projections only); "none" leaves x as it is.
-    depth: linear layers ("3-layer MLP", paper §4.1). hidden_dim: None means the output dimension (paper silent).
-    activation: between layers (paper silent). final_activation: None means the form's own, relu for "mlp", none
-      for "residual". bias: whether the linear layers have one (paper silent).
+    Attributes:
+        form: "mlp" is the paper's ReLU(MLP(x)); "residual" is x + tanh(gate) * MLP(x) (the identity at gate 0; input
+            projections only); "none" is the identity.
+        depth: Linear layers ("3-layer MLP", paper §4.1).
+        hidden_dim: None: the output dimension (unspecified in the paper).
+        activation: Between layers (unspecified in the paper).
+        final_activation: None: relu for "mlp", none for "residual".
+        bias: Whether the linear layers have one (unspecified in the paper).
+        gate_init: Initial value of the gate.
     """
 
     form: Literal["mlp", "residual", "none"] = "mlp"
@@ -204,26 +218,31 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class ZipConfig:
-    """The joining points between two towers, and what joins them in each direction.
+    """The zips between two towers: which blocks they join, and by which fusion.
 
-    fusion: what flows between them: a name in `models.fusion.FUSIONS`, or ``package.module:Class`` of your own. The
-      fields from num_heads on are those of "gated_cross_attention", the paper's; others have theirs in ``options``.
-    options: fields of another fusion's ``Options``.
-    towers: the two names. intervals: {tower: i}, zip n joins block n*i of each (blocks counted from 1), for as long
-      as both towers have one; pairs: explicit block numbers in the order of ``towers`` instead. Give one of the two.
-    after_last_block: whether intervals may zip behind a tower's last block (the equations allow it; Figure 1 shows
-      none, so the default is no). Explicit pairs may always.
-    into: towers that are written to; None means both (the paper).
-    num_heads, num_kv_heads, head_dim: of the cross-attention; None means those of the tower written to.
-    mlp_multiplier, mlp_activation, bias, norm: of the feed-forward and its norms (open_flamingo: 4, gelu, no bias,
-      LayerNorm). normalise_source: also norm the keys' and values' input (open_flamingo: no).
-    gate_init: start of both scalar tanh gates (Flamingo: 0).
-    projection: ReLU(3-layer MLP) from the source's width to the receiver's (paper §3, §4.1).
-    feed_forward: "always" (Flamingo, so also for tokens that see nothing) or "where_visible" (then text without
-      speech stays what it was after training too).
-    positions: "learned" adds a vector per local position to the keys' input (after the projection and its norm) and
-      one to the queries' input (after the norm); the paper names none. max_positions: rows of the two tables;
-      positions beyond share the last row.
+    Fields from num_heads to max_positions are those of "gated_cross_attention"; other fusions have ``options``.
+
+    Attributes:
+        towers: The two names.
+        intervals: {tower: i}: zip n joins block n*i of each tower (blocks counted from 1), while both have one. Give
+            either this or pairs.
+        pairs: Explicit block numbers, in the order of ``towers``.
+        after_last_block: Whether intervals may zip after a tower's last block (the equations allow it; Figure 1 shows
+            none). Explicit pairs always may.
+        into: Receiving towers; None: both (the paper).
+        num_heads, num_kv_heads, head_dim: Of the cross-attention; None: those of the receiver.
+        mlp_multiplier, mlp_activation, bias, norm: Of the feed-forward and its norms (open_flamingo: 4, gelu, no bias,
+            LayerNorm).
+        normalise_source: Also normalise the input of keys and values (open_flamingo: no).
+        gate_init: Initial value of both scalar tanh gates (Flamingo: 0).
+        projection: ReLU(3-layer MLP) from the source's embed_dim to the receiver's (paper §3, §4.1).
+        feed_forward: "always" (Flamingo: also for tokens without visible keys) or "where_visible" (training then does
+            not change text without speech).
+        positions: "learned" adds a vector per local position to the input of keys (after the projection and its norm)
+            and of queries (after the norm); the paper has none.
+        max_positions: Rows of the two tables; positions beyond share the last row.
+        fusion: A name in `models.fusion.FUSIONS`, or ``package.module:Class``.
+        options: Fields of the fusion's ``Options``.
     """
 
     towers: tuple[str, str]
@@ -255,7 +274,7 @@ class ZipConfig:
             (self.intervals is None) != (self.pairs is None),
             f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
         )
-        check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () joins nothing; drop the zip")
+        check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () is empty; remove the zip")
         for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions"):
             value = getattr(self, name)
             check(value is None or value > 0, f"zip {self.name}: {name} = {value} must be positive")
@@ -270,7 +289,8 @@ class ZipConfig:
         )
         check(
             self.projection.form != "residual",
-            f"zip {self.name}: a residual projection needs equal widths; use form 'mlp' or, for equal widths, 'none'",
+            f"zip {self.name}: projection.form = 'residual' is for input projections; use 'mlp' or, for equal "
+            "embed_dim, 'none'",
         )
 
     @property
@@ -280,7 +300,9 @@ class ZipConfig:
 
     @property
     def receivers(self) -> tuple[str, ...]:
+        """The towers that the zip writes to, sorted."""
         return tuple(sorted(self.into if self.into is not None else self.towers))
 
     def other(self, tower: str) -> str:
+        """The other of the two towers."""
         return self.towers[1] if tower == self.towers[0] else self.towers[0]

@@ -1,11 +1,11 @@
-"""How much arithmetic a training step is, counted from the configuration, and what the device could do.
+"""FLOPs of a training step, counted from the configuration.
 
-A matrix product of n weights costs 2n per token forward, 2n backward for the activations, and 2n more for the weights
+A matrix product with n weights costs 2n per token forward, 2n backward for the activations, and 2n more for the weights
 when they are trained. Attention scores and values cost 4·S·N·H forward per query and twice that backward, halved
-because of causality. Counted over all positions, padding too, since the device works on them. Recomputation under remat
-is no progress: it is counted only where asked for.
+because of causality. All positions count, padding included, since the device computes them. Recomputation (remat)
+counts only on request.
 
-Axes: T queries, S keys, N heads, H head size.
+Axis letters: T queries, S keys, N heads, H head_dim.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ def flops_per_row(
     lengths: Mapping[str, int],
     recomputed: bool = False,
 ) -> float:
-    """FLOP of forward and backward for one row of ``lengths`` positions.
+    """FLOPs of the forward and backward pass of one row.
 
     Args:
         config: The model.
@@ -35,7 +35,7 @@ def flops_per_row(
         known: `zipper.parameters` of the same keys.
         trainable: Keys of the leaves that are trained (slices count for their share).
         lengths: Positions per tower.
-        recomputed: Count what ``config.remat`` computes a second time, too: what the device works, not what it is for.
+        recomputed: Also count what ``config.remat`` recomputes (hardware FLOPs instead of model FLOPs).
     """
     trained = set(trainable)
     again = config.remat if recomputed else "none"

@@ -1,10 +1,10 @@
-"""One pass through towers and zips, stage by stage: the same code for training, prefill and single steps.
+"""One forward pass through towers and zips, stage by stage: the same code for training, prefill and single steps.
 
-`Zipper.hidden` runs it. The schedule says in which order blocks run and zips fire; stages that are alike run under one
-``lax.scan``. Without a cache a zip reads this pass's states, with one it writes what it reads and then always reads
-the cache.
+`Zipper.hidden` runs it. The schedule gives the order of blocks and zips; identical consecutive stages run under one
+``lax.scan``. Without a cache a zip reads this pass's states; with one it writes them to the cache first and always
+reads the cache.
 
-Axis letters: B rows, T positions, D width.
+Axis letters: B rows, T positions, S keys, D embed_dim, K key/value heads, G = query heads // K.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,21 @@ if TYPE_CHECKING:
 State = Float[Array, "B T D"]
 Streams = dict[str, Float[Array, "B _ _"]]
 States = dict[str, Streams]
-"""tower -> the states of its own tokens (`OWN`) and of the soft tokens that have entered its sequence, by zip."""
+"""Tower -> the states of its own tokens (`OWN`) and of the soft tokens in its sequence, by zip."""
 Batches = Mapping[str, TowerBatch]
 Weights = dict[tuple[str, str, int], Float[Array, "B K G T S"]]
 """(zip, receiving tower, member) -> attention weights."""
 
 
 class Pass:
-    """One pass through towers and zips: what all its stages share."""
+    """One forward pass: the state shared by its stages.
+
+    Args:
+        model: The model.
+        batches: Tower -> its batch.
+        cache: Of earlier passes; None: there is no cache.
+        probe: Collects attention weights; None: they are not computed.
+    """
 
     def __init__(self, model: "Zipper", batches: Batches, cache: Cache | None, probe: Weights | None = None):
         config = model.config
@@ -68,7 +75,7 @@ class Pass:
         self.streams: dict[str, dict[str, Places]] = {name: self._streams(name) for name in self.batches}
 
     def _receivers_of_soft_tokens(self, batches: Batches, cache: Cache | None) -> dict[str, TowerBatch]:
-        """Receiver -> a batch of no tokens, where its cache gets soft tokens of this pass's sources."""
+        """Receiver -> a batch without tokens, where its cache receives soft tokens from this pass's sources."""
         into = {s.into for soft in self.soft.values() for s in soft if s.source in batches and s.into not in batches}
         if cache is None or not into:
             return {}
@@ -76,7 +83,7 @@ class Pass:
         return dict.fromkeys(into, like)
 
     def _streams(self, name: str) -> dict[str, Places]:
-        """Soft tokens stand in the order of the linear sequence, and all tokens of the sequence count as positions."""
+        """Positions and ranges of each stream. All streams share one sequence, in the order of the linear sequence."""
         bias, slots = self.model.towers[name].distance_bias(), self.slots.get(name)
         if not self.soft[name]:
             return {OWN: Places(self.batches[name].local_positions, self._range(name, name), slots, bias)}
@@ -92,7 +99,7 @@ class Pass:
         return found
 
     def _range(self, tower: str, other: str) -> Range:
-        """The tokens of ``other`` that each of ``tower`` may depend on, its own position included."""
+        """The tokens of ``other`` that each token of ``tower`` may depend on, its own position included."""
         none = Order(*[jnp.zeros((next(iter(self.batches.values())).tokens.shape[0], 0), jnp.int32)] * 2)
         queries, keys = self.queries.get(tower, none), self.keys.get(other, none)
         return attention_range(queries, keys, inclusive=tower == other)
@@ -124,7 +131,7 @@ class Pass:
     # ---- stages ------------------------------------------------------------------------------------------------------
 
     def parts(self, stage: Stage, stages: int = 1) -> "_Parts":
-        """The blocks and fusions of a stage; of several alike in a row: theirs too, stacked."""
+        """The blocks and fusions of a stage; of ``stages`` identical consecutive ones, stacked."""
         blocks, inside = {}, {}
         for tower, (first, last) in _blocks(stage).items():
             end, numbers = (
@@ -158,7 +165,7 @@ class Pass:
         return _Parts(blocks, inside, fusions)
 
     def scan(self, group: tuple[Stage, ...], states: States) -> States:
-        """One scan over stages that are alike; their parameters become [stages, blocks per stage, ...]."""
+        """One scan over identical stages; their parameters become [stages, blocks per stage, ...]."""
 
         def body(carry: Any, parts: "_Parts") -> tuple[Any, None]:
             states, _, cache = self.stage(group[0], parts, carry[0], {}, carry[1])
@@ -170,7 +177,7 @@ class Pass:
     def stage(
         self, stage: Stage, parts: "_Parts", states: States, saved: "_Saved", cache: Cache | None
     ) -> tuple[States, "_Saved", Cache | None]:
-        """Runs one stage: blocks, then what the zips read, then what they do."""
+        """Run one stage: blocks, then the zips' reads, then the fusions."""
         states, saved = dict(states), dict(saved)
         for name, _, last in stage.runs:
             blocks, layers = parts.blocks[name]
@@ -202,14 +209,14 @@ class Pass:
         return {**states, **fused}, saved, cache
 
     def caches(self, tower: str, states: States, cache: Cache | None) -> dict[str, Keys | None]:
-        """Where the keys and values of a tower's streams are kept."""
+        """The key/value cache of each stream of a tower."""
         if cache is None:
             return dict.fromkeys(states[tower])
         soft = {stream: cache.zips[stream, tower] for stream in states[tower] if stream != OWN}
         return {OWN: cache.towers[tower], **soft}
 
     def with_caches(self, tower: str, caches: Mapping[str, Any], cache: Cache | None) -> Cache | None:
-        """The cache with those of one tower's streams."""
+        """``cache`` with the caches of one tower's streams replaced."""
         if cache is None:
             return None
         zips = {(stream, tower): keys for stream, keys in caches.items() if stream != OWN}
@@ -218,7 +225,7 @@ class Pass:
     # ---- zips --------------------------------------------------------------------------------------------------------
 
     def fuse(self, fused: Fused, parts: "_Parts", saved: "_Saved", cache: Cache | None) -> State:
-        """m + the sum of the zips' effects, all on the state before any of them, in sorted zip order."""
+        """m + the sum of the zips' effects, each computed from the pre-fusion state m, in sorted zip order."""
         execution, m = self.model.towers[fused.tower].execution, saved[fused.tower, fused.block, False].state
         positions, total = self.positions(fused.tower), m
         for source in fused.sources:
@@ -241,7 +248,7 @@ class Pass:
     def run_inside(
         self, fused: Fused, parts: "_Parts", states: States, saved: "_Saved", cache: Cache | None
     ) -> tuple[Streams, Cache | None]:
-        """A block in whose attention the keys and values of zips take part."""
+        """Run a block whose attention includes the keys and values of zips."""
         tower, places = self.model.towers[fused.tower], self.streams[fused.tower]
         found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
         block, layer = parts.inside[fused.tower]
@@ -265,7 +272,7 @@ class Pass:
         return xs, self.with_caches(fused.tower, caches, cache)
 
     def enter(self, fused: Fused, parts: "_Parts", saved: "_Saved") -> Streams:
-        """Soft tokens of this pass, as they enter the receiver's sequence."""
+        """The soft tokens of this pass, as inputs of the receiver's block."""
         tower, found = self.model.towers[fused.tower], {}
         for source in fused.sources:
             fusion, _ = parts.fusions[source.zip, fused.tower, source.member]
@@ -281,7 +288,7 @@ class Pass:
         return found
 
     def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
-        """The cache with what a zip keeps of the tokens of this pass."""
+        """Write what a zip caches of this pass's tokens."""
         key, execution = (read.zip, read.into), self.model.towers[read.into].execution
         fusion, index = parts.fusions[read.zip, read.into, read.member]
         new = execution.in_use(fusion).read(self.source(read, self.at(read, read.inside, saved), fusion.placement))
@@ -290,13 +297,13 @@ class Pass:
         return Cache(cache.towers, {**cache.zips, key: kept})
 
     def kept(self, source: Any, receiver: str, fusion: Fusion, index: Any, at: "_At", cache: Cache | None) -> Any:
-        """What a zip reads of all tokens of its source: from the cache where there is one, else of this pass."""
+        """What a zip reads of all its source tokens: from the cache if there is one, else from this pass."""
         if cache is not None:
             return jax.tree.map(lambda x: x[index], cache.zips[source.zip, receiver])
         return fusion.read(self.source(source, at, fusion.placement))
 
     def at(self, source: Any, inside: bool, saved: "_Saved") -> "_At":
-        """Where a zip reads a tower (``source``: a Read or a Source); empty where the tower has no tokens here."""
+        """The state that ``source`` (a Read or a Source) refers to; empty if the tower has no tokens in this pass."""
         name = source.tower
         if name in self.batches:
             return saved[name, source.block, inside]
@@ -305,11 +312,11 @@ class Pass:
         return _At(jnp.zeros((rows, 0, width), dtype), jnp.zeros((rows, 0), jnp.int32), None, None)
 
     def source(self, source: Any, at: "_At", placement: str) -> SourceState:
-        """What a fusion is given to read."""
+        """The input of `Fusion.read`."""
         tower = self.model.towers[source.tower]
 
         def heads() -> tuple[Array, Array]:
-            # Of no tokens any block gives nothing.
+            # Without tokens any block gives the same, empty, result.
             block, layer = (member(tower.blocks, 0), 0) if at.block is None else (at.block, at.layer)
             return tower.execution.in_use(block).heads(at.state, at.positions, layer)[1:]
 
@@ -317,7 +324,7 @@ class Pass:
 
 
 class _At(NamedTuple):
-    """Where a zip reads: the state, its local positions, and the block there (inside), with its number from 0."""
+    """A state that zips read: its local positions, and for "inside" the block and its index from 0."""
 
     state: State
     positions: Any
@@ -326,16 +333,16 @@ class _At(NamedTuple):
 
 
 _Saved = dict[tuple[str, int, bool], _At]
-"""What zips read, by (tower, block, inside)."""
+"""(tower, block, inside) -> the state that zips read there."""
 
 
 class _Parts(NamedTuple):
     """The parameters of a stage.
 
     Attributes:
-        blocks: tower -> (blocks that run before the stop, their numbers from 0), stacked.
-        inside: tower -> (block whose attention zips take part in, its number).
-        fusions: (zip, receiver, member) -> (fusion, its number among the members).
+        blocks: Tower -> (blocks that run before the stop, their indices from 0), stacked.
+        inside: Tower -> (block whose attention includes zips, its index).
+        fusions: (zip, receiver, member) -> (fusion, its index among the members).
     """
 
     blocks: dict[str, tuple[Any, Any]]
@@ -344,7 +351,7 @@ class _Parts(NamedTuple):
 
 
 def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:
-    """tower -> first and last block that a stage runs, those inside included."""
+    """Tower -> first and last block that a stage runs, blocks with fusions inside included."""
     found = {tower: (first, last) for tower, first, last in stage.runs}
     for fusion in stage.fusions:
         if fusion.inside:

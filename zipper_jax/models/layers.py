@@ -1,6 +1,6 @@
-"""The small parts: linear maps, norms, feed-forwards, projections.
+"""Basic layers: linear maps, norms, feed-forwards, projections.
 
-Axis letters: B rows, T positions, D width, E output width, F hidden width.
+Axis letters: B rows, T positions, D embed_dim, E output dimension, F hidden dimension.
 """
 
 import itertools
@@ -26,7 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Linear(Module):
-    """An einsum with a kernel (and a bias over the last ``outputs`` axes); computes in ``dtype``."""
+    """An einsum with a kernel, computed in ``dtype``.
+
+    Args:
+        equation: Of the einsum, input first.
+        shape: Of the kernel.
+        axes: Logical axis names of the kernel.
+        fan_in: Of the initialisation, see `module.param`.
+        rngs: Random streams.
+        dtype: Of the product.
+        bias: Whether to add a bias.
+        outputs: Number of trailing kernel axes that are output features, the shape of the bias.
+    """
 
     def __init__(
         self,
@@ -52,7 +63,13 @@ class Linear(Module):
 class Norm(Module):
     """RMSNorm, or LayerNorm with a bias, over the last axis; statistics in float32, output in the input's dtype.
 
-    ``offset`` is added to the stored scale.
+    Args:
+        width: Size of the last axis.
+        rngs: Random streams.
+        kind: "rms" or "layer".
+        epsilon: Added to the mean square.
+        offset: Added to the stored scale.
+        axis: Logical name of the last axis.
     """
 
     def __init__(
@@ -81,7 +98,7 @@ class Norm(Module):
 
 
 class MLP(Module):
-    """down(activation(up(x))): of towers without a gate, and of Flamingo's gated cross-attention."""
+    """down(activation(up(x))), for towers without gated MLP and for Flamingo's gated cross-attention."""
 
     def __init__(
         self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
@@ -110,7 +127,7 @@ class GatedMLP(MLP):
 
 
 class Projection(Module):
-    """A projection from width D to width E: ReLU(MLP(x)), x + tanh(gate) * MLP(x), or x itself (ProjectionConfig)."""
+    """A projection from D to E: ReLU(MLP(x)), x + tanh(gate) * MLP(x), or the identity (see `ProjectionConfig`)."""
 
     def __init__(
         self, config: ProjectionConfig, width: int, out_width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
@@ -121,7 +138,7 @@ class Projection(Module):
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
         layers = {} if config.form == "none" else dict(enumerate(itertools.pairwise(widths)))
         for number, (d, e) in layers.items():
-            # Output features have a name of their own, so that no layer puts one mesh axis on both of its axes.
+            # Input and output axes need different names: one mesh axis cannot shard both axes of a kernel.
             in_name = "embed" if number == 0 else "projection"
             axes = (in_name, "projection_out")
             layer = Linear("BTD,DE->BTE", (d, e), axes, fan_in=d, dtype=dtype, bias=config.bias, rngs=rngs)

@@ -1,4 +1,4 @@
-"""What each token attends to, as ranges of key positions (docs/architecture.md, idea 2).
+"""Attention ranges: the contiguous range of keys that each query attends to (docs/architecture.md, idea 2).
 
 Axis letters: B rows, T queries, S keys.
 """
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 Range = tuple[Int[Array, "B T"], Int[Array, "B T"]]
-"""``start`` and ``end`` of the keys that each query attends to; see `ops.interval_attention` for the contract."""
+"""``start`` and ``end`` of each query's visible keys, int32; see `ops.interval_attention` for the contract."""
 
 _FEW_QUERIES = 16  # up to so many, comparing with every key is faster than a binary search
 
 
 class Order(NamedTuple):
-    """Where the tokens of one tower stand: within a row in order of (segment, global position), padding at the end.
+    """The order of one tower's tokens: each row is sorted by (segment, global position), padding at the end.
 
     Attributes:
         segment_ids: The example's number in the row, from 1; 0: padding.
@@ -28,15 +28,16 @@ class Order(NamedTuple):
 
 
 def attention_range(queries: Order, keys: Order, *, inclusive: bool) -> Range:
-    """The keys that came earlier in each query's own example (paper §3.1).
+    """The keys that precede each query in its own example (paper §3.1).
 
     Args:
-        queries: Of the tower that attends.
-        keys: Of the tower that is attended to.
-        inclusive: Keys at the query's own position, too: self-attention.
+        queries: Order of the attending tower's tokens.
+        keys: Order of the attended tower's tokens.
+        inclusive: Include keys at the query's own global position (self-attention).
 
-    A query that sees nothing gets the empty range at its example's place, padding (S, S), so ``start`` and ``end``
-    never decrease along T.
+    Returns:
+        ``start`` and ``end``. A query without visible keys has an empty range at the start of its example, padding has
+        (S, S), so both never decrease along T.
     """
     num_keys = keys.segment_ids.shape[1]
     real = queries.segment_ids > 0
@@ -48,7 +49,7 @@ def attention_range(queries: Order, keys: Order, *, inclusive: bool) -> Range:
 
 
 def _counted(queries: Order, keys: Order, inclusive: bool) -> Range:
-    """Keys in front of each query's example, and with those of it that came earlier: every pair is compared."""
+    """`attention_range` by comparing every query with every key."""
     segments, positions = (x[:, None, :] for x in keys)
     own, at = (x[:, :, None] for x in queries)
     in_front = (segments > 0) & (segments < own)
@@ -58,13 +59,13 @@ def _counted(queries: Order, keys: Order, inclusive: bool) -> Range:
 
 
 def _searched(queries: Order, keys: Order, inclusive: bool) -> Range:
-    """The same by binary search over (segment, global position)."""
+    """`attention_range` by binary search over (segment, global position)."""
     padding = 1 + jnp.maximum(jnp.max(keys.segment_ids, initial=0), jnp.max(queries.segment_ids, initial=0))
     longest = 1 + jnp.maximum(jnp.max(keys.global_positions, initial=0), jnp.max(queries.global_positions, initial=0))
 
     def ranges(keys: Order, queries: Order):
-        # One integer carries (segment, global position): it stays below (examples in a row + 2) * (longest example),
-        # far from 2 ** 31 for any row that fits a device.
+        # One int32 encodes (segment, global position). It stays below (examples in a row + 2) * (longest example), far
+        # below 2 ** 31 for any row that fits on a device.
         key_order = _padding_last(keys.segment_ids, padding) * longest + keys.global_positions
         segments = _padding_last(queries.segment_ids, padding) * longest
         start = jnp.searchsorted(key_order, segments, side="left")
@@ -76,5 +77,5 @@ def _searched(queries: Order, keys: Order, inclusive: bool) -> Range:
 
 
 def _padding_last(segment_ids: Int[Array, " S"], padding: Int[Array, ""]) -> Int[Array, " S"]:
-    """Segment ids in sorted order: padding, which fills the end of a row, gets the id ``padding``, above all others."""
+    """Segment ids in sorted order: padding, at the end of a row, gets the id ``padding``, above all others."""
     return jnp.where(segment_ids > 0, segment_ids, padding)

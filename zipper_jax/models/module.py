@@ -1,11 +1,11 @@
-"""What every module of a model shares: parameters that declare themselves, and how a tree of them becomes a model.
+"""Base of all modules: declared parameters, their initialisation, and conversion to and from nested dicts.
 
-A module declares its parameters (shape, logical axes, initial values, use) with `param`; they are drawn when the
-outermost constructor returns, each leaf from (seed, its path), on the host. So ``Zipper(config, rngs=nnx.Rngs(0))`` is
-an ordinary initialised Flax NNX model, a part that is added changes no other part's start, and a leaf can be drawn by
-itself, by the process that needs it. (Sixty draws traced by JAX take half a minute to compile on a CPU.)
+A module declares its parameters (shape, logical axes, initial values, use) with `param`; they are initialised when the
+outermost constructor returns, each leaf on the host from (seed, its path). So ``Zipper(config, rngs=nnx.Rngs(0))`` is
+an ordinary initialised Flax NNX model, adding a part does not change the initial values of others, and a process can
+initialise single leaves. (Sixty draws traced by JAX take half a minute to compile on a CPU.)
 
-Outside ``models/`` parameters are nested dicts of arrays; `bind` puts them into a model, `pure` takes them out.
+Outside ``models/`` parameters are nested dicts of arrays; `bind` puts them into a model, `pure` extracts them.
 """
 
 import functools
@@ -29,9 +29,9 @@ _context = threading.local()
 
 
 class Module(nnx.Module):
-    """An ``nnx.Module`` whose declared parameters are drawn when its outermost constructor returns.
+    """An ``nnx.Module`` whose declared parameters are initialised when its outermost constructor returns.
 
-    Constructors take ``rngs`` by name, as Flax's own do.
+    Constructors take ``rngs`` by keyword, as in Flax.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -68,13 +68,13 @@ def param(
     """Declare a float32 parameter.
 
     Args:
-        shape: Of one member; `stack` puts an axis in front.
-        axes: Logical axis name of each axis, for sharding; None: never sharded.
-        use: "product": a factor of matrix products, cast to their dtype; "lookup": a table of which rows are read;
-            "scale": norms, biases, used in float32; "gate": a scalar whose tanh scales an effect.
-        fan_in: Drawn from a normal of variance 1 / fan_in; None: filled with ``fill``.
+        shape: Of one member; `stack` prepends an axis.
+        axes: Logical name of each axis, for sharding; None: never sharded.
+        use: "product": a kernel of matrix products, cast to their dtype; "lookup": an embedding table; "scale": norms
+            and biases, used in float32; "gate": a scalar whose tanh scales an effect.
+        fan_in: Initialised from a normal of variance 1 / fan_in; None: filled with ``fill``.
         fill: The constant.
-        output: Logits are products with its rows.
+        output: Whether it is an output table: logits are products with its rows.
     """
     assert len(shape) == len(axes), (shape, axes)
     value: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -82,9 +82,9 @@ def param(
 
 
 def stack(make: Callable[[], M], count: int, axis: str) -> M:
-    """``count`` modules as one whose parameters have an axis ``axis`` in front: [count, ...].
+    """Stack ``count`` modules into one whose parameters are [count, ...], the first axis named ``axis``.
 
-    Parameters that a module draws itself (plain Flax layers) are drawn for each member.
+    Parameters that a module initialises itself (plain Flax layers) are initialised for each member.
     """
     first = make()
     found = parameters(first)
@@ -112,14 +112,14 @@ def draw(seed: int, path: str, variable: nnx.Variable) -> np.ndarray:
 
 
 def is_declared(variable: nnx.Variable) -> bool:
-    """Whether the parameter was declared with `param`, so that `draw` can draw it."""
+    """Whether the parameter was declared with `param`, so that `draw` can initialise it."""
     return "fan_in" in variable.get_metadata()
 
 
 def _draw(module: nnx.Module, rngs: nnx.Rngs, count: Any) -> None:
-    """Draws all declared parameters. The first module of an Rngs(s) draws from seed s, later ones from others.
+    """Initialise all declared parameters. The first module of an Rngs(s) uses seed s, later ones other seeds.
 
-    ``count`` is the stream's before the module was made.
+    ``count`` is the stream's count before the module was constructed.
     """
     declared = [
         (path, v) for path, v in parameters(module).items() if isinstance(v.get_raw_value(), jax.ShapeDtypeStruct)
@@ -165,7 +165,7 @@ def pure(module: nnx.Module) -> Params:
 
 
 def put(tree: Params, path: Any, value: Any) -> None:
-    """tree[path[0]][path[1]]... = value, making the dicts on the way."""
+    """Set tree[path[0]][path[1]]... to ``value``, creating missing dicts."""
     *folders, name = path
     for folder in folders:
         tree = tree.setdefault(folder, {})
@@ -173,7 +173,7 @@ def put(tree: Params, path: Any, value: Any) -> None:
 
 
 def bind(module: M, params: Mapping[str, Any]) -> M:
-    """``module`` with the parameters of a nested dict (arrays or tracers) in place of its own.
+    """``module`` with its parameters replaced by those of a nested dict (arrays or tracers).
 
     Raises:
         ValueError: A parameter is missing in ``params``.
@@ -196,24 +196,24 @@ def bind(module: M, params: Mapping[str, Any]) -> M:
 
 Placer = Callable[..., Array]
 """(array, tower, one logical axis name or None per axis) -> the array, sharded; ``batch`` names the rows. With
-``in_use=True``: a parameter while it is used, gathered along whatever batch rows are sharded over."""
+``in_use=True``: a parameter as it is used, gathered over the mesh axes that shard batch rows."""
 
 
 def unsharded(x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
-    """The placer of one device: nothing is sharded."""
+    """The placer for one device: nothing is sharded."""
     return x
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a tower and what writes to it are run: none of this changes what is computed.
+    """How a tower and the zips into it are executed.
 
     Attributes:
         dtype: Of matrix products.
-        scan: Equal blocks under ``lax.scan``, or unrolled.
+        scan: Run identical blocks under ``lax.scan``, or unrolled.
         remat: What the backward pass recomputes, see `ZipperConfig`.
-        placer: How arrays are sharded.
-        tower: The tower by whose sharding rules.
+        placer: Shards arrays.
+        tower: The tower whose sharding rules apply.
     """
 
     dtype: Any = jnp.float32
@@ -223,20 +223,21 @@ class Execution:
     tower: str = ""
 
     def shard(self, x: Array, *names: str | None) -> Array:
-        """An activation, sharded by its logical axes."""
+        """Shard an activation by its logical axes."""
         return self.placer(x, self.tower, *names)
 
     def gather(self, x: Array, *names: str | None) -> Array:
-        """A parameter as it is used, from where it lies; backwards, its gradient goes the same way to where it belongs.
+        """Gather a sharded parameter for use; in the backward pass its gradient is sharded in the same way.
 
-        Stated explicitly: else the compiler may split a product along its sum, and add up activations of the batch.
+        The explicit constraint keeps the compiler from splitting a product along its contracted axis, which would
+        all-reduce activations of the whole batch.
         """
         return self.placer(self.placer(x, self.tower, *names), self.tower, *names, in_use=True)
 
     def in_use(self, module: M) -> M:
-        """A module as it is used: kernels cast and gathered; tables, of which only some rows are read, left sharded.
+        """Prepare a module for use: cast and gather kernels; lookup tables, of which few rows are read, stay sharded.
 
-        The one place where parameters are cast and gathered for use, except the output tables (`Tower.logits`).
+        All parameters are cast and gathered here, except output tables (`Tower.logits`).
         """
         if self.placer is unsharded:  # each layer casts its own kernel
             return module
@@ -255,7 +256,7 @@ class Execution:
         return jax.tree.map(of, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
     def recompute(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        """``body``, whose backward pass recomputes what ``remat`` says."""
+        """``body`` under ``jax.checkpoint``, as ``remat`` says."""
         if self.remat == "none":
             return body
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
@@ -263,7 +264,7 @@ class Execution:
 
 
 def loop(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, xs: Any, scan: bool) -> Any:
-    """The carry after ``lax.scan`` over the leading axis of ``xs``, or after the same unrolled."""
+    """The carry after ``lax.scan`` over the leading axis of ``xs``, or after the unrolled loop."""
     count = jax.tree.leaves(xs)[0].shape[0]
     if scan and count > 1:
         return jax.lax.scan(body, carry, xs)[0]

@@ -1,9 +1,9 @@
-"""Positions inside self-attention: rotary frequencies and their scalings, T5's distance buckets.
+"""Positions in self-attention: rotary frequencies and their scaling, T5's relative position buckets.
 
-Frequencies are computed in float64 on the host from the configuration, one row per layer; where all layers have the
-same, they are constants of the program.
+Frequencies are computed in float64 on the host from the configuration, one row per layer; frequencies shared by all
+layers are compile-time constants.
 
-Axis letters: B rows, T slots, N heads, H head size, R turned pairs of a head, L layers, W distances.
+Axis letters: B rows, T positions, N heads, H head_dim, R rotated pairs of a head, L layers, W distances.
 """
 
 import math
@@ -24,7 +24,7 @@ RELATIVE_DISTANCES = 129  # 0 to 127, and 128 for all beyond
 
 
 class Rotation(NamedTuple):
-    """What RoPE does in one layer: radians per position, and the factor on sine and cosine."""
+    """RoPE parameters of one layer: radians per position, and the factor on sine and cosine."""
 
     frequencies: Float[Array, " R"]
     amplitude: float | Float[Array, ""]
@@ -39,7 +39,7 @@ def rotation(config: TowerConfig, layer: Layer) -> Rotation:
 
 
 def window(config: TowerConfig, layer: Layer) -> int | Int[Array, ""] | None:
-    """How many tokens, itself included, a token of this layer sees; None when no layer has a limit."""
+    """Sliding window of a layer, in tokens, the query included; None when no layer has one."""
     if not any(config.window_of):
         return None
     sizes = [size or np.iinfo(np.int32).max // 2 for size in config.window_of]
@@ -47,7 +47,7 @@ def window(config: TowerConfig, layer: Layer) -> int | Int[Array, ""] | None:
 
 
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], by: Rotation) -> Float[Array, "B T N H"]:
-    """RoPE (arXiv 2104.09864), half-split: of the first 2R elements, i turns with i + R; the others stay."""
+    """RoPE (arXiv 2104.09864), half-split: of the first 2R elements, i is paired with i + R; the rest is unchanged."""
     turned_size = 2 * by.frequencies.shape[0]
     angles = positions[..., None, None].astype(jnp.float32) * by.frequencies
     sin, cos = by.amplitude * jnp.sin(angles), by.amplitude * jnp.cos(angles)
@@ -59,7 +59,7 @@ def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], by: Rotatio
 
 
 def relative_buckets() -> Int[np.ndarray, " W"]:
-    """T5's bucket (arXiv 1910.10683) of each distance back: exact up to 15, then logarithmic up to 128."""
+    """T5's bucket (arXiv 1910.10683) of each distance to an earlier key: exact up to 15, then logarithmic up to 128."""
     exact = RELATIVE_BUCKETS // 2
     distances = np.arange(RELATIVE_DISTANCES)
     far = np.log(np.maximum(distances, 1).astype(np.float32) / exact) / math.log((RELATIVE_DISTANCES - 1) / exact)
@@ -69,7 +69,7 @@ def relative_buckets() -> Int[np.ndarray, " W"]:
 
 @cache
 def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.ndarray, " L"]]:
-    """(frequencies, amplitudes) of every layer; of one, when all are the same."""
+    """(frequencies, amplitudes) of every layer; L = 1 when all layers are the same."""
     plain = _frequencies(config.rope_base, config.rotary_size)
     scaled, amplitude = _scaled(plain, config.rope_base, config.rope_scaling)
     near = None if config.window_rope_base is None else _frequencies(config.window_rope_base, config.rotary_size)
@@ -99,7 +99,7 @@ def _scaled(plain: Float[np.ndarray, " R"], base: float, scaling: RopeScaling | 
     size = 2 * len(plain)
 
     def index(turns: float) -> float:
-        """The frequency, as a fraction of the list's index, that makes so many turns in the original length."""
+        """The (fractional) index of the frequency with this many rotations in the original length."""
         return size * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first, last = index(scaling.beta_fast), index(scaling.beta_slow)

@@ -1,9 +1,9 @@
-"""In which order blocks run and zips fire: pure Python on the configuration, no arrays.
+"""The order in which blocks run and zips fire: pure Python on the configuration, no arrays.
 
-A zip joins block k of one tower with block l of another, at a *stop* of each: behind the block, or in front of it for
-fusions whose placement is "inside". Soft tokens (placement "sequence") are read behind a block of the source and enter
-in front of one of the receiver. Every zip at a stop reads the state before any fusion there, so the order is a
-topological order of these states and of what follows them. Blocks are numbered from 1, as in the paper.
+A zip joins block k of one tower with block l of another, at a *stop* of each: after the block, or before it for fusions
+with placement "inside". Soft tokens (placement "sequence") are read after a block of the source and enter before a
+block of the receiver. Every zip at a stop reads the pre-fusion state, so the schedule is a topological order of these
+states and their consumers. Blocks are numbered from 1, as in the paper.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """One zip's effect at a stop of the receiver: the member'th pair of ``zip`` reads ``tower`` at ``block``."""
+    """A zip's effect at a stop of the receiver: pair number ``member`` of ``zip`` reads ``tower`` at ``block``."""
 
     zip: str
     member: int
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a source gives at one of its stops: the member'th pair of ``zip`` reads it for ``into``."""
+    """A zip's read at a stop of the source: pair number ``member`` of ``zip`` reads it for the tower ``into``."""
 
     zip: str
     member: int
@@ -38,9 +38,11 @@ class Read(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """What happens at a stop of ``tower``: behind ``block``, its state becomes m + the sum of the effects; inside,
-    ``block`` runs with the further keys and values of its sources (none: it is only read from); in its sequence, soft
-    tokens enter in front of ``block``."""
+    """The fusion at a stop of ``tower``.
+
+    Placement "behind": the output m of ``block`` becomes m + the sum of the effects. "inside": ``block`` runs with the
+    extra keys and values of its sources (none: it is only read). "sequence": soft tokens enter before ``block``.
+    """
 
     tower: str
     block: int
@@ -49,7 +51,7 @@ class Fusion(NamedTuple):
 
     @property
     def inside(self) -> bool:
-        """Whether it happens in the attention of ``block``, and reads inputs of blocks."""
+        """Whether it acts in the attention of ``block`` and reads inputs of blocks."""
         return self.placement == "inside"
 
 
@@ -63,10 +65,12 @@ class SoftTokens(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Blocks ``first`` to ``last`` (from 1, inclusive) of some towers, then what happens at the stops reached.
+    """Blocks ``first`` to ``last`` (from 1, inclusive) of some towers, then the fusions at the stops reached.
 
-    runs: (tower, first, last). fusions: as they fire, all reading states before any of them. reads: of the towers that
-    reached a stop in this stage.
+    Attributes:
+        runs: (tower, first, last).
+        fusions: All read pre-fusion states.
+        reads: Of the towers that reached a stop in this stage.
     """
 
     runs: tuple[tuple[str, int, int], ...]
@@ -75,7 +79,11 @@ class Stage(NamedTuple):
 
 
 def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple[tuple[int, int], ...]:
-    """The block pairs of one ZipConfig in the order of its ``towers``, sorted; raises UserError outside the towers."""
+    """The block pairs of one ZipConfig in the order of its ``towers``, sorted.
+
+    Raises:
+        UserError: A block number outside the towers, a repeated pair, or no pair at all.
+    """
     a, b = zip_config.towers
     depth_a, depth_b = towers[a].num_layers, towers[b].num_layers
     if zip_config.intervals is not None:
@@ -92,7 +100,7 @@ def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple
     for block_a, block_b in pairs:
         if not (1 <= block_a <= depth_a and 1 <= block_b <= depth_b):
             raise UserError(
-                f"zip {zip_config.name}: pair ({block_a}, {block_b}) lies outside towers of {depth_a} ({a}) and "
+                f"zip {zip_config.name}: pair ({block_a}, {block_b}) is outside towers of {depth_a} ({a}) and "
                 f"{depth_b} ({b}) blocks; blocks are counted from 1"
             )
     if len(set(pairs)) != len(pairs):
@@ -101,7 +109,7 @@ def zip_pairs(zip_config: ZipConfig, towers: Mapping[str, TowerConfig]) -> tuple
 
 
 def soft_tokens(config: "ZipperConfig", receiver: str) -> tuple[SoftTokens, ...]:
-    """Those that enter ``receiver``, in the order in which they do."""
+    """The soft tokens that enter ``receiver``, in the order in which they enter."""
     found = []
     for z in config.zips:
         if receiver in z.receivers and fusion_class(z.fusion).placement == "sequence":
@@ -114,8 +122,10 @@ _BEFORE: dict[Placement, int] = {"behind": 0, "inside": 1, "sequence": 2}
 
 
 class _Stops(NamedTuple):
-    """A stop is a number: 3 * block behind it, one less inside it, two less where soft tokens enter in front of it.
-    tower -> stop -> what fires, what is read."""
+    """Tower -> stop -> the sources of its fusion, and its reads.
+
+    A stop is a number: 3 * block after the block, one less inside it, two less where soft tokens enter before it.
+    """
 
     fusions: dict[str, dict[int, tuple[Source, ...]]]
     reads: dict[str, dict[int, tuple[Read, ...]]]
@@ -148,13 +158,13 @@ def _stops(config: "ZipperConfig") -> _Stops:
 
 
 def make_schedule(config: "ZipperConfig", towers: Collection[str] | None = None) -> tuple[Stage, ...]:
-    """The stages of a pass over ``towers`` (None: all); what other towers gave earlier is there already.
+    """The stages of a pass over ``towers`` (None: all); states of other towers are already cached.
 
-    Round by round, every tower runs up to its next stop; then everything fires whose states are there. A tower that
-    waits for another's state keeps its place. A round in which nothing happens is a cycle.
+    In each round, every tower runs to its next stop, then all fusions fire whose source states are available. Towers
+    that wait for another's state do not advance. A round without progress means a cycle.
 
     Raises:
-        UserError: A cycle; it names the blocks.
+        UserError: A cycle; the message names the blocks.
     """
     stops, depth = _stops(config), {t: 3 * config.towers[t].num_layers for t in config.towers}
     reached = dict.fromkeys(sorted(config.towers if towers is None else towers), 0)
@@ -191,7 +201,7 @@ def make_schedule(config: "ZipperConfig", towers: Collection[str] | None = None)
 
 
 def _stop_of(source: Source, stop: int) -> int:
-    """The stop at which ``source`` is read for what happens at ``stop``."""
+    """The stop at which ``source`` is read for the fusion at ``stop``."""
     return 3 * source.block - (_placement(stop) == "inside")
 
 
@@ -213,7 +223,7 @@ def _cycle_message(stops: _Stops, reached: Mapping[str, int], passed: Mapping[st
 
 
 def group_stages(stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], ...]:
-    """Joins consecutive stages that one scan can run: equal numbers of blocks, the same zips one member further on."""
+    """Group consecutive stages that one scan can run: equal numbers of blocks, the same zips at the next member."""
     present = {tower for stage in stages for tower, _, _ in stage.runs}
     present |= {fusion.tower for stage in stages for fusion in stage.fusions}
     kept = {read for stage in stages for read in _reads_elsewhere(stage, present)}
@@ -231,7 +241,7 @@ State = tuple[str, int, bool]
 
 
 def _follows(before: Stage, after: Stage, kept: set[State], present: set[str]) -> bool:
-    """Whether ``after`` is ``before`` over again, and neither needs or leaves a state for another stage."""
+    """Whether ``after`` repeats ``before`` and neither reads a state of, or leaves one for, another stage."""
     for stage in (before, after):
         if any(f.placement == "sequence" for f in stage.fusions):  # the receiver has more tokens from here on
             return False
@@ -253,7 +263,7 @@ def _states(stage: Stage) -> set[State]:
 
 
 def _reads_elsewhere(stage: Stage, present: set[str]) -> set[State]:
-    """States that the stage fuses or reads but that an earlier stage computed."""
+    """States that the stage fuses or reads and an earlier stage computed."""
     used = {(f.tower, f.block, f.inside) for f in stage.fusions if f.placement != "sequence"}
     used |= {(s.tower, s.block, f.inside) for f in stage.fusions for s in f.sources if s.tower in present}
     used |= {(r.tower, r.block, r.inside) for r in stage.reads}

@@ -1,9 +1,9 @@
 """One tower: embedding, blocks, final norm, head.
 
-``tower(batch)`` is the unimodal path. The fused path (`models.zipper`) runs the same blocks, in pieces between zips.
+``tower(batch)`` is the unimodal path. The fused path (`models.zipper`) runs the same blocks, stage by stage.
 
-Axis letters: B rows, T positions, S key positions, D width, V vocabulary, A added tokens, L layers, N query heads, K
-key/value heads, H head size, W distances.
+Axis letters: B rows, T positions, S key positions, D embed_dim, V vocabulary, A added tokens, L layers, N query heads,
+K key/value heads, H head_dim, W distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +27,22 @@ from zipper_jax.ops.interval_attention import interval_attention, merge_attentio
 from zipper_jax.sequences import TowerBatch
 
 Keys = TowerCache | KeyValue
-"""Where the keys and values of one stream are cached."""
+"""The key/value cache of one stream."""
 OWN = "own"
-"""The stream of a tower's own tokens; the others are soft tokens, named like their zip."""
+"""The stream of a tower's own tokens; the others are soft tokens, named after their zip."""
 More = tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Range]
-"""Further keys and values of one block's attention, and the range of them that each query attends to."""
+"""Extra keys and values of one block's attention, and each query's attention range over them."""
 
 
 class Places(NamedTuple):
-    """What all blocks of one tower share in one pass. Axis T: tokens of one stream of its sequence, see `Tower.run`.
+    """Positions and attention ranges of one stream of a tower, shared by its blocks; axis T: tokens of the stream.
 
     Attributes:
-        positions: Local positions, in the whole sequence.
-        visible: Of self-attention, over this pass's tokens, or over the cache's where there is one.
-        slots: Where this pass's tokens are in the cache, see `cache.place_tokens`; None: there is no cache.
+        positions: Local positions in the whole sequence.
+        visible: Range of self-attention, over this pass's tokens, or over the cache if there is one.
+        slots: Cache positions of this pass's tokens, see `cache.place_tokens`; None: there is no cache.
         distance_bias: See `RelativeBias`.
-        others: Of the keys of other streams.
+        others: Stream -> range over its keys, for the other streams.
     """
 
     positions: Int[Array, "B T"]
@@ -53,12 +53,12 @@ class Places(NamedTuple):
 
 
 def tower_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> Norm:
-    """A norm over the tower's width, of the tower's kind."""
+    """A norm over embed_dim, as configured for the tower."""
     return Norm(config.embed_dim, rngs=rngs, kind=config.norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
 class Attention(Module):
-    """Grouped-query self-attention within a range of keys, with RoPE and norms of query and key heads as configured."""
+    """Grouped-query self-attention over a range of keys, with RoPE and query/key norms as configured."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
@@ -78,7 +78,7 @@ class Attention(Module):
     def project(
         self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], layer: Layer
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Query, key and value of each token, the first two turned by their local position where RoPE does."""
+        """Query, key and value of each token, with RoPE by local position where the tower uses it."""
         query, key = self.query(y), self.key(y)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -97,8 +97,7 @@ class Attention(Module):
         distance_bias: Float[Array, "N W"] | None = None,
         more: Sequence[More] = (),
     ) -> Float[Array, "B T N H"]:
-        """What each query gathers from its visible keys, the layer's window narrowing its own tower's; ``more`` keys
-        take part in the same softmax."""
+        """Attention over the visible keys, narrowed by the layer's window, and the ``more`` keys, in one softmax."""
         start, end = visible
         window = rotary.window(self.config, layer)
         if window is not None:
@@ -115,12 +114,12 @@ class Attention(Module):
     def __call__(
         self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], visible: Range, layer: Layer = 0
     ) -> Float[Array, "B T D"]:
-        """Self-attention over the tokens given."""
+        """Self-attention over the tokens of ``y``."""
         return self.output(self.attend(*self.project(y, positions, layer), visible, layer))
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); or both at once; with more norms behind them where asked for."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); parallel, or with output norms, as configured."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
@@ -138,7 +137,7 @@ class Block(Module):
     def heads(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], layer: Layer
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Query, key and value of each token of the block's input."""
+        """Query, key and value of each token, from the block's input."""
         return self.attention.project(self.attention_norm(x), positions, layer)
 
     def __call__(
@@ -149,7 +148,15 @@ class Block(Module):
         cache: Keys | None = None,
         more: Sequence[More] = (),
     ) -> tuple[Float[Array, "B T D"], Keys | None]:
-        """The block's output, and the cache with this pass's keys and values: written first, then read."""
+        """The block's output, and the cache, which is written first and then read.
+
+        Args:
+            x: The block's input.
+            places: Positions and attention ranges.
+            layer: The block's index, from 0.
+            cache: Keys and values of earlier passes; None: none are cached.
+            more: Extra keys and values in the same softmax.
+        """
         found, caches = self.streams({OWN: x}, {OWN: places}, layer, {OWN: cache}, more)
         return found[OWN], caches[OWN]
 
@@ -161,8 +168,8 @@ class Block(Module):
         caches: dict[str, Keys | None],
         more: Sequence[More] = (),
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
-        """The same for a sequence in several streams: each token attends to all of them in one softmax. ``more`` keys
-        are for the tower's own tokens."""
+        """`__call__` for a sequence in several streams: each token attends to all of them in one softmax. ``more`` keys
+        are for the tower's own tokens only."""
         queries, keys, kept = {}, {}, {}
         for name, x in xs.items():
             queries[name], key, value = self.heads(x, places[name].positions, layer)
@@ -194,7 +201,7 @@ class Block(Module):
 
 
 class Embedding(Module):
-    """The token table, for input and, where the head is tied, output; and the table of learned positions."""
+    """The token table, for input and (with a tied head) output, and the table of learned positions."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config, self.dtype = config, dtype
@@ -205,7 +212,7 @@ class Embedding(Module):
         self.position_table = param(shape, (None, "embed"), use="lookup", fan_in=config.embed_dim) if learned else None
 
     def __call__(self, tokens: Int[Array, "B T"], added: Float[Array, "A D"] | None = None) -> Float[Array, "B T D"]:
-        """The rows of ``tokens``; those from vocab_size on are rows of ``added``."""
+        """Embeddings of ``tokens``; ids from vocab_size on are rows of ``added``."""
         own = self.config.vocab_size
         if added is None:
             rows = jnp.take(self.table[...], tokens, axis=0)  # a token from elsewhere gives NaN, not another's row
@@ -215,7 +222,7 @@ class Embedding(Module):
         return (rows * self.config.embedding_scale).astype(self.dtype)
 
     def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """x plus the learned vector of each local position, where the tower has learned positions."""
+        """x plus the learned embedding of each local position, if the tower has learned positions."""
         if self.position_table is None:
             return x
         rows = positions + self.config.position_offset
@@ -223,7 +230,7 @@ class Embedding(Module):
 
 
 class AddedEmbedding(Module):
-    """Rows of tokens that fusion adds to a tower's vocabulary: for input and, where the head is tied, output."""
+    """Embeddings of the tokens added to a tower's vocabulary for the fused path, for input and output."""
 
     def __init__(self, config: TowerConfig, count: int, *, rngs: nnx.Rngs):
         shape, axes = (count, config.embed_dim), (None, "embed")
@@ -232,19 +239,19 @@ class AddedEmbedding(Module):
 
 
 class RelativeBias(Module):
-    """T5's relative positions: a bias per bucket of distances and head, shared by all layers."""
+    """T5's relative position bias: one value per distance bucket and head, shared by all layers."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         shape = (rotary.RELATIVE_BUCKETS, config.num_heads)
         self.table = param(shape, (None, "heads"), use="lookup", fan_in=1)
 
     def __call__(self) -> Float[Array, "N W"]:
-        """The bias of each distance back, the last one for all beyond."""
+        """The bias of each distance to an earlier key; the last entry is for all larger distances."""
         return jnp.take(self.table[...], rotary.relative_buckets(), axis=0).T
 
 
 class Head(Module):
-    """An output matrix of its own, for towers whose head is not tied."""
+    """The output matrix of a tower whose head is not tied."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.embed_dim)
@@ -267,9 +274,9 @@ class Tower(Module):
         self.relative_bias = RelativeBias(config, rngs=rngs) if config.positions == "relative" else None
 
     def __call__(self, batch: TowerBatch) -> Float[Array, "B T V"]:
-        """The unimodal path: what the tower was before fusion, if its weights are.
+        """The unimodal path: the tower as before fusion, without input projection, zips and added tokens.
 
-        Its vocabulary is the tower's own: `sequences.own_tokens` takes added tokens out of a batch.
+        Token ids must be below vocab_size: `sequences.own_tokens` removes added tokens from a batch.
         """
         batch = jax.tree.map(jnp.asarray, batch)
         order = Order(batch.segment_ids, batch.global_positions)
@@ -281,13 +288,13 @@ class Tower(Module):
         return self.logits(self.norm(xs[OWN]))
 
     def distance_bias(self) -> Float[Array, "N W"] | None:
-        """See `RelativeBias`."""
+        """The output of `RelativeBias`; None if the tower has none."""
         return None if self.relative_bias is None else self.execution.in_use(self.relative_bias)()
 
     def embed(
         self, batch: TowerBatch, added: AddedEmbedding | None = None, projection: nnx.Module | None = None
     ) -> Float[Array, "B T D"]:
-        """h0 = projection(embedding(tokens)) (paper §3); learned positions are added behind the projection."""
+        """h0 = projection(embedding(tokens)) (paper §3); learned positions are added after the projection."""
         embedding = self.execution.in_use(self.embedding)
         x = embedding(batch.tokens, None if added is None else added.table[...])
         if projection is not None:
@@ -295,7 +302,7 @@ class Tower(Module):
         return self.execution.shard(embedding.add_positions(x, batch.local_positions), "batch", None, None)
 
     def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """x plus learned positions, where the tower has them."""
+        """See `Embedding.add_positions`."""
         return self.execution.in_use(self.embedding).add_positions(x, positions)
 
     def run(
@@ -307,10 +314,19 @@ class Tower(Module):
         places: dict[str, Places],
         caches: dict[str, Keys | None],
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
-        """Runs stacked blocks in order; ``layers`` are their numbers from 0.
+        """Run stacked blocks in order.
 
-        The sequence is in one or more streams, `OWN` and those of soft tokens (`models.fusion`), each in order by
-        itself, with places and a cache of its own.
+        The sequence consists of one or more streams: `OWN` and those of soft tokens (`models.fusion`).
+
+        Args:
+            blocks: Stacked [L, ...].
+            layers: Their indices, from 0.
+            xs: Stream -> states.
+            places: Stream -> positions and attention ranges.
+            caches: Stream -> cache; None: there is no cache.
+
+        Returns:
+            The states and caches after the last block.
         """
         execution = self.execution
 
@@ -324,19 +340,21 @@ class Tower(Module):
         return loop(body if cached else execution.recompute(body), (xs, caches), (blocks, layers), execution.scan)
 
     def shard_cache(self, cache: Keys | None) -> Keys | None:
-        """The cache with its keys and values sharded: rows, and heads like the tower's."""
+        """Shard the keys and values of a cache by rows and key/value heads."""
         if cache is None:
             return None
         key, value = (self.execution.shard(x, *KEY_AXES) for x in (cache.key, cache.value))
         return cache._replace(key=key, value=value)
 
     def norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The final norm: in front of the head, not in front of zips."""
+        """The final norm, before the head; zips read states without it."""
         return self.execution.in_use(self.final_norm)(x)
 
     def logits(self, x: Float[Array, "B T D"], added: AddedEmbedding | None = None) -> Float[Array, "B T V"]:
-        """Products of normed states with every row of the output table, accumulated and returned in float32, scaled and
-        capped; those of ``added`` behind the tower's own. The input projection is not on this path (paper §3)."""
+        """Logits, accumulated and returned in float32, scaled and capped; those of ``added`` after the tower's own.
+
+        The head does not use the input projection (paper §3).
+        """
         execution = self.execution
         table = (self.embedding if self.head is None else self.head).table[...]
         logits = self._products(x, execution.gather(table.astype(x.dtype), "vocab", "embed"))

@@ -3,16 +3,16 @@
     model = Zipper(config, rngs=nnx.Rngs(0))
     logits = model({"a": batch_a, "b": batch_b})         # the fused path; tower -> [B, T, V]
     logits, cache = model(batches, cache=cache)          # the same code: prefill of any towers, and single steps
-    hidden = model.hidden(batches)                       # a loss or a step computes the head of what it needs
+    hidden = model.hidden(batches)                       # final states, before the head
     logits = model.head("a", hidden["a"])
     logits = model.towers["a"](batch_a)                  # the unimodal path: the tower as it was before fusion
 
-Outside ``models/`` parameters are nested dicts; `bind_params` makes a model of them inside a traced function. Their
+Outside ``models/`` parameters are nested dicts; `bind_params` puts them into a model inside a traced function. Their
 paths are those of the modules: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``added_embeddings/<name>``,
 ``input_projections/<name>``, ``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their
 members [Z, ...].
 
-Axis letters: B rows, T positions, D width, V vocabulary, L layers, Z zips.
+Axis letters: B rows, T positions, D embed_dim, V vocabulary, L layers, Z zips.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,8 +41,8 @@ class Zipper(Module):
 
     Args:
         config: The model.
-        rngs: ``nnx.Rngs(s)`` gives the parameters of a run with seed s, bit for bit.
-        placer: How arrays are sharded while they are used.
+        rngs: ``nnx.Rngs(s)`` gives the initial parameters of a run with seed s, bit for bit.
+        placer: Shards parameters and activations where they are used.
     """
 
     def __init__(self, config: ZipperConfig, *, rngs: nnx.Rngs, placer: Placer = unsharded):
@@ -81,11 +81,11 @@ class Zipper(Module):
 
         Args:
             batches: Tower -> its batch. Without a cache, a tower without a batch has no tokens.
-            cache: What was fed before, of these and other towers. ``global_positions`` and ``local_positions`` count on
-                from there. A token that does not fit the cache is not remembered.
+            cache: Of the tokens fed before, of any tower; the batches' ``global_positions`` and ``local_positions``
+                continue from there. Tokens beyond its capacity are dropped.
 
         Returns:
-            The logits; with a cache, also the cache with these tokens.
+            The logits; with a cache, also the updated cache.
         """
         if cache is None:
             return {tower: self.head(tower, x) for tower, x in self.hidden(batches).items()}
@@ -97,19 +97,19 @@ class Zipper(Module):
     @overload
     def hidden(self, batches: Batches, cache: Cache) -> tuple[dict[str, State], Cache]: ...
     def hidden(self, batches: Batches, cache: Cache | None = None) -> Any:
-        """What `head` takes: the final states, normed; otherwise like `__call__`."""
+        """The final states after the final norm, the input of `head`; otherwise like `__call__`."""
         run = Pass(self, batches, cache)
         states = {tower: self.towers[tower].norm(x) for tower, x in run().items()}
         return states if cache is None else (states, run.cache)
 
     def head(self, tower: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Float32 logits of `hidden` states; the tokens that fusion added come behind the tower's own."""
+        """Float32 logits of `hidden` states; those of added tokens come after the tower's own."""
         return self.towers[tower].logits(hidden, self.added_embeddings.get(tower))
 
     def last_logits(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B V"]], Cache]:
-        """Each row's logits at its last token of this pass, and the cache: the head is computed there only.
+        """Logits of each row's last token of this pass, and the cache; the head is computed for these tokens only.
 
-        A row without a token in a tower has meaningless logits there.
+        The logits of a row without a token in a tower are undefined.
         """
         states, cache = self.hidden(batches, cache)
         logits = {}
@@ -121,7 +121,7 @@ class Zipper(Module):
         return logits, cache
 
     def attention_weights(self, batches: Batches) -> Weights:
-        """Attention weights of the fusions that have some to show (dense: for short pictures)."""
+        """Attention weights of the fusions that have any, see `Fusion.weights` (dense: for short examples)."""
         run = Pass(self, batches, None, probe={})
         run()
         assert run.probe is not None
@@ -132,16 +132,16 @@ class Zipper(Module):
 
 
 class Parameter(NamedTuple):
-    """What is known of a parameter without its values.
+    """Metadata of a parameter.
 
     Attributes:
         shape, dtype: Of the leaf, stacked.
         axes: Logical axis names.
         use: See `module.param`.
-        output: Logits are products with its rows.
+        output: Whether it is an output table: logits are products with its rows.
         owner: The tower whose sharding rules it follows: the one it is part of, or writes to.
-        tokens: The towers whose tokens go through it, each with the share of its members (blocks, zips) that they do.
-        stacked: Its first axis counts blocks or zips.
+        tokens: Tower -> fraction of the stacked members (blocks, zips) that process the tower's tokens.
+        stacked: Whether its first axis is blocks or zips.
     """
 
     shape: tuple[int, ...]
@@ -156,17 +156,17 @@ class Parameter(NamedTuple):
 
 @lru_cache(maxsize=64)
 def abstract_model(config: ZipperConfig, placer: Placer = unsharded) -> Zipper:
-    """The model with shapes in place of parameters: nothing is drawn or allocated."""
+    """The model with shapes in place of parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: Zipper(config, rngs=nnx.Rngs(0), placer=placer))
 
 
 def bind_params(config: ZipperConfig, params: Params, placer: Placer = unsharded) -> Zipper:
-    """The model with these parameters (arrays or tracers) in it; cheap inside a traced function."""
+    """The model with the given parameters (arrays or tracers); cheap inside a traced function."""
     return module.bind(abstract_model(config, placer), params)
 
 
 def parameters(config: ZipperConfig) -> dict[str, Parameter]:
-    """Path -> what is known of the parameter, sorted by path: ``zips/a-b/into_a/attention/key/kernel``."""
+    """Path -> metadata of each parameter, sorted by path: ``zips/a-b/into_a/attention/key/kernel``."""
     classes = {z.name: (z, fusion_class(z.fusion)) for z in config.zips}
     found = {}
     for path, variable in module.parameters(abstract_model(config)).items():
@@ -198,7 +198,7 @@ def _tree(flat: Mapping[str, Any]) -> Params:
 
 
 def abstract_params(config: ZipperConfig) -> Params:
-    """The tree of shapes and dtypes, without computing anything."""
+    """The tree of shapes and dtypes; nothing is computed."""
     return _tree({path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in parameters(config).items()})
 
 
@@ -208,11 +208,11 @@ def param_axes(config: ZipperConfig) -> Params:
 
 
 def initialisers(config: ZipperConfig, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Path -> a function that draws the leaf, on the host: float32 [shape]. Each leaf draws from (seed, its path)."""
+    """Path -> a function that initialises the leaf on the host, float32. Each leaf depends on (seed, its path) only."""
 
     @lru_cache(maxsize=1)
     def drawn_together() -> dict[str, nnx.Param]:
-        """Plain Flax layers of a fusion cannot be drawn leaf by leaf."""
+        """Plain Flax layers of a fusion cannot be initialised leaf by leaf."""
         return module.parameters(Zipper(config, rngs=nnx.Rngs(seed)))
 
     def of(path: str, variable: nnx.Param) -> Callable[[], np.ndarray]:
@@ -224,5 +224,5 @@ def initialisers(config: ZipperConfig, seed: int) -> dict[str, Callable[[], np.n
 
 
 def init_params(config: ZipperConfig, seed: int) -> Params:
-    """Fresh float32 parameters, on the host (NumPy)."""
+    """Initial float32 parameters, on the host (NumPy)."""
     return _tree({path: make() for path, make in initialisers(config, seed).items()})

@@ -1,1 +1,1 @@
-"""Array operations that know nothing of models."""
+"""Array operations, independent of models."""

@@ -1,17 +1,16 @@
-"""Attention in which every query sees one contiguous range of keys.
+"""Attention in which every query attends to one contiguous range of keys.
 
 Causal order, sliding windows, packing and "everything of the other tower that came earlier" are all such ranges
 (docs/architecture.md, idea 2), so one operation serves self- and cross-attention, training and decoding, and a mask is
 two int32 arrays instead of a T x S matrix.
 
-The contract, which fused kernels implement too:
-  * query t of row b sees keys s with ``start[b, t] <= s < end[b, t]``;
-  * ``start`` and ``end`` never decrease along T, padding and empty rows included (an empty range is
+The contract, for fused kernels too:
+  * query t of row b attends to keys s with ``start[b, t] <= s < end[b, t]``;
+  * ``start`` and ``end`` never decrease along T, padding and empty ranges included (an empty range is
     ``start == end``; padding at the end of a row is ``start == end == S``);
-  * a query that sees nothing gets exactly 0, and no gradient is ever NaN or infinite because of it.
+  * a query without visible keys gets exactly 0 and finite gradients.
 
-Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head size, W
-distances.
+Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head_dim, W distances.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 Implementation = Literal["auto", "dense", "blockwise"]
 
-# Up to this many scores per head the dense form is faster and its memory is small.
+# Up to this many scores per head the dense form is faster, and its memory is small.
 _DENSE_LIMIT = 1024 * 1024
 _QUERY_BLOCK = 256
 
@@ -44,22 +43,22 @@ def interval_attention(
     """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
 
     Args:
-      query, key, value: N must be a multiple of K (grouped-query attention).
-      start, end: visible range of key slots of each query, int32, see the contract above.
-      scale: factor on the scores; None means H ** -0.5.
-      softcap: scores become softcap * tanh(scores / softcap); None means they stay.
-      distance_bias: added to the scores by the distance from the key back to the last visible slot, which in
-        self-attention is the query itself; distances of W and more have the last one.
-      return_lse: also return the log-sum-exp of each query's visible scores, float32, -inf where nothing is visible:
-        what `merge_attention` needs to join several calls into one softmax.
-      implementation: "dense" builds all scores, "blockwise" those of 256 queries at a time and recomputes them in the
-        backward pass, so that float32 [B, N, T, S] never exists; "auto" takes dense while T * S is small.
+        query, key, value: N must be a multiple of K (grouped-query attention).
+        start, end: Attention range of each query, int32, see the contract above.
+        scale: Factor on the scores; None: H ** -0.5.
+        softcap: Scores become softcap * tanh(scores / softcap); None: no cap.
+        distance_bias: Added to the scores by the distance from the key to the last visible key, which in self-attention
+            is the query itself; the last entry is for distances of W - 1 and more.
+        implementation: "dense" builds all scores; "blockwise" builds those of 256 queries at a time and recomputes them
+            in the backward pass, so that float32 [B, N, T, S] is never allocated; "auto" is dense while T * S is small.
+        return_lse: Also return the log-sum-exp of each query's visible scores, for `merge_attention`.
 
     Returns:
-      [B, T, N, H]; with ``return_lse`` a pair of it and the log-sum-exps [B, T, N].
+        [B, T, N, H]; with ``return_lse`` a pair of it and the log-sum-exps, float32 [B, T, N], -inf where no key is
+        visible.
 
     Raises:
-      ValueError: N is not a multiple of K, or the implementation is unknown.
+        ValueError: N is not a multiple of K, or the implementation is unknown.
     """
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{query.shape[2]} query heads are not a multiple of {key.shape[2]} key/value heads")
@@ -78,14 +77,20 @@ def interval_attention(
 def merge_attention(
     parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
 ) -> Float[Array, "B T N H"]:
-    """One softmax over the keys of several calls, from their outputs and log-sum-exps; float32, in the first's dtype.
+    """Merge several calls into one softmax over all their keys, from their outputs and log-sum-exps.
 
-    out = sum_i out_i * exp(lse_i) / sum_i exp(lse_i); exactly 0, with finite gradients, where no call saw anything.
+    out = sum_i out_i * exp(lse_i) / sum_i exp(lse_i); exactly 0, with finite gradients, where no key is visible.
+
+    Args:
+        parts: (output, log-sum-exp) of each call.
+
+    Returns:
+        Computed in float32, in the dtype of the first output.
     """
     lses = jnp.stack([lse for _, lse in parts])
     largest = jax.lax.stop_gradient(jnp.max(lses, axis=0))
     seen = lses > -jnp.inf
-    # Where nothing is visible -inf - -inf would be NaN, in the gradient, too: replaced before exp, masked behind it.
+    # Where no key is visible, -inf - -inf would be NaN, in the gradient too: replaced before exp, masked after it.
     shares = jnp.where(seen, jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0)), 0.0)
     total = jnp.sum(shares, axis=0)
     shares = shares / jnp.where(total == 0.0, 1.0, total)
@@ -103,7 +108,7 @@ def interval_weights(
     softcap: float | None = None,
     distance_bias: Float[Array, "N W"] | None = None,
 ) -> Float[Array, "B K G T S"]:
-    """The attention weights themselves, float32 (dense: for pictures and tests). Rows that see nothing are all 0."""
+    """Attention weights, float32 (dense: for figures and tests); 0 for queries without visible keys."""
     return _softmax(query, key, start, end, scale, softcap, distance_bias)[0]
 
 
@@ -112,7 +117,7 @@ def _softmax(query, key, start, end, scale, softcap, distance_bias):
     b, t, n, h = query.shape
     k, s = key.shape[2], key.shape[1]
     scale = h**-0.5 if scale is None else scale
-    # Heads first and the group's queries in one axis: plain batched matrix products, forwards and backwards.
+    # Heads first and the group's queries in one axis: plain batched matrix products, forward and backward.
     by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
     scores = scale * jnp.einsum("BKXH,BKSH->BKXS", by_head, key.swapaxes(1, 2), preferred_element_type=jnp.float32)
     scores = scores.reshape(b, k, n // k, t, s)

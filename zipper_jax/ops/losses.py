@@ -1,6 +1,6 @@
 """Token losses.
 
-Axis letters: B rows, T slots, V vocabulary.
+Axis letters: B rows, T positions, V vocabulary.
 """
 
 import jax
@@ -14,11 +14,11 @@ def cross_entropy(
     """Weighted negative log likelihood (nats) and weighted correctness of each token, both float32.
 
     Returns:
-      (weights * -log softmax(logits)[targets], weights * (argmax(logits) == targets)).
+        (weights * -log softmax(logits)[targets], weights * (argmax(logits) == targets)).
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: its gradient is elementwise, where a gather's is a scatter.
+    # A comparison instead of a gather: its gradient is elementwise, that of a gather is a scatter.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return weights * (log_z - picked), weights * correct

@@ -1,7 +1,7 @@
-"""What the accelerators can do, by the start of jax's ``device_kind``: dense bfloat16, per jax device.
+"""Peak performance of accelerators, by prefix of jax's ``device_kind``: dense bfloat16, per jax device.
 
-Sources: Google Cloud's pages on TPU v3 to v6e, NVIDIA's data sheets. ``memory`` of TPUs is what the compiler lets a
-program have, which it names when one needs more. The network between chips is given one way.
+Sources: Google Cloud's pages on TPU v3 to v6e, NVIDIA's data sheets. ``memory`` of TPUs is the compiler's limit for a
+program, from its out-of-memory message. Network bandwidth is per direction.
 """
 
 from typing import NamedTuple
@@ -10,10 +10,13 @@ GIB = 1024.0**3
 
 
 class Chip(NamedTuple):
-    """One jax device.
+    """One jax device; None: not known.
 
-    flops: peak, FLOP/s. memory: bytes for a program; bandwidth: of that memory, bytes/s. link: bytes/s that it can send
-    to its neighbours, all links together; None: not known.
+    Attributes:
+        flops: Peak, in FLOP/s.
+        memory: In bytes.
+        bandwidth: Of the memory, in bytes/s.
+        link: To its neighbours, all links together, in bytes/s, one way.
     """
 
     flops: float
@@ -35,6 +38,6 @@ CHIPS: dict[str, Chip] = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The entry whose name is the longest start of ``device_kind``; None: not in the table."""
+    """The entry whose name is the longest prefix of ``device_kind``; None: not in the table."""
     fitting = [kind for kind in CHIPS if device_kind.startswith(kind)]
     return CHIPS[max(fitting, key=len)] if fitting else None

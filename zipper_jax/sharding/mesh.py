@@ -1,8 +1,8 @@
-"""The mesh of devices, how a run's arrays are cut over it, and a batch's way onto it.
+"""The device mesh, the sharding rules of a run, and the transfer of batches to the devices.
 
-Mesh axes: ``slices`` (copies of the model on several TPU slices or GPU nodes, joined by the slow network), ``data``
-(copies within a slice), ``fsdp`` (batch rows, and parameters cut along their width), ``tensor`` (parameters cut along
-heads, hidden features and vocabulary). Batch rows are cut over the first three.
+Mesh axes: ``slices`` (data parallelism over TPU slices or GPU nodes, joined by the slow network), ``data`` (data
+parallelism within a slice), ``fsdp`` (batch rows, and parameters along embed_dim), ``tensor`` (parameters along heads,
+hidden features and vocabulary). Batch rows are sharded over the first three.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MESH_AXES = ("slices", "data", "fsdp", "tensor")
 BATCH_AXES = ("slices", "data", "fsdp")
 
 Rules = Mapping[str, str | None]
-"""Logical axis of a parameter to mesh axis; None: not cut."""
+"""Logical axis of a parameter -> mesh axis; None: not sharded."""
 
 _TENSOR: Rules = {
     "layers": None,
@@ -39,22 +39,22 @@ STRATEGIES: dict[str, Rules] = {
     "tensor": _TENSOR,
     "replicated": dict.fromkeys(_TENSOR),
 }
-"""Name to rules. ``sharded`` cuts along both axes (training); ``tensor`` keeps whole widths, so that nothing need be
-gathered before it is used (decoding); ``replicated`` cuts nothing (small towers beside a large one)."""
+"""Name -> rules. ``sharded`` uses both axes (training); ``tensor`` does not shard embed_dim, so parameters need no
+all-gather (decoding); ``replicated`` shards nothing (small towers beside a large one)."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many ways each mesh axis is cut, and what is cut along it.
+    """Sizes of the mesh axes and sharding rules.
 
     Attributes:
-        slices: TPU slices or GPU nodes; each holds copies of its own, and only gradients cross between them.
-        data: Copies of the model in a slice, each with its own rows; -1: as many as the remaining devices allow.
-        fsdp: Ways both rows and parameters are cut.
-        tensor: Ways heads, hidden features and vocabulary are cut.
+        slices: TPU slices or GPU nodes, each with replicas of its own; only gradients are sent between them.
+        data: Replicas of the model in a slice, each with its own rows; -1: as many as the remaining devices allow.
+        fsdp: Number of shards of both rows and parameters.
+        tensor: Number of shards of heads, hidden features and vocabulary.
         strategy: A name in ``STRATEGIES``.
-        towers: Tower to another strategy for its parameters and those that write to it (input projection, zips).
-        rules: Logical axis to mesh axis or None: replacements for entries of every strategy.
+        towers: Tower -> another strategy, for its parameters, its input projection and the zips into it.
+        rules: Logical axis -> mesh axis or None: overrides entries of every strategy.
     """
 
     slices: int = 1
@@ -86,14 +86,14 @@ class MeshConfig:
                 )
 
     def rules_of(self, tower: str | None) -> Rules:
-        """The rules of what belongs to a tower; None: of what belongs to none."""
+        """The rules for the parameters owned by a tower; None: for those owned by none."""
         return {**STRATEGIES[self.towers.get(tower or "", self.strategy)], **self.rules}
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
-        """Sizes of ``MESH_AXES`` on so many devices.
+        """Sizes of ``MESH_AXES`` on the given number of devices.
 
         Raises:
-            UserError: More devices are needed than there are, or ``data`` = -1 cannot use them all.
+            UserError: There are fewer devices than needed, or ``data`` = -1 cannot use them all.
         """
         rest = self.slices * self.fsdp * self.tensor
         data = self.data if self.data != -1 else max(devices // rest, 1)
@@ -109,24 +109,24 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over the devices (all, unless given), axes ``MESH_AXES``.
+    """The mesh over ``devices`` (None: all), with axes ``MESH_AXES``.
 
-    With ``data`` = -1 every device is used; sizes that are all given may leave some idle.
+    With ``data`` = -1 every device is used; explicit sizes may leave some idle.
 
     Raises:
         UserError: The sizes do not fit the devices, leave some idle in a group of processes, or ``slices`` is not the
-            number of TPU slices there are.
+            number of TPU slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     size = int(np.prod(shape))
     if size < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"the mesh takes {size} of {len(devices)} devices in {jax.process_count()} processes: every process must "
-            "have its share; give MeshConfig sizes whose product is the number of devices"
+            f"MeshConfig uses {size} of {len(devices)} devices in {jax.process_count()} processes: a group must use "
+            "all; give sizes whose product is the number of devices"
         )
     devices = devices[:size]
-    # GPUs have a slice_index, too, but their nodes may be joined in any way.
+    # GPUs have a slice_index too, but it does not describe how their nodes are connected.
     found = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if found > 1 and found != config.slices:
         raise UserError(
@@ -144,7 +144,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """How many ways a batch's rows are cut."""
+    """Number of shards of a batch's rows."""
     return _batch_ways(mesh.shape)
 
 
@@ -153,12 +153,12 @@ def _batch_ways(sizes: Mapping[str, int]) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over ``slices``, ``data`` and ``fsdp``; every other axis whole."""
+    """Rows sharded over ``slices``, ``data`` and ``fsdp``; all other axes replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def check_batch_size(batch_size: int, microbatches: int, sizes: Mapping[str, int]) -> None:
-    """UserError unless the rows divide over devices (``sizes``: of the mesh axes) and microbatches."""
+    """Raise UserError unless the rows divide over the devices (``sizes``: of the mesh axes) and microbatches."""
     ways = _batch_ways(sizes)
     if batch_size % (ways * microbatches):
         raise UserError(
@@ -169,7 +169,7 @@ def check_batch_size(batch_size: int, microbatches: int, sizes: Mapping[str, int
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A host batch (numpy, the same global rows in every process) onto the mesh, without waiting."""
+    """Transfer a host batch (NumPy, the same global rows in every process) to the mesh, asynchronously."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -177,6 +177,6 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_flag(raised: bool, mesh: Mesh) -> Any:
-    """This process's flag onto each of its devices: int32, one element per device of the mesh."""
+    """This process's flag on each of its devices: int32, one element per device of the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
     return jax.make_array_from_callback((mesh.size,), sharding, lambda at: np.full(1, raised, np.int32))

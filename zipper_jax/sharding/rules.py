@@ -1,8 +1,8 @@
-"""Where arrays live: the shardings that follow from a mesh, its rules and the logical axes of each parameter.
+"""How arrays are sharded: from a mesh, its rules and the logical axes of each parameter.
 
 Everything is ``jax.jit`` with ``NamedSharding`` over Auto axes. The model knows logical names only; parameters are
-placed here, activations where the model calls :class:`Placement`, and the compiler propagates the rest. One device is
-the mesh (1, 1, 1, 1), with no special case anywhere.
+sharded here, activations where the model calls :class:`Placement`, and the compiler propagates the rest. One device is
+the mesh (1, 1, 1, 1), without special cases.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from zipper_jax.utils.errors import UserError
 def spec_of(
     key: str, shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: Mapping[str, int], rules: Rules
 ) -> tuple[PartitionSpec, list[str]]:
-    """Spec of one leaf, and a note for each axis that is replicated because its size does not divide.
+    """Spec of one leaf, and a note for each axis that is replicated because the mesh axis does not divide it.
 
     Args:
         key: The leaf's path.
         shape: Its shape.
         axes: Its logical axis names.
-        sizes: Mesh axis to its number of devices.
-        rules: Logical axis to mesh axis.
+        sizes: Mesh axis -> number of devices.
+        rules: Logical axis -> mesh axis.
     """
     used: set[str] = set()
     entries: list[str | None] = []
@@ -40,7 +40,7 @@ def spec_of(
             entries.append(None)
         elif size % ways:
             entries.append(None)
-            notes.append(f"{key}: axis '{name}' of size {size} is not cut {ways} ways over '{mesh_axis}' (replicated)")
+            notes.append(f"{key}: axis '{name}' of size {size} does not divide over '{mesh_axis}' = {ways}; replicated")
         else:
             used.add(mesh_axis)
             entries.append(mesh_axis)
@@ -55,11 +55,11 @@ def param_specs(
     Args:
         shapes: Leaves with a ``shape``.
         known: `zipper.parameters` for the same keys.
-        sizes: Mesh axis to its number of devices (``mesh.shape``).
-        config: Whose rules count.
+        sizes: Mesh axis -> number of devices (``mesh.shape``).
+        config: Has the rules.
 
     Raises:
-        UserError: ``config.towers`` names a tower that is not there.
+        UserError: ``config.towers`` names an unknown tower.
     """
     towers = {known[key].owner for key in shapes}
     for tower in config.towers:
@@ -79,7 +79,7 @@ def param_specs(
 def param_shardings(
     shapes: Mapping[str, Any], known: Mapping[str, Parameter], mesh: Mesh, config: MeshConfig
 ) -> tuple[dict[str, NamedSharding], list[str]]:
-    """The same on the devices of a mesh."""
+    """`param_specs` as shardings over a mesh."""
     specs, notes = param_specs(shapes, known, mesh.shape, config)
     return {key: NamedSharding(mesh, spec) for key, spec in specs.items()}, notes
 
@@ -87,7 +87,7 @@ def param_shardings(
 def optimizer_shardings(
     opt_state: Any, shapes: Mapping[str, Any], params: Mapping[str, NamedSharding], mesh: Mesh
 ) -> Any:
-    """Shardings of an optimizer state: a leaf kept per parameter, of its shape, lies where the parameter lies.
+    """Shardings of an optimizer state: a leaf of a parameter's shape is sharded like the parameter.
 
     Everything else (counters, Adafactor's row and column means) is small and replicated.
 
@@ -111,19 +111,23 @@ def optimizer_shardings(
 
 @dataclass(frozen=True)
 class Placement:
-    """Says where arrays lie while they are used: called by the model with an array, its tower and its logical axes.
+    """Sharding constraints inside the model: called with an array, its tower and its logical axes.
 
-    Without it the compiler may answer parameters cut along their width by adding up activations of the whole batch over
-    the devices, instead of gathering the parameters.
+    Without them the compiler may all-reduce activations of the whole batch instead of gathering parameters that are
+    sharded along embed_dim.
     """
 
     mesh: Mesh
     config: MeshConfig
 
     def __call__(self, x: jax.Array, tower: str, *names: str | None, in_use: bool = False) -> jax.Array:
-        """``x`` with its axes cut; ``batch`` is the rows, other names are parameters' logical axes.
+        """``x`` with its axes sharded.
 
-        ``in_use``: a parameter while it is used, that is whole along whatever rows are cut, too (``fsdp``).
+        Args:
+            x: The array.
+            tower: Whose rules apply.
+            names: Per axis: ``batch`` (rows), a parameter's logical axis, or None.
+            in_use: A parameter as it is used: gathered over the mesh axes that shard rows (``fsdp``).
         """
         if self.mesh.size == 1:
             return x
@@ -131,7 +135,7 @@ class Placement:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def spec(self, shape: tuple[int, ...], tower: str, *names: str | None, in_use: bool = False) -> PartitionSpec:
-        """What :meth:`__call__` asks for; an axis that does not divide is whole."""
+        """The spec that :meth:`__call__` applies; an axis that does not divide is replicated."""
         inner = [None if name == "batch" else name for name in names]
         rules = self.config.rules_of(tower)
         if in_use:
@@ -139,6 +143,6 @@ class Placement:
         spec, _ = spec_of(tower, shape, tuple(inner), self.mesh.shape, rules)
         ways = batch_ways(self.mesh)
         rows = [name == "batch" and size % ways == 0 for name, size in zip(names, shape, strict=True)]
-        # An axis that rows are cut along cannot cut anything else of the same array.
+        # A mesh axis that shards rows cannot shard another axis of the same array.
         rest = [None if any(rows) and entry in BATCH_AXES else entry for entry in spec]
         return PartitionSpec(*(BATCH_AXES if cut else entry for cut, entry in zip(rows, rest, strict=True)))

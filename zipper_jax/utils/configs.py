@@ -1,4 +1,4 @@
-"""Configs to JSON and back: frozen dataclasses as plain dicts, with errors that name the field.
+"""Conversion of configs (frozen dataclasses) to and from JSON, with errors that name the field.
 
 Fields may be numbers, strings, booleans, None, Literals, other dataclasses, and tuples, lists and string-keyed dicts of
 these. ``from_dict(cls, to_dict(config)) == config``.
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class FrozenDict(dict):
-    """A dict that a frozen dataclass may hold: hashable, never changed."""
+    """An immutable, hashable dict, for fields of frozen dataclasses."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -32,7 +32,7 @@ class FrozenDict(dict):
 
 
 def freeze(value: Any) -> Any:
-    """``value`` with dicts and lists in it made hashable."""
+    """``value`` with its dicts and lists replaced by hashable ones."""
     if isinstance(value, Mapping):
         return FrozenDict({key: freeze(item) for key, item in value.items()})
     return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
@@ -53,13 +53,13 @@ def freeze_fields(config: Any, *names: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'width'?`` to append to an error about a mistyped ``name``; empty where nothing is near."""
+    """``; did you mean 'embed_dim'?`` to append to an error about an unknown ``name``; empty without a near match."""
     near = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """What to append to an error about a mistyped ``name``: ``; did you mean 'width'?``, or what is known."""
+    """Suffix for an error about an unknown ``name``: ``; did you mean 'embed_dim'?``, or the known names."""
     names = sorted(set(known))
     near = nearest(name, names)
     if near:
@@ -69,7 +69,11 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def to_dict(config: Any) -> Any:
-    """``config`` (a dataclass, or a field's value) as what ``json.dumps`` takes. Raises TypeError for other objects."""
+    """``config`` (a dataclass, or a field's value) as JSON-serialisable values.
+
+    Raises:
+        TypeError: An object of another type.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
     if isinstance(config, Mapping):
@@ -82,13 +86,13 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The ``cls`` that ``to_dict`` gave ``data`` for; fields that hold a dataclass may also be one already.
+    """Inverse of `to_dict`; values of dataclass fields may also be instances.
 
-    Fields that ``data`` lacks take their defaults, so that configs stored before a field existed can be read.
+    Missing fields take their defaults, so that configs stored before a field existed can be read.
 
     Raises:
-      UserError: an unknown field (with the closest known name), a missing field without default, a value of another
-        type, or what the dataclass's own checks refuse. The message starts with the path of the field.
+        UserError: An unknown field (with the closest known name), a missing field without default, a value of another
+            type, or one that the dataclass rejects. The message starts with the path of the field.
     """
     return _dataclass(cls, data, cls.__name__)
 
@@ -117,7 +121,7 @@ def _dataclass(cls: type[T], data: Any, path: str) -> T:
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:
-    """``value`` as JSON gave it, turned into the annotated ``kind``."""
+    """Convert a JSON ``value`` to the annotated type ``kind``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value

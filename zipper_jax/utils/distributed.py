@@ -1,7 +1,7 @@
-"""A group of processes that train one model: joining it, and agreeing in it.
+"""Groups of processes that train one model: initialisation, error handling, small collectives.
 
-Everything that may fail in one process alone (a folder that only one host lacks, another configuration) is done
-``together``: all processes learn of it and end with the same error, instead of one that ends and others that hang.
+Everything that may fail in one process alone (a folder that one host lacks, a different configuration) runs in
+``together``: all processes then raise the same error, instead of one that exits and others that hang.
 """
 
 import json
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """Where a process stands in its group.
+    """A process's position in its group.
 
     Attributes:
-        coordinator: ``HOST:PORT`` of the first process; ``auto``: ask the cluster (TPU pods, SLURM).
-        count: Processes in all; not for ``auto``.
-        index: This one's number, from 0; not for ``auto``.
-        heartbeat_seconds: A process that is silent for so long is taken for dead, and the others end.
-        join_seconds: How long to wait for all of them.
+        coordinator: ``HOST:PORT`` of process 0; ``auto``: from the cluster's environment (TPU pods, SLURM).
+        count: Number of processes; not for ``auto``.
+        index: This process's index, from 0; not for ``auto``.
+        heartbeat_seconds: A process without a heartbeat for so long counts as dead, and the others exit.
+        join_seconds: How long to wait for all processes.
     """
 
     coordinator: str
@@ -50,16 +50,16 @@ class Group:
 
 
 def join(group: Group) -> None:
-    """Become part of the group; call before anything touches a device.
+    """Join the group; call before any use of a device.
 
-    When that fails, or not every process comes in time, this one says so and ends with status 1.
+    On failure, or when not every process joins in time, print an error and exit with status 1.
     """
     which: dict[str, Any] = {} if group.coordinator == "auto" else {
         "coordinator_address": group.coordinator, "num_processes": group.count, "process_id": group.index,
     }  # fmt: skip
-    # JAX would catch SIGTERM itself and do nothing but tell Orbax; stopping is the loop's business.
+    # JAX's own SIGTERM handler only notifies Orbax; the training loop handles the signal instead.
     jax.config.update("jax_enable_preemption_service", False)
-    # Past its own time limit JAX aborts the process with a stack trace: ours comes first.
+    # At its own timeout JAX aborts the process with a stack trace; this timer fires first.
     late = threading.Timer(group.join_seconds, _too_late, [group])
     late.daemon = True
     late.start()
@@ -71,8 +71,8 @@ def join(group: Group) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # Not a user error: with another port, or once a peer is back, it may well work, so a launcher tries again.
-        print(f"error: the group at {group.coordinator} cannot be joined: {reason}", file=sys.stderr)
+        # Not a user error: another port, or a restarted peer, may fix it, so launchers retry.
+        print(f"error: cannot join the group at {group.coordinator}: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         late.cancel()
@@ -89,9 +89,9 @@ def _too_late(group: Group) -> None:
 
 
 def together(task: Callable[..., T], *args: Any) -> T:
-    """``task(*args)`` in every process; when it fails in one, all raise (DamagedError where something is damaged).
+    """Run ``task(*args)`` in every process; if it fails in one, all raise (DamagedError if something is damaged).
 
-    Every process must call it at the same place.
+    Every process must call it at the same point.
     """
     if jax.process_count() == 1:
         return task(*args)
@@ -116,23 +116,25 @@ def together(task: Callable[..., T], *args: Any) -> T:
 
 
 def from_first(value: Any) -> Any:
-    """What process 0 has there, in every process; a JSON value."""
+    """Broadcast process 0's ``value``, a JSON value."""
     return value if jax.process_count() == 1 else json.loads(gather(json.dumps(value))[0])
 
 
 def require_same(content: dict[str, Any], what: str) -> None:
-    """UserError naming the first value in which a process differs from process 0."""
+    """Raise UserError naming the first value in which a process differs from process 0."""
     if jax.process_count() == 1:
         return
     said = [json.loads(text) for text in gather(json.dumps(content, sort_keys=True))]
     for index, other in enumerate(said):
         found = _difference("", said[0], other)
         if found:
-            raise UserError(f"process {index} has another {what} than process 0: {found}; start all with the same")
+            raise UserError(
+                f"process {index} has another {what} than process 0: {found}; use the same in all processes"
+            )
 
 
 def gather(text: str) -> list[str]:
-    """What every process says, in order. Any length."""
+    """All-gather strings of any length, in order of the processes."""
     from jax.experimental import multihost_utils
 
     data = np.frombuffer(text.encode(), np.uint8)
@@ -144,7 +146,7 @@ def gather(text: str) -> list[str]:
 
 
 def barrier(name: str) -> None:
-    """Return once every process is here."""
+    """Block until every process has called it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, then renamed."""
+"""Atomic writes of files and folders: written to a temporary name, then renamed."""
 
 import errno
 import json
@@ -13,22 +13,22 @@ from zipper_jax.utils.errors import UserError
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes ``path`` atomically; folders are made."""
+    """Write ``path`` atomically; missing folders are created."""
     write_with(path, lambda aside: aside.write_bytes(data))
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes ``path`` in UTF-8, atomically."""
+    """Write ``path`` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` as readable JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Calls ``write(aside)`` and renames ``aside`` to ``path``; after an error or Ctrl-C nothing of it stays."""
+    """Call ``write(aside)`` and rename ``aside`` to ``path``; after an error or Ctrl-C it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -40,26 +40,26 @@ def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
 
 
 def is_no_room(error: OSError | ValueError) -> bool:
-    """Whether a disk or a quota was full."""
+    """Whether the error means a full disk or quota."""
     full, text = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), str(error)
     if isinstance(error, OSError):
-        # numpy counts what it wrote and forgets why: "1024 requested and 12 written".
+        # NumPy's error lacks the errno: "1024 requested and 12 written".
         return error.errno in full or "requested and" in text
     return any(f"os_error_code='{number}'" in text for number in full)  # tensorstore's way to say it
 
 
 def require_new(out: str | Path) -> None:
-    """UserError when ``out`` exists: ask before the work begins."""
+    """Raise UserError if ``out`` exists; call before the work begins."""
     if Path(out).exists():
         raise UserError(f"--out {str(out)!r} exists; give a folder that does not")
 
 
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write into; it becomes ``out`` when the block ends well, else nothing is left.
+    """A temporary folder beside ``out``, renamed to ``out`` when the block succeeds, else removed.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     require_new(out)
     target = Path(out).absolute()
@@ -75,7 +75,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder aside, then renames it into place; nothing happens when the target exists."""
+    """Copy a folder atomically; does nothing if the target exists."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target) as aside:
@@ -83,10 +83,10 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path, **options: Any) -> None:
-    """`shutil.copytree` that ends at the first file that fails; shutil's own tries them all, and lists them as text.
+    """`shutil.copytree` that stops at the first error; shutil's own continues and returns all errors as text.
 
     Raises:
-      UserError: a file cannot be read or written, for example on a full disk.
+        UserError: A file cannot be read or written, for example on a full disk.
     """
 
     def copy(one: str, other: str) -> None:
@@ -94,7 +94,7 @@ def copy_tree(source: Path, target: Path, **options: Any) -> None:
             shutil.copy2(one, other)
         except OSError as error:
             raise UserError(
-                f"{one!r} cannot be copied to {other!r} ({error.strerror}): mend that, or make room, then run the "
+                f"{one!r} cannot be copied to {other!r} ({error.strerror}); fix that or free disk space, then run the "
                 "same command again"
             ) from error
 

@@ -1,8 +1,8 @@
-"""Ctrl-C that is heard wherever it comes.
+"""Reliable Ctrl-C.
 
-Python raises KeyboardInterrupt in whatever the main thread does. While libraries load (half of a minute's command) that
-is often a callback of the garbage collector (jax has one), an ``except:`` or an extension's initialisation, where it is
-dropped or becomes another error; the command would go on as if nothing had been pressed.
+Python raises KeyboardInterrupt in whatever code the main thread runs. While libraries load, that is often a callback of
+the garbage collector (jax has one), an ``except:`` or an extension's initialisation, where it is dropped or becomes
+another error, and the command continues.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _pressed: list[int] = []
 
 @contextlib.contextmanager
 def interruptible(at_end: bool = True) -> Iterator[None]:
-    """Ctrl-C inside raises KeyboardInterrupt in the block, or instead of what the block raises.
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, or instead of the exception that the block raises.
 
-    Nothing is changed outside the main thread, and where somebody else handles the signal (training does).
+    Does nothing outside the main thread, or if another handler is installed (as in training).
 
     Args:
-      at_end: also at the end of a block that ended well; else that counts as having dealt with it.
+        at_end: Also raise at the end of a block that succeeded; else the block is assumed to have handled it.
     """
     theirs = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or theirs not in (signal.default_int_handler, _hear):

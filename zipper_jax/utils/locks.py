@@ -1,4 +1,4 @@
-"""Holding a folder alone."""
+"""Exclusive lock of a run folder."""
 
 import os
 import socket
@@ -11,10 +11,10 @@ from zipper_jax.utils.errors import UserError
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder alone: two processes that train into one folder would spoil it. Ends with the process.
+    """Lock the run folder, so that two processes never write to it; released when the process exits.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds the lock.
     """
     import fcntl
 
@@ -26,7 +26,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
-                f"run folder {str(run_dir)!r} is in use by {holder}; wait for it, or stop it, or give another MODEL_DIR"
+                f"run folder {str(run_dir)!r} is in use by {holder}; wait for it, stop it, or give another MODEL_DIR"
             ) from None
         file.seek(0)
         file.truncate()

@@ -1,4 +1,4 @@
-"""Durations and sizes for people."""
+"""Human-readable durations and sizes."""
 
 import math
 

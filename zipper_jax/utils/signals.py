@@ -1,4 +1,4 @@
-"""Stopping a run politely: the first SIGINT or SIGTERM asks, the second one ends the process."""
+"""Graceful shutdown: the first SIGINT or SIGTERM requests a stop, the second one ends the process."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop:
-    """Context manager; inside it ``requested`` holds the first signal that came, or None.
+    """Context manager; inside it ``requested`` is the first signal received, or None.
 
-    Outside the main thread Python cannot catch signals: then nothing is installed.
+    Outside the main thread, where Python cannot catch signals, no handler is installed.
 
     Args:
-        grace_seconds: So much later the process ends, whatever it is doing; 0: never.
+        grace_seconds: Exit the process so many seconds after the first signal; 0: never.
     """
 
     def __init__(self, grace_seconds: float = 0.0) -> None:
@@ -48,6 +48,6 @@ class GracefulStop:
             self._timer.start()
 
     def _out_of_time(self, number: int) -> None:
-        text = f"\nnot saved within {self._grace:g} s (grace_seconds): ending; the checkpoint before is whole\n"
+        text = f"\nnot saved within {self._grace:g} s (grace_seconds): exiting; the previous checkpoint is complete\n"
         os.write(sys.__stderr__.fileno(), text.encode())
         os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Parameter trees as plain dicts: nested, or flat by '/'-paths, some leaves in slices along their first axis."""
+"""Parameter trees as plain dicts: nested, or flat by '/'-paths, leaves optionally sliced along their first axis."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,11 @@ Flat = dict[str, Any]
 
 
 def compile_pattern(pattern: str, field: str) -> re.Pattern[str]:
-    """``re.compile`` whose error names the field it came from."""
+    """``re.compile`` whose error names the config field."""
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error}); mend it") from None
+        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error}); fix it") from None
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -52,13 +52,13 @@ def base_path(key: str) -> str:
 
 
 def piece_of(leaf: Any, key: str) -> Any:
-    """Of a whole leaf what ``key`` names: all of it, or a slice."""
+    """The part of a whole leaf that ``key`` names: all of it, or a slice."""
     _, _, bounds = key.partition("@")
     return leaf[slice(*map(int, bounds.split(":")))] if bounds else leaf
 
 
 def require_match(pattern: re.Pattern[str], paths: Iterable[str], field: str) -> None:
-    """UserError unless the pattern matches some whole path."""
+    """Raise UserError unless the pattern matches a whole path."""
     known = [base_path(p) for p in paths]
     if not any(pattern.fullmatch(p) for p in known):
         bare = re.sub(r"[\\.*+?^$()\[\]|]+", "", pattern.pattern)
@@ -69,17 +69,17 @@ def require_match(pattern: re.Pattern[str], paths: Iterable[str], field: str) ->
 
 
 def known_of(keys: Iterable[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of each leaf (`zipper.parameters`), per key of a split tree; a slice has its leaf's."""
+    """Metadata (`zipper.parameters`) per key of a split tree; a slice has that of its leaf."""
     return {key: known[base_path(key)] for key in keys}
 
 
 def join(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested parameter tree again; the exact inverse of `training.partition_tree.split`. Traceable."""
+    """The nested parameter tree; the exact inverse of `training.partition_tree.split`. Traceable."""
     return unflatten(join_flat({**frozen, **trainable}))
 
 
 def join_flat(parts: Mapping[str, Any]) -> Flat:
-    """Slices of one leaf concatenated; everything else unchanged."""
+    """Concatenate the slices of each leaf; other leaves are unchanged."""
     flat: Flat = {}
     slices: dict[str, list[tuple[int, Any]]] = {}
     for key, leaf in parts.items():

@@ -1,4 +1,4 @@
-"""What can flow between two towers at a zip: the protocol, and the fusions that come with the package."""
+"""Fusions: the protocol of what flows between two towers at a zip, and the package's own implementations."""
 
 from zipper_jax.models.fusion.base import FUSIONS, CacheEntry, Fusion, SourceState, fusion_class, register
 from zipper_jax.models.fusion.gated_cross_attention import GatedCrossAttention

@@ -1,14 +1,14 @@
 """The fusion protocol: what flows from one tower (the source) into another (the receiver) at one zip.
 
-A fusion is one class in one file. It says everything that anyone outside needs of it: its parameters, what it reads
-from each source token (decoding caches that), its effect on the receiver, its gates, its FLOPs. Nobody else knows its
-insides: schedule, training, caches, sharding, FLOPs and controls use this protocol alone.
+A fusion is one class in one file: its parameters, what it reads from each source token (decoding caches that), its
+effect on the receiver, its gates, its FLOPs. Schedule, training, caches, sharding, FLOPs and controls use only this
+protocol.
 
 To add one, subclass `Fusion`, here or in a package of your own, and name it in ``ZipConfig.fusion``
-("package.module:Class"); CONTRIBUTING.md has the steps, tests/fusions/ two examples.
+("package.module:Class"); CONTRIBUTING.md has the steps, tests/outside_fusions.py examples.
 
-Axis letters: B rows, T receiver positions, S source positions, D receiver width, C source width, N query heads, K
-key/value heads, H head size.
+Axis letters: B rows, T receiver positions, S source positions, D receiver embed_dim, C source embed_dim, N query heads,
+K key/value heads, G = N // K, H head_dim.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ from zipper_jax.models.module import Module
 from zipper_jax.utils.errors import UserError
 
 Kept = Any
-"""What a fusion keeps of each source token: a pytree of arrays [B, S, ...]."""
+"""What a fusion caches of each source token: a pytree of arrays [B, S, ...]."""
 
 
 class SourceState(NamedTuple):
     """The source tower at the zip.
 
     Attributes:
-        state: Behind a block: its output before any fusion; inside a block: its input.
+        state: A block's pre-fusion output; for placement "inside", its input.
         positions: Local positions.
-        heads: Inside a block: the keys and values of the source's own block, [B, S, K, H] of the source; calling it
-            costs nothing that the block does not do anyway.
+        heads: For placement "inside": returns keys and values of the source's own block, [B, S, K, H] of the source, at
+            no extra cost, since the block computes them anyway.
     """
 
     state: Float[Array, "B S C"]
@@ -44,7 +44,7 @@ class SourceState(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One array that decoding keeps per source token: the shape and logical axes behind [members, B, S]."""
+    """One array that decoding caches per source token: shape and logical axes after [members, B, S]."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -52,7 +52,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of fusions without fields of their own."""
+    """The options of fusions without fields."""
 
 
 class Fusion(Module):
@@ -62,14 +62,14 @@ class Fusion(Module):
     `models.layers` (or plain Flax ones), and has ``read`` and, by its placement, ``effect`` or ``keys_and_values``.
 
     Attributes:
-        placement: "behind": the effect is added to the output of a block; every zip there reads outputs before any
-            fusion. "inside": further keys and values join the block's own attention, in one softmax; zips read the
-            inputs of blocks. "sequence": what ``read`` returns joins the receiver's own sequence as soft tokens, one
-            per source token, from the one receiver block that ``pairs`` names on. They stand in the order of the
-            linear sequence and count as positions of the receiver; zips and the head are for its own tokens only.
-        Options: A frozen dataclass of the fields that ``ZipConfig.options`` may have.
-        sources: Names of the parts (paths from this module, "attention/key") that source tokens go through; receiver
-            tokens go through all others.
+        placement: "behind": the effect is added to the output of a block; zips read pre-fusion block outputs. "inside":
+            extra keys and values join the block's own attention, in one softmax; zips read block inputs. "sequence":
+            what ``read`` returns joins the receiver's own sequence as soft tokens, one per source token, starting at
+            the one receiver block that ``pairs`` names. They are in the order of the linear sequence and count as
+            positions of the receiver; zips and the head apply to its own tokens only.
+        Options: A frozen dataclass with the fields of ``ZipConfig.options``.
+        sources: Names of the parts (paths from this module, "attention/key") that process source tokens; all others
+            process receiver tokens.
     """
 
     placement: ClassVar[Placement] = "behind"
@@ -82,36 +82,36 @@ class Fusion(Module):
         raise NotImplementedError
 
     def read(self, source: SourceState) -> Kept:
-        """What is kept of each source token. Computed once per token; decoding caches it (of soft tokens [B, S, D]
-        the keys and values that the receiver's blocks make of them)."""
+        """What is read from each source token. Computed once per token; decoding caches it (for soft tokens [B, S, D]
+        it caches their keys and values in the receiver's blocks)."""
         raise NotImplementedError
 
     def effect(
         self, m: Float[Array, "B T D"], kept: Kept, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Behind a block: what is added to the receiver's state m. Must be finite where nothing is visible.
+        """Placement "behind": what is added to the receiver's state m. Must be finite where no key is visible.
 
         Args:
-            m: The block's output before any fusion.
+            m: The block's pre-fusion output.
             kept: From `read`, of all source tokens [B, S, ...].
-            visible: ``start``, ``end`` of the source tokens that each receiver token may depend on.
+            visible: Range of the source tokens that each receiver token may depend on.
             positions: The receiver's local positions.
         """
         raise NotImplementedError
 
     def keys_and_values(self, kept: Kept) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Inside a block: keys and values in the shape of the receiver's own."""
+        """Placement "inside": keys and values with the receiver's number of heads and head_dim."""
         raise NotImplementedError
 
     def visible(self, earlier: Range) -> Range:
-        """The source tokens that each receiver token attends to, of all that came earlier: may only narrow. Soft tokens
-        are visible like any token of the receiver."""
+        """The attention range over source tokens; may only narrow ``earlier``, all preceding ones. Not used for soft
+        tokens, which are visible like any token of the receiver."""
         return earlier
 
     def weights(
         self, m: Float[Array, "B T D"], kept: Kept, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B K G T S"] | None:
-        """Attention weights, for pictures; None: it has none to show."""
+        """Attention weights, for figures; None: the fusion has none."""
         return None
 
     @classmethod
@@ -121,13 +121,13 @@ class Fusion(Module):
 
     @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
-        """(query heads, elements per head) of its attention: a visible pair of tokens costs 4 N H FLOP forward. Soft
-        tokens have none but the receiver's own."""
+        """(query heads, head_dim) of its attention, for FLOPs: a visible pair of tokens costs 4 N H forward. (0, 0) for
+        soft tokens, which use the receiver's own attention."""
         return (0, 0) if cls.placement == "sequence" else (receiver.num_heads, receiver.head_dim)
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
-        """Raise UserError when the fusion cannot join these towers; ``name`` is the receiver's."""
+        """Raise UserError if the fusion cannot join these towers; ``name`` is the receiver's."""
         cls.options(config)
         if cls.placement != "sequence":
             return
@@ -136,7 +136,7 @@ class Fusion(Module):
             raise UserError(f"{what}: needs one receiver, got {list(config.receivers)}; set into")
         if config.pairs is None or len(config.pairs) != 1:
             raise UserError(
-                f"{what}: needs one pair (the receiver's block that they enter in front of, the source's block behind "
+                f"{what}: needs one pair (the receiver's block before which they enter, the source's block after "
                 f"which they are read), got pairs = {config.pairs}; set pairs instead of intervals"
             )
         if receiver.positions == "relative":
@@ -144,7 +144,11 @@ class Fusion(Module):
 
     @classmethod
     def options(cls, config: ZipConfig) -> Any:
-        """``ZipConfig.options`` as this fusion's ``Options``; UserError names an unknown or wrong field."""
+        """``ZipConfig.options`` as this fusion's ``Options``.
+
+        Raises:
+            UserError: An unknown field or a wrong type.
+        """
         from zipper_jax.utils.configs import from_dict
 
         try:
@@ -154,7 +158,7 @@ class Fusion(Module):
 
     @classmethod
     def reads_source(cls, path: str) -> bool:
-        """Whether source tokens go through the parameter at ``path``, counted from this module."""
+        """Whether the parameter at ``path`` (relative to this module) processes source tokens."""
         return any(path == part or path.startswith(f"{part}/") for part in cls.sources)
 
 
@@ -186,7 +190,7 @@ def fusion_class(name: str, known: Mapping[str, type[Fusion]] = FUSIONS) -> type
         return known[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise UserError(f"ZipConfig.fusion = {name!r} is no fusion{closest(name, known)}; or give package.module:Class")
+        raise UserError(f"ZipConfig.fusion = {name!r} is unknown{closest(name, known)}; or give package.module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

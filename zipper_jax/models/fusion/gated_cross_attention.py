@@ -2,13 +2,13 @@
 
 Paper §3 (Flamingo's gated cross-attention), written as the *effect* that is added to the pre-fusion state m:
 
-    h  = ReLU(g(m_source))                            the cross-tower projection, into the receiver's width
+    h  = ReLU(g(m_source))                            the cross-tower projection, to the receiver's embed_dim
     a  = tanh(attention_gate) * attend(norm(m), h)
     f  = tanh(mlp_gate) * mlp(norm(m + a))
     effect = a + f                                    so that several zips at one block add up, and gates at 0 add 0
 
-Axis letters: B rows, T receiver positions, S source positions, D receiver width, C source width, N query heads, K
-key/value heads, G = N // K, H head size.
+Axis letters: B rows, T receiver positions, S source positions, D receiver embed_dim, C source embed_dim, N query heads,
+K key/value heads, G = N // K, H head_dim.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class KeyValue(NamedTuple):
 
 
 class CrossAttention(Module):
-    """Cross-attention: queries of width D, keys and values from states already in width D."""
+    """Cross-attention with N query heads, K key/value heads and head_dim H; all inputs have embed_dim D (``width``)."""
 
     def __init__(
         self, width: int, n: int, k: int, h: int, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
@@ -51,10 +51,10 @@ class CrossAttention(Module):
         return KeyValue(self.key(h), self.value(h))
 
     def __call__(self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range) -> Float[Array, "B T D"]:
-        """What each position of x gathers from the visible keys; exactly 0 where nothing is visible."""
+        """Attention of each position of x over the visible keys; exactly 0 where no key is visible."""
         start, end = visible
         y = self.output(interval_attention(self.query(x), kept.key, kept.value, start, end))
-        # A bias must not leak into rows that see nothing.
+        # Without visible keys the output bias must not contribute.
         return y if self.output.bias is None else jnp.where((end > start)[..., None], y, 0)
 
 
@@ -91,13 +91,13 @@ class GatedCrossAttention(Fusion):
         h = self.projection(source.state)
         if self.source_norm is not None:
             h = self.source_norm(h)
-        # Behind the norm, or the positions would drown there.
+        # After the norm, which would otherwise rescale the position embeddings.
         return self.attention.keys_and_values(_add_positions(h, self.source_position_table, source.positions))
 
     def effect(
         self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """a + f, see the head of this module; exactly 0 while both gates are 0."""
+        """a + f, see the module's docstring; exactly 0 while both gates are 0."""
         start, end = visible
         a = _gate(self.attention_gate, m) * self.attention(self._query_input(m, positions), kept=kept, visible=visible)
         f = _gate(self.mlp_gate, m) * self.mlp(self.mlp_norm(m + a))
@@ -108,7 +108,7 @@ class GatedCrossAttention(Fusion):
     def weights(
         self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B K G T S"]:
-        """The attention weights behind `effect`."""
+        """The attention weights of `effect`."""
         return interval_weights(self.attention.query(self._query_input(m, positions)), kept.key, *visible)
 
     def _query_input(self, m: Array, positions: Array) -> Float[Array, "B T D"]:
@@ -122,13 +122,13 @@ class GatedCrossAttention(Fusion):
 
     @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
-        """Query heads and their size."""
+        """Query heads and head_dim."""
         n, _, h = _heads(config, receiver)
         return n, h
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
-        """UserError: heads that do not divide, or no projection between unequal widths."""
+        """UserError if num_kv_heads does not divide num_heads, or there is no projection and embed_dim differs."""
         super().check(config, source, receiver, name)
         if config.projection.form == "none" and source.embed_dim != receiver.embed_dim:
             widths = (
@@ -137,24 +137,24 @@ class GatedCrossAttention(Fusion):
                 else [receiver.embed_dim, source.embed_dim]
             )
             raise UserError(
-                f"zip {config.name}: projection form 'none' needs equal widths, got {widths}; use form 'mlp'"
+                f"zip {config.name}: projection form 'none' needs equal embed_dim, got {widths}; use form 'mlp'"
             )
         heads, kv_heads, _ = _heads(config, receiver)
         if heads % kv_heads:
             raise UserError(
                 f"zip {config.name} into {name}: num_heads = {heads} must be a multiple of num_kv_heads = {kv_heads} "
-                "(what the zip leaves out is the tower's)"
+                "(unset fields are the tower's)"
             )
 
 
 def _heads(config: ZipConfig, receiver: TowerConfig) -> tuple[int, int, int]:
-    """Query heads, key/value heads and head size of the cross-attention into ``receiver``."""
+    """num_heads, num_kv_heads and head_dim of the cross-attention into ``receiver``."""
     k = config.num_kv_heads or config.num_heads or receiver.num_kv_heads
     return config.num_heads or receiver.num_heads, k, config.head_dim or receiver.head_dim
 
 
 def _add_positions(x: Array, table: nnx.Param | None, positions: Int[Array, "B T"]) -> Array:
-    """x + a learned vector per local position, where there is a table; positions past it share its last row."""
+    """x + the learned embedding of each local position, if there is a table; positions past it share its last row."""
     if table is None:
         return x
     return x + jnp.take(table[...], positions, axis=0, mode="clip").astype(x.dtype)
