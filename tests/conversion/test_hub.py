@@ -168,7 +168,7 @@ class TestDownloads:
         assert {request.file for request in hub.requests if request.file} == set(WANTED)
         assert hub.fetched() == WANTED
         assert len(first.said) == 1
-        assert f"{NAME} ({COMMIT[:12]}): downloading 5 files, 1.0 MiB, to " in first.said[0]
+        assert f"{NAME} ({COMMIT[:12]}): downloading 5 files, 1000.1 KiB, to " in first.said[0]
 
         second = call(hub)
         assert second.folder == first.folder

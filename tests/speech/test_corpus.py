@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from logged import logged
 
 from zipper_jax.speech import corpus
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
-from zipper_jax.utils import progress
 from zipper_jax.utils.errors import UserError
 
 SMALL = CorpusSettings(train=6, validation=2, test=2, test_other=4)
@@ -18,8 +18,8 @@ SMALL = CorpusSettings(train=6, validation=2, test=2, test_other=4)
 @pytest.fixture(scope="module")
 def made(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    lines = []
-    synthesise_corpus(folder, SMALL, lines.append, processes=2)
+    with logged() as lines:
+        synthesise_corpus(folder, SMALL, processes=2)
     return folder, lines
 
 
@@ -64,21 +64,21 @@ def test_finished_corpus_is_no_work(made, monkeypatch):
 
 
 def test_resume_after_an_interruption(made, engine, tmp_path):
-    def interrupt(line):
-        if line.startswith("spoken"):
-            raise KeyboardInterrupt
+    def interrupted(items, **options):
+        yield next(iter(items))
+        raise KeyboardInterrupt
 
-    lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+        patch.setattr("zipper_jax.speech.corpus.progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            synthesise_corpus(tmp_path, SMALL, interrupt, processes=1)
+            synthesise_corpus(tmp_path, SMALL, processes=1)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "audio").glob("*.flac")}
     assert 0 < len(kept) < 14
     with pytest.raises(UserError, match="finish the corpus first"):
         read_manifest(tmp_path)
     (tmp_path / "audio" / "train_000005.flac.123.partial").write_bytes(b"half")
-    synthesise_corpus(tmp_path, SMALL, lines.append, processes=2)
+    with logged() as lines:
+        synthesise_corpus(tmp_path, SMALL, processes=2)
     assert "continuing" in lines[0]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert _contents(tmp_path) == _contents(made[0])

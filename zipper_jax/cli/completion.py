@@ -5,6 +5,8 @@ The script is argcomplete's: at each Tab it runs ``zipper`` with variables that 
 
 import argparse
 import os
+from collections.abc import Callable, Iterable
+from types import ModuleType
 
 DESCRIPTION = """\
 Print a script that completes commands, options, choices and gin files:
@@ -31,21 +33,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def answer() -> None:
-    """Print what may stand in place of the last word typed, and exit."""
+def answer(commands: Iterable[str], module_of: Callable[[str], ModuleType]) -> None:
+    """Print what may stand in place of the last word typed, and exit.
+
+    Args:
+        commands: Of zipper.
+        module_of: The module of a command.
+    """
     import argcomplete
 
-    from zipper_jax.cli import main
     from zipper_jax.cli.gin_path import known_files
 
     parser = argparse.ArgumentParser(prog="zipper")
     parser.add_argument("--version", action="store_true")
-    commands = parser.add_subparsers()
+    subparsers = parser.add_subparsers()
     typed = os.environ.get("COMP_LINE", "").split()
-    for name in main.COMMANDS:
-        command = commands.add_parser(name)
+    for name in commands:
+        command = subparsers.add_parser(name)
         if name in typed[1:2]:  # of the command typed alone: each imports a module
-            module = main.command_module(name)
+            module = module_of(name)
             module.add_arguments(command)
             if getattr(module, "TAKES_GIN_FLAGS", False) is True:
                 files = command.add_argument("--gin_file")

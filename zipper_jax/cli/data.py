@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         return 0
     if args.command == "inspect":
         for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
-            logger.info(line)
+            print(line)
         return 0
     if args.command == "tokenizer":
         return _tokenizer(args)

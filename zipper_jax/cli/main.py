@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from zipper_jax.cli import completion
 
-        completion.answer()
+        completion.answer(COMMANDS, command_module)
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
