@@ -42,7 +42,5 @@ def test_packages_are_listed_as_the_linter_has_them():
     sentence = text.split("further down this list")[1].split("\n\n")[0].split(":", 1)[1]
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(c for c in contracts if c["type"] == "layers")["layers"]
-    listed = [
-        {name.removesuffix(".py") for name in re.findall(r"`([a-z_.]+)`", part)} for part in sentence.split(";")
-    ]
+    listed = [{name.removesuffix(".py") for name in re.findall(r"`([a-z_.]+)`", part)} for part in sentence.split(";")]
     assert listed == [set(layer.split(" | ")) for layer in layers]

@@ -65,9 +65,7 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
         np.save(aside / "spans.npy", np.array(spans, _SPAN))
         np.save(aside / "rows.npy", np.array(offsets, np.int64))
         write_json(aside / META, written)
-        if (
-            folder.exists()
-        ):  # a rename cannot replace a non-empty folder; a crash in between leaves none, not a partial one
+        if folder.exists():  # a rename cannot replace a folder; a crash in between leaves none, not a partial one
             shutil.rmtree(folder)
         os.replace(aside, folder)
     finally:

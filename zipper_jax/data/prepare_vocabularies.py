@@ -111,9 +111,7 @@ def check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> Non
 def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
     """Return the settings with ``num_units`` of a given tokenizer."""
     if settings.num_units not in (NUM_UNITS, given.num_units):
-        raise UserError(
-            f"num_units = {settings.num_units}: the given tokenizer has {given.num_units}; omit --num_units"
-        )
+        raise UserError(f"num_units = {settings.num_units}: the given units are {given.num_units}; omit --num_units")
     return dataclasses.replace(settings, num_units=given.num_units)
 
 
