@@ -52,7 +52,7 @@ def test_what_is_given_is_added_to_ours_and_survives_json():
         (lambda: PrepareSettings(lengths={"phone": 8}, task_set=MINE), r"no modality 'phone'; did you mean 'phones'"),
         (
             lambda: PrepareSettings(lengths={"text": 8}),
-            r"lengths\['text'\]: this modality has its own fields; see text_length",
+            "this modality has its own fields; see text_length",
         ),
         (lambda: PrepareSettings(lengths={"phones": 2}, task_set=MINE), r"begin, one token and end take 3"),
     ],

@@ -492,11 +492,11 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
     "header, message",
     [
         ("{", "header.json'"),
-        ('{"num_units": 20}', "an object with num_units and rate_hz is wanted"),
-        ('{"num_units": 0, "rate_hz": 50}', "num_units is 0: give a whole number"),
-        ('{"num_units": 20, "rate_hz": -1}', "rate_hz is -1: give units per second"),
+        ('{"num_units": 20}', "give an object with num_units, rate_hz"),
+        ('{"num_units": 0, "rate_hz": 50}', "num_units = 0: give a whole number"),
+        ('{"num_units": 20, "rate_hz": -1}', "rate_hz = -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
-        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder is 5: give text"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: give a string"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):

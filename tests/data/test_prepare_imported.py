@@ -119,9 +119,9 @@ def test_given_units_are_taken_as_they_are(tmp_path):
     spans = [span.tokens.tolist() for i in range(len(store)) for example in store.row(i) for span in example]
     manifest = [row for row in read_manifest(tmp_path / "corpus") if row["split"] == "train"]
     assert sorted(spans) == sorted(row["units"] for row in manifest)
-    with pytest.raises(UserError, match=r"made up, 20 at 50 Hz\) is not here, so audio cannot become units"):
+    with pytest.raises(UserError, match=r"made up, 20 at 50 Hz\) is not available, so audio cannot be encoded"):
         tokenizer.encode(np.zeros(100, np.float32))
-    with pytest.raises(UserError, match=r"no vocoder in here.*their source names a command for it: unit2wav"):
+    with pytest.raises(UserError, match=r"no built-in vocoder.*their header names the command unit2wav"):
         synthesize(tokenizer, np.array([1], np.int32))
 
 
