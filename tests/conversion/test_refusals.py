@@ -400,7 +400,7 @@ def test_a_writer_is_whole_or_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "there is no tokenizer (none of tokenizer.json"),
+        ({}, "there is no tokenizer .none of tokenizer.json"),
         ({"tokenizer.json": "{"}, "the tokenizer's files are damaged"),
         ({"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": "["}, "tokenizer_config.json is damaged"),
         (
@@ -457,9 +457,9 @@ def test_a_tokenizer_of_another_model(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--zips", "text=1,speech=1"], r"--tower 'text': write NAME=FOLDER"),
-        (["--zips", "text"], "write text=2,speech=3"),
-        (["--zips", "text-speech=1-1,2"], "write text=2,speech=3"),
+        (["--zips", "text=1,speech=1"], r"--tower = 'text': give NAME=FOLDER"),
+        (["--zips", "text"], "give text=2,speech=3"),
+        (["--zips", "text-speech=1-1,2"], "give text=2,speech=3"),
         (["--zips", "text=9,speech=1"], "give no zip"),
         (["--zips", "text=1,image=1"], "names tower 'image'"),
         (["--zips", "text=1,speech=1", "--gin.ZipConfig.num_head=2"], "did you mean 'num_heads'"),

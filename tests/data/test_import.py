@@ -602,7 +602,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
-    assert error == "interrupted; run the same command again to go on\n"
+    assert error == "interrupted; run the same command again to resume\n"
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
     assert read_header(tmp_path / "out")["complete"]
 

@@ -220,7 +220,7 @@ def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
         start_new_session=True,
     )
     assert done.returncode == 130, done.stderr
-    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert done.stderr == "interrupted; run the same command again to resume\n"
     assert "prepared" not in done.stdout
     header = prepared.read_header(folder)
     assert header["complete"] == (stage == "the import of seqio")

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_sweep(tmp_path, text, message):
     ("arguments", "message"),
     [
         (["list", "--only", "ziper"], "--only 'ziper' matches no arm"),
-        (["run", "--seeds", "a"], "--seeds 'a': give comma-separated numbers"),
+        (["run", "--seeds", "a"], "--seeds = 'a': give comma-separated numbers"),
         (["report"], "needs --to"),
         (["score"], "there are no outputs"),
     ],

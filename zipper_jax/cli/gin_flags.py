@@ -1,7 +1,7 @@
 """t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100``.
 
-Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value; a bare word
-or path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
+Files are read in the order given, then bindings are applied, so bindings win. A value is a gin value; a bare word or
+path that does not parse as one is a string: ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
 """
 
 import dataclasses
@@ -31,17 +31,22 @@ _searched: set[str] = set()
 
 @dataclasses.dataclass(frozen=True)
 class GinFlags:
-    """files: names as given, found along `search_paths`. bindings: ``NAME = VALUE`` lines of gin."""
+    """Parsed gin flags.
+
+    Attributes:
+        files: Names as given, resolved along `search_paths`.
+        bindings: ``NAME = VALUE`` lines of gin.
+    """
 
     files: tuple[str, ...] = ()
     bindings: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> GinFlags:
-    """Reads ``--gin_file=F`` (or ``--gin_file F``) and ``--gin.NAME=VALUE``, each any number of times.
+    """Parse ``--gin_file=F`` (or ``--gin_file F``) and ``--gin.NAME=VALUE``, each any number of times.
 
     Raises:
-      UserError: anything else, with the closest flag.
+        UserError: Any other argument; the message names the closest flag.
     """
     files: list[str] = []
     bindings: list[str] = []
@@ -57,7 +62,7 @@ def parse(arguments: Sequence[str]) -> GinFlags:
         elif flag.startswith("--gin."):
             name = flag.removeprefix("--gin.")
             if not equals or not value or not _NAME.match(name):
-                raise UserError(f"{flag}{equals}{value}: write --gin.NAME=VALUE, e.g. --gin.TRAIN_STEPS=100")
+                raise UserError(f"{flag}{equals}{value}: give --gin.NAME=VALUE, e.g. --gin.TRAIN_STEPS=100")
             bindings.append(_binding(name, value))
         else:
             raise UserError(f"unknown argument {flag!r}{closest(flag, ('--gin_file', '--gin.NAME=VALUE', '--help'))}")
@@ -65,15 +70,17 @@ def parse(arguments: Sequence[str]) -> GinFlags:
 
 
 def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
-    """Clears gin's state, reads the files, then the bindings, and returns the resolved gin text (for ``config.gin``).
-
-    ``defaults``: bindings that hold where neither says otherwise.
+    """Clear gin's state, read the files, then the bindings; return the resolved gin text (for ``config.gin``).
 
     Configurables must be registered (imported) before.
 
+    Args:
+        flags: Files and bindings.
+        defaults: Bindings with the lowest precedence.
+
     Raises:
-      UserError: files that do not exist, a macro or scope given by flag that no file defines or uses, unknown
-        configurables and parameters, broken syntax; with the closest known name.
+        UserError: A missing file, a macro or scope of a flag that no file defines or uses, an unknown configurable or
+            parameter, or a syntax error; the message names the closest known name.
     """
     import gin
 
@@ -97,7 +104,7 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
         if macro and flags.files and macro[1] not in macros:
             raise UserError(f"--gin.{macro[1]}: no gin file given defines or uses it{closest(macro[1], macros)}")
         for scope in scoped[1].split("/") if scoped and flags.files else ():
-            if scope not in scopes:  # gin would bind it, and nothing would ever read it
+            if scope not in scopes:  # gin would bind it without any effect
                 raise UserError(
                     f"--gin.{binding.split(' = ')[0]}: no gin file given has {scope!r}{closest(scope, scopes)}"
                 )
@@ -110,9 +117,9 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
 
 
 def find(name: str) -> Path:
-    """The gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
+    """Return the gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
     folders = [Path(folder) for folder in search_paths()]
-    for path in (folder / name for folder in folders):  # an absolute name stays what it is
+    for path in (folder / name for folder in folders):  # an absolute name is unchanged
         if path.is_file():
             return path
     searched = ", ".join(map(str, folders))
@@ -131,7 +138,7 @@ def _binding(name: str, value: str) -> str:
 
 
 def _texts(parsed: Any) -> list[str]:
-    """The text of a gin file and of all that it includes."""
+    """Return the texts of a gin file and all its includes."""
     texts = [find(parsed.filename).read_text(encoding="utf-8")]
     for included in parsed.includes:
         texts += _texts(included)
@@ -139,7 +146,7 @@ def _texts(parsed: Any) -> list[str]:
 
 
 def _explain(error: Exception) -> str:
-    """gin's message in one line, with the closest known name where it complains about an unknown one."""
+    """Return gin's message in one line, with the closest known name for an unknown one."""
     import gin
 
     message = " ".join(str(error.args[0] if error.args else error).split())
@@ -158,7 +165,7 @@ def _explain(error: Exception) -> str:
         ]
         now = RENAMED.get(parameter[1].rsplit(".", 1)[-1], {}).get(parameter[2])
         if now is not None:
-            return f"{parameter[1]}.{parameter[2]} is now called {parameter[1]}.{now}: write that"
+            return f"{parameter[1]}.{parameter[2]} is now called {parameter[1]}.{now}: use that name"
         known = inspect.signature(owners[0].wrapped).parameters if owners else ()
         return f"{parameter[1]} has no parameter {parameter[2]!r}{closest(parameter[2], known)}"
     return message
