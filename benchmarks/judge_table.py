@@ -1,10 +1,10 @@
-"""How well the judge understands the built-in speech: raw, through units, and the controls that give WER its meaning.
+"""Word error rates of the judge on synthetic speech: raw, through units, and controls.
 
     python benchmarks/judge_table.py [--engine flite] [--rate 1.25] [--voices slt awb] [--train 1000] [--test 60]
 
-Makes a corpus in a temporary folder, fits the tokenizer on its training split, and prints and writes the table
-(benchmarks/results/judge_table.json). Seconds are wall time; cpu_seconds are this process alone, which on a shared
-machine is the figure to compare.
+Synthesises a corpus in a temporary folder, fits the tokenizer on its training split, and prints and writes the table
+(benchmarks/results/judge_table.json). Seconds are wall time; cpu_seconds, of this process only, are comparable on a
+shared machine.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str, Any]:
-    """The whole table, as JSON-able values."""
+    """Return the table as JSON-serialisable values."""
     watch = Stopwatch()
     watch.time("synthesis", lambda: synthesise_corpus(folder, settings, processes=processes))
     header = json.loads((folder / "corpus.json").read_text())

@@ -95,7 +95,7 @@ def test_the_shipped_findings_are_a_sweep(tmp_path):
         sweep = load_sweep(experiments, size)
         assert len(rows(sweep)) > 100
         assert Places(tmp_path).data(0.01).endswith("shares/0.01")
-    with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu, gpu_trial"):
+    with pytest.raises(UserError, match="'tpu': give one of cpu, gpu, gpu_trial"):
         load_sweep(experiments, "tpu")
 
 
