@@ -89,22 +89,22 @@ def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str,
 
     rng = np.random.default_rng(0)
     jsgf = grammar.jsgf()
-    heard = watch.time("judge", lambda: judge.transcribe_all(raw, jsgf, processes))
-    heard_gold = judge.transcribe_all(gold, jsgf, processes)
+    hypotheses = watch.time("judge", lambda: judge.transcribe_all(raw, jsgf, processes))
+    hypotheses_gold = judge.transcribe_all(gold, jsgf, processes)
 
     def judged(waveforms: list[np.ndarray], texts: list[str]) -> float:
         return wer(texts, judge.transcribe_all(waveforms, jsgf, processes))
 
     table = {
-        "test, raw": wer(references, heard),
+        "test, raw": wer(references, hypotheses),
         "test, log-mel and Griffin-Lim, no units": judged([vocoder.griffin_lim(log_mel(w)) for w in raw], references),
-        "test, gold units": wer(references, heard_gold),
+        "test, gold units": wer(references, hypotheses_gold),
         "test_other, raw": judged(other, other_references),
         "test_other, gold units": judged(other_gold, other_references),
         "test, raw with white noise at 10 dB": judged([add_noise(w, 10, rng) for w in raw], references),
         "control: reversed raw": judged([w[::-1] for w in raw], references),
         "control: reversed gold units": judged([vocoder.synthesize(tokenizer, u[::-1]) for u in units], references),
-        "control: another sentence's audio": wer(references, heard[1:] + heard[:1]),
+        "control: another sentence's audio": wer(references, hypotheses[1:] + hypotheses[:1]),
         "control: random units": judged(
             [vocoder.synthesize(tokenizer, rng.integers(tokenizer.num_units, size=len(u))) for u in units], references
         ),
@@ -113,8 +113,8 @@ def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str,
     for voice in header["voices"]:
         of_voice = [index for index, row in enumerate(rows) if row["voice"] == voice]
         texts = [references[i] for i in of_voice]
-        table[f"test, raw, voice {voice}"] = wer(texts, [heard[i] for i in of_voice])
-        table[f"test, gold units, voice {voice}"] = wer(texts, [heard_gold[i] for i in of_voice])
+        table[f"test, raw, voice {voice}"] = wer(texts, [hypotheses[i] for i in of_voice])
+        table[f"test, gold units, voice {voice}"] = wer(texts, [hypotheses_gold[i] for i in of_voice])
 
     seconds = sum(map(len, raw)) / SAMPLE_RATE
     lengths = [-(-len(w) // 640) for w in train]

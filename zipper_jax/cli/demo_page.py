@@ -27,8 +27,8 @@ def build(model: Model, title: str) -> gr.Blocks:
         if recorded is None:
             raise gr.Error("Record something, or upload a file, first.")
         units = _told(model.units, recorded)
-        (heard,) = _told(model.generate, [[(SPEECH, units)]], (TEXT,))[0]
-        return heard.content, _pictures(model, heard.content, units, "asr")
+        (transcript,) = _told(model.generate, [[(SPEECH, units)]], (TEXT,))[0]
+        return transcript.content, _pictures(model, transcript.content, units, "asr")
 
     def speak(text: str) -> tuple[tuple[int, np.ndarray], str]:
         if not text.strip():
@@ -46,9 +46,9 @@ def build(model: Model, title: str) -> gr.Blocks:
             # As a file, because for arrays gradio would decode it, with ffmpeg if it is not a WAV.
             recorded = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
             listen = gr.Button("Transcribe", variant="primary")
-            heard = gr.Textbox(label="Text", buttons=["copy"])
+            transcript = gr.Textbox(label="Text", buttons=["copy"])
             seen = gr.HTML()
-            listen.click(transcribe, recorded, [heard, seen])
+            listen.click(transcribe, recorded, [transcript, seen])
         with gr.Tab("Text to speech"):
             text = gr.Textbox(label="Sentence")
             say = gr.Button("Speak", variant="primary")

@@ -66,7 +66,7 @@ def _transcribe(
     from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 
     bad: dict[Path, str] = {}
-    began, heard, progress = time.monotonic(), 0.0, Progress(len(files), "files")
+    began, audio_seconds, progress = time.monotonic(), 0.0, Progress(len(files), "files")
     for start in range(0, len(files), size):
         batch = files[start : start + size]
         lengths: dict[Path, float] = {}
@@ -85,17 +85,17 @@ def _transcribe(
             lengths[path] = len(waveform) / SAMPLE_RATE
         rows = model.generate(prompts, (TEXT,), sampling=SamplingConfig(beams=about["beams"]))
         for (path, seconds), (spoken,) in zip(lengths.items(), rows, strict=True):
-            heard += seconds
+            audio_seconds += seconds
             line = {"audio": str(path), "text": spoken.content, "seconds": round(seconds, 3)}
             line |= {"truncated": spoken.truncated, **about}
             text = f"{path}\t{spoken.content}" if out is None else json.dumps(line, ensure_ascii=False)
             print(text, file=out, flush=True)
         progress(len(batch))
     spent = time.monotonic() - began
-    if heard:
+    if audio_seconds:
         print(
-            f"{len(files) - len(bad)} files, {heard:.1f} s of audio in {spent:.1f} s: real-time factor "
-            f"{spent / heard:.3f}",
+            f"{len(files) - len(bad)} files, {audio_seconds:.1f} s of audio in {spent:.1f} s: real-time factor "
+            f"{spent / audio_seconds:.3f}",
             file=sys.stderr,
         )
     return bad

@@ -105,16 +105,18 @@ def synthesise_corpus(
     progress: Callable[[str], None] | None = None,
     processes: int | None = None,
 ) -> Path:
-    """Writes the corpus into the folder ``out`` and returns that folder.
+    """Write the corpus into the folder ``out`` and return that folder.
 
-    Run again after an interruption it keeps every finished file and goes on; run on a finished corpus it does nothing.
+    A rerun after an interruption keeps finished files and resumes; on a complete corpus it does nothing.
 
     Args:
-      progress: receives lines of text, every two seconds (utterances/s, time left).
-      processes: worker processes, default one per core.
+        out: Folder to write.
+        settings: What to synthesise.
+        progress: Receives a line of text every two seconds (utterances/s, time left).
+        processes: Worker processes; None: one per core.
 
     Raises:
-      UserError: no engine, a setting out of range, or a folder that holds a corpus of other settings.
+        UserError: No engine is available, a setting is out of range, or ``out`` holds a corpus of other settings.
     """
     out = Path(out)
     say = progress or (lambda line: None)

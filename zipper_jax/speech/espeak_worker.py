@@ -42,7 +42,7 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent closes stdin
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     sample_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     if sample_rate <= 0:

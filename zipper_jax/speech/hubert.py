@@ -173,7 +173,7 @@ class HubertTokenizer:
 
 
 def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
-    """Read a k-means file: .npy of floats [num_units, hidden_size]. Pickles (scikit-learn) can run code: not read."""
+    """Read a k-means file, .npy of floats [num_units, hidden_size]; pickles are rejected, because they can run code."""
     try:
         centroids = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
