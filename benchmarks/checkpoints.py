@@ -1,9 +1,9 @@
-"""What a checkpoint costs when most of the model is frozen: seconds and bytes, against the same model trained whole.
+"""Cost of a checkpoint when most of the model is frozen, in seconds and bytes, compared with training all parameters.
 
     python benchmarks/checkpoints.py [--width 512] [--out benchmarks/results/checkpoints.json]
 
-The frozen tower has about nine times the parameters of all the rest. Each figure is the median of five saves to local
-disk, synchronous, after one that warms up; the first save, which writes the frozen part too, is told apart.
+The frozen tower has about nine times the parameters of the rest. Each figure is the median of five synchronous saves to
+local disk after a warm-up; the first save, which also writes the frozen part, is reported separately.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Zipper against Single Decoder at equal tower sizes: arithmetic and measured time per example, training and decoding.
+"""Zipper and Single Decoder at equal tower sizes: FLOP and measured time per example, training and decoding.
 
-    python benchmarks/compute.py --out benchmarks/results/compute.json            the towers of the findings, cpu size
-    python benchmarks/compute.py --out benchmarks/results/compute.json --table    what is there, as Markdown
+    python benchmarks/compute.py --out benchmarks/results/compute.json            measure the cpu size of the findings
+    python benchmarks/compute.py --out benchmarks/results/compute.json --table    print stored results as Markdown
 
-Random weights: time does not depend on them (decoding runs to the length limit). Both models run in one process, in
-turn, after a warm-up; medians, and ratios of medians. The Single Decoder is a decoder of the text tower's size and, a
-second one, of the speech tower's: the paper compares with the first.
+Weights are random, because time does not depend on them (decoding always generates the maximum length). The models
+alternate in one process after a warm-up; figures are medians and ratios of medians. One Single Decoder has the size of
+the text tower (as in the paper), another that of the speech tower.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.training.program import build
 
-SIZES = {"text": (256, 4, 64, 2), "speech": (130, 4, 96, 3)}  # ids, blocks, width, heads of 32
+SIZES = {"text": (256, 4, 64, 2), "speech": (130, 4, 96, 3)}  # vocab_size, num_layers, embed_dim, num_heads
 CONTENT = {"text": 7, "speech": 34}  # tokens of a mean sentence of the findings
 LENGTHS = {"text": 32, "speech": 128}
 PER_ROW, ROWS, GENERATED = 3, 8, 32
-"""Examples a row, rows a step, rows generated at once."""
+"""Examples per row, rows per step, rows generated per batch."""
 
 
 def tower(name: str, ids: int | None = None) -> TowerConfig:
@@ -44,7 +44,7 @@ def tower(name: str, ids: int | None = None) -> TowerConfig:
 
 
 def models() -> dict[str, tuple[ZipperConfig, dict[str, int], tuple[str, ...]]]:
-    """name -> model, slots of a row, frozen towers."""
+    """Return name -> (model, positions of a row, frozen towers)."""
     towers = {name: tower(name) for name in SIZES}
     own = {name: ModalityConfig(name, SIZES[name][0]) for name in SIZES}
     compute: dict[str, Any] = {"scan": False}
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Counts and medians of every model, measured in turn."""
+    """Measure every model, alternating between them; return counts and medians."""
     jobs: dict[str, dict[str, Callable[[], Any]]] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, (config, lengths, frozen) in models().items():
@@ -110,7 +110,7 @@ def measure(repeats: int) -> dict[str, Any]:
 def _jobs(
     config: ZipperConfig, lengths: dict[str, int], frozen: tuple[str, ...]
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What is timed of one model, and what is counted."""
+    """Return the timed functions and the counts of one model."""
     train = TrainConfig(
         config, DataConfig("-", "asr_tts", lengths, {"asr": 1.0, "tts": 1.0}), "-", 100, ROWS,
         freeze=FreezeConfig(frozen),
@@ -141,7 +141,7 @@ def _jobs(
 
 
 def table(found: dict[str, Any]) -> str:
-    """Per example, and beside it the ratio to the Single Decoder of the text tower's size."""
+    """Return figures per example as Markdown, with ratios to the Single Decoder of the text tower's size."""
     rows = found["rows"]
     base = rows["single decoder, text tower's size"]
     columns = {

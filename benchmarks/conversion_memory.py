@@ -1,8 +1,8 @@
-"""Peak memory and time of `zipper convert from-hf` on a made checkpoint of about 2 GB (bfloat16, Llama's shape).
+"""Peak memory and time of `zipper convert from-hf` on a random checkpoint of about 2 GB (bfloat16, Llama architecture).
 
     python benchmarks/conversion_memory.py --out benchmarks/results/conversion_memory.json
 
-The conversion runs in a process of its own, which tells its peak resident memory (Linux). Axis letters: none.
+The conversion runs in a separate process, which reports its peak resident memory (Linux).
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONFIG = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
-# The process tells its own peak: what the kernel says of a child includes the process that started it.
+# The process reads its own VmHWM, because the kernel's peak of a child includes memory of the parent.
 CHILD = """
 import re, sys
 from zipper_jax.cli.main import main
@@ -44,7 +44,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Shapes:
-    """Weights that say what they would be; nothing is read."""
+    """Weights with shapes and dtypes, but without content."""
 
     def __init__(self, shapes):
         self._shapes = shapes
@@ -61,7 +61,7 @@ class Shapes:
 
 
 def made_checkpoint(folder: Path) -> int:
-    """Writes config.json and random bfloat16 weights; returns their bytes."""
+    """Write config.json and random bfloat16 weights; return their size in bytes."""
     from zipper_jax.conversion.from_hf import tower_shapes
 
     tower = read_tower(CONFIG, "config.json")[1]
@@ -77,7 +77,7 @@ def made_checkpoint(folder: Path) -> int:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Bytes of the checkpoint, peak resident bytes and seconds of the conversion."""
+    """Return the size of the checkpoint, and peak resident bytes and seconds of the conversion."""
     source = folder / "hf"
     source.mkdir()
     size = made_checkpoint(source)

@@ -1,4 +1,4 @@
-"""How far our float32 logits are from transformers', per configuration of tests/conversion/tiny_hf.py.
+"""Difference of float32 logits from transformers, per configuration of tests/conversion/tiny_hf.py.
 
     python benchmarks/conversion_parity.py --out benchmarks/results/conversion_parity.json
 

@@ -1,10 +1,10 @@
-"""How well the judge understands the built-in speech: raw, through units, and the controls that give WER its meaning.
+"""Word error rates of the judge on synthetic speech: raw, through units, and controls.
 
     python benchmarks/judge_table.py [--engine flite] [--rate 1.25] [--voices slt awb] [--train 1000] [--test 60]
 
-Makes a corpus in a temporary folder, fits the tokenizer on its training split, and prints and writes the table
-(benchmarks/results/judge_table.json). Seconds are wall time; cpu_seconds are this process alone, which on a shared
-machine is the figure to compare.
+Synthesises a corpus in a temporary folder, fits the tokenizer on its training split, and prints and writes the table
+(benchmarks/results/judge_table.json). Seconds are wall time; cpu_seconds, of this process only, are comparable on a
+shared machine.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str, Any]:
-    """The whole table, as JSON-able values."""
+    """Return the table as JSON-serialisable values."""
     watch = Stopwatch()
     watch.time("synthesis", lambda: synthesise_corpus(folder, settings, processes=processes))
     header = json.loads((folder / "corpus.json").read_text())
@@ -89,22 +89,22 @@ def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str,
 
     rng = np.random.default_rng(0)
     jsgf = grammar.jsgf()
-    heard = watch.time("judge", lambda: judge.transcribe_all(raw, jsgf, processes))
-    heard_gold = judge.transcribe_all(gold, jsgf, processes)
+    hypotheses = watch.time("judge", lambda: judge.transcribe_all(raw, jsgf, processes))
+    hypotheses_gold = judge.transcribe_all(gold, jsgf, processes)
 
     def judged(waveforms: list[np.ndarray], texts: list[str]) -> float:
         return wer(texts, judge.transcribe_all(waveforms, jsgf, processes))
 
     table = {
-        "test, raw": wer(references, heard),
+        "test, raw": wer(references, hypotheses),
         "test, log-mel and Griffin-Lim, no units": judged([vocoder.griffin_lim(log_mel(w)) for w in raw], references),
-        "test, gold units": wer(references, heard_gold),
+        "test, gold units": wer(references, hypotheses_gold),
         "test_other, raw": judged(other, other_references),
         "test_other, gold units": judged(other_gold, other_references),
         "test, raw with white noise at 10 dB": judged([add_noise(w, 10, rng) for w in raw], references),
         "control: reversed raw": judged([w[::-1] for w in raw], references),
         "control: reversed gold units": judged([vocoder.synthesize(tokenizer, u[::-1]) for u in units], references),
-        "control: another sentence's audio": wer(references, heard[1:] + heard[:1]),
+        "control: another sentence's audio": wer(references, hypotheses[1:] + hypotheses[:1]),
         "control: random units": judged(
             [vocoder.synthesize(tokenizer, rng.integers(tokenizer.num_units, size=len(u))) for u in units], references
         ),
@@ -113,8 +113,8 @@ def measure(folder: Path, settings: CorpusSettings, processes: int) -> dict[str,
     for voice in header["voices"]:
         of_voice = [index for index, row in enumerate(rows) if row["voice"] == voice]
         texts = [references[i] for i in of_voice]
-        table[f"test, raw, voice {voice}"] = wer(texts, [heard[i] for i in of_voice])
-        table[f"test, gold units, voice {voice}"] = wer(texts, [heard_gold[i] for i in of_voice])
+        table[f"test, raw, voice {voice}"] = wer(texts, [hypotheses[i] for i in of_voice])
+        table[f"test, gold units, voice {voice}"] = wer(texts, [hypotheses_gold[i] for i in of_voice])
 
     seconds = sum(map(len, raw)) / SAMPLE_RATE
     lengths = [-(-len(w) // 640) for w in train]

@@ -1,10 +1,10 @@
 """The shipped fusion runs compiled for TPU slices: memory, communication, estimated step, compile time; needs libtpu.
 
-    python benchmarks/pods.py --out benchmarks/results/pods.json              all cases, a process each; takes hours
+    python benchmarks/pods.py --out benchmarks/results/pods.json              all cases, one process each; takes hours
     python benchmarks/pods.py --out benchmarks/results/pods.json --only gecko
-    python benchmarks/pods.py --out benchmarks/results/pods.json --table      what is there, as Markdown
+    python benchmarks/pods.py --out benchmarks/results/pods.json --table      print stored results as Markdown
 
-Cases that the file holds already are left alone (--again compiles them anew).
+Cases that the file already holds are skipped (--again compiles them again).
 """
 
 import argparse
@@ -20,8 +20,17 @@ from zipper_jax.sharding.chips import GIB, chip
 
 
 class Case(NamedTuple):
-    """A training step on a slice: how parameters are cut, and in how many parts the 512 rows are worked off; or,
-    with ``output``, generation of that modality for ``rows`` sequences, with the strategy ``tensor``."""
+    """A training step of 512 rows on a slice, or with ``output`` generation of that modality.
+
+    Attributes:
+        run: Name of the gin file.
+        topology: TPU slice.
+        fsdp: Devices that parameters are sharded over in training.
+        microbatches: Number of microbatches per step in training.
+        output: Modality to generate; "": training.
+        tensor: Devices of tensor parallelism in generation.
+        rows: Sequences generated together.
+    """
 
     run: str
     topology: str
@@ -53,7 +62,7 @@ class Case(NamedTuple):
 
     @property
     def how(self) -> str:
-        """How it is cut, for the table."""
+        """Sharding, for the table."""
         if self.output:
             return f"{self.output} for {self.rows} rows, tensor {self.tensor}"
         parts = f", {self.microbatches} microbatches" if self.microbatches > 1 else ""
@@ -78,7 +87,7 @@ CASES = (
 
 
 def main() -> int:
-    """Compile what is missing, or print the table."""
+    """Compile missing cases, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="cases whose name contains this")
@@ -106,7 +115,7 @@ def main() -> int:
 
 
 def table(found: dict) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| run | slice | program | peak / limit, GiB | sent / asked for, GB "
         "| a step or token, ms (all overlaps – nothing does) | bound by | compiled in, s |",
@@ -130,7 +139,7 @@ def table(found: dict) -> str:
 
 
 def _figures(value: float) -> str:
-    """Two figures at the least, no more than one behind the point for large values."""
+    """Format with at least two significant digits and, from 1 on, at most one decimal."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 

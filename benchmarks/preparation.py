@@ -1,4 +1,4 @@
-"""How fast a user's recordings become rows: hours of audio per minute, all cores.
+"""Speed of data preparation from recordings to packed rows: hours of audio per minute, all cores.
 
 python benchmarks/preparation.py --out benchmarks/results/preparation.json
 python benchmarks/preparation.py --out benchmarks/results/preparation.json --table
@@ -37,13 +37,13 @@ def main() -> int:
 
 
 def measure(root: Path, sentences: int) -> dict[str, Any]:
-    """Seconds of each stage, for ``sentences`` recordings of 22.05 kHz that have to be resampled."""
+    """Return the seconds of each stage, for ``sentences`` recordings at 22.05 kHz, which are resampled."""
     settings = CorpusSettings(train=sentences, validation=0, test=0, test_other=0)
     made = synthesise_corpus(root / "made", settings)
     lines = ["audio\ttext"]
     for row in read_manifest(made):
         waveform, _ = soundfile.read(made / row["audio"])
-        soundfile.write(root / f"{row['id']}.wav", waveform, 22_050)  # as if it had been recorded so: a little faster
+        soundfile.write(root / f"{row['id']}.wav", waveform, 22_050)  # not resampled, so the speech is faster
         lines.append(f"{row['id']}.wav\t{row['text']}")
     (root / "mine.tsv").write_text("\n".join(lines) + "\n")
     seconds = {}
@@ -54,7 +54,7 @@ def measure(root: Path, sentences: int) -> dict[str, Any]:
         seconds[name] = time.perf_counter() - began
         return result
 
-    import_corpus("text", [_text(root)], root / "warm")  # imports
+    import_corpus("text", [_text(root)], root / "warm")  # warm-up: loads the modules
     prepare(root / "warm", root / "warm_rows", PrepareSettings(text_vocabulary="bytes"))
     header = timed("import", lambda: import_corpus("table", [root / "mine.tsv"], root / "corpus"))
     rows = PrepareSettings(text_length=32, speech_length=128)
@@ -71,7 +71,7 @@ def _text(root: Path) -> Path:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The stages as Markdown."""
+    """Return the stages as Markdown."""
     lines = [
         f"| stage | seconds for {found['hours']:.2f} h, {found['cores']} cores | hours of audio a minute |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-"""Prints README.md's table of figures from files that `zipper eval` wrote, two columns for each.
+"""Print README.md's results table from files that `zipper eval` wrote, two columns per file.
 
 python benchmarks/smoke_table.py benchmarks/results/smoke.json benchmarks/results/smoke_long.json
 """
@@ -20,7 +20,7 @@ JUDGE = ("tts_wer_gold_units", "tts_wer_raw_audio", "judge_wer_reversed", "judge
 
 
 def table(runs: dict[str, dict]) -> str:
-    """Markdown: word error rates in per cent, Zipper beside Single Decoder, for each named run."""
+    """Return Markdown: word error rates in per cent of Zipper and Single Decoder, for each run."""
 
     def cell(results: dict, key: str) -> str:
         return f"{100 * results[key]:.1f}" if key in results else "–"

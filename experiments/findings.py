@@ -1,9 +1,9 @@
-"""The claims of the Zipper paper (arXiv 2405.18669), on a corpus that anyone can make again.
+"""The claims of the Zipper paper (arXiv 2405.18669), tested on a reproducible synthetic corpus.
 
     zipper sweep run experiments/findings.py --size cpu --out runs/findings --jobs 2
 
-Two sizes of the same arms: ``cpu`` (runs of minutes on one core) and ``gpu`` (an H100). Text towers are frozen in every
-zipper, as in the paper; what an arm changes against ``zipper`` is in its name and its line.
+Two sizes of the same arms: ``cpu`` (runs of minutes on one core) and ``gpu`` (an H100). Unless an arm says otherwise,
+the text tower is frozen, as in the paper; name and description of an arm state its difference from ``zipper``.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.errors import UserError
 
-RATES = {"asr": 1.0, "tts": 1.26}  # the paper's numbers of samples
+RATES = {"asr": 1.0, "tts": 1.26}  # proportional to the paper's numbers of samples
 
 
 @dataclass(frozen=True)
 class Size:
-    """What differs between the sizes: data, towers, budgets."""
+    """Data, towers and budgets of one size."""
 
     corpus: dict[str, Any]
     prepare: dict[str, Any]
@@ -34,10 +34,10 @@ class Size:
     steps: int
     rows: int
     rates: dict[str, float]  # peak learning rates: pretrain, zipper, single_decoder
-    tried: dict[str, tuple[float, ...]]  # rates that are compared on validation
+    tried: dict[str, tuple[float, ...]]  # learning rates compared on validation
     warmup_steps: int
     save: int
-    equal_steps: int  # of a Single Decoder, for as much arithmetic as the zipper's steps
+    equal_steps: int  # steps of a Single Decoder with the FLOP of the zipper's steps
     about: str
     scan: bool
     dtype: str
@@ -77,7 +77,7 @@ SIZES = {
             "grammar": "wide",
             "engine": "flite",
             "voices": ("slt", "kal16", "rms", "awb"),
-            "other_pitches": (1.0,),  # rms has no other
+            "other_pitches": (1.0,),  # rms has no pitch control
             "train": 40_000,
             "validation": 200,
             "test": 500,
@@ -108,7 +108,7 @@ SIZES = {
     ),
 }
 
-# The gpu size in all but sentences and rows: with --steps 1, whether everything of it runs, before a GPU is paid for.
+# The gpu size with few sentences and rows: with --steps 1, it checks that every arm runs before renting a GPU.
 SIZES["gpu_trial"] = replace(
     SIZES["gpu"],
     corpus={**SIZES["gpu"].corpus, "train": 400, "validation": 4, "test": 4, "test_other": 4},
@@ -124,7 +124,7 @@ def tower(size: dict[str, int], vocabulary: int) -> TowerConfig:
 
 
 def every(size: Size, zips: int, blocks: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
-    """``zips`` pairs (text block, speech block), evenly spaced up to the last blocks; or between ``blocks`` of both."""
+    """Return pairs (text block, speech block): ``zips`` evenly spaced up to the last, or all within ``blocks``."""
     depths = size.text["num_layers"], size.speech["num_layers"]
     if blocks is None:
         return tuple((n * depths[0] // zips, n * depths[1] // zips) for n in range(1, zips + 1))
@@ -146,7 +146,7 @@ class Models:
         return ZipperConfig(towers={name: self.towers[name]}, modalities={name: modality}, **self.compute)
 
     def single_decoder(self) -> ZipperConfig:
-        """The text tower with the units behind its vocabulary."""
+        """Return the text tower with a vocabulary extended by the units."""
         text, speech = self.ids["text"], self.ids["speech"]
         return ZipperConfig(
             towers={"decoder": replace(self.towers["text"], vocab_size=text + speech)},
@@ -163,7 +163,7 @@ class Models:
         projections: Mapping[str, ProjectionConfig] | None = None,
         **fields: Any,
     ) -> ZipperConfig:
-        """``projections``: of the inputs, the paper's where None. ``fields``: of ZipConfig."""
+        """Return a zipper; ``projections``: input projections (None: the paper's), ``fields``: of ZipConfig."""
         if projections is None:
             projections = {"text": ProjectionConfig(), "speech": ProjectionConfig()}
         return ZipperConfig(
@@ -176,22 +176,25 @@ class Models:
 
 
 PAPER: dict[str, Any] = {"positions": "learned", "normalise_source": True}
-"""Fields of ZipConfig on which the paper is silent; all that it states is ZipConfig's default."""
+"""Fields of ZipConfig that the paper does not state; those it states are ZipConfig's defaults."""
 PRESERVING = {"text": ProjectionConfig(form="residual"), "speech": ProjectionConfig(form="residual")}
-"""Input projections that leave a tower as it is at step 0."""
+"""Input projections that are the identity at step 0."""
 IDENTITY: dict[str, Any] = {
     **PAPER,
     "feed_forward": "where_visible",
     "gate_init": 1.0,
     "projection": ProjectionConfig(depth=1, final_activation="none"),
 }
-"""Our form: with PRESERVING, text without speech starts as what it was, and only its input projection can change it."""
+"""Identity-preserving form: with PRESERVING, text without speech is unchanged at step 0, and only its input projection
+can change it."""
 PRETRAINED = {"text": "text_lm", "speech": "speech_lm"}
 
 
 def balance(places: Places) -> float:
-    """The weight of a text token at which the Single Decoder's loss has as much text as speech in it, as the zipper's
-    has, whose towers each have a mean of their own."""
+    """Return the weight of a text token that balances text and speech in the Single Decoder's loss.
+
+    The zipper's loss is balanced without it, because each tower's loss is a separate mean.
+    """
     targets = {}
     for task, modality in (("asr", "text"), ("tts", "speech")):
         meta = read_meta(places.prepared / "rows" / task / "train")
@@ -201,7 +204,7 @@ def balance(places: Places) -> float:
 
 
 class Arms:
-    """The arms of one size: ``name -> Arm`` by what they change against the paper's zipper."""
+    """Builders of the arms of one size; their parameters are differences from the paper's zipper."""
 
     def __init__(self, size: Size):
         self.size = size
@@ -247,7 +250,7 @@ class Arms:
 
         def config(places: Places, seed: int) -> TrainConfig:
             fields = {**form, "max_positions": self.positions}
-            # Pretrained weights forget at the new parts' rate; scalar gates open slowly at it.
+            # The learning rate of the new parts is too high for pretrained weights and too low for scalar gates.
             multipliers = {".*_gate": 3.0}
             if pretrained and set(frozen) != set(PRETRAINED):
                 multipliers["towers/.*"] = 0.25
@@ -308,7 +311,7 @@ class Arms:
         )
 
     def _common(self) -> dict[str, Any]:
-        """The last checkpoint is all that is needed; rows of minutes start over after a kill."""
+        """Return common fields; checkpoints are rare, because a killed row of minutes simply restarts."""
         return {"model_dir": "set by the runner", "log_period": 50, "save": SaveCheckpointConfig(period=self.size.save)}
 
 
@@ -344,7 +347,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
             perplexity=True,
         ),
     ]
-    # Figure 3, and what we do about its left end.
+    # Figure 3, and the identity-preserving form at its smallest shares.
     for share in SHARES:
         p = percent(share)
         found.append(zipper(f"zipper.{p}", f"{p} % of the pairs", share=share))
@@ -360,7 +363,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         zipper("zipper.scratch.10", "no tower pretrained, 10 % of the pairs", pretrained=False, frozen=(), share=0.1),
         zipper("zipper.unfrozen.10", "pretrained, no tower frozen, 10 % of the pairs", frozen=(), share=0.1),
         single("single_decoder.scratch.10", "not pretrained, 10 % of the pairs", pretrained=False, share=0.1),
-        # Figure 4 and what the paper does not ablate.
+        # Figure 4, and ablations that the paper lacks.
         zipper("zipper.no_text_proj", "no text input projection", projections={"text": _NONE, "speech": _MLP}),
         zipper("zipper.no_speech_proj", "no speech input projection", projections={"text": _MLP, "speech": _NONE}),
         zipper("zipper.no_proj", "no input projection", projections={"text": _NONE, "speech": _NONE}),
@@ -372,7 +375,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         zipper("zipper.middle", "zips at the middle half of the blocks only", blocks=_middle(size)),
         zipper("zipper.gate_1", "gates start at 1", form={**PAPER, "gate_init": 1.0}),
         zipper("zipper.linear", "cross-tower projection linear", form={**PAPER, "projection": IDENTITY["projection"]}),
-        # The learning rates, chosen on validation.
+        # Learning rates, chosen on validation.
         *(
             make(f"{name}.lr_{lr:g}", f"peak rate {lr:g}", learning_rate=lr, **_TUNING)
             for name, make in (("zipper", zipper), ("single_decoder", single))
@@ -533,7 +536,7 @@ def claims() -> tuple[Claim, ...]:
 
 def sweep(size: str) -> Sweep:
     if size not in SIZES:
-        raise UserError(f"--size {size!r}: findings come in {', '.join(SIZES)}")
+        raise UserError(f"--size = {size!r}: give one of {', '.join(SIZES)}")
     chosen = SIZES[size]
     return Sweep(
         name=f"findings_{size}",

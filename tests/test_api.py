@@ -170,7 +170,7 @@ def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
     assert "line 1 was made with" in capsys.readouterr().err
     out.write_text("{}\n")
     assert main(command) == 2
-    assert f"--out {out} line 1 is no transcript" in capsys.readouterr().err
+    assert f"--out = {out}: line 1 is no transcript" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,14 @@ def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
         (["transcribe", "--model", "RUN", "nothing.wav"], "nothing.wav"),
         (["transcribe", "--model", "RUN", "EMPTY"], "holds no audio"),
         (["transcribe", "--model", "RUN", "WAV", "--out", "no/such/folder/a.jsonl"], "the folder does not exist"),
-        (["transcribe", "--model", "RUN", "WAV", "--batch_size", "0"], "--batch_size 0"),
+        (["transcribe", "--model", "RUN", "WAV", "--batch_size", "0"], "--batch_size = 0"),
         (["transcribe", "--model", "nowhere", "WAV"], "nowhere"),
         (["speak", "", "--model", "RUN", "--out", "a.wav"], "text is empty"),
         (["speak", "on", "--model", "RUN", "--out", "no/such/folder/a.wav"], "folder does not exist"),
         (["generate", "--model", "RUN", "--input", "BAD"], "line 1"),
-        (["generate", "--model", "RUN", "--batch_size", "0", "--input", "BAD"], "--batch_size 0"),
+        (["generate", "--model", "RUN", "--batch_size", "0", "--input", "BAD"], "--batch_size = 0"),
         (["transcribe", "--model", "RUN", "--beem", "2", "WAV"], "--beem"),
-        (["eval", "--run", "nowhere", "--data", ".", "--corpus", ".", "--out", "."], "--run nowhere"),
+        (["eval", "--run", "nowhere", "--data", ".", "--corpus", ".", "--out", "."], "--run = nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, arguments, message):

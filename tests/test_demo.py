@@ -37,7 +37,7 @@ def test_without_gradio_it_says_how_to_get_it(run, capsys, monkeypatch):
         "error: zipper demo needs gradio, which is not installed: pip install --editable '.[demo]' in the checkout\n"
     )
     assert main(["demo", "--model", str(run), "--port", "0"]) == 2
-    assert "--port 0: give 1 to 65535" in capsys.readouterr().err
+    assert "--port = 0: give 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])
@@ -134,7 +134,7 @@ def test_speech_becomes_text_and_text_speech_with_pictures(page, run, tmp_path):
     if len(load(run).speak("go on").units):
         shown.locator("iframe").nth(1).wait_for(state="attached")
     else:
-        shown.get_by_text("The model ended before the first unit").wait_for()
+        shown.get_by_text("The model generated no unit").wait_for()
 
     elsewhere = [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}", "data:", "blob:"))]
     assert not elsewhere

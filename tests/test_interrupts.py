@@ -94,4 +94,4 @@ def test_ctrl_c_before_training_has_begun(tmp_path):
         text=True,
         timeout=180,  # jax is imported first
     )
-    assert (done.returncode, done.stderr) == (130, "interrupted; run the same command again to go on\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted; run the same command again to resume\n")

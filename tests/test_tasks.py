@@ -48,9 +48,12 @@ def test_what_is_given_is_added_to_ours_and_survives_json():
         (lambda: TaskSet(mixtures={"asr": {"tts": 1.0}}), r"mixtures\['asr'\]: a task has that name"),
         (lambda: DataConfig("d", "asrr", {"text": 8}), r"DataConfig.mixture='asrr'.*did you mean 'asr'"),
         (lambda: DataConfig("d", "m", {"text": 8}, {"asl": 1.0}), r"DataConfig.rates: task 'asl' is unknown; did you"),
-        (lambda: PrepareSettings(task_set=MINE), r"lengths names no 'phones', which task 'speech_phones' has"),
+        (lambda: PrepareSettings(task_set=MINE), r"lengths has no 'phones', which task 'speech_phones' needs"),
         (lambda: PrepareSettings(lengths={"phone": 8}, task_set=MINE), r"no modality 'phone'; did you mean 'phones'"),
-        (lambda: PrepareSettings(lengths={"text": 8}), r"lengths: 'text' has settings of its own, see text_length"),
+        (
+            lambda: PrepareSettings(lengths={"text": 8}),
+            "this modality has its own fields; see text_length",
+        ),
         (lambda: PrepareSettings(lengths={"phones": 2}, task_set=MINE), r"begin, one token and end take 3"),
     ],
 )

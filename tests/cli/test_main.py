@@ -69,7 +69,7 @@ def test_arguments_and_extras_reach_the_command(monkeypatch):
             2,
             "error: no room to write ([Errno 28] No space); make room, then run the same command again\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume\n"),
     ],
 )
 def test_errors_are_one_line(monkeypatch, capsys, error, status, line):

@@ -400,7 +400,7 @@ def test_a_writer_is_whole_or_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no tokenizer there: none of tokenizer.json"),
+        ({}, "there is no tokenizer .none of tokenizer.json"),
         ({"tokenizer.json": "{"}, "the tokenizer's files are damaged"),
         ({"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": "["}, "tokenizer_config.json is damaged"),
         (
@@ -444,7 +444,7 @@ def test_a_special_token_beyond_the_tower_is_none_of_texts(tmp_path):
 
 def test_a_token_number_that_is_none(tmp_path):
     tiny_hf.add_tokenizer(tmp_path)
-    with pytest.raises(UserError, match="bos_token_id = '1', which is no token's number"):
+    with pytest.raises(UserError, match="bos_token_id = '1', which is not a token id"):
         tokenizer_files.text_vocabulary(tmp_path, {"bos_token_id": "1"}, 97)
 
 
@@ -457,9 +457,9 @@ def test_a_tokenizer_of_another_model(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--zips", "text=1,speech=1"], r"--tower 'text': write NAME=FOLDER"),
-        (["--zips", "text"], "write text=2,speech=3"),
-        (["--zips", "text-speech=1-1,2"], "write text=2,speech=3"),
+        (["--zips", "text=1,speech=1"], r"--tower = 'text': give NAME=FOLDER"),
+        (["--zips", "text"], "give text=2,speech=3"),
+        (["--zips", "text-speech=1-1,2"], "give text=2,speech=3"),
         (["--zips", "text=9,speech=1"], "give no zip"),
         (["--zips", "text=1,image=1"], "names tower 'image'"),
         (["--zips", "text=1,speech=1", "--gin.ZipConfig.num_head=2"], "did you mean 'num_heads'"),

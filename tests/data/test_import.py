@@ -463,7 +463,7 @@ def _file(kind, name, content):
         (_empty("table"), r"give a table that ends in \.tsv or \.csv"),
         (_empty("units"), r"give units as \.jsonl"),
         (_librispeech_without_transcripts, r"holds no \*\.trans\.txt"),
-        (_kaldi_with_a_pipe, r"wav\.scp:1 is a command \('sph2pipe .*write the audio into files first"),
+        (_kaldi_with_a_pipe, r"wav\.scp:1 is a command \('sph2pipe .*write the audio to files first"),
         (_units_without_header, r"header\.json' does not exist: write {\"num_units\""),
         (_silent, r"nothing to train on: 1 rows read, 1 dropped \(1 silent audio \(first: .*a\.wav\)\)"),
         (_half_gzip, r"a\.txt\.gz' cannot be unpacked"),
@@ -493,11 +493,11 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
     "header, message",
     [
         ("{", "header.json'"),
-        ('{"num_units": 20}', "an object with num_units and rate_hz is wanted"),
-        ('{"num_units": 0, "rate_hz": 50}', "num_units is 0: give a whole number"),
-        ('{"num_units": 20, "rate_hz": -1}', "rate_hz is -1: give units per second"),
+        ('{"num_units": 20}', "give an object with num_units, rate_hz"),
+        ('{"num_units": 0, "rate_hz": 50}', "num_units = 0: give a whole number"),
+        ('{"num_units": 20, "rate_hz": -1}', "rate_hz = -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
-        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder is 5: give text"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: give a string"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):
@@ -511,9 +511,9 @@ def test_bad_headers_of_units(tmp_path, header, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"test": 1, "validation": 0}, "test is 1, but the source has 1 rows of its own for it: leave out --test"),
-        ({"test": -2}, "test is -2"),
-        ({"piece_seconds": 0.0}, "piece_seconds is 0.0: give more than 0"),
+        ({"test": 1, "validation": 0}, "test = 1: the source already has 1 rows of this split; omit --test"),
+        ({"test": -2}, "test = -2"),
+        ({"piece_seconds": 0.0}, "piece_seconds = 0.0: give more than 0"),
         ({"text_field": "txt"}, r"has no column 'txt' .*did you mean 'text'.*--text_field"),
     ],
 )
@@ -523,7 +523,7 @@ def test_settings_that_do_not_fit(tmp_path, settings, message):
 
 
 def test_more_held_out_than_there_is(tmp_path):
-    with pytest.raises(UserError, match="validation and test are 8 and 4, but there are 12 rows"):
+    with pytest.raises(UserError, match="validation = 8, test = 4: there are only 12 training rows"):
         run("text", write(tmp_path / "a.txt", "\n".join(SENTENCES)), tmp_path / "out", ImportSettings(8, 4))
 
 
@@ -542,7 +542,7 @@ def test_a_finished_corpus_is_no_work_and_another_source_is_refused(tmp_path, ca
         _, rows = run("text", source, tmp_path / "out")
     assert len(rows) == 12
     assert "is complete (train 12); --overwrite reads the source again" in lines[0]
-    with pytest.raises(UserError, match="holds a corpus made otherwise: give --overwrite"):
+    with pytest.raises(UserError, match="holds a corpus with other settings; give --overwrite"):
         run("text", source, tmp_path / "out", ImportSettings(0, 0, piece_words=3))
     assert len(run("text", source, tmp_path / "out", overwrite=True)[1]) == 1
 
@@ -667,7 +667,7 @@ def test_further_fields_are_kept_and_what_has_them_is_never_cut(tmp_path):
     assert [row.get("phones") for row in read_manifest(tmp_path / "long")] == ["W ER D", None, None, None]
     with pytest.raises(UserError, match=r"no column 'phone' .*did you mean 'phones'"):
         import_corpus("table", [path], tmp_path / "no", ImportSettings(fields=("phone",)), processes=1)
-    with pytest.raises(UserError, match="rows of 'kaldi' have none to keep"):
+    with pytest.raises(UserError, match="format 'kaldi' has no further fields"):
         import_corpus("kaldi", [path.parent], tmp_path / "no", imported, processes=1)
-    with pytest.raises(UserError, match="fields names 'voice'"):
+    with pytest.raises(UserError, match="fields = 'voice'"):
         ImportSettings(fields=("voice",))

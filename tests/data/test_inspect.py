@@ -69,7 +69,7 @@ def test_given_units_are_synthesised_only_when_their_command_may_run(tmp_path):
     settings = dataclasses.replace(SETTINGS, num_units=20)
     prepared.write_examples(tmp_path / "corpus", tmp_path / "p", settings, False, lambda line: None, 1)
     lines = list(inspect(tmp_path / "p", 1, tmp_path / "look"))
-    assert any(line.startswith("  no audio: these units (made up, 20 at 50 Hz) have no vocoder") for line in lines)
+    assert any(line.startswith("  no audio: these units (made up, 20 at 50 Hz) have no built-in") for line in lines)
     assert not list((tmp_path / "look").glob("*.wav"))
     list(inspect(tmp_path / "p", 1, tmp_path / "look", vocoder=True))
     heard, _ = soundfile.read(tmp_path / "look" / "u0_units.wav")
@@ -81,7 +81,7 @@ def test_given_units_are_synthesised_only_when_their_command_may_run(tmp_path):
     "command, message",
     [
         ("no-such-program {units} {wav}", "the vocoder 'no-such-program' cannot be run"),
-        (f"{sys.executable} -c 'raise SystemExit(3)' {{units}} {{wav}}", "ended with status 3: it said nothing"),
+        (f"{sys.executable} -c 'raise SystemExit(3)' {{units}} {{wav}}", "failed with exit status 3: no error output"),
         (f"{sys.executable} -c 'pass' {{units}} {{wav}}", "speech.wav' does not exist"),
         ("speak {units}", "give a command with {units} and {wav}"),
     ],

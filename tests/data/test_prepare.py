@@ -236,7 +236,7 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
     one = dataclasses.replace(SETTINGS, tasks=("asr",))
     prepare_rows.prepare(corpus, folder, one, processes=1)
     longer = dataclasses.replace(one, speech_length=100)
-    with pytest.raises(UserError, match=r"packed otherwise.*'speech': 60.*'speech': 100.*--overwrite"):
+    with pytest.raises(UserError, match=r"packed with other settings.*'speech': 60.*'speech': 100.*--overwrite"):
         prepare_rows.prepare(corpus, folder, longer, processes=1)
     before = files_and_times(folder / "examples")
     metas = prepare_rows.prepare(corpus, folder, longer, overwrite=True, processes=1)
@@ -247,7 +247,7 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
         prepare_rows.prepare(corpus, folder, fewer, processes=1)
     assert prepare_rows.prepare(corpus, folder, fewer, overwrite=True, processes=1)
     assert prepared.read_header(folder)["num_units"] == 4
-    with pytest.raises(UserError, match="the corpus is another one"):
+    with pytest.raises(UserError, match="the corpus changed"):
         prepare_rows.prepare(write_corpus(tmp_path / "c", seed=1), folder, fewer, processes=1)
 
 
@@ -255,7 +255,7 @@ def test_folders_that_prepare_did_not_write_are_left_alone(corpus, tmp_path, cap
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "mine.csv").write_text("1,2")
     assert cli.main(["data", "prepare", "--corpus", str(corpus), "--out", str(tmp_path)]) == 2
-    assert "has rows, but no header.json that says they were prepared" in capsys.readouterr().err
+    assert "has rows, but no header.json: give another --out" in capsys.readouterr().err
     assert (tmp_path / "rows" / "mine.csv").read_text() == "1,2"
 
 
@@ -285,7 +285,7 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
             for ours, theirs in zip(rows[i], store.row(i), strict=True):
                 for a, b in zip(ours, theirs, strict=True):
                     assert (a.modality, a.weight, a.tokens.tolist()) == (b.modality, b.weight, b.tokens.tolist())
-    with pytest.raises(UserError, match="no seqio task is called 'mine_ars'; did you mean 'mine_asr'"):
+    with pytest.raises(UserError, match="there is no seqio task 'mine_ars'; did you mean 'mine_asr'"):
         next(tasks.examples("mine_ars", "train"))
     with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'"):
         next(tasks.examples("mine_asr", "tset"))
@@ -303,13 +303,13 @@ def test_command_line(corpus, made, capsys):
 
 
 def test_errors(tmp_path, made):
-    with pytest.raises(UserError, match="no prepared folder"):
+    with pytest.raises(UserError, match="is not a prepared folder"):
         prepared.read_header(tmp_path)
     with pytest.raises(UserError, match=r"splits there: test, train, validation"):
         next(prepared.read_examples(made[0], "nope"))
     with pytest.raises(UserError, match="holds no vocabulary"):
         prepared.read_vocabularies(tmp_path)
-    with pytest.raises(UserError, match="speech_length is 2"):
+    with pytest.raises(UserError, match="speech_length = 2"):
         PrepareSettings(speech_length=2)
 
 
@@ -353,8 +353,8 @@ def test_units_get_the_ids_that_a_unit_model_has_for_them(corpus, made, tmp_path
 
     for wrong, words in (
         (UnitVocabulary(9, 25.0), "give --num_units 9"),
-        (UnitVocabulary(8, 50.0), "50 units per second, not 25"),
-        (UnitVocabulary(8, 25.0, "another"), "names another unit tokenizer"),
+        (UnitVocabulary(8, 50.0), "50 units per second, the tokenizer 25"),
+        (UnitVocabulary(8, 25.0, "another"), "belongs to another unit tokenizer"),
     ):
         other = dataclasses.replace(SETTINGS, speech_vocabulary=tower(words, wrong))
         with pytest.raises(UserError, match=words):
@@ -397,7 +397,7 @@ def test_modalities_of_ones_own(corpus, tmp_path):
     assert "image tokens per example: 2 to 2, median 2" in list(inspect(folder))
     with pytest.raises(UserError, match=r"vocabulary_sizes was .*--overwrite"):
         prepare_rows.prepare(mine, folder, dataclasses.replace(settings, vocabulary_sizes={"image": 8}), processes=1)
-    with pytest.raises(UserError, match="vocabulary_sizes names no 'image': give the number of its units"):
+    with pytest.raises(UserError, match="vocabulary_sizes has no 'image': give its number of units"):
         prepare_rows.prepare(mine, tmp_path / "n", dataclasses.replace(settings, vocabulary_sizes={}), processes=1)
     rows[0]["image"] = "seven"
     (mine / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -121,20 +121,20 @@ def test_given_units_are_used_as_they_are(tmp_path):
     spans = [span.tokens.tolist() for i in range(len(store)) for example in store.row(i) for span in example]
     manifest = [row for row in read_manifest(tmp_path / "corpus") if row["split"] == "train"]
     assert sorted(spans) == sorted(row["units"] for row in manifest)
-    with pytest.raises(UserError, match=r"made up, 20 at 50 Hz\) is not here, so audio cannot become units"):
+    with pytest.raises(UserError, match=r"made up, 20 at 50 Hz\) is not available, so audio cannot be encoded"):
         tokenizer.encode(np.zeros(100, np.float32))
-    with pytest.raises(UserError, match=r"no vocoder in here.*their source names a command for it: unit2wav"):
+    with pytest.raises(UserError, match=r"no built-in vocoder.*their header names the command unit2wav"):
         synthesize(tokenizer, np.array([1], np.int32))
 
 
 @pytest.mark.parametrize(
     "row, header, settings, message",
     [
-        ({"units": [1]}, None, {}, "row 'x' of .* has units, but corpus.json does not say which"),
+        ({"units": [1]}, None, {}, "row 'x' of .* has units, but corpus.json does not describe them"),
         ({"units": [9]}, 8, {}, "row 'x' of .*: units must be integers from 0 to 7"),
         ({"units": []}, 8, {}, "units must be integers"),
-        ({"units": [1]}, 8, {"num_units": 9}, "num_units is 9, but the given units are 8: leave it out"),
-        ({"units": [1]}, 8, {"tokenizer": "t"}, "corpus has units of its own: leave out --tokenizer"),
+        ({"units": [1]}, 8, {"num_units": 9}, "num_units = 9: the given units are 8; omit --num_units"),
+        ({"units": [1]}, 8, {"tokenizer": "t"}, "the corpus already has units; omit --tokenizer"),
         ({"audio": "a.wav"}, 8, {}, "row 'x' of .* has audio but no units"),
         ({"audio": "a.wav"}, None, {"tokenizer": "t"}, "tokenizer = 't': give a folder that has vocabularies/speech"),
         ({"audio": "a.wav"}, None, {}, "a.wav' does not exist"),
@@ -159,7 +159,7 @@ def test_corpora_that_contradict_themselves(tmp_path, row, header, settings, mes
         ('{"id": "a", "split": "train", "text": "go"}\n'.encode("utf-16"), "line 1 is not a JSON object in UTF-8"),
         (b'{"id": "a", "split": "train", "audio": "empty.wav"}\n', "empty.wav' is empty (0 samples)"),
         (b'{"id": "a", "split": "train", "audio": "corrupt.wav"}\n', "corrupt.wav' cannot be read"),
-        (b'{"id": "a", "split": "train", "text": "go", "units": [-1]}\n', "but corpus.json does not say which"),
+        (b'{"id": "a", "split": "train", "text": "go", "units": [-1]}\n', "but corpus.json does not describe them"),
     ],
 )
 def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
@@ -309,7 +309,7 @@ def test_tfds(dataset, tmp_path):
 @pytest.mark.parametrize(
     "name, settings, message",
     [
-        ("tiny_speach", {}, "TFDS knows no dataset 'tiny_speach' here"),
+        ("tiny_speach", {}, "tfds:tiny_speach: TFDS has no such dataset here"),
         ("ljspeech", {}, "tfds:ljspeech is not prepared in .*run `tfds build ljspeech` first"),
         ("tiny_speech", {"text_field": "txt"}, r"has no feature 'txt' .*did you mean 'text'.*--text_field"),
     ],

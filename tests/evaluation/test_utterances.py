@@ -173,7 +173,7 @@ def test_a_browser_sorts_and_hides_without_a_script(tmp_path):
     [
         (["--split", "tset"], "tset.jsonl' does not exist (splits there: test)"),
         (["--split", "test", "--sentences", "1"], "split 'test' has 1 sentences with words; controls need at least 2"),
-        (["--split", "test", "--single_decoder", "RUN"], "--single_decoder has no place beside --split"),
+        (["--split", "test", "--single_decoder", "RUN"], "--single_decoder cannot be combined with --split"),
         ([], "--corpus is missing"),
     ],
 )

@@ -159,7 +159,7 @@ def test_bad_arrays(array, rate, message):
 
 
 def test_a_file_states_its_own_rate(tmp_path):
-    with pytest.raises(UserError, match="leave out sample_rate"):
+    with pytest.raises(UserError, match="omit sample_rate"):
         load_audio(tmp_path / "x.wav", 16_000)
 
 

@@ -91,7 +91,7 @@ def test_a_folder_of_other_settings_is_left_alone(made):
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"train": 0}, "train is 0"), ({"test": -1}, "test is -1"), ({"other_rates": ()}, "other_rates is empty")],
+    [({"train": 0}, "train = 0"), ({"test": -1}, "test = -1"), ({"other_rates": ()}, "other_rates is empty")],
 )
 def test_bad_settings(change, message):
     with pytest.raises(UserError, match=message):

@@ -118,14 +118,14 @@ def test_the_command_writes_a_folder_that_refers_to_the_weights(hubert, kmeans, 
     )
     assert load_vocabulary(home).codebook == tokenizer.digest
     assert not list(out.rglob("*.safetensors"))
-    with pytest.raises(UserError, match=r"no vocoder in here.*: speak \{units\} \{wav\}"):
+    with pytest.raises(UserError, match=r"no built-in vocoder.* speak \{units\} \{wav\}"):
         synthesize(tokenizer, np.array([1], np.int32))
     assert cli.main([*arguments, "--out", str(out)]) == 2
     assert "exists; give a folder that does not" in capsys.readouterr().err
 
     about = json.loads((home / "tokenizer.json").read_text())
     (home / "tokenizer.json").write_text(json.dumps(about | {"model": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match=r"lay in '.*gone', which is not there: put it back"):
+    with pytest.raises(UserError, match=r"these units, '.*gone', does not exist: restore it"):
         load_tokenizer(home)
     (home / "tokenizer.json").write_text(json.dumps(about | {"layer": 1}))
     with pytest.raises(UserError, match="is not the one that"):
@@ -152,9 +152,9 @@ def test_prepare_uses_them(hubert, kmeans, waveform, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"layer": 4}, "layer is 4: this model has 0 .* to 3"),
-        ({"pooled": 0}, "pooled is 0"),
-        ({"centroids": np.zeros((4, 5), np.float32)}, r"shape \(4, 5\): this model wants \[units, 16\]"),
+        ({"layer": 4}, "layer = 4: this model has 0 .* to 3"),
+        ({"pooled": 0}, "pooled = 0"),
+        ({"centroids": np.zeros((4, 5), np.float32)}, r"shape \(4, 5\): this model needs \[units, 16\]"),
         ({"vocoder": "speak"}, "give a command with {units} and {wav}"),
         ({"model": "nowhere"}, r"nowhere/config\.json' cannot be read"),
     ],

@@ -79,9 +79,9 @@ def test_rate_and_pitch(name):
     "change, message",
     [
         ({"voice": "nobody"}, "nobody.*give one of"),
-        ({"text": " . "}, "nothing to say"),
-        ({"rate": 0.0}, "rate is 0.0"),
-        ({"pitch": float("nan")}, "pitch is nan"),
+        ({"text": " . "}, "nothing to synthesise"),
+        ({"rate": 0.0}, "rate = 0.0"),
+        ({"pitch": float("nan")}, "pitch = nan"),
     ],
 )
 def test_bad_requests(name, change, message):

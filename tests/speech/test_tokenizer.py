@@ -125,9 +125,9 @@ def test_bad_input(tokenizer, tmp_path):
         tokenizer.decode(np.zeros(0, np.int32))
     with pytest.raises(UserError, match="from 0 to 127, got 128"):
         tokenizer.decode(np.array([128]))
-    with pytest.raises(UserError, match="num_units is 9 but the audio holds only 2"):
+    with pytest.raises(UserError, match="num_units = 9: the audio has only 2"):
         UnitTokenizer.fit([np.zeros(1280, np.float32)], num_units=9)
-    with pytest.raises(UserError, match="holds only 0"):
+    with pytest.raises(UserError, match="has only 0"):
         UnitTokenizer.fit([], num_units=9)
     with pytest.raises(UserError, match="does not exist"):
         UnitTokenizer.load(tmp_path)

@@ -50,7 +50,7 @@ def test_errors_reach_the_caller():
         list(parallel_map(TARGET, {"offset": None}, [1, 2], processes=2))
     with pytest.raises(RuntimeError, match="exit status 3"):
         list(parallel_map(TARGET, {"offset": 1}, [1, "die", 2], processes=1))
-    with pytest.raises(UserError, match="processes is 0"):
+    with pytest.raises(UserError, match="processes = 0"):
         list(parallel_map(TARGET, {"offset": 1}, [1], processes=0))
 
 

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_sweep(tmp_path, text, message):
     ("arguments", "message"),
     [
         (["list", "--only", "ziper"], "--only 'ziper' matches no arm"),
-        (["run", "--seeds", "a"], "--seeds 'a': give comma-separated numbers"),
+        (["run", "--seeds", "a"], "--seeds = 'a': give comma-separated numbers"),
         (["report"], "needs --to"),
         (["score"], "there are no outputs"),
     ],
@@ -95,7 +95,7 @@ def test_the_shipped_findings_are_a_sweep(tmp_path):
         sweep = load_sweep(experiments, size)
         assert len(rows(sweep)) > 100
         assert Places(tmp_path).data(0.01).endswith("shares/0.01")
-    with pytest.raises(UserError, match="'tpu': findings come in cpu, gpu, gpu_trial"):
+    with pytest.raises(UserError, match="'tpu': give one of cpu, gpu, gpu_trial"):
         load_sweep(experiments, "tpu")
 
 

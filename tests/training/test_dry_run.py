@@ -52,10 +52,10 @@ def test_it_reports_model_mesh_schedule_cost_start_and_data(zipper_run, text_run
         "adam, b1 0.9, b2 0.99, clip 1; cosine learning rate: 0.005 at 1, 0.01 at 2, ",
         " 0 at 100",
         "100 steps x 8 rows: 3.2e+04 token slots",
-        f"new; text from {towers.model_dir} is taken over, the rest is random",
+        f"new; text from {towers.model_dir} is loaded, the rest is random",
         "data         asr: 20 rows of 40 examples",
         "the first batch is read; its rows are filled: speech ",
-        "nothing is in the way",
+        "all checks passed",
     ):
         assert line in text, line
     share = float(re.search(r"tts: .*; ([\d.]+) epochs", text)[1])
@@ -72,7 +72,7 @@ def test_the_cost_is_what_the_training_step_is_counted_to_be(zipper_run):
 def test_a_run_that_has_begun_resumes(text_run):
     config = text_run(steps=1)
     run(config)
-    assert "goes on after step 1 of 6" in told(replace(config, steps=6))
+    assert "resumes after step 1 of 6" in told(replace(config, steps=6))
     with pytest.raises(UserError, match="holds another run"):
         told(replace(config, steps=6, batch_size=4))
 
@@ -83,7 +83,7 @@ def test_a_run_that_has_begun_resumes(text_run):
         ({"mesh": MeshConfig(fsdp=3)}, 8, "fsdp=3, tensor=1 needs a multiple of 6 devices, there are 8"),
         ({"mesh": MeshConfig(data=-1)}, 64, "batch_size=8 rows must be a multiple of 64"),
         ({"mesh": ONE_DEVICE, "microbatches": 3}, 1, "must be a multiple of 3"),
-        ({}, 0, "--devices=0: give 1 or more"),
+        ({}, 0, "--devices = 0: give 1 or more"),
         ({"optimizer": OptimizerConfig(schedule="cosine", warmup_steps=9)}, 1, "give fewer warm-up steps"),
         ({"optimizer": OptimizerConfig(learning_rate_multipliers={"no/such": 2.0})}, 1, "no/such"),
         ({"initialise_from": {"text": "nowhere"}}, 1, "run folder 'nowhere' does not exist"),
@@ -106,7 +106,7 @@ def test_a_tower_of_other_sizes_stops_it_and_no_weight_is_read(zipper_run, text_
         told(wider)
     for array in Path(towers.model_dir).rglob("ocdbt.process_*"):
         array.rename(array.with_name("gone"))
-    assert "is taken over" in told(config)
+    assert "is loaded, the rest is random" in told(config)
 
 
 def test_the_command(prepared, tmp_path, capsys):

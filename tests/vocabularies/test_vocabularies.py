@@ -88,13 +88,13 @@ def test_digests_differ():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: UnitVocabulary(4, 25).encode([4]), "unit 4 lies outside 0 to 3"),
+        (lambda: UnitVocabulary(4, 25).encode([4]), "unit 4 is outside 0 to 3"),
         (lambda: UnitVocabulary(4, 25).encode([-1]), "unit -1"),
-        (lambda: UnitVocabulary(0, 25), "num_units is 0"),
-        (lambda: UnitVocabulary(4, 0), "rate_hz is 0"),
-        (lambda: ByteVocabulary().decode([300]), "token 300 lies outside"),
-        (lambda: TEXT.decode([64]), "token 64 lies outside"),
-        (lambda: SentencePieceVocabulary(b"junk"), "no sentencepiece model"),
+        (lambda: UnitVocabulary(0, 25), "num_units = 0"),
+        (lambda: UnitVocabulary(4, 0), "rate_hz = 0"),
+        (lambda: ByteVocabulary().decode([300]), "token 300 is outside"),
+        (lambda: TEXT.decode([64]), "token 64 is outside"),
+        (lambda: SentencePieceVocabulary(b"junk"), "not a sentencepiece model"),
         (lambda: train_sentencepiece([], 64), "no sentence"),
         (lambda: train_sentencepiece(["abc def"], 4), "text_vocabulary_size = 4"),
     ],
@@ -132,5 +132,5 @@ def test_symbols_are_listed_and_what_is_none_of_them_is_unknown(tmp_path):
     for wrong in ([], ["a", "a"], ["a b"], ["<unk>"]):
         with pytest.raises(UserError):
             SymbolVocabulary(wrong)
-    with pytest.raises(UserError, match="token 10 lies outside 0 to 9"):
+    with pytest.raises(UserError, match="token 10 is outside 0 to 9"):
         vocabulary.decode([10])

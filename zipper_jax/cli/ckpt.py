@@ -3,10 +3,10 @@
 import argparse
 
 DESCRIPTION = """\
-  zipper ckpt list runs/fused               what there is: steps, sizes, metrics
-  zipper ckpt verify runs/fused             is every file and every array what was saved? exit status 1 if not
-  zipper ckpt export runs/fused --out best  one self-contained folder, without the optimizer
-  zipper ckpt prune runs/fused --keep 1     delete older steps, and what is left over of broken ones
+  zipper ckpt list runs/fused               steps, sizes, metrics
+  zipper ckpt verify runs/fused             compare files and arrays with their digests; exit status 1: damaged
+  zipper ckpt export runs/fused --out best  write one self-contained folder, without the optimizer
+  zipper ckpt prune runs/fused --keep 1     delete older steps and leftovers of incomplete ones
 """
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     commands = parser.add_subparsers(dest="what", required=True, metavar="list|verify|export|prune")
     for name, text in (
-        ("list", "what there is"),
+        ("list", "list steps, sizes and metrics"),
         ("verify", "compare every file and array with its digest"),
         ("export", "copy one step into a self-contained folder"),
         ("prune", "delete older steps and leftovers"),
@@ -23,20 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("run", help="a folder that `zipper train` wrote")
         if name in ("verify", "export"):
-            command.add_argument("--step", type=int, help="which step (verify: default all; export: the newest)")
+            command.add_argument("--step", type=int, help="step (default: verify: all; export: the newest)")
         if name == "verify":
             command.add_argument("--files_only", action="store_true", help="do not read the arrays back")
         if name == "export":
             command.add_argument("--out", required=True, help="the folder to write; must not exist")
-            command.add_argument("--best", action="store_true", help="the step with the best metric")
+            command.add_argument("--best", action="store_true", help="export the step with the best metric")
         if name == "prune":
-            command.add_argument("--keep", type=int, default=1, help="so many of the newest steps stay (default 1)")
-            command.add_argument("--keep_best", type=int, default=0, help="and so many of the best")
-            command.add_argument("--dry_run", action="store_true", help="only say what would be deleted")
+            command.add_argument("--keep", type=int, default=1, help="number of newest steps to keep (default 1)")
+            command.add_argument("--keep_best", type=int, default=0, help="number of best steps to keep (default 0)")
+            command.add_argument("--dry_run", action="store_true", help="only print what would be deleted")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0; for verify 1 when something is damaged."""
+    """Run the subcommand; return 0, or 1 if verify found damage."""
     from zipper_jax.checkpoint import tools
 
     if args.what == "list":

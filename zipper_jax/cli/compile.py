@@ -1,4 +1,4 @@
-"""``zipper compile``: the real training step, compiled for a TPU slice that is not there."""
+"""``zipper compile``: ahead-of-time compilation of the training step for a TPU slice, on a machine without one."""
 
 import argparse
 import os
@@ -9,14 +9,14 @@ from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
-Compile what `zipper train` would run, for a TPU slice, on a machine without one (pip install --editable '.[tpu]' in the
-checkout).
-Prints memory per device against the chip's, what is sent between devices against what must be, and an estimate of the
-time of a step. Exit status 1: it does not fit, or leaves less than --spare.
+Compile the step that `zipper train` would run, for a TPU slice, on a machine without one (pip install --editable
+'.[tpu]' in the checkout).
+Prints memory per device and the chip's limit, communication between devices and its lower bound, and an estimated step
+time. Exit status 1: it does not fit, or leaves less than --spare.
 
   zipper compile --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --topology v5e:8x8
 
-DATA, MODEL_DIR and tower runs need not be there. Compiling takes minutes.
+DATA, MODEL_DIR and tower runs need not exist. Compiling takes minutes.
 """
 
 
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, help="GENERATION:AxB or AxBxC, in chips: v5e:16x16, v5p:4x4x4")
     parser.add_argument("--what", choices=("train", "decode"), default="train", help="a training step, or generation")
     parser.add_argument("--output", default=SPEECH, help="with --what decode: the modality (%(default)s)")
-    parser.add_argument("--slices", type=int, default=1, help="how many such slices (default 1)")
-    parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to be left free (default 0.1)")
-    parser.add_argument("--json", help="write what was found to this file, too")
+    parser.add_argument("--slices", type=int, default=1, help="number of such slices (default 1)")
+    parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to keep free (default 0.1)")
+    parser.add_argument("--json", help="also write the results to this file")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Returns 0, or 1 where the memory does not suffice."""
-    # Before jax is imported: nothing runs here, and libtpu must neither look for a TPU nor complain that there is none.
+    """Compile and print the report; return 0, or 1 if the memory does not suffice."""
+    # Set before jax is imported, so that libtpu does not search for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     from zipper_jax.aot import compile_decode, compile_train, report, topology
@@ -60,6 +60,6 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 
         Path(args.json).write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
     if done.limit is not None and done.peak > (1 - args.spare) * done.limit:
-        print(f"too little memory is left: --spare {args.spare:g} of it is asked for")
+        print(f"--spare = {args.spare:g}: less memory than this share is free")
         return 1
     return 0

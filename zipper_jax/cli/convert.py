@@ -1,4 +1,4 @@
-"""``zipper convert``: models of other systems in and out."""
+"""``zipper convert``: import and export of models of other frameworks."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from zipper_jax.utils.progress import progress
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
-  zipper convert from-hf PATH_OR_ID --out towers/text       a Hugging Face decoder becomes a tower
-  zipper convert to-hf RUN --tower text --out hf_folder     and back, for transformers
+  zipper convert from-hf PATH_OR_ID --out towers/text       convert a Hugging Face decoder to a tower
+  zipper convert to-hf RUN --tower text --out hf_folder     convert a tower to a folder for transformers
   zipper convert from-t5x DIR --gin_file=M.gin --vocabulary spm.model --out towers/text
-                                                            a T5X decoder-only checkpoint becomes a tower
-  zipper convert export RUN --out folder [--bf16]           a run's model as one safetensors file
-  zipper convert verify RUN --against PATH --text FILE      are they the same model? exit status 1 if not
+                                                            convert a T5X decoder-only checkpoint to a tower
+  zipper convert export RUN --out folder [--bf16]           write a run's model as one safetensors file
+  zipper convert verify RUN --against PATH --text FILE      compare logits; exit status 1 if they differ
 
-Each prints its plan first; --dry_run stops there. Neither torch nor transformers is needed (verify asks transformers).
+Each prints its plan first; --dry_run stops there. Only verify, against a Hugging Face model, needs transformers.
 """
 
 
@@ -36,54 +36,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--dry_run", action="store_true", help="print the plan and stop")
 
     def vocabulary(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--name", help="of the tower and its modality (default: text; with --units: speech)")
-        one.add_argument("--begin_token", help="token or id that begins a span; 'added': one beside the tower")
-        one.add_argument("--end_token", help="token or id that ends a span; 'added': one beside the tower")
-        one.add_argument("--units", type=int, help="a model of units of speech, without a tokenizer: how many units")
-        one.add_argument("--first_unit", type=int, default=0, help="row of unit 0 (default 0)")
+        one.add_argument("--name", help="name of the tower and its modality (default: text; with --units: speech)")
+        one.add_argument("--begin_token", help="token or id that begins a span; 'added': a new token")
+        one.add_argument("--end_token", help="token or id that ends a span; 'added': a new token")
+        one.add_argument("--units", type=int, help="number of units, for a unit model without a tokenizer")
+        one.add_argument("--first_unit", type=int, default=0, help="id of unit 0 (default 0)")
         one.add_argument("--rate_hz", type=float, default=25.0, help="units per second (default 25)")
 
-    one = command("from-hf", "a Hugging Face decoder becomes a tower")
+    one = command("from-hf", "convert a Hugging Face decoder to a tower")
     one.add_argument("source", help="a folder with config.json and *.safetensors, or a hub id")
     one.add_argument("--revision", help="branch, tag or commit of a hub id")
     vocabulary(one)
-    one.add_argument("--ignore_field", action="append", default=[], help="a config.json field known to be harmless")
+    one.add_argument("--ignore_field", action="append", default=[], help="a config.json field to ignore")
     out_and_dry_run(one)
 
-    one = command("to-hf", "a tower becomes a folder for transformers")
+    one = command("to-hf", "convert a tower to a folder for transformers")
     one.add_argument("run", help="a run or model folder")
-    one.add_argument("--tower", help="which (default: the only one)")
-    one.add_argument("--step", type=int, help="of a run: which checkpoint (default: the newest good one)")
-    one.add_argument("--family", help="model_type to write (default: the one it came from, else one that fits)")
+    one.add_argument("--tower", help="tower to convert (default: the only one)")
+    one.add_argument("--step", type=int, help="checkpoint of a run (default: the newest valid one)")
+    one.add_argument("--family", help="model_type to write (default: that of its source, else one that fits)")
     one.add_argument("--bf16", action="store_true", help="store bfloat16")
     out_and_dry_run(one)
 
-    one = command("from-t5x", "a T5X decoder-only checkpoint becomes a tower")
+    one = command("from-t5x", "convert a T5X decoder-only checkpoint to a tower")
     one.add_argument("source", help="a checkpoint folder (checkpoint_10000)")
     one.epilog = "--gin_file=FILE, --gin.NAME=VALUE: the model's gin (default: config.gin beside the checkpoint)"
-    one.add_argument("--ignore_field", action="append", default=[], help="a TransformerConfig field that is harmless")
-    one.add_argument("--vocabulary", help="a sentencepiece model (.model); or give --units")
+    one.add_argument("--ignore_field", action="append", default=[], help="a TransformerConfig field to ignore")
+    one.add_argument("--vocabulary", help="a sentencepiece model (.model); else give --units")
     vocabulary(one)
     out_and_dry_run(one)
 
-    one = command("export", "a run's model as one safetensors file, vocabularies beside it")
+    one = command("export", "write a run's model as one safetensors file, with its vocabularies")
     one.add_argument("run", help="a run or model folder")
-    one.add_argument("--step", type=int, help="which checkpoint (default: the newest good one)")
+    one.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
     one.add_argument("--bf16", action="store_true", help="store bfloat16")
     out_and_dry_run(one)
 
     one = command("verify", "compare a tower's logits with another model's")
     one.add_argument("run", help="a run or model folder")
     one.add_argument("--against", required=True, help="a Hugging Face folder or hub id, or a run or model folder")
-    one.add_argument("--tower", help="which (default: the only one)")
+    one.add_argument("--tower", help="tower to compare (default: the only one)")
     one.add_argument("--text", help="a text file (default: random tokens)")
     one.add_argument("--length", type=int, default=256, help="tokens per row (default 256)")
-    one.add_argument("--rows", type=int, default=32, help="at most so many rows (default 32)")
-    one.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit (default 1e-4)")
+    one.add_argument("--rows", type=int, default=32, help="maximum number of rows (default 32)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="relative to the largest logit (default 1e-4)")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Returns 0; verify: 1 past the tolerance."""
+    """Run the subcommand; return 0, or 1 if verify found a difference beyond the tolerance."""
     from zipper_jax.cli import gin_flags
     from zipper_jax.utils.files import require_new
 
@@ -123,7 +123,7 @@ def _from_t5x(args: argparse.Namespace) -> int:
     from zipper_jax.vocabularies import tokenizer_files
 
     if (args.units is None) == (args.vocabulary is None):
-        raise UserError("a T5X checkpoint holds no vocabulary: give --vocabulary spm.model, or --units NUMBER")
+        raise UserError("a T5X checkpoint has no vocabulary: give either --vocabulary spm.model or --units NUMBER")
     plan = t5x.plan(args.source, args.gin.files, args.gin.bindings, tuple(args.ignore_field))
     rows = plan.tower.vocab_size
     if args.units is None:
@@ -174,7 +174,7 @@ def _to_hf(args: argparse.Namespace) -> int:
     for line in plan.lines():
         print(line)
     if model.added_tokens.get(tower):
-        print(f"  added_embeddings/{tower}: left out, {model.added_tokens[tower]} tokens that are not the tower's own")
+        print(f"  added_embeddings/{tower}: skipped, {model.added_tokens[tower]} tokens that fusion added to the tower")
     if not args.dry_run:
         count = sum(_count(shape) for shape in plan.tensors.values())
         with progress(total=count, what="converting", unit="parameters") as bar:
@@ -194,9 +194,7 @@ def _export(args: argparse.Namespace) -> int:
     leaves = {name: (chosen or np.dtype(weights.dtype(name)), weights.shape(name)) for name in weights.names}
     count = sum(_count(shape) for _, shape in leaves.values())
     for dtype in sorted({str(dtype) for dtype, _ in leaves.values()}):
-        print(
-            f"{args.run}: {len(leaves)} arrays, {count:,} parameters, {dtype}; optimizer and loss statistics left out"
-        )
+        print(f"{args.run}: {len(leaves)} arrays, {count:,} parameters, {dtype}; without optimizer and loss statistics")
     if args.dry_run:
         return 0
     bar = progress(total=count, what="exporting", unit="parameters")
@@ -241,7 +239,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _open(folder: str, step: int | None) -> tuple[Any, Any, dict[str, Any]]:
-    """(model configuration, weights, config.json) of a run or model folder."""
+    """Return (model configuration, weights, config.json) of a run or model folder."""
     from zipper_jax.checkpoint.checkpoints import load_params
     from zipper_jax.checkpoint.model_folder import Loaded, is_model_folder
     from zipper_jax.checkpoint.run_format import read_config
@@ -260,7 +258,7 @@ def _tower(model: Any, name: str | None) -> str:
     if name is None and len(model.towers) == 1:
         return next(iter(model.towers))
     if name is None or name not in model.towers:
-        raise UserError(f"--tower {name}: this model has {', '.join(sorted(model.towers))}; name one")
+        raise UserError(f"--tower = {name}: give one of {', '.join(sorted(model.towers))}")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Make data: a corpus of your own material (import) or of synthetic speech (synth), and what training reads (prepare).
+"""Data preparation: import a corpus, synthesise one (synth), and turn a corpus into packed rows (prepare).
 
 example:
   zipper data import librispeech LibriSpeech --out data/corpus        # docs/your_data.md: all formats
@@ -41,64 +41,66 @@ _HELP = {
     "text_field": "column, field or feature that holds the text; empty: the format's own",
     "audio_field": "column or feature that holds the audio; empty: the format's own",
     "voice_field": "column or feature that names the speaker; empty: the format's own",
-    "audio_folder": "where the paths in a table begin; empty: the table's folder",
+    "audio_folder": "base folder of the paths in a table; empty: the table's folder",
     "header": "JSON file with num_units and rate_hz of given units; empty: header.json beside them",
     "sample_rate": "of a TFDS dataset that does not state it",
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak or auto (flite where its library is installed)",
     "voices": "comma-separated; empty for the engine's own choice",
     "rate": "tempo as a multiple of the voice's own; 0 for the engine's default",
-    "rates": "comma-separated multiples of rate; sentences take turns over them",
-    "pitches": "comma-separated multiples of the voice's own; sentences take turns over them",
+    "rates": "comma-separated multiples of rate, assigned to sentences round-robin",
+    "pitches": "comma-separated multiples of the voice's own pitch, assigned to sentences round-robin",
     "seed": "same seed, same result",
-    "grammar": "whose sentences: home (75 words) or wide (718)",
-    "text_length": "slots of a packed row for text, begin and end tokens included",
-    "speech_length": "slots of a packed row for units, begin and end tokens included",
+    "grammar": "grammar of the sentences: home (75 words) or wide (718)",
+    "text_length": "text positions of a packed row, begin and end tokens included",
+    "speech_length": "speech positions of a packed row, begin and end tokens included",
     "text_vocabulary": "sentencepiece, bytes, a .model file, a tokenizer's folder, or a run or tower that has one",
-    "text_vocabulary_size": "tokens in all (sentencepiece)",
-    "num_units": "codes of the unit tokenizer",
-    "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units are taken; empty: fit them",
-    "speech_vocabulary": "a run or tower folder whose ids of as many units are taken",
-    "shifts": "encode training audio from this many starting points within one unit: as many examples",
-    "tasks": "comma-separated tasks to write rows of; empty: all there are",
-    "lengths": "slots of a packed row for further modalities, NAME=SLOTS, comma-separated",
+    "text_vocabulary_size": "total number of tokens (sentencepiece)",
+    "num_units": "number of units of the tokenizer",
+    "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units to use; empty: fit a tokenizer",
+    "speech_vocabulary": "a run or tower folder with as many units, whose ids to use",
+    "shifts": "encode training audio this many times, from different starting points within one unit",
+    "tasks": "comma-separated tasks to write rows for; empty: all",
+    "lengths": "positions of a packed row for further modalities, NAME=LENGTH, comma-separated",
     "vocabularies": "as --text_vocabulary for further modalities, NAME=WHAT, comma-separated; else made from the data",
-    "vocabulary_sizes": "tokens in all (sentencepiece) or units of further modalities, NAME=SIZE, comma-separated",
-    "fields": "comma-separated further columns or fields to keep: content of modalities of your own",
-    "open_rows": "rows that are filled at the same time",
+    "vocabulary_sizes": "tokens (sentencepiece) or units of further modalities, NAME=SIZE, comma-separated",
+    "fields": "comma-separated further columns or fields to keep, for user-defined modalities",
+    "open_rows": "number of rows that packing fills at the same time",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", metavar="{import,synth,tokenizer,prepare,inspect}", required=True)
-    importing = commands.add_parser("import", help="a corpus folder of your own material", allow_abbrev=False)
+    importing = commands.add_parser("import", help="import your own data as a corpus", allow_abbrev=False)
     importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
     importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
-    importing.add_argument("--out", required=True, help="folder to write; audio stays where it is")
-    importing.add_argument("--strict", action="store_true", help="rows that cannot be used are an error")
+    importing.add_argument("--out", required=True, help="folder to write; audio files are not copied")
+    importing.add_argument("--strict", action="store_true", help="fail if a row cannot be used, instead of dropping it")
     importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
     _add_fields(importing, ImportSettings, {})
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
-    synth.add_argument("--out", required=True, help="folder to write the corpus into; run again to go on")
+    synth.add_argument("--out", required=True, help="folder to write; a rerun resumes")
     _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
     prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
     prepare.add_argument("--corpus", required=True, help="folder with manifest.jsonl and audio")
-    prepare.add_argument("--out", required=True, help="folder to write; run again to go on")
-    prepare.add_argument("--overwrite", action="store_true", help="start over what was made with other settings")
+    prepare.add_argument("--out", required=True, help="folder to write; a rerun resumes")
+    prepare.add_argument("--overwrite", action="store_true", help="replace data that was made with other settings")
     _add_fields(prepare, PrepareSettings, {}, given_only=True)
-    prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as `zipper train` has; options above win")
+    prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as for `zipper train`; options above win")
     tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
-    tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it stays where it is")
-    tokenizer.add_argument("--layer", required=True, type=int, help="whose features are used; 1: of the first block")
-    tokenizer.add_argument("--kmeans", required=True, help=".npy with the centroids [units, width]")
-    tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged to one unit (default: 1)")
-    tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; kept, not run")
+    tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it is not copied")
+    tokenizer.add_argument(
+        "--layer", required=True, type=int, help="layer of the features; 1: the first block's output"
+    )
+    tokenizer.add_argument("--kmeans", required=True, help=".npy with the centroids [units, hidden size]")
+    tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged per unit (default: 1)")
+    tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; stored, not executed")
     tokenizer.add_argument("--out", required=True, help="folder to write, for prepare --tokenizer")
-    inspecting = commands.add_parser("inspect", help="what a corpus or prepared folder holds", allow_abbrev=False)
+    inspecting = commands.add_parser("inspect", help="summarise a corpus or prepared folder", allow_abbrev=False)
     inspecting.add_argument("folder", help="a corpus or a prepared folder")
-    inspecting.add_argument("--examples", type=int, default=3, help="so many are shown (default: 3)")
+    inspecting.add_argument("--examples", type=int, default=3, help="number of examples to show (default: 3)")
     inspecting.add_argument("--out", help="folder for lengths.png and the examples as WAV")
-    inspecting.add_argument("--run_vocoder", action="store_true", help="run the command that came with given units")
+    inspecting.add_argument("--run_vocoder", action="store_true", help="execute the vocoder command of external units")
     for command in (importing, synth, prepare):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
@@ -128,7 +130,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 
 
 def _prepare_settings(args: argparse.Namespace, extra: Sequence[str]) -> PrepareSettings:
-    """What gin flags say, and over it what options do."""
+    """Return the settings of the gin flags, overridden by the options."""
     values = {field.name: getattr(args, field.name) for field in _flags(PrepareSettings)}
     given = {name: value for name, value in values.items() if value is not None}
     if not extra:
@@ -151,7 +153,7 @@ def _tokenizer(args: argparse.Namespace) -> int:
 
 
 def _flags(cls: type) -> list[dataclasses.Field]:
-    """The fields of a settings dataclass that are options: those that are no dataclasses themselves."""
+    """Return the fields of a settings dataclass that are options: all but nested dataclasses."""
     kinds = typing.get_type_hints(cls)
     return [field for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(kinds[field.name])]
 
@@ -159,7 +161,7 @@ def _flags(cls: type) -> list[dataclasses.Field]:
 def _add_fields(
     parser: argparse.ArgumentParser, cls: type, aliases: dict[str, list[str]], given_only: bool = False
 ) -> None:
-    """One option per field of a settings dataclass, with its default; ``given_only``: None where it is not given."""
+    """Add one option per field of a settings dataclass, with its default; ``given_only``: the default is None."""
     kinds = typing.get_type_hints(cls)
     for field in _flags(cls):
         kind, default = kinds[field.name], field.default

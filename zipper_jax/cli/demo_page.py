@@ -1,6 +1,6 @@
-"""The page of ``zipper demo``: speech to text, text to speech, and where the two looked at each other. Needs gradio.
+"""The page of ``zipper demo``: speech to text, text to speech, and their cross-attention. Needs gradio.
 
-Everything comes from this machine: no font, script or figure is fetched, nothing is reported anywhere.
+The page loads no font, script or figure from other machines and sends no telemetry.
 """
 
 from html import escape
@@ -17,38 +17,38 @@ from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 
 HOST = "127.0.0.1"
-"""Loopback only: whoever can reach the page can make the model work."""
+"""Loopback only, because the page has no access control."""
 
 
 def build(model: Model, title: str) -> gr.Blocks:
-    """The page for a model of text and speech."""
+    """Build the page for a model of text and speech."""
 
     def transcribe(recorded: str | None) -> tuple[str, str]:
         if recorded is None:
             raise gr.Error("Record something, or upload a file, first.")
         units = _told(model.units, recorded)
-        (heard,) = _told(model.generate, [[(SPEECH, units)]], (TEXT,))[0]
-        return heard.content, _pictures(model, heard.content, units, "asr")
+        (transcript,) = _told(model.generate, [[(SPEECH, units)]], (TEXT,))[0]
+        return transcript.content, _pictures(model, transcript.content, units, "asr")
 
     def speak(text: str) -> tuple[tuple[int, np.ndarray], str]:
         if not text.strip():
             raise gr.Error("Write a sentence first.")
         spoken = _told(model.speak, text)
         if not len(spoken.units):
-            raise gr.Error("The model ended before the first unit: try another sentence.")
+            raise gr.Error("The model generated no unit: try another sentence.")
         samples = np.round(np.clip(spoken.waveform, -1, 1) * 32767).astype(np.int16)
         return (spoken.sample_rate, samples), _pictures(model, text, spoken.units, "tts")
 
-    # What was recorded and made lies in a temporary folder: at most an hour, and not when the page has ended.
+    # Recordings and generated audio are temporary files, deleted after at most an hour and when the page stops.
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(f"## {title}")
         with gr.Tab("Speech to text"):
-            # As a file: for arrays gradio would read it itself, by ffmpeg where it is no WAV.
+            # As a file, because for arrays gradio would decode it, with ffmpeg if it is not a WAV.
             recorded = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
             listen = gr.Button("Transcribe", variant="primary")
-            heard = gr.Textbox(label="Text", buttons=["copy"])
+            transcript = gr.Textbox(label="Text", buttons=["copy"])
             seen = gr.HTML()
-            listen.click(transcribe, recorded, [heard, seen])
+            listen.click(transcribe, recorded, [transcript, seen])
         with gr.Tab("Text to speech"):
             text = gr.Textbox(label="Sentence")
             say = gr.Button("Speak", variant="primary")
@@ -60,10 +60,10 @@ def build(model: Model, title: str) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, port: int) -> None:
-    """Serves the page on loopback until interrupted.
+    """Serve the page on loopback until interrupted.
 
     Raises:
-      UserError: the port is taken.
+        UserError: The port is in use.
     """
     # The default theme fetches its fonts.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -72,11 +72,11 @@ def launch(blocks: gr.Blocks, port: int) -> None:
             server_name=HOST, server_port=port, share=False, ssr_mode=False, theme=theme, quiet=True, footer_links=[]
         )
     except OSError as error:
-        raise UserError(f"--port {port}: {error}; give another one") from error
+        raise UserError(f"--port = {port}: {error}; give another one") from error
 
 
 def _told(function: Any, *arguments: Any) -> Any:
-    """What ``function`` gives; what it refuses is shown on the page."""
+    """Call ``function``; a UserError is shown on the page."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -84,7 +84,7 @@ def _told(function: Any, *arguments: Any) -> Any:
 
 
 def _pictures(model: Model, text: str, units: np.ndarray, task: str) -> str:
-    """A picture per zip, in a frame of its own so that its styles and the page's stay apart."""
+    """Return one figure per zip, in an iframe, so that its styles do not affect the page."""
     tokens, weights = cross_attention(model, text, units, task)
     step = 1 / model.tokenizer.rate_hz
     what = "each text token draws from speech" if task == "asr" else "speech draws from each text token"

@@ -1,4 +1,4 @@
-"""``zipper doctor``: what is installed here, what is missing, and what to do about it."""
+"""``zipper doctor``: installed and missing requirements, and how to install them."""
 
 import argparse
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
-Look at this machine: Python, packages, devices, synthesisers, memory, disk. A line per finding: ok; note (worth
-knowing, nothing fails); missing (needed). Exit status 1: something that is needed is missing.
+Check this machine: Python, packages, devices, synthesisers, memory, disk. One line per finding: ok; note (optional);
+missing (required). Exit status 1: a requirement is missing.
 
   zipper doctor
 """
@@ -16,11 +16,11 @@ knowing, nothing fails); missing (needed). Exit status 1: something that is need
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = DESCRIPTION
-    parser.add_argument("--no_devices", action="store_true", help="do not start jax to ask it for devices")
+    parser.add_argument("--no_devices", action="store_true", help="do not start jax to list its devices")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 1 when something that is needed is missing."""
+    """Print the findings; return 0, or 1 if a requirement is missing."""
     from zipper_jax.cli import environment
 
     print(environment.version_line())
@@ -37,11 +37,9 @@ def _findings(no_devices: bool) -> Iterator:
     from zipper_jax.cli import environment
 
     try:
-        import packaging  # noqa: F401  (everything is compared by it)
+        import packaging  # noqa: F401  (needed to compare versions)
     except ImportError:
-        raise UserError(
-            "packaging is not installed, so that no version can be compared: pip install packaging"
-        ) from None
+        raise UserError("packaging is not installed, so versions cannot be compared: pip install packaging") from None
     yield environment.python()
     yield from environment.packages()
     if not no_devices:

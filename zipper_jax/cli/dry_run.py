@@ -1,7 +1,7 @@
-"""What ``zipper train --dry_run`` prints: all that a run's configuration, data and folders tell before it begins.
+"""Output of ``zipper train --dry_run``: summary and checks of a run's configuration, data and folders.
 
-Nothing is compiled, allocated or written, no weight is read. What would stop the run within its first minute stops
-this, with the same message.
+Nothing is compiled, allocated or written, and no weights are read. Errors that would stop the run in its first minute
+are raised with the same message.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ from zipper_jax.utils.errors import UserError
 
 
 def lines(config: TrainConfig, devices: int | None, mfu: float) -> Iterator[str]:
-    """First what the configuration alone decides, the cost among it; then towers to start from, and data.
+    """Yield the summary: first what depends on the configuration only (with the cost), then initial weights and data.
 
     Args:
         config: The run.
-        devices: On how many; None: on those that are here.
-        mfu: Share of the devices' peak that is reached.
+        devices: Number of devices; None: those of this machine.
+        mfu: Model FLOP utilisation: share of the devices' peak that is reached.
 
     Raises:
-        UserError: What `zipper train` would raise before its first step.
+        UserError: Any error that `zipper train` would raise before its first step.
     """
     if devices is None:
         import jax
 
         devices = jax.device_count()
     if devices < 1:
-        raise UserError(f"--devices={devices}: give 1 or more")
+        raise UserError(f"--devices = {devices}: give 1 or more")
     yield from model_lines(config.model, config.data.lengths)
     yield from parameter_lines(config.model, run_folder.resolved(config)["train"])
     check_batch_size(
@@ -44,7 +44,7 @@ def lines(config: TrainConfig, devices: int | None, mfu: float) -> Iterator[str]
     yield from (f"cost         {line}" for line in cost.lines(config, mfu))
     yield _start(config)
     yield from _data(config)
-    yield "dry run      nothing is in the way; the same command without --dry_run begins"
+    yield "dry run      all checks passed; the same command without --dry_run starts the run"
 
 
 def _optimizer(config: TrainConfig) -> str:
@@ -60,11 +60,11 @@ def _start(config: TrainConfig) -> str:
     run_folder.check_run(config)
     done = checkpoints.steps(config.model_dir)
     if done:
-        return f"start        {config.model_dir}: goes on after step {done[-1]} of {config.steps:,}"
+        return f"start        {config.model_dir}: resumes after step {done[-1]} of {config.steps:,}"
     initial.check_sources(config.model, config.initialise_from, config.restore, config.allow_changes)
     sources = dict(config.initialise_from) | ({"all": config.restore.path} if config.restore is not None else {})
     taken = ", ".join(f"{tower} from {source}" for tower, source in sorted(sources.items()))
-    return f"start        {config.model_dir}: new; {taken or 'nothing'} is taken over, the rest is random"
+    return f"start        {config.model_dir}: new; {taken or 'nothing'} is loaded, the rest is random"
 
 
 def _data(config: TrainConfig) -> Iterator[str]:
@@ -84,4 +84,4 @@ def _data(config: TrainConfig) -> Iterator[str]:
     filled = ", ".join(f"{tower} {(t.segment_ids > 0).mean():.0%}" for tower, t in sorted(batch["towers"].items()))
     yield f"data         the first batch is read; its rows are filled: {filled}"
     if config.eval_period and source.validation is None:
-        yield f"warning      eval_period={config.eval_period}, but some task has no validation rows: none is validated"
+        yield f"warning      eval_period = {config.eval_period}: a task has no validation rows, so none is validated"

@@ -1,6 +1,6 @@
-"""What this machine and this Python have: packages, devices, synthesisers, room. Nothing heavy is imported to look.
+"""Checks of this machine and Python: packages, devices, synthesisers, disk and memory. No heavy imports.
 
-Only `devices` starts jax; TensorFlow is looked up by its name in the package records.
+Only `devices` starts jax; TensorFlow is looked up in the package metadata.
 """
 
 import os
@@ -19,21 +19,28 @@ from zipper_jax.version import __version__
 
 DISTRIBUTION = "zipper-jax"
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")
-"""Distributions that bring the module ``tensorflow``; seqio asks for it, not we."""
+"""Distributions that provide the module ``tensorflow``, which only seqio needs."""
 OPTIONAL = {
     "gradio": "for `zipper demo`: pip install --editable '.[demo]' in the checkout",
     "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install --editable '.[tpu]' in the checkout",
     "torch": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
     "transformers": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
 }
-"""Distribution -> what it is for and how to get it."""
+"""Distribution -> its use and how to install it."""
 GIB = 1024.0**3
 LEAST_DISK, LEAST_MEMORY = 5 * GIB, 4 * GIB
-"""What `make smoke` is comfortable with."""
+"""Bytes that `make smoke` needs."""
 
 
 class Finding(NamedTuple):
-    """One line. state: ``ok``; ``note``: worth knowing, nothing fails; ``missing``: something that is needed."""
+    """One line of the report.
+
+    Attributes:
+        state: ``ok``; ``note``: optional; ``missing``: a requirement is not met.
+        name: What was checked.
+        found: The result.
+        advice: What to do; "" for nothing.
+    """
 
     state: Literal["ok", "note", "missing"]
     name: str
@@ -42,7 +49,7 @@ class Finding(NamedTuple):
 
 
 def version(*distributions: str) -> str | None:
-    """Of the first of these distributions that is installed."""
+    """Return the version of the first of these distributions that is installed; None if none is."""
     for name in distributions:
         try:
             return metadata.version(name)
@@ -52,7 +59,7 @@ def version(*distributions: str) -> str | None:
 
 
 def version_line() -> str:
-    """zipper_jax, Python, jax and the platform in one line; jax is not imported."""
+    """Return the versions of zipper_jax, Python, jax and the platform in one line; jax is not imported."""
     jax = version("jax")
     return (
         f"zipper {__version__} (Python {platform.python_version()}, jax {jax or 'not installed'}, "
@@ -61,10 +68,10 @@ def version_line() -> str:
 
 
 def requirements() -> tuple[list[str], str]:
-    """What zipper_jax itself asks for, as its metadata says it, and the Python versions it runs on.
+    """Return zipper_jax's requirements and Python versions, from its metadata.
 
     Raises:
-      UserError: zipper_jax is neither installed nor a checkout.
+        UserError: zipper_jax is neither installed nor a checkout.
     """
     try:
         named, python = metadata.requires(DISTRIBUTION) or [], metadata.metadata(DISTRIBUTION)["Requires-Python"]
@@ -78,7 +85,7 @@ def requirements() -> tuple[list[str], str]:
 
 
 def python() -> Finding:
-    """This interpreter, held against what zipper_jax runs on."""
+    """Check the version of this interpreter."""
     from packaging.specifiers import SpecifierSet
 
     wanted, here = requirements()[1], platform.python_version()
@@ -88,7 +95,7 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """What zipper_jax needs, and TensorFlow; then what only some commands need."""
+    """Check the required packages and TensorFlow, then the optional ones."""
     from packaging.requirements import Requirement
 
     for line in requirements()[0]:
@@ -113,7 +120,7 @@ def packages() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """What jax computes on; this starts jax."""
+    """Check the devices of jax; this starts jax."""
     try:
         import jax
 
@@ -129,20 +136,20 @@ def devices() -> Iterator[Finding]:
 
 
 def synthesisers() -> Finding:
-    """flite or espeak-ng, which only the synthesis of a corpus needs."""
+    """Check for flite or espeak-ng, which only the synthesis of a corpus needs."""
     purpose = (
         "for `zipper data synth` only: apt-get install flite, or pip install --editable '.[espeak]' in the checkout"
     )
     try:
         from zipper_jax.speech.synthesis import available_engines
-    except ImportError as error:  # a package is missing, which has a line of its own
-        return Finding("note", "synthesis", f"cannot look ({error})", purpose)
+    except ImportError as error:  # `packages` reports the missing package
+        return Finding("note", "synthesis", f"cannot be checked ({error})", purpose)
     found = available_engines()
     return Finding("ok", "synthesis", ", ".join(found)) if found else Finding("note", "synthesis", "none", purpose)
 
 
 def room(folder: str | os.PathLike = ".") -> Iterator[Finding]:
-    """Cores, memory, and free disk below ``folder``."""
+    """Check cores, memory, and free disk space of ``folder``."""
     from zipper_jax.speech.workers import usable_cores
 
     yield Finding("ok", "cores", str(usable_cores()))
@@ -152,7 +159,7 @@ def room(folder: str | os.PathLike = ".") -> Iterator[Finding]:
 
 
 def _memory() -> float:
-    """Bytes that this process may have: the machine's, or less in a container."""
+    """Return the memory limit of this process in bytes: the machine's, or less in a container."""
     whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

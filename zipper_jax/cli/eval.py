@@ -1,4 +1,4 @@
-"""``zipper eval``: word error rates, perplexities and their controls of a zipper, beside a Single Decoder; a report."""
+"""``zipper eval``: word error rates, perplexities and controls of a zipper and a Single Decoder, with a report."""
 
 import argparse
 import time
@@ -8,14 +8,14 @@ from zipper_jax.utils.errors import UserError
 
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
-text-only and speech-only perplexity, each beside the controls that would expose a cheat. Writes results.json,
-report.html and audio.
+text-only and speech-only perplexity, each with controls that show whether the model uses its input. Writes
+results.json, report.html and audio.
 
   zipper eval --run runs/smoke/zipper --single_decoder runs/smoke/single_decoder \\
       --data runs/smoke/prepared --corpus runs/smoke/corpus --out runs/smoke
 
-With --split, speech to text alone, of one model on one split, with its controls: utterances.html shows every sentence
-with what was heard, word against word, worst first. Without --corpus its units are what is to be heard.
+With --split, only speech to text of one model on one split, with its controls: utterances.html shows every sentence
+aligned with its hypothesis, worst first. Without --corpus, the page plays vocoded units instead of recordings.
 
   zipper eval --run runs/fused --data data/prepared --split test --out errors
 """
@@ -42,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0; figures are printed and written, never judged here."""
+    """Evaluate and write the results; return 0, whatever the figures are."""
     began = time.monotonic()
     for name in ("run", "single_decoder", "other_form", "data", "corpus"):
         path = getattr(args, name)
         if path is not None and not path.is_dir():
-            raise UserError(f"--{name} {path}: there is no such folder")
+            raise UserError(f"--{name} = {path}: there is no such folder")
     if args.split:
         return _split(args)
     if args.corpus is None:
         raise UserError(
             "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
-            "speech to text alone"
+            "speech to text only"
         )
     from zipper_jax.decoding.sampling import SamplingConfig
     from zipper_jax.evaluation.evaluator import EvalSettings, Sources, evaluate
@@ -81,7 +81,7 @@ def _split(args: argparse.Namespace) -> int:
 
     for name in ("single_decoder", "other_form", "stages"):
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} has no place beside --split: leave it out, or leave out --split")
+            raise UserError(f"--{name} cannot be combined with --split: omit one of them")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams)
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
@@ -89,7 +89,7 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _stage_seconds(folder: Path | None) -> dict[str, float]:
-    """Stage -> seconds from files that the launch script wrote, in their order."""
+    """Return stage -> seconds from the files of the launch script, in their order."""
     if folder is None or not folder.is_dir():
         return {}
     files = sorted(folder.glob("*.seconds"))
@@ -97,7 +97,7 @@ def _stage_seconds(folder: Path | None) -> dict[str, float]:
 
 
 def _pretraining_runs(run: Path) -> dict[str, Path]:
-    """The tower runs that the zipper was made from, for their loss curves."""
+    """Return the tower runs that initialised the zipper, for their loss curves."""
     from zipper_jax.checkpoint.run_format import read_config
 
     sources = read_config(run)["train"].get("initialise_from") or {}

@@ -1,4 +1,4 @@
-"""``zipper fuse``: towers become an untrained zipper."""
+"""``zipper fuse``: an untrained zipper from towers."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ Zip towers into an untrained model, ready for `zipper train --gin_file=runs/fuse
 
   zipper fuse --tower text=towers/text --tower speech=towers/speech --zips text=2,speech=3 --out fused0
 
---zips text=2,speech=3 joins blocks 2 and 3, 4 and 6, 6 and 9, ... for as long as both towers have one; --zips
-text-speech=2-3,4-9 names the pairs. Give it once for each two towers that are zipped. Weights of the towers are copied
-as they are; zips and input projections are fresh, and all gates are closed. Other choices of the zips are gin
-bindings: --gin.ZipConfig.num_heads=8, --gin.zip/ProjectionConfig.depth=1, --gin.input/ProjectionConfig.form=residual.
+--zips text=2,speech=3 joins blocks 2 and 3, 4 and 6, 6 and 9, ... up to the end of the shorter tower; --zips
+text-speech=2-3,4-9 names the pairs. Give it once per pair of towers. Tower weights are copied unchanged; zips and input
+projections are initialised, with all gates closed. Other options of the zips are gin bindings:
+--gin.ZipConfig.num_heads=8, --gin.zip/ProjectionConfig.depth=1, --gin.input/ProjectionConfig.form=residual.
 """
 
 
@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--tower", action="append", required=True, metavar="NAME=FOLDER", help="a run or model folder")
-    parser.add_argument("--zips", action="append", required=True, help="which blocks are joined, see above")
-    parser.add_argument("--seed", type=int, default=0, help="of what is fresh (default 0)")
+    parser.add_argument("--zips", action="append", required=True, help="blocks to join, see above")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new parameters (default 0)")
     parser.add_argument("--out", required=True, help="the folder to write; must not exist")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Returns 0."""
+    """Print the plan and write the model; return 0."""
     from zipper_jax.conversion import fuse
     from zipper_jax.models.schedule import zip_pairs
     from zipper_jax.utils.files import require_new
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     sources = [fuse.TowerSource(*_tower(given)) for given in args.tower]
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
-        raise UserError(f"--tower names {', '.join(names)}: each tower needs a name of its own")
+        raise UserError(f"--tower names {', '.join(names)}: give each tower a different name")
     zips, input_projection = _configured([_zip(given) for given in args.zips], extra)
     model = fuse.plan(sources, zips, input_projection)
     for source in sources:
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 def _tower(given: str) -> tuple[str, str]:
     name, equals, folder = given.partition("=")
     if not (name and equals and folder):
-        raise UserError(f"--tower {given!r}: write NAME=FOLDER, e.g. text=towers/text")
+        raise UserError(f"--tower = {given!r}: give NAME=FOLDER, e.g. text=towers/text")
     return name, folder
 
 
 def _zip(given: str) -> dict[str, Any]:
-    """The fields of ZipConfig that ``text=2,speech=3`` or ``text-speech=2-3,4-9`` stand for."""
+    """Parse ``text=2,speech=3`` or ``text-speech=2-3,4-9`` to fields of ZipConfig."""
     try:
         first, *rest = given.split(",")
         names, _, numbers = first.partition("=")
@@ -80,11 +80,13 @@ def _zip(given: str) -> dict[str, Any]:
         a, b = intervals
         return {"towers": (a, b), "intervals": intervals}
     except ValueError:
-        raise UserError(f"--zips {given!r}: write text=2,speech=3 (intervals) or text-speech=2-3,4-9 (pairs)") from None
+        raise UserError(
+            f"--zips = {given!r}: give text=2,speech=3 (intervals) or text-speech=2-3,4-9 (pairs)"
+        ) from None
 
 
 def _configured(zips: list[dict[str, Any]], extra: Sequence[str]) -> tuple[list[Any], Any]:
-    """The ZipConfigs and the input projection, with what the gin flags bind."""
+    """Return the ZipConfigs and the input projection, with the gin bindings applied."""
     import gin
     from zipper_jax.cli import (
         gin_bindings,  # noqa: F401  (registers what the flags may name)

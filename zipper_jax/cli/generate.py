@@ -1,4 +1,4 @@
-"""``zipper generate``: JSON lines in and out, any order of modalities."""
+"""``zipper generate``: continue prompts of any modalities, as JSON lines."""
 
 import argparse
 import json
@@ -33,20 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--outputs", default=TEXT, help="modalities, comma-separated: text | speech | text,speech (%(default)s)"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts decoded together (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding (%(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="sample among this many tokens; 0: all (%(default)s)")
     parser.add_argument("--top_p", type=float, default=1.0, help="sample from this much probability (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, help="most tokens per generated span (the model's row lengths)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="maximum tokens per generated span (the model's row lengths)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+        raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
     default = [name.strip() for name in args.outputs.split(",") if name.strip()]
     if args.output is not None and not args.output.absolute().parent.is_dir():
-        raise UserError(f"--output {args.output}: the folder does not exist")
+        raise UserError(f"--output = {args.output}: the folder does not exist")
     requests = list(_read(args.input, default))
     from zipper_jax.api import load
     from zipper_jax.decoding.sampling import SamplingConfig
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
-    """Checks every line before the model is loaded."""
+    """Parse and validate every line, before the model is loaded."""
     name = "standard input" if path is None else str(path)
     try:
         lines = (sys.stdin.read() if path is None else path.read_text(encoding="utf-8")).split("\n")
@@ -83,13 +85,13 @@ def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
                 raise ValueError("prompt or outputs")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f'{name} line {number}: want {{"prompt": [[modality, content], ...], "outputs": [...]}} ({error!r})'
+                f'{name} line {number}: give {{"prompt": [[modality, content], ...], "outputs": [...]}} ({error!r})'
             ) from error
         yield request
 
 
 def _batches(requests: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Consecutive requests that want the same outputs, at most ``size`` together; order is kept."""
+    """Yield batches of consecutive requests with the same outputs, at most ``size`` each; order is kept."""
     batch: list[dict[str, Any]] = []
     for request in requests:
         if batch and (len(batch) == size or request["outputs"] != batch[0]["outputs"]):

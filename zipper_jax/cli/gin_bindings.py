@@ -1,7 +1,6 @@
-"""What gin files may name: the configuration dataclasses, and ``train``. gin only builds these objects.
+"""gin configurables: the configuration dataclasses, and ``train``. gin only builds these objects.
 
-Import this module before reading gin files. Building and calling stay with Python: ``train_config()`` returns the
-``TrainConfig`` that the files describe.
+Import this module before reading gin files. ``train_config()`` returns the ``TrainConfig`` that the files describe.
 """
 
 import functools
@@ -57,9 +56,9 @@ _WHERE_CALLED = re.compile(r"\n  In call to configurable '.*", re.DOTALL)
 
 
 def _checked(cls: type) -> Callable[..., Any]:
-    """``cls`` whose fields must have the types they are annotated with, as those of a stored config must."""
+    """Wrap ``cls`` so that its fields are checked against their annotations, as those of a stored config are."""
 
-    @functools.wraps(cls, updated=())  # gin asks for the parameters
+    @functools.wraps(cls, updated=())  # gin inspects the parameters
     def build(**fields: Any) -> Any:
         return from_dict(cls, fields)
 
@@ -72,20 +71,20 @@ for _cls in CONFIGURABLES:
 
 @configurable
 def train(config: TrainConfig = gin.REQUIRED) -> TrainConfig:
-    """The run that gin files describe by ``train.config = @TrainConfig()``."""
+    """Return the run that gin files describe by ``train.config = @TrainConfig()``."""
     return config
 
 
 @configurable
 def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gin.REQUIRED) -> int:
-    """Tokens of these modalities together in a prepared folder, so that no gin file repeats what the data knows."""
+    """Return the total vocabulary size of these modalities in a prepared folder."""
     from zipper_jax.vocabularies import load_vocabulary
 
     total = 0
     for modality in modalities:
         path = Path(folder) / "vocabularies" / modality
         if not path.is_dir():
-            raise UserError(f"DATA={folder!r}: there is no {path}; give the folder that `zipper data prepare` wrote")
+            raise UserError(f"DATA = {folder!r}: there is no {path}; give a folder that `zipper data prepare` wrote")
         total += load_vocabulary(path).size
     return total
 
@@ -94,9 +93,13 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
 def stored_model(
     folder: str = gin.REQUIRED, dtype: str | None = None, scan: bool | None = None, remat: str | None = None
 ) -> ZipperConfig:
-    """The model that a run or model folder holds (`zipper fuse` writes one), so that no gin file repeats it.
+    """Return the model configuration stored in a run or model folder (`zipper fuse` writes one).
 
-    ``dtype``, ``scan``, ``remat``: how it is run here; None: as stored.
+    Args:
+        folder: The run or model folder.
+        dtype: Compute dtype; None: as stored.
+        scan: Whether to scan over blocks; None: as stored.
+        remat: Rematerialisation; None: as stored.
     """
     from zipper_jax.checkpoint.run_format import read_config
 
@@ -106,10 +109,10 @@ def stored_model(
 
 
 def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
-    """How the gin files read so far describe the preparation of data; fields that are ``given`` win over them.
+    """Build the preparation settings that the gin files read so far describe; ``given`` fields override them.
 
     Raises:
-      UserError: what the settings, tasks or modalities refuse.
+        UserError: Invalid settings, tasks or modalities.
     """
     try:
         configured = gin.get_configurable("PrepareSettings")
@@ -120,10 +123,10 @@ def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
 
 
 def train_config() -> TrainConfig:
-    """Build what the gin files read so far describe.
+    """Build the run that the gin files read so far describe.
 
     Raises:
-      UserError: a macro without a value, files that describe no run, or what a config refuses.
+        UserError: A macro without a value, files that describe no run, or an invalid config.
     """
     try:
         gin.query_parameter("train.config")
@@ -133,7 +136,7 @@ def train_config() -> TrainConfig:
         ) from None
     try:
         return train()
-    except UserError as error:  # gin appends which calls led there; the message names the field already
+    except UserError as error:  # gin appends its call chain; the message already names the field
         raise UserError(_WHERE_CALLED.sub("", str(error))) from error
     except TypeError as error:
         macro = _MACRO_WITHOUT_VALUE.search(str(error))

@@ -1,7 +1,7 @@
 """t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100``.
 
-Files are read in the order given, then bindings are applied, so that bindings win. A value is a gin value; a bare word
-or path that is none is taken as a string, so ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
+Files are read in the order given, then bindings are applied, so bindings win. A value is a gin value; a bare word or
+path that does not parse as one is a string: ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
 """
 
 import dataclasses
@@ -43,17 +43,22 @@ def configurable(function: Callable[..., T], name: str | None = None) -> Callabl
 
 @dataclasses.dataclass(frozen=True)
 class GinFlags:
-    """files: names as given, found along `search_paths`. bindings: ``NAME = VALUE`` lines of gin."""
+    """Parsed gin flags.
+
+    Attributes:
+        files: Names as given, resolved along `search_paths`.
+        bindings: ``NAME = VALUE`` lines of gin.
+    """
 
     files: tuple[str, ...] = ()
     bindings: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> GinFlags:
-    """Reads ``--gin_file=F`` (or ``--gin_file F``) and ``--gin.NAME=VALUE``, each any number of times.
+    """Parse ``--gin_file=F`` (or ``--gin_file F``) and ``--gin.NAME=VALUE``, each any number of times.
 
     Raises:
-      UserError: anything else, with the closest flag.
+        UserError: Any other argument; the message names the closest flag.
     """
     files: list[str] = []
     bindings: list[str] = []
@@ -69,7 +74,7 @@ def parse(arguments: Sequence[str]) -> GinFlags:
         elif flag.startswith("--gin."):
             name = flag.removeprefix("--gin.")
             if not equals or not value or not _NAME.match(name):
-                raise UserError(f"{flag}{equals}{value}: write --gin.NAME=VALUE, e.g. --gin.TRAIN_STEPS=100")
+                raise UserError(f"{flag}{equals}{value}: give --gin.NAME=VALUE, e.g. --gin.TRAIN_STEPS=100")
             bindings.append(_binding(name, value))
         else:
             raise UserError(f"unknown argument {flag!r}{closest(flag, ('--gin_file', '--gin.NAME=VALUE', '--help'))}")
@@ -77,15 +82,17 @@ def parse(arguments: Sequence[str]) -> GinFlags:
 
 
 def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
-    """Clears gin's state, reads the files, then the bindings, and returns the resolved gin text (for ``config.gin``).
-
-    ``defaults``: bindings that hold where neither says otherwise.
+    """Clear gin's state, read the files, then the bindings; return the resolved gin text (for ``config.gin``).
 
     Configurables must be registered (imported) before.
 
+    Args:
+        flags: Files and bindings.
+        defaults: Bindings with the lowest precedence.
+
     Raises:
-      UserError: files that do not exist, a macro or scope given by flag that no file defines or uses, unknown
-        configurables and parameters, broken syntax; with the closest known name.
+        UserError: A missing file, a macro or scope of a flag that no file defines or uses, an unknown configurable or
+            parameter, or a syntax error; the message names the closest known name.
     """
     import gin
 
@@ -101,7 +108,7 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
         if macro and flags.files and macro[1] not in macros:
             raise UserError(f"--gin.{macro[1]}: no gin file given defines or uses it{closest(macro[1], macros)}")
         for scope in scoped[1].split("/") if scoped and flags.files else ():
-            if scope not in scopes:  # gin would bind it, and nothing would ever read it
+            if scope not in scopes:  # gin would bind it without any effect
                 raise UserError(
                     f"--gin.{binding.split(' = ')[0]}: no gin file given has {scope!r}{closest(scope, scopes)}"
                 )
@@ -114,9 +121,9 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
 
 
 def find(name: str) -> Path:
-    """The gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
+    """Return the gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
     folders = [Path(folder) for folder in search_paths()]
-    for path in (folder / name for folder in folders):  # an absolute name stays what it is
+    for path in (folder / name for folder in folders):  # an absolute name is unchanged
         if path.is_file():
             return path
     searched = ", ".join(map(str, folders))

@@ -1,4 +1,4 @@
-"""``zipper inspect RUN``: what a run folder holds, without loading the model onto a device."""
+"""``zipper inspect RUN``: summary of a run folder, without loading the model onto a device."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = "Show a run: its model, parameter counts, step, gate values and last losses."
     parser.add_argument("run", help="a folder that `zipper train` wrote, or a model folder")
-    parser.add_argument("--sharding", action="store_true", help="show where each array lies, and its bytes per device")
-    parser.add_argument("--devices", type=int, help="with --sharding: on so many (default: what is here)")
+    parser.add_argument("--sharding", action="store_true", help="show how each array is sharded, and bytes per device")
+    parser.add_argument("--devices", type=int, help="with --sharding: number of devices (default: this machine's)")
     parser.add_argument(
         "--mesh", default="", help="with --sharding: another mesh than the run's, for example fsdp=64,tensor=2"
     )
@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the summary; returns 0."""
     if not args.sharding and (args.devices or args.mesh):
-        raise UserError("--devices and --mesh go with --sharding")
+        raise UserError("--devices and --mesh need --sharding: add it")
     for line in sharding(args.run, args.mesh, args.devices) if args.sharding else summary(args.run):
         print(line)
     return 0
 
 
 def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterator[str]:
-    """The lines that ``zipper inspect --sharding`` prints.
+    """Yield the lines of ``zipper inspect --sharding``.
 
     Raises:
         UserError: Not a run folder, or no such mesh.
@@ -50,11 +50,11 @@ def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterat
         name, _, value = part.partition("=")
         known = [f.name for f in dataclasses.fields(MeshConfig) if f.name not in ("towers", "rules")]
         if name not in known:
-            raise UserError(f"--mesh={mesh!r}: there is no {name!r}{closest(name, known)}; known: {', '.join(known)}")
+            raise UserError(f"--mesh = {mesh!r}: there is no {name!r}{closest(name, known)}; known: {', '.join(known)}")
         try:
             changes[name] = value if name == "strategy" else int(value)
         except ValueError:
-            raise UserError(f"--mesh={mesh!r}: {name}={value!r} is no number") from None
+            raise UserError(f"--mesh = {mesh!r}: {name}={value!r} is not a number") from None
     if devices is None:
         import jax
 
@@ -66,7 +66,7 @@ def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterat
 
 
 def summary(run_dir: str) -> Iterator[str]:
-    """The lines that ``zipper inspect`` prints.
+    """Yield the lines of ``zipper inspect``.
 
     Raises:
         UserError: Not a run folder.
@@ -115,7 +115,7 @@ def _weights(folder: str) -> str:
 
 
 def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
-    """Towers, modalities, projections and zips of a ZipperConfig."""
+    """Yield lines about the towers, modalities, projections and zips of a ZipperConfig."""
     from zipper_jax.models.schedule import zip_pairs
 
     for name, t in sorted(model.towers.items()):
@@ -135,7 +135,7 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
 
 
 def parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
-    """How many parameters are trained and frozen, part by part; ``train`` is that of ``config.json``."""
+    """Yield the numbers of trained and frozen parameters per part; ``train`` is that of ``config.json``."""
     import numpy as np
 
     from zipper_jax.models import zipper

@@ -1,8 +1,8 @@
-"""``zipper``: finds the subcommand's module, imports only that, and turns user errors into one line.
+"""``zipper``: imports only the module of the subcommand, runs it, and prints user errors in one line.
 
 A command's module has ``add_arguments(parser)`` and ``run(args) -> int``. One that sets ``TAKES_GIN_FLAGS`` (True, or
-the subcommands that take them) has ``run(args, extra)``: ``extra`` are the arguments its parser does not know, for
-`zipper_jax.cli.gin_flags.parse`.
+the subcommands that accept them) has ``run(args, extra)``: ``extra`` are the arguments that its parser does not know,
+for `zipper_jax.cli.gin_flags.parse`.
 """
 
 import argparse
@@ -21,20 +21,20 @@ from zipper_jax.utils.interrupts import interruptible
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
     "train": ("zipper_jax.cli.train", "pretrain a tower, fuse towers, or train the Single Decoder"),
-    "launch": ("zipper_jax.cli.launch", "a command as a group of processes, restarted as a whole"),
+    "launch": ("zipper_jax.cli.launch", "run a command as a group of processes, restarted together"),
     "ckpt": ("zipper_jax.cli.ckpt", "list, verify, export and prune checkpoints"),
-    "compile": ("zipper_jax.cli.compile", "the training step compiled for a TPU slice, without one"),
-    "replay": ("zipper_jax.cli.replay", "look again at a batch whose update was not applied"),
-    "convert": ("zipper_jax.cli.convert", "Hugging Face and T5X models in and out; export; verify"),
+    "compile": ("zipper_jax.cli.compile", "compile the training step for a TPU slice, without one"),
+    "replay": ("zipper_jax.cli.replay", "recompute a batch whose update was not applied"),
+    "convert": ("zipper_jax.cli.convert", "convert Hugging Face and T5X models; export; verify"),
     "fuse": ("zipper_jax.cli.fuse", "zip converted or trained towers into an untrained model"),
-    "sweep": ("zipper_jax.cli.sweep", "a grid of runs from a Python file: prepare, run, score, report"),
+    "sweep": ("zipper_jax.cli.sweep", "run a grid of runs from a Python file: prepare, run, score, report"),
     "eval": ("zipper_jax.cli.eval", "word error rates and perplexities of runs, with a report"),
     "transcribe": ("zipper_jax.cli.transcribe", "audio files to text"),
     "speak": ("zipper_jax.cli.speak", "text to an audio file"),
-    "generate": ("zipper_jax.cli.generate", "JSON lines in and out, any order of modalities"),
-    "demo": ("zipper_jax.cli.demo", "a page in the browser to talk to a model"),
-    "inspect": ("zipper_jax.cli.inspect", "what a run holds: configuration, parameters, checkpoints"),
-    "doctor": ("zipper_jax.cli.doctor", "what is installed here, what is missing, what to do about it"),
+    "generate": ("zipper_jax.cli.generate", "continue prompts of any modalities, as JSON lines"),
+    "demo": ("zipper_jax.cli.demo", "a web page for speech to text and text to speech"),
+    "inspect": ("zipper_jax.cli.inspect", "summarise a run: configuration, parameters, checkpoints"),
+    "doctor": ("zipper_jax.cli.doctor", "check what is installed and what is missing"),
     "completion": (
         "zipper_jax.cli.completion",
         "a script that completes commands, options, gin files: bash, zsh, fish",
@@ -49,7 +49,7 @@ example:
   zipper train --gin_file=runs/pretrain_text.gin --gin.DATA=data/prepared --gin.MODEL_DIR=runs/text
   zipper transcribe --model runs/smoke/zipper hello.wav     # what `make smoke` trained
 
-"zipper COMMAND --help" tells what a command takes.
+"zipper COMMAND --help" lists the options of a command.
 """
 
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `zipper inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if is_no_room(error):
             print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
-        elif error.filename is not None:  # a folder where a file is wanted, no permission, …
+        elif error.filename is not None:  # a folder instead of a file, no permission, …
             print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
         else:
             raise
@@ -103,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def refuse(name: str, args: argparse.Namespace, extra: Sequence[str]) -> None:
-    """UserError when there are arguments that the command ``name`` does not know."""
+    """Raise UserError if there are arguments that the command ``name`` does not know."""
     if extra:
         known = [f"--{argument}" for argument in vars(args)]
         raise UserError(f"zipper {name} has no option {extra[0]!r}{closest(extra[0].split('=')[0], known)}")
@@ -129,7 +129,7 @@ def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
 
 
 def _version(rest: list[str]) -> int:
-    """``--version``; with ``--devices`` jax is started and asked for its devices, too."""
+    """Print the version; with ``--devices``, start jax and list its devices, too."""
     from zipper_jax.cli import environment
 
     if rest not in ([], ["--devices"]):

@@ -1,11 +1,11 @@
-"""``zipper replay FILE``: what went wrong with a batch whose update was not applied."""
+"""``zipper replay FILE``: diagnose a batch whose update was not applied."""
 
 import argparse
 
 DESCRIPTION = """\
-Bring a run back to the moment before a bad batch, bit for bit (from the checkpoint before it, over the updates since),
-and show what that batch does: loss per tower, task and row, and the gradient's largest and non-finite parts.
-Nothing in the run folder changes.
+Restore a run to its exact state before a bad batch (from the preceding checkpoint, recomputing the updates since), and
+show that batch's loss per tower, task and row, and the largest and the non-finite parts of its gradient.
+The run folder is not changed.
 
   zipper replay runs/fused/bad_batches/batch_1234.npz
 """
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = DESCRIPTION
     parser.add_argument("batch", help="a file below bad_batches/ of a run folder")
-    parser.add_argument("--rows", type=int, default=8, help="how many rows to show, worst first (default 8)")
+    parser.add_argument("--rows", type=int, default=8, help="number of rows to show, worst first (default 8)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the batch does; returns 0."""
+    """Print the diagnosis of the batch; return 0."""
     from pathlib import Path
 
     from zipper_jax.training.replay import replay

@@ -1,4 +1,4 @@
-"""``zipper sweep``: a grid of runs from a Python file, resumable row by row, scored and reported."""
+"""``zipper sweep``: a grid of runs from a Python file, resumable by row, scored and reported."""
 
 import argparse
 import logging
@@ -11,17 +11,17 @@ from zipper_jax.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Runs the arms that a Python file describes (each a model, trained once per seed), scores them on held-out sentences and
-writes a report. Every step skips what is finished; interrupt and repeat at any time.
+Run the arms that a Python file describes (each a model, trained once per seed), score them on held-out sentences and
+write a report. Every action skips finished rows, so it can be interrupted and rerun at any time.
 
   zipper sweep prepare experiments/findings.py --out runs/findings     corpus, units, rows, shares of the pairs
   zipper sweep run experiments/findings.py --out runs/findings         every row; one: --only zipper --seeds 1
   zipper sweep score experiments/findings.py --out runs/findings       errors per sentence; generated speech is judged
   zipper sweep report experiments/findings.py --out runs/findings --to docs/findings/cpu
-  zipper sweep list experiments/findings.py --out runs/findings        what there is, and what is done
+  zipper sweep list experiments/findings.py --out runs/findings        all rows, and which are done
 
-`run` needs jax, flax, optax and orbax-checkpoint alone (and jaxtyping): prepare here, copy --out to the machine with
-the GPU, run there, copy its outputs/ back, score and report here.
+`run` needs only jax, flax, optax, orbax-checkpoint and jaxtyping: prepare here, copy --out to the machine with the GPU,
+run there, copy its outputs/ back, score and report here.
 """
 ACTIONS = ("prepare", "run", "score", "report", "list")
 
@@ -30,22 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("file", type=Path, help="Python file with a function sweep(size)")
-    parser.add_argument("--size", default="cpu", help="what sweep(size) is called with (%(default)s)")
+    parser.add_argument("--size", default="cpu", help="argument of sweep(size) (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="arms, or patterns such as 'zipper*'")
     parser.add_argument("--seeds", default="", help="comma-separated; default: all of each arm")
     parser.add_argument("--jobs", type=int, default=1, help="rows at once (%(default)s); on CPU they share the cores")
-    parser.add_argument("--steps", type=int, help="a trial: so many steps per row instead of the file's")
+    parser.add_argument("--steps", type=int, help="steps per row, instead of the file's, for a trial")
     parser.add_argument(
         "--prose", nargs="+", type=Path, default=[], help="text files for the text tower (default: the corpus)"
     )
-    parser.add_argument("--to", type=Path, help="report: folder for README.md and its pictures")
+    parser.add_argument("--to", type=Path, help="report: folder for README.md and its figures")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--slot", default="0/1", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 130 when interrupted."""
+    """Run the action; return 0, or 130 if interrupted."""
     from dataclasses import replace
 
     from zipper_jax.sweep import plan, runner
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             from zipper_jax.sweep.report import command_of, write_report
 
             if args.to is None:
-                raise UserError("zipper sweep report needs --to, the folder for README.md and its pictures")
+                raise UserError("zipper sweep report needs --to, the folder for README.md and its figures")
             print(write_report(sweep, places, args.to, command_of(args.file, args.size)))
         case "list":
             for row in rows:
@@ -113,7 +113,7 @@ def _one_row(sweep, places, name: str) -> int:
     from zipper_jax.sweep import plan
     from zipper_jax.sweep.row import run_row
 
-    # Rows of one arm differ in their seed alone: what one compiled, the next one reads.
+    # Rows of one arm differ only in their seed, so they share compiled programs.
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(places.root / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     arm, _, seed = name.rpartition("-")

@@ -1,4 +1,4 @@
-"""``zipper train``: pretraining of a tower, fusion and the Single Decoder alike; gin files say which."""
+"""``zipper train``: pretrain a tower, fuse towers, or train the Single Decoder, as gin files describe."""
 
 import argparse
 import os
@@ -12,12 +12,12 @@ from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
-Train what gin files describe; run again to go on from the newest checkpoint.
+Train the model that gin files describe. A rerun resumes from the newest checkpoint.
 
   zipper train --gin_file=runs/pretrain_text.gin --gin.DATA='"prepared"' --gin.MODEL_DIR='"runs/text"'
   zipper train --gin_file=runs/fuse.gin --gin.TRAIN_STEPS=2000 --gin.OptimizerConfig.learning_rate=1e-3
 
-  zipper train --gin_file=runs/librispeech_fuse_qwen.gin --gin.DATA=... --dry_run    what would happen, and its cost
+  zipper train --gin_file=runs/librispeech_fuse_qwen.gin --gin.DATA=... --dry_run    check the run, estimate its cost
 
 --gin_file may be repeated; --gin.NAME=VALUE sets a macro or a parameter and wins over the files.
 Ctrl-C and SIGTERM save a checkpoint and stop; a second one stops at once.
@@ -28,22 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    plan = parser.add_argument_group("what would happen, in less than a minute")
+    plan = parser.add_argument_group("dry run, in less than a minute")
     plan.add_argument(
-        "--dry_run", action="store_true", help="check data, model, schedule and mesh, tell the cost; stop"
+        "--dry_run", action="store_true", help="check data, model, schedule and mesh, print the cost, and stop"
     )
-    plan.add_argument("--devices", type=int, help="with --dry_run: on so many (default: what is here)")
+    plan.add_argument("--devices", type=int, help="with --dry_run: number of devices (default: this machine's)")
     plan.add_argument("--mfu", type=float, default=0.4, help="with --dry_run: share of the peak reached (%(default)s)")
     group = parser.add_argument_group("several processes (see also `zipper launch`)")
-    group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: ask the cluster (TPU pod, SLURM)")
-    group.add_argument("--process_count", type=int, help="how many processes there are")
-    group.add_argument("--process_index", type=int, help="which one this is, from 0")
-    group.add_argument("--heartbeat_seconds", type=int, default=100, help="a process silent for so long is dead")
-    group.add_argument("--join_seconds", type=int, default=300, help="how long to wait for the other processes")
+    group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: detect the cluster (TPU pod, SLURM)")
+    group.add_argument("--process_count", type=int, help="number of processes")
+    group.add_argument("--process_index", type=int, help="index of this process, from 0")
+    group.add_argument("--heartbeat_seconds", type=int, default=100, help="heartbeat timeout of a process")
+    group.add_argument("--join_seconds", type=int, default=300, help="timeout for the other processes to join")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Returns the exit status: 0 when finished, 128 + signal when interrupted."""
+    """Train; return the exit status: 0 when finished, 128 + signal when interrupted."""
     began = time.perf_counter()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from zipper_jax.cli import gin_bindings, gin_flags
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
             raise
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # an orderly end would wait for the rest of the group, which waits for this process
+        os._exit(1)  # a regular exit would wait for the other processes, which wait for this one
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code

@@ -1,4 +1,4 @@
-"""``zipper transcribe``: audio files to text, one or a folder full."""
+"""``zipper transcribe``: audio files or folders to text."""
 
 import argparse
 import contextlib
@@ -19,9 +19,9 @@ file: path, tab, text; or, with --out, appends JSON lines {"audio", "text", "sec
   zipper transcribe --model runs/smoke/zipper hello.wav other.flac
   zipper transcribe --model runs/smoke/zipper recordings/ --out recordings.jsonl
 
-Run again with the same --out it goes on: files that have a line are skipped. Files that cannot be read, are
-silent, or longer than the rows that the model was trained on are named and skipped, and the exit status is then 1. The
-real-time factor is working time over seconds of audio.
+A rerun with the same --out resumes: files that have a line are skipped. Files that cannot be read, are silent, or are
+longer than the model's training rows are named and skipped; the exit status is then 1. The real-time factor is
+processing time over duration of the audio.
 """
 
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 1 when files were skipped."""
+    """Transcribe; return 0, or 1 if files were skipped."""
     if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+        raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
     files = list(_files(args.files))
     about = {"model": str(args.model), "beams": args.beams}
     done = _finished(args.out, about) if args.out is not None else set()
@@ -89,10 +89,10 @@ def _transcribe(
 
 
 def _files(given: Sequence[Path]) -> Iterator[Path]:
-    """The files, and those in folders by name; each once.
+    """Yield the files, and those in folders sorted by name; each once.
 
     Raises:
-      UserError: a path that does not exist, or a folder without audio.
+        UserError: A path does not exist, or a folder has no audio.
     """
     from zipper_jax.data.sources.rows import AUDIO_ENDINGS, audio_files
 
@@ -112,13 +112,13 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
 
 
 def _finished(out: Path, about: dict[str, Any]) -> set[str]:
-    """Files that have a line in ``out``; a last line that was cut off by a kill is removed.
+    """Return the files that have a line in ``out``; an incomplete last line is removed.
 
     Raises:
-      UserError: lines that are no transcripts, or those of another model or beam width.
+        UserError: A line is not a transcript, or is of another model or beam width.
     """
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: the folder does not exist")
+        raise UserError(f"--out = {out}: the folder does not exist")
     if not out.exists():
         return set()
     text = out.read_bytes().decode("utf-8", errors="replace")
@@ -130,9 +130,9 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
             done.add(str(found["audio"]))
             before = {name: found[name] for name in about}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out {out} line {number} is no transcript ({error!r}): give another --out") from error
+            raise UserError(f"--out = {out}: line {number} is no transcript ({error!r}); give another --out") from error
         if before != about:
-            raise UserError(f"--out {out} line {number} was made with {before}, now {about}: give another --out")
+            raise UserError(f"--out = {out}: line {number} was made with {before}, now {about}; give another --out")
     if whole != text:
         with out.open("r+b") as file:
             file.truncate(len(whole.encode()))

@@ -1,5 +1,5 @@
-"""From a corpus to packed rows, and from packed rows to batches.
+"""Data pipeline: import a corpus, prepare packed rows, build batches.
 
-Only ``tasks``, ``prepare_rows`` and ``live`` import TensorFlow (seqio), and only inside functions. Training reads rows
-through ``packed_rows`` and ``mixtures``, which are numpy alone.
+Only ``tasks`` imports TensorFlow (through seqio); ``prepare_rows`` imports ``tasks`` inside a function. Training reads
+rows through ``packed_rows`` and ``mixtures``, which need only numpy.
 """

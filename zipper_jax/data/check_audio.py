@@ -1,4 +1,4 @@
-"""Every file of a source is read once, in worker processes, before it counts as usable; results are remembered."""
+"""Audio validation: decode every file of a source once, in worker processes, and journal the results."""
 
 import contextlib
 import json
@@ -16,11 +16,17 @@ logger = logging.getLogger(__name__)
 _JOURNAL = "checked.jsonl"
 
 Part = tuple[str, float, float | None]
-"""file, start, seconds (None: to the end)"""
+"""(file, start in seconds, length in seconds or None for the rest of the file)"""
 
 
 class Checked(NamedTuple):
-    """seconds, rate: of the audio; problem: why it cannot be used, or ""."""
+    """Result of decoding one part.
+
+    Attributes:
+        seconds: Duration.
+        rate: Sample rate of the file in Hz.
+        problem: Why the audio cannot be used; "" if it can.
+    """
 
     seconds: float
     rate: int
@@ -46,12 +52,12 @@ def check_audio(out: Path, parts: Sequence[Part], processes: int | None) -> list
 
 
 def forget(out: Path) -> None:
-    """Removes the journal of a finished import."""
+    """Remove the journal of a finished import."""
     (out / _JOURNAL).unlink(missing_ok=True)
 
 
 def make_checker() -> Callable[[Part], Checked]:
-    """For the workers."""
+    """Return the function that a worker process runs on each part."""
 
     def check(part: Part) -> Checked:
         try:
@@ -65,7 +71,7 @@ def make_checker() -> Callable[[Part], Checked]:
 
 
 def _key(part: Part) -> str:
-    """Of a part of a file as it is now."""
+    """Return the journal key of a part; it changes when the file's size or modification time does."""
     try:
         about = Path(part[0]).stat()
         return json.dumps([*part, about.st_size, about.st_mtime_ns])
@@ -79,6 +85,6 @@ def _read(journal: Path) -> dict[str, Checked]:
 
 def _lines(journal: Path) -> Iterator[tuple[str, Checked]]:
     for line in journal.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # half a line of a run that was killed
+        with contextlib.suppress(ValueError):  # truncated line of a killed run
             key, seconds, rate, problem = json.loads(line)
             yield key, Checked(seconds, rate, problem)

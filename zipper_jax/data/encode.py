@@ -1,4 +1,4 @@
-"""From a corpus's rows to examples: audio becomes units, in worker processes; an interrupted split is gone on with."""
+"""Encode the rows of a corpus as examples: audio to units, in worker processes; an interrupted split is resumed."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_audio` for a row of a manifest."""
+    """Return the arguments of `load_audio` for a manifest row."""
     within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
     return {"source": str(corpus / row["audio"]), **within}
 
@@ -32,11 +32,16 @@ def encode_split(
     shifts: int,
     processes: int | None,
 ) -> None:
-    """Writes ``path`` (``<split>.jsonl``) where it is not there yet.
+    """Write ``path`` (``<split>.jsonl``) unless it exists.
 
     Args:
-      tokenizer: its folder. rows: of the corpus's manifest, of this split. fields: kept as they are.
-      shifts: see PrepareSettings. processes: default one per core.
+        path: File to write.
+        corpus: Corpus folder.
+        tokenizer: Folder of the unit tokenizer.
+        rows: Manifest rows of this split.
+        fields: Fields that are copied unchanged.
+        shifts: See `PrepareSettings`.
+        processes: Worker processes; None: one per core.
     """
     if path.is_file():
         return
@@ -66,7 +71,7 @@ def encode_split(
 
 
 def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
-    """How many of the first ``rows`` an interrupted run encoded; the last one it wrote, perhaps in part, is cut off."""
+    """Return how many of the first ``rows`` are complete; truncate the last one, which may be incomplete."""
     if not partial.is_file():
         return 0
     done, end, place, last = 0, 0, 0, None
@@ -74,10 +79,10 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
         for line in lines:
             try:
                 name = json.loads(line)["id"]
-            except (ValueError, KeyError, TypeError):  # half a line
+            except (ValueError, KeyError, TypeError):  # truncated line
                 break
             if name != last:
-                if last is not None:  # all of the row before was written
+                if last is not None:  # the previous row is complete
                     done, end = done + 1, place
                 if done >= len(rows) or name != rows[done]["id"]:
                     break
@@ -88,7 +93,7 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
 
 
 def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:
-    """For the workers: a function from arguments of `load_audio` to units from each starting point, and seconds."""
+    """Return the function that a worker runs: arguments of `load_audio` -> (units per shift, seconds)."""
     units = load_tokenizer(tokenizer)
     step = SAMPLE_RATE / units.rate_hz
 

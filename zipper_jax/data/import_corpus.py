@@ -1,9 +1,9 @@
-"""From a user's own material to a corpus folder: read, checked, split; audio stays where it is.
+"""Import the user's own data into a corpus folder: read, validate, split. Audio files are referenced, not copied.
 
     corpus/manifest.jsonl   one line per row: id, split, and text, audio (absolute), units, voice, start, seconds
-    corpus/corpus.json      source, settings, counts, hours, what was dropped and why
+    corpus/corpus.json      source, settings, counts, hours, dropped rows by reason
 
-Both are written at the end. Until then the folder holds only what was checked so far, and what was there before.
+Both are written at the end. Until then the folder holds only the journal of checked files and its previous content.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from zipper_jax.utils.files import write_bytes, write_json
 logger = logging.getLogger(__name__)
 
 _MADE_UP = ("text", "audio")
-"""Formats whose ids are made of file names: equal ones need not be one row twice."""
+"""Formats whose ids are derived from file names: rows with equal ids may be different rows."""
 
 
 def import_corpus(
@@ -43,18 +43,21 @@ def import_corpus(
     overwrite: bool = False,
     processes: int | None = None,
 ) -> dict[str, Any]:
-    """Writes the corpus folder ``out`` and returns its ``corpus.json``.
+    """Write the corpus folder ``out`` and return its ``corpus.json``.
 
-    Run again after an interruption it checks only what was not checked; run on a finished corpus it does nothing.
+    A rerun after an interruption validates only the remaining audio; on a complete corpus it does nothing.
 
     Args:
-      kind: a format of `zipper_jax.data.sources`. paths: files or folders of it.
-      strict: what would be dropped is an error, and nothing is written.
-      overwrite: read the source again into a folder that has a corpus.
-      processes: for checking audio, default one per core.
+        kind: A format of `zipper_jax.data.sources`.
+        paths: Files or folders of that format.
+        out: Folder to write.
+        settings: How the source is read.
+        strict: Raise instead of dropping rows; nothing is written then.
+        overwrite: Read the source again if ``out`` holds a corpus.
+        processes: Worker processes that validate audio; None: one per core.
 
     Raises:
-      UserError: a source that is missing, empty or not of this format; nothing usable; another corpus in ``out``.
+        UserError: The source is missing, empty or of another format; no row is usable; ``out`` holds another corpus.
     """
     out = Path(out)
     what = {name: value for name, value in to_dict(settings).items() if name != "fields" or value}
@@ -63,10 +66,12 @@ def import_corpus(
     there = out / "manifest.jsonl"
     is_source = {str(out.absolute()), str(there.absolute())} & set(what["sources"])
     if found is None and there.exists() and (is_source or not overwrite):
-        raise UserError(f"{str(out)!r} has a manifest.jsonl that no import wrote: give another --out")
+        raise UserError(f"--out = {str(out)!r}: it has a manifest.jsonl that no import wrote; give another --out")
     if found is not None and not overwrite:
         if found["settings"] != what:
-            raise UserError(f"{str(out)!r} holds a corpus made otherwise: give --overwrite or another --out")
+            raise UserError(
+                f"--out = {str(out)!r}: it holds a corpus with other settings; give --overwrite or another --out"
+            )
         if found["complete"]:
             logger.info(f"corpus {out} is complete ({_counts(found['counts'])}); --overwrite reads the source again")
             return found
@@ -104,7 +109,7 @@ def import_corpus(
 
 
 def summary(header: dict[str, Any]) -> Iterator[str]:
-    """The lines that say what a corpus holds."""
+    """Yield the lines that summarise a corpus."""
     for split, part in header["splits"].items():
         sizes = [f"{part['hours']:.2f} hours"] * bool(part["hours"])
         sizes += [f"{part[name]:,} {name}" for name in ("words", "units", "voices") if part[name]]
@@ -112,24 +117,25 @@ def summary(header: dict[str, Any]) -> Iterator[str]:
     yield from leaks(header)
     others = {rate: count for rate, count in header.get("sample_rates", {}).items() if rate != str(SAMPLE_RATE)}
     if others:
-        told = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
-        yield f"audio of other sample rates: {told}; resampled to {SAMPLE_RATE} Hz when read"
+        listed = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
+        yield f"audio of other sample rates: {listed}; resampled to {SAMPLE_RATE} Hz when read"
     if "dropped" in header:
         yield f"dropped: {_told(header['dropped']) or 'none'}"
 
 
 def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: ImportSettings) -> GivenUnits | None:
-    """What the units of a source of units are."""
+    """Return the header of a source of units; None for other formats."""
     headers = {units.header(Path(path), settings) for path in paths} if kind == "units" else set()
     if len(headers) > 1:
-        raise UserError("the headers of these units differ: import one kind of units at a time")
+        raise UserError("the headers of these units differ: import units of one tokenizer at a time")
     return next(iter(headers), None)
 
 
 def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
-    """The rows with ids fit for file names, and a problem where one was there before.
+    """Return the rows with ids that are valid file names; a duplicate id becomes the row's problem.
 
-    An id that is made up gets a number instead (shards of one name, x/y.txt beside x-y.txt), but in a place read twice.
+    A duplicate id derived from a file name (shards of equal name, x/y.txt beside x-y.txt) gets a numeric suffix
+    instead, unless the same place was read twice.
     """
     seen: Counter = Counter()
     places: set[str] = set()
@@ -165,11 +171,11 @@ def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int 
 
 
 def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
-    """A row of one modality in equal pieces where it is long: what is whole together has to stay so only in pairs.
+    """Cut a long row of one modality into equal pieces; a pair stays whole, to keep its alignment.
 
-    Piece 1 of x is x~1: x-1 may be another row's id.
+    Piece 1 of x is x~1, because x-1 may be the id of another row.
     """
-    if row.more:  # aligned with what cannot be cut
+    if row.more:  # further fields cannot be cut at matching positions
         yield row
         return
     if row.text is None and row.audio is not None:
@@ -193,7 +199,7 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a manifest's rows add up to: counts, hours, words, units, voices; and what is on both sides of a split."""
+    """Return the totals of a manifest (rows, hours, words, units, voices) and the overlap of held-out and training."""
     parts: dict[str, dict[str, Any]] = {}
     voices: dict[str, set[str]] = {}
     sentences: dict[str, set[str]] = {}
@@ -218,14 +224,14 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def leaks(header: Mapping[str, Any]) -> Iterator[str]:
-    """The lines that say what `figures` found on both sides."""
+    """Yield a warning for sentences and for voices that `figures` found in both held-out and training rows."""
     for what in ("sentences", "voices"):
-        if header.get(f"shared_{what}"):  # import drops such sentences; who writes a manifest by hand may not have
+        if header.get(f"shared_{what}"):  # import drops such sentences; a manifest written by hand may have some
             yield f"{what}: {header[f'shared_{what}']} of the held-out ones are in training too"
 
 
 def _shared(found: Mapping[str, set[str]]) -> int:
-    """How many of the held-out splits are in training, too."""
+    """Return how many entries of the held-out splits are in training, too."""
     held_out = set().union(*(ones for split, ones in found.items() if split != "train"))
     return len(found.get("train", set()) & held_out)
 
@@ -235,7 +241,7 @@ def _manifest_row(row: Row) -> dict[str, Any]:
 
 
 def _reasons(dropped: Sequence[Row]) -> dict[str, Any]:
-    """problem -> how often, and where first; the most frequent first."""
+    """Return problem -> count and place of its first row, in order of decreasing count."""
     counts = Counter(row.problem for row in dropped)
     first: dict[str, str] = {}
     for row in dropped:

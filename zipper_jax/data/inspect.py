@@ -1,4 +1,4 @@
-"""What a corpus or a prepared folder holds: counts, drops, lengths, and a few examples to read and to hear."""
+"""Summaries of a corpus or a prepared folder: counts, dropped rows, lengths, and examples as text and audio."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,16 +27,17 @@ _SHOWN = 24  # units of an example
 
 
 def inspect(folder: Path, examples: int = 3, out: Path | None = None, vocoder: bool = False) -> Iterator[str]:
-    """The lines that say it.
+    """Yield the lines that summarise ``folder``.
 
     Args:
-      examples: so many of the training split are shown.
-      out: folder for lengths.png and the examples' audio as WAV: of a corpus what a tokenizer hears, of a prepared
-        folder what a vocoder makes of the units.
-      vocoder: for units from elsewhere, run the command that their source named.
+        folder: A corpus or a prepared folder.
+        examples: Number of training examples to show.
+        out: Folder for lengths.png and the audio of the examples as WAV: the recordings of a corpus at 16 kHz, the
+            vocoded units of a prepared folder.
+        vocoder: For external units, run the command that their header names.
 
     Raises:
-      UserError: neither a corpus nor a prepared folder.
+        UserError: ``folder`` is neither a corpus nor a prepared folder.
     """
     if (folder / "header.json").is_file():
         yield from _prepared(folder, examples, out, vocoder)
@@ -45,7 +46,7 @@ def inspect(folder: Path, examples: int = 3, out: Path | None = None, vocoder: b
     else:
         raise UserError(
             f"{str(folder)!r} is neither a corpus (no manifest.jsonl) nor a prepared folder (no header.json): check "
-            "the path, or finish what was to be written there"
+            "the path, or finish `zipper data import` or `zipper data prepare`"
         )
 
 
@@ -103,7 +104,7 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
         if out is not None:
             try:
                 yield f"  {_write(out, row, _sound(tokenizer, row['units'], vocoder), '_units')}"
-            except UserError as error:  # the rest is worth showing all the same
+            except UserError as error:  # show the remaining examples without audio
                 yield f"  no audio: {error}"
 
 
@@ -123,12 +124,12 @@ def _ordered(splits: Sequence[str]) -> list[str]:
 
 
 def _spread(rows: Sequence[Any], count: int) -> list[Any]:
-    """``count`` of ``rows``, from all over."""
+    """Return ``count`` of ``rows`` at equal distances."""
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if rows else []
 
 
 def _lengths(lengths: Mapping[str, Sequence[float]], out: Path | None) -> Iterator[str]:
-    """Histograms as text; and as lengths.png where there is a folder for it."""
+    """Yield histograms as text; with ``out``, also write lengths.png."""
     lengths = {name: values for name, values in lengths.items() if len(values)}
     for name, values in lengths.items():
         counts, edges = np.histogram(values, _BINS)

@@ -1,7 +1,7 @@
-"""Which row comes n-th, and the batch of a step: pure functions of (seed, n), so that resuming is exact and instant.
+"""Row order of a mixture and the batch of a step, as pure functions of (seed, n): resuming is exact and instant.
 
-No TensorFlow. Nothing here depends on how many processes read, and nothing grows with n.
-Random orders come from raw PCG64 bits, which numpy promises to keep (its ``permutation`` it does not).
+No TensorFlow. The order is independent of the number of reading processes; memory use is independent of n.
+Random orders use raw PCG64 bits, which numpy keeps stable between versions; its ``permutation`` is not.
 """
 
 import threading
@@ -20,12 +20,12 @@ from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
 
 BLOCK = 1024
-"""Draws over which every task gets its exact share."""
+"""Draws per block; every block holds the exact share of each task."""
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows of one task: a `RowStore`, or anything with the same two methods."""
+    """Rows of one task: a `RowStore`, or an object with the same interface."""
 
     meta: dict[str, Any]
 
@@ -35,19 +35,27 @@ class Rows(Protocol):
 
 
 class RowMixture:
-    """Endless rows from several tasks.
+    """Infinite sequence of rows from several tasks.
 
-    Each block of 1024 draws holds an exact number of rows of each task (its share, rounded by largest remainder), in an
-    order of its own; within a task, each epoch visits every row once, in an order of its own.
+    Each block of 1024 draws holds an exact number of rows of each task (its share, rounded by largest remainder),
+    shuffled per block; within a task, each epoch visits every row once, shuffled per epoch.
 
-    tasks: names, sorted; draws name tasks by their index here. stores: task -> rows. counts: task -> draws per block.
+    Attributes:
+        tasks: Sorted task names; a draw refers to a task by its index here.
+        stores: Task -> rows.
+        counts: Task -> draws per block.
     """
 
     def __init__(self, stores: Mapping[str, Rows], rates: Mapping[str, float], seed: int):
-        """Takes ``rates`` relative to each other; ``stores`` must have the same keys.
+        """Create a mixture.
+
+        Args:
+            stores: Task -> rows; the same keys as ``rates``.
+            rates: Task -> sampling rate, relative to the other rates.
+            seed: Seed of every shuffle.
 
         Raises:
-          UserError: no task, tasks without rows, a rate that is not positive or gives no draw in 1024.
+            UserError: No task, a task without rows, or a rate that is not positive or gives no draw in 1024.
         """
         if not rates:
             raise UserError("a mixture needs at least one task with a rate")
@@ -63,12 +71,12 @@ class RowMixture:
         self.stores = {task: stores[task] for task in self.tasks}
         self.seed = int(seed)
         self.counts = dict(zip(self.tasks, _shares(self.tasks, rates), strict=True))
-        # Where one ends and the next begins two blocks, and two epochs per task, are in use.
+        # A batch that crosses a boundary uses two blocks, and two epochs per task.
         self._block = lru_cache(maxsize=4)(self._make_block)
         self._epoch = lru_cache(maxsize=2 * len(self.tasks) + 2)(self._make_epoch)
 
     def row(self, n: int) -> tuple[int, int]:
-        """(task index, row index) of draw ``n`` >= 0."""
+        """Return (task index, row index) of draw ``n`` >= 0."""
         if n < 0:
             raise IndexError(f"draw {n}: draws count from 0")
         block, place = divmod(int(n), BLOCK)
@@ -79,12 +87,12 @@ class RowMixture:
         return task, int(self._epoch(task, epoch)[within])
 
     def examples(self, n: int) -> tuple[int, list[Example]]:
-        """(task index, the row's examples) of draw ``n``."""
+        """Return (task index, examples of the row) of draw ``n``."""
         task, index = self.row(n)
         return task, self.stores[self.tasks[task]].row(index)
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """[1024] task of each draw, and how many draws of that task precede it in the block."""
+        """Return two arrays [1024]: the task of each draw, and how many draws of that task precede it in the block."""
         tasks = np.repeat(np.arange(len(self.tasks)), list(self.counts.values()))
         tasks = tasks[permutation(BLOCK, self.seed, 0, block)]
         earlier = np.zeros(BLOCK, np.int64)
@@ -95,22 +103,22 @@ class RowMixture:
 
     def _make_epoch(self, task: int, epoch: int) -> np.ndarray:
         name = self.tasks[task]
-        # Keyed by the task's name, so that adding a task to a mixture leaves the others' orders alone.
+        # Keyed by the task's name, so that adding a task to a mixture does not change the order of the other tasks.
         return permutation(len(self.stores[name]), self.seed, 1, zlib.crc32(name.encode()), epoch)
 
 
 def permutation(size: int, seed: int, *key: int) -> Int[np.ndarray, " size"]:
-    """An order of ``range(size)`` that depends only on the arguments, on any machine and numpy version."""
-    # A seed may be negative; SeedSequence wants words of 32 bits, which this keeps apart from the key.
+    """Return a permutation of ``range(size)`` that depends only on the arguments, on any machine and numpy version."""
+    # SeedSequence takes unsigned 32-bit words; a seed may be negative. Two words keep it separate from the key.
     words = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *key]
     return np.argsort(np.random.PCG64(np.random.SeedSequence(words)).random_raw(size), kind="stable")
 
 
 def _shares(tasks: tuple[str, ...], rates: Mapping[str, float]) -> list[int]:
-    """Draws per block of each task: its share rounded down, the rest to the largest remainders (ties: first name)."""
+    """Return draws per block of each task: its share rounded down, the rest by largest remainder (ties: first name)."""
     for task in tasks:
         if not (np.isfinite(rates[task]) and rates[task] > 0):
-            raise UserError(f"rate of task {task!r} is {rates[task]}: give a positive number, or leave the task out")
+            raise UserError(f"rate of task {task!r} = {rates[task]}: give a positive number, or remove the task")
     exact = np.array([rates[task] for task in tasks], np.float64)
     exact = exact / exact.sum() * BLOCK
     counts = np.floor(exact).astype(int)
@@ -119,13 +127,13 @@ def _shares(tasks: tuple[str, ...], rates: Mapping[str, float]) -> list[int]:
     for task, count in zip(tasks, counts, strict=True):
         if count == 0:
             raise UserError(
-                f"rate of task {task!r} is {rates[task]}: less than one row in {BLOCK}; raise it or leave it out"
+                f"rate of task {task!r} = {rates[task]}: less than one row in {BLOCK}; raise it or remove the task"
             )
     return counts.tolist()
 
 
 class RowBatches:
-    """``get(step)``: the batch of a step, a pure function of it. The next ones are made ahead in a thread."""
+    """Batches by step: ``get(step)`` is a pure function of the step. A thread prefetches the next ones."""
 
     def __init__(
         self,
@@ -147,12 +155,16 @@ class RowBatches:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
 
     def get(self, step: int) -> dict[str, Any]:
-        """{"towers": tower -> TowerBatch [B, T], "task": int32 [B], indices into ``mixture.tasks``}; ``step`` >= 0."""
+        """Return the batch of ``step`` >= 0.
+
+        Returns:
+            {"towers": tower -> TowerBatch [B, T], "task": int32 [B], indices into ``mixture.tasks``}.
+        """
         if self._executor is None:
             return self._make(step)
         with self._lock:
             wanted = range(step, step + self._ahead + 1)
-            for other in [s for s in self._pending if s not in wanted]:  # a jump: what was made ahead is of no use
+            for other in [s for s in self._pending if s not in wanted]:  # the step jumped: drop prefetched batches
                 self._pending.pop(other).cancel()
             for s in wanted:
                 if s not in self._pending:
@@ -161,7 +173,7 @@ class RowBatches:
         return future.result()
 
     def close(self) -> None:
-        """Ends the thread; `get` then makes each batch when asked."""
+        """Stop the thread; `get` then builds each batch in the calling thread."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(cancel_futures=True)
@@ -179,7 +191,7 @@ class RowBatches:
         draws = range(step * self._batch_size, (step + 1) * self._batch_size)
         tasks, rows = zip(*(self.mixture.examples(n) for n in draws), strict=True)
         towers = rows_to_towers(rows, self._layout, self._lengths)
-        for batch in towers.values():  # arrays of ours, just made
+        for batch in towers.values():  # freshly allocated, so an update in place is safe
             batch.weights[...] *= self._weights[list(tasks)][:, None]
         return {"towers": towers, "task": np.array(tasks, np.int32)}
 
@@ -192,18 +204,21 @@ def batches(
     weights: Mapping[str, float] = MappingProxyType({}),
     ahead: int = 2,
 ) -> RowBatches:
-    """Batches of ``batch_size`` rows of ``mixture``: step s takes draws s * batch_size onwards.
+    """Return batches of ``batch_size`` rows of ``mixture``; step s starts at draw s * batch_size.
 
     Args:
-      lengths: tower -> slots per row; every tower of ``layout`` needs one.
-      weights: task -> factor on its tokens' loss weights; 1 where not named.
-      ahead: batches made ahead in a thread; 0 for none.
+        mixture: Rows to draw from.
+        layout: Modality -> its slice of a tower's vocabulary.
+        lengths: Tower -> positions per row; every tower of ``layout`` needs one.
+        batch_size: Rows per batch.
+        weights: Task -> factor on the loss weights of its tokens; default 1.
+        ahead: Number of batches that a thread prefetches; 0: no thread.
 
     Raises:
-      UserError: a batch size below 1, rows of a modality the model lacks, or rows longer than ``lengths``.
+        UserError: A batch size below 1, rows of a modality the model lacks, or rows longer than ``lengths``.
     """
     if batch_size < 1:
-        raise UserError(f"BATCH_SIZE is {batch_size}: give at least 1")
+        raise UserError(f"BATCH_SIZE = {batch_size}: give at least 1")
     for task, store in mixture.stores.items():
         for modality, longest in store.meta["longest"].items():
             if modality not in layout:
@@ -213,7 +228,7 @@ def batches(
                 raise UserError(f"TASK_FEATURE_LENGTHS gives no length for tower {tower!r}{closest(tower, lengths)}")
             if longest > lengths[tower]:
                 raise UserError(
-                    f"TASK_FEATURE_LENGTHS gives tower {tower!r} {lengths[tower]} slots, but rows of task {task!r} "
-                    f"take up to {longest}: raise it to that, or prepare the rows again"
+                    f"TASK_FEATURE_LENGTHS[{tower!r}] = {lengths[tower]}: rows of task {task!r} take up to {longest} "
+                    f"positions; give at least {longest}, or prepare shorter rows"
                 )
     return RowBatches(mixture, layout, lengths, batch_size, weights, ahead)

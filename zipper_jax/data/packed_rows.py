@@ -1,14 +1,14 @@
-"""Packed rows on disk: what training reads. No TensorFlow; opened by memory map, so a store of any size opens at once.
+"""Packed rows on disk, read by training. No TensorFlow; memory-mapped, so opening takes the same time for any size.
 
-A row is a list of examples (linear sequences), stored without begin and end tokens and without any decision about
-towers: the same rows serve every model whose towers have room for them.
+A row is a list of examples (linear sequences), stored without begin and end tokens and independent of towers: the same
+rows serve every model whose rows are long enough.
 
-    tokens.npy  content tokens of all spans, one behind the other, in the smallest unsigned type that holds them
+    tokens.npy  content tokens of all spans, concatenated, in the smallest unsigned type that holds them
     spans.npy   one record per span: segment (number of its example in the row, from 1), modality, weight, start, length
     rows.npy    [R + 1]: row r has the spans rows[r] to rows[r + 1]
-    meta.json   format, modalities, counts, and what the writer adds
+    meta.json   format, modalities, counts, and the writer's own entries
 
-A folder is written aside and renamed: if it is there, it is whole.
+A folder is written under a temporary name and renamed: if it exists, it is complete.
 """
 
 import json
@@ -30,12 +30,15 @@ _SPAN = np.dtype([("segment", "<u4"), ("modality", "u1"), ("weight", "<f4"), ("s
 
 
 def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes ``rows`` into ``folder``, replacing what is there, and returns the ``meta.json`` written.
+    """Write ``rows`` into ``folder``, replacing its content, and return the ``meta.json`` written.
 
-    ``meta`` (JSON-able) is stored beside the counts made here; see `describe` for those.
+    Args:
+        folder: Folder to write.
+        rows: Examples of each row.
+        meta: JSON-serialisable entries, stored beside the counts of `describe`.
 
     Raises:
-      UserError: a negative token.
+        UserError: A token is negative.
     """
     folder = Path(folder)
     counts = describe(rows)
@@ -62,7 +65,7 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
         np.save(aside / "spans.npy", np.array(spans, _SPAN))
         np.save(aside / "rows.npy", np.array(offsets, np.int64))
         write_json(aside / META, written)
-        if folder.exists():  # a folder cannot be renamed onto another: for a moment there is none, never half of one
+        if folder.exists():  # a rename cannot replace a folder; a crash in between leaves none, not a partial one
             shutil.rmtree(folder)
         os.replace(aside, folder)
     finally:
@@ -71,10 +74,11 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
 
 
 def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
-    """Counts of ``rows``.
+    """Return counts of ``rows``.
 
-    modalities: names, sorted. rows, examples: numbers. tokens: modality -> content tokens.
-    slots: modality -> slots taken, begin and end tokens included. longest: the same of the fullest row.
+    Returns:
+        modalities (sorted names); rows and examples (numbers); tokens (modality -> content tokens); slots (modality ->
+        positions used, begin and end tokens included); longest (the same of the fullest row).
     """
     tokens: dict[str, int] = {}
     slots: dict[str, int] = {}
@@ -99,7 +103,7 @@ def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
 
 
 def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """``meta.json`` of a complete store, None where there is none. Raises UserError when it cannot be read."""
+    """Return ``meta.json`` of a complete store, or None if there is none. Raises UserError when it cannot be read."""
     path = Path(folder) / META
     if not path.is_file():
         return None
@@ -118,9 +122,10 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 class RowStore:
-    """The rows of one task and split. Safe to read from several threads.
+    """The rows of one task and split. Thread-safe.
 
-    meta: the stored ``meta.json``.
+    Attributes:
+        meta: The stored ``meta.json``.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -149,7 +154,7 @@ class RowStore:
         return len(self._rows) - 1
 
     def row(self, index: int) -> list[Example]:
-        """The examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""
+        """Return the examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} rows in {self.folder}")
         examples: list[list[Span]] = []

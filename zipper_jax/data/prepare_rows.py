@@ -1,4 +1,4 @@
-"""From seqio tasks to packed rows: examples in order, the task's spans, packing, and a count of what was dropped."""
+"""Pack the examples of seqio tasks into rows, and count the dropped ones."""
 
 import hashlib
 import json
@@ -27,9 +27,9 @@ def prepare(
     overwrite: bool = False,
     processes: int | None = None,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Turns a corpus into a prepared folder; returns (task, split) -> ``meta.json`` of its rows.
+    """Turn a corpus into a prepared folder; return (task, split) -> ``meta.json`` of its rows.
 
-    Run again it skips what is finished and goes on after an interruption.
+    A rerun skips finished stages and resumes after an interruption.
 
     Args:
       overwrite: start over what was made with other settings; without it that is an error.
@@ -67,7 +67,7 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
                 continue
             if meta is not None and not overwrite:
                 raise UserError(
-                    f"rows in {str(home)!r} were packed otherwise (lengths {meta['lengths']}, now "
+                    f"rows in {str(home)!r} were packed with other settings (lengths {meta['lengths']}, now "
                     f"{_lengths(settings, task)}): give --overwrite or another --out"
                 )
             to_do.append((task, split, home, digest))
@@ -80,7 +80,7 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
         names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
         for task, split, home, digest in to_do:
             rows, counts = pack_examples(task, tasks.examples(names[task], split), settings)
-            for leftover in home.parent.glob("*.partial"):  # of a run that was killed
+            for leftover in home.parent.glob("*.partial"):  # of a killed run
                 shutil.rmtree(leftover, ignore_errors=True)
             more = {**counts, "task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
             metas[task, split] = write_rows(home, rows, more)
@@ -91,7 +91,11 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
 def pack_examples(
     task: str, contents: Iterable[Mapping[str, np.ndarray]], settings: PrepareSettings
 ) -> tuple[list[list[Example]], dict[str, Any]]:
-    """Rows of a task's examples, and counts: ``lengths``, ``dropped`` (by reason), ``fill`` (share by modality)."""
+    """Pack the examples of a task.
+
+    Returns:
+        The rows, and ``lengths``, ``dropped`` (by reason) and ``fill`` (share by modality).
+    """
     lengths = _lengths(settings, task)
     examples: list[Example] = []
     dropped = {"empty": 0, "too_long": 0}
@@ -99,7 +103,7 @@ def pack_examples(
         example = fill_template(settings.task_set.tasks[task], content)
         if all(len(span.tokens) for span in example):
             examples.append(example)
-        else:  # nothing to read, or nothing to learn
+        else:  # an empty span: no input, or no target
             dropped["empty"] += 1
     taken = np.array([_slots(example, lengths) for example in examples], np.int64).reshape(-1, len(lengths))
     packing = pack(taken, np.array(list(lengths.values())), settings.open_rows)
@@ -111,7 +115,7 @@ def pack_examples(
 
 
 def summary(meta: Mapping[str, Any]) -> str:
-    """One line about a store: examples, tokens, rows, how full they are, what was dropped and why."""
+    """Return one line about a store: examples, tokens, rows, their fill, dropped examples by reason."""
     tokens = ", ".join(f"{count:,} {modality}" for modality, count in meta["tokens"].items()) or "no"
     fill = ", ".join(f"{modality} {share:.0%}" for modality, share in meta["fill"].items())
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in meta["dropped"].items() if count)
@@ -122,7 +126,7 @@ def summary(meta: Mapping[str, Any]) -> str:
 
 
 def _lengths(settings: PrepareSettings, task: str) -> dict[str, int]:
-    """modality -> slots of a row, for the modalities the task has."""
+    """Return modality -> positions of a row, for the modalities of the task."""
     return {modality: settings.row_lengths[modality] for modality in sorted(settings.task_set.tasks[task].modalities)}
 
 
@@ -131,7 +135,7 @@ def _slots(example: Example, lengths: Mapping[str, int]) -> list[int]:
 
 
 def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> str:
-    """Of all that decides a task's rows."""
+    """Return the SHA-256 of everything that determines the rows of a task."""
     decides = {
         "format": FORMAT_VERSION,
         "examples": header["made_with"],

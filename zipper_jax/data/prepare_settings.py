@@ -1,4 +1,4 @@
-"""How a corpus becomes rows."""
+"""Settings of `zipper data prepare`."""
 
 import dataclasses
 from typing import Any
@@ -12,25 +12,29 @@ NUM_UNITS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSettings:
-    """How a corpus becomes rows.
+    """How a corpus is tokenised and packed into rows.
 
-    text_length, speech_length: slots of a packed row, begin and end tokens included.
-    text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", a sentencepiece .model file, the
-      folder of a Hugging Face tokenizer, or a folder that holds a text vocabulary: a run, a model folder (`zipper
-      convert from-hf`), a prepared folder.
-    text_vocabulary_size: ids in all; sentencepiece only.
-    tokenizer: "" (fitted on the training audio, or what made the corpus's own units), or a folder that holds one: a
-      run, a prepared folder, what `zipper data tokenizer` wrote.
-    num_units: codes of the unit tokenizer; of one that is not fitted here, as many as it has. seed: of the fit.
-    speech_vocabulary: "" (units from id 0 on, then begin and end), or a folder that holds a vocabulary of as many
-      units, whose ids are taken: that of a unit model from elsewhere.
-    shifts: starting points, spread over one unit's 40 ms, from each of which training audio is turned into units: as
-      many examples, which differ in where the frames happened to fall. Test splits are encoded as they are.
-    tasks: of which rows are written; (): all of ``task_set``. open_rows: see `zipper_jax.packing.pack`.
-    lengths, vocabularies, vocabulary_sizes: what the fields above say for text and speech, for each further modality
-      by its name: slots of a packed row; "" (made from the training split) or as ``text_vocabulary``; ids in all of a
-      sentencepiece vocabulary, or the number of units.
-    task_set: tasks and modalities there are.
+    Attributes:
+        text_length: Text positions of a packed row, begin and end tokens included.
+        speech_length: Speech positions of a packed row, begin and end tokens included.
+        text_vocabulary: "sentencepiece" (trained on the training sentences), "bytes", a sentencepiece .model file, the
+            folder of a Hugging Face tokenizer, or a folder with a text vocabulary (a run, a model folder, a prepared
+            folder).
+        text_vocabulary_size: Total number of ids; sentencepiece only.
+        num_units: Number of units of the tokenizer; ignored unless it is fitted here.
+        tokenizer: "" (fit on the training audio, or use the corpus's own units), or a folder with a unit tokenizer (a
+            run, a prepared folder, the output of `zipper data tokenizer`).
+        speech_vocabulary: "" (unit u has id u; begin and end follow), or a folder with the vocabulary of a pretrained
+            unit model with the same number of units, whose ids are used.
+        seed: Seed of the tokenizer fit.
+        shifts: Training audio is encoded this many times, from starting points spread over the 40 ms of one unit, as
+            augmentation. Other splits are encoded once.
+        tasks: Tasks to write rows for; (): all of ``task_set``.
+        open_rows: See `zipper_jax.packing.pack`.
+        lengths: Further modality -> positions of a packed row.
+        vocabularies: Further modality -> "" (made from the training split) or a value as for ``text_vocabulary``.
+        vocabulary_sizes: Further modality -> total ids of a sentencepiece vocabulary, or number of units.
+        task_set: The tasks and modalities.
     """
 
     text_length: int = 64
@@ -52,50 +56,52 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         for name in ("text_length", "speech_length"):
             if getattr(self, name) < 3:
-                raise UserError(f"{name} is {getattr(self, name)}: begin, one token and end take 3")
+                raise UserError(f"{name} = {getattr(self, name)}: begin, one token and end take 3; give at least 3")
         for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+                raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
         object.__setattr__(self, "tasks", self.tasks or tuple(self.task_set.tasks))
         self._check_further()
 
     def _check_further(self) -> None:
-        """UserError for what is said of a modality that there is not, that has a field of its own, or is unsaid."""
+        """Raise UserError for an unknown modality, one with its own fields, or one without a row length."""
         modalities = self.task_set.modalities
         for name in ("lengths", "vocabularies", "vocabulary_sizes"):
             for modality in getattr(self, name):
                 if modality in MODALITIES:
-                    raise UserError(f"{name}: {modality!r} has settings of its own, see {modality}_length and others")
+                    raise UserError(f"{name}[{modality!r}]: this modality has its own fields; see {modality}_length")
                 if modality not in modalities:
                     raise UserError(f"{name}: there is no modality {modality!r}{closest(modality, modalities)}")
         for modality, length in self.lengths.items():
             if length < 3:
-                raise UserError(f"lengths[{modality!r}] is {length}: begin, one token and end take 3")
+                raise UserError(f"lengths[{modality!r}] = {length}: begin, one token and end take 3; give at least 3")
         for task in self.tasks:
             for modality in self.task_set.task(task, "tasks").modalities:
                 if modality not in self.row_lengths:
-                    raise UserError(f"lengths names no {modality!r}, which task {task!r} has: give its slots of a row")
+                    raise UserError(
+                        f"lengths has no {modality!r}, which task {task!r} needs: give its positions per row"
+                    )
 
     @property
     def row_lengths(self) -> dict[str, int]:
-        """modality -> slots of a row."""
+        """Modality -> positions of a row."""
         return {TEXT: self.text_length, SPEECH: self.speech_length, **self.lengths}
 
     def vocabulary(self, modality: str) -> str:
-        """What is given for the vocabulary of ``modality``; "": it is made from the training split."""
+        """Return the vocabulary given for ``modality``; "": make it from the training split."""
         ours = {TEXT: self.text_vocabulary, SPEECH: self.speech_vocabulary}
         given = {**ours, **self.vocabularies}.get(modality, "")
         return "" if given == "sentencepiece" else given
 
     def vocabulary_size(self, modality: str) -> int | None:
-        """Ids of the vocabulary that is fitted for ``modality``, or its number of units; None: not said."""
+        """Return the total ids of the vocabulary to fit for ``modality``, or its number of units; None: not given."""
         ours = {TEXT: self.text_vocabulary_size, SPEECH: self.num_units}
         return {**ours, **self.vocabulary_sizes}.get(modality)
 
     def of_examples(self) -> dict[str, Any]:
-        """The settings that decide vocabularies and examples (the others decide rows only)."""
+        """Return the settings that determine vocabularies and examples (the others affect rows only)."""
         names = ["text_vocabulary", "text_vocabulary_size", "num_units", "seed", "shifts"]
-        # Folders from before these were settings go on.
+        # Only if given, so that folders written before these fields existed still match.
         names += [name for name in ("tokenizer", "speech_vocabulary") if getattr(self, name)]
         names += [name for name in ("vocabularies", "vocabulary_sizes") if getattr(self, name)]
         further = {name: to_dict(m) for name, m in self.task_set.modalities.items() if name not in MODALITIES}

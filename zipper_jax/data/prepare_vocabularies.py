@@ -1,6 +1,6 @@
 """Vocabularies of a prepared folder, one per modality: the tokenizer's units, given, or made from the training split.
 
-Each is a stage of its own: what is there from a run that was interrupted is used as it is.
+Each is a separate stage: a vocabulary that an interrupted run wrote is reused.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def make_tokenizer(
     settings: PrepareSettings,
     given: Tokenizer | None,
 ) -> Tokenizer:
-    """Of the finished stage, else the given one, else fitted on the audio of ``rows``."""
+    """Return the stored tokenizer, else the given one, else one fitted on the audio of ``rows``."""
     home = folder / "vocabularies" / SPEECH
     if (home / "vocabulary.json").is_file():
         return load_tokenizer(home)
@@ -65,7 +65,7 @@ def make_tokenizer(
 
 def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> UnitTokenizer:
     chosen, seconds = [], 0.0
-    # In random order, so that every voice has its share of the hour.
+    # In random order, so that the sample covers all voices.
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
         if seconds >= _FIT_SECONDS:
             break
@@ -77,20 +77,18 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) ->
 
 
 def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
-    """Of the corpus's own units, or that of ``settings.tokenizer``; None: one is to be fitted."""
+    """Return the tokenizer of the corpus's own units, or that of ``settings.tokenizer``; None: fit one."""
     about = (read_header_of_corpus(corpus) or {}).get("units")
     for row in rows:
         if "units" in row and about is None:
             raise UserError(
-                f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not say which: add "
+                f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not describe them: add "
                 '"units": {"num_units": …, "rate_hz": …} there'
             )
         if about is not None and "audio" in row and "units" not in row:
             raise UserError(f"row {row['id']!r} of {str(corpus)!r} has audio but no units, as other rows do: add them")
     if about is not None and settings.tokenizer:
-        raise UserError(
-            f"tokenizer = {settings.tokenizer!r}, but the corpus has units of its own: leave out --tokenizer"
-        )
+        raise UserError(f"tokenizer = {settings.tokenizer!r}: the corpus already has units; omit --tokenizer")
     if about is not None:
         return GivenUnits.of(about)
     if not settings.tokenizer:
@@ -99,7 +97,7 @@ def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareS
     if not home.is_dir():
         raise UserError(
             f"tokenizer = {settings.tokenizer!r}: give a folder that has vocabularies/speech (a run, a prepared "
-            "folder, or what `zipper data tokenizer` wrote)"
+            "folder, or the output of `zipper data tokenizer`)"
         )
     return load_tokenizer(home)
 
@@ -112,9 +110,9 @@ def check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> Non
 
 
 def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
-    """The settings with the number of units that a given tokenizer has."""
+    """Return the settings with ``num_units`` of a given tokenizer."""
     if settings.num_units not in (NUM_UNITS, given.num_units):
-        raise UserError(f"num_units is {settings.num_units}, but the given units are {given.num_units}: leave it out")
+        raise UserError(f"num_units = {settings.num_units}: the given units are {given.num_units}; omit --num_units")
     return dataclasses.replace(settings, num_units=given.num_units)
 
 
@@ -133,19 +131,19 @@ def make_vocabulary(folder: Path, modality: str, contents: list[Any], settings: 
     elif kind == "symbols":
         vocabulary = SymbolVocabulary.list_from(contents)
     elif size is None:
-        raise UserError(f"vocabulary_sizes names no {modality!r}: give the number of its units")
+        raise UserError(f"vocabulary_sizes has no {modality!r}: give its number of units")
     else:
-        vocabulary, source = UnitVocabulary(size, rate_hz=1.0), "its size"  # no audio, so the rate means nothing
+        vocabulary, source = UnitVocabulary(size, rate_hz=1.0), "its size"  # no audio, so the rate is arbitrary
     vocabulary.save(home)
     logger.info(f"{modality} vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
     return vocabulary
 
 
 def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
-    """The vocabulary that the settings name for ``modality``.
+    """Return the vocabulary that the settings name for ``modality``.
 
     Raises:
-      UserError: they name nothing that is one, or one of another kind.
+        UserError: The setting names no vocabulary, or one of another kind.
     """
     given, subwords = settings.vocabulary(modality), settings.task_set.vocabulary_of(modality) == "subwords"
     field = f"{modality}_vocabulary" if modality in MODALITIES else f"vocabularies[{modality!r}]"
@@ -156,7 +154,7 @@ def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
         found = load_vocabulary(folder)
         if not subwords and found.kind != settings.task_set.vocabulary_of(modality):
             raise UserError(
-                f"{field} = {given!r}: its {modality} vocabulary holds {found.kind}, not "
+                f"{field} = {given!r}: its {modality} vocabulary is of kind {found.kind}; give one of kind "
                 f"{settings.task_set.vocabulary_of(modality)}"
             )
         return found
@@ -167,12 +165,12 @@ def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
     names = "'sentencepiece', 'bytes', a sentencepiece .model file, a tokenizer's folder, or " if subwords else ""
     raise UserError(
         f"{field} = {given!r}: give {names}a folder that has vocabularies/{modality} (a run, a "
-        "prepared folder, or what `zipper convert from-hf` wrote)"
+        "prepared folder, or the output of `zipper convert from-hf`)"
     )
 
 
 def check_contents(corpus: Path, rows: Sequence[Mapping[str, Any]], task_set: TaskSet) -> None:
-    """UserError for a row whose content is not what its modality's vocabulary takes; units of audio: `check_units`."""
+    """Raise UserError for a row whose content has the wrong type for its vocabulary; for speech see `check_units`."""
     for name, modality in task_set.modalities.items():
         kind, what = (list, "a list of integers") if modality.vocabulary == "units" else (str, "a string")
         for row in rows if name != SPEECH else ():
@@ -181,18 +179,21 @@ def check_contents(corpus: Path, rows: Sequence[Mapping[str, Any]], task_set: Ta
 
 
 def given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) -> UnitVocabulary:
-    """The vocabulary of ``speech_vocabulary``. Raises UserError when it is not of units like those asked for."""
+    """Return the vocabulary of ``speech_vocabulary``. Raises UserError when it does not fit the tokenizer."""
     given, place = given_vocabulary(SPEECH, settings), settings.speech_vocabulary
     assert isinstance(given, UnitVocabulary)
     if given.num_units != settings.num_units:
         raise UserError(
-            f"speech_vocabulary = {place!r} has {given.num_units} units, but num_units = {settings.num_units}; give "
-            f"--num_units {given.num_units}"
+            f"speech_vocabulary = {place!r}: it has {given.num_units} units, but num_units = {settings.num_units}; "
+            f"give --num_units {given.num_units}"
         )
     if tokenizer is not None and given.rate_hz != tokenizer.rate_hz:
         raise UserError(
-            f"speech_vocabulary = {place!r} has {given.rate_hz:g} units per second, not {tokenizer.rate_hz:g}"
+            f"speech_vocabulary = {place!r}: it has {given.rate_hz:g} units per second, the tokenizer "
+            f"{tokenizer.rate_hz:g}; give the vocabulary of these units"
         )
     if tokenizer is not None and given.codebook not in ("", tokenizer.digest):
-        raise UserError(f"speech_vocabulary = {place!r} names another unit tokenizer: its unit 7 is another sound")
+        raise UserError(
+            f"speech_vocabulary = {place!r}: it belongs to another unit tokenizer; give the vocabulary of these units"
+        )
     return given

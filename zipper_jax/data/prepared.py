@@ -1,14 +1,14 @@
-"""The prepared folder: vocabularies, the unit tokenizer, and every example as text, units, … No TensorFlow.
+"""The prepared folder: vocabularies, the unit tokenizer, and the tokenised examples. No TensorFlow.
 
     prepared/header.json                    settings, corpus, digests, tasks and modalities
     prepared/vocabularies/<modality>/       vocabulary.json (+ sentencepiece.model, tokenizer.npz or tokenizer.json)
     prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"} and fields
-                                            of further modalities; null: none
+                                            of further modalities; null: absent
     prepared/rows/<task>/<split>/           see packed_rows
 
-Vocabulary and tokenizer are fitted on the training split alone, where none is given. A corpus without text has no text
-vocabulary, one without speech no units. A stage is finished when its file is there (each is written aside and renamed;
-examples/<split>.jsonl.partial is gone on with); header.json pins the settings and the corpus that they were made with.
+Unless given, vocabulary and tokenizer are fitted on the training split only. A corpus without text gets no text
+vocabulary, one without speech no units. A stage is finished when its file exists (each is written under a temporary
+name and renamed; examples/<split>.jsonl.partial is resumed); header.json records the settings and the corpus digest.
 """
 
 import hashlib
@@ -48,17 +48,17 @@ FORMAT_VERSION = 1
 
 
 def read_header(folder: Any) -> dict[str, Any]:
-    """``header.json``. Raises UserError when there is none or it cannot be read."""
+    """Return ``header.json``. Raises UserError when it is missing or cannot be read."""
     header = _header_or_none(Path(folder))
     if header is None:
         raise UserError(
-            f"{str(folder)!r} is no prepared folder (no header.json): run `zipper data prepare --out {folder}`"
+            f"{str(folder)!r} is not a prepared folder (no header.json): run `zipper data prepare --out {folder}`"
         )
     return header
 
 
 def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of ``split``, in the corpus's order; units as int32; the field of a modality None: it has none."""
+    """Yield the examples of ``split`` in corpus order; units as int32; the field of an absent modality is None."""
     path = _examples(Path(folder), split)
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
@@ -71,17 +71,17 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 
 def splits(folder: Any) -> list[str]:
-    """Splits with examples, by name."""
+    """Return the sorted names of the splits that have examples."""
     return sorted(path.stem for path in (Path(folder) / "examples").glob("*.jsonl"))
 
 
 def read_task_set(folder: Any) -> TaskSet:
-    """The tasks and modalities that the folder was prepared with."""
+    """Return the tasks and modalities that the folder was prepared with."""
     return stored_task_set(read_header(folder))
 
 
 def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
-    """modality -> vocabulary, of a prepared folder or a run."""
+    """Return modality -> vocabulary of a prepared folder or a run."""
     root = Path(folder) / "vocabularies"
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not found:
@@ -92,15 +92,15 @@ def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
 def write_examples(
     corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool, processes: int | None = None
 ) -> dict[str, Any]:
-    """Fits tokenizer and vocabulary, encodes every split; skips what is finished. Returns the header.
+    """Fit tokenizer and vocabularies and encode every split; skip finished stages. Return the header.
 
     Raises:
-      UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
+        UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
     """
     corpus, folder, modalities = Path(corpus), Path(folder), settings.task_set.modalities
     rows = read_manifest(corpus, content=CONTENT | {modality.field for modality in modalities.values()})
     check_contents(corpus, rows, settings.task_set)
-    for name in modalities:  # what is given is looked at before the audio is encoded
+    for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
             given_vocabulary(name, settings)
     given = given_tokenizer(corpus, rows, settings)
@@ -145,14 +145,14 @@ def write_examples(
 
 
 def _modalities(row: Mapping[str, Any], task_set: TaskSet) -> list[str]:
-    """What a corpus's row holds."""
+    """Return the sorted modalities of a corpus row."""
     fields = {name: modality.field for name, modality in task_set.modalities.items()}
     spoken = "audio" in row or fields[SPEECH] in row
     return sorted(name for name, field in fields.items() if (spoken if name == SPEECH else row.get(field)))
 
 
 def _kinds(rows: Iterable[Mapping[str, Any]], task_set: TaskSet) -> list[list[str]]:
-    """The different lists of modalities among ``rows``."""
+    """Return the distinct lists of modalities among ``rows``."""
     return [list(kind) for kind in sorted({tuple(_modalities(row, task_set)) for row in rows})]
 
 
@@ -172,10 +172,11 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
             if before.get(name) != value
         ]
         if header["made_with"]["corpus"] != made_with["corpus"]:
-            changes.append("the corpus is another one")
+            changes.append("the corpus changed")
         if not overwrite:
             raise UserError(
-                f"{str(folder)!r} was prepared otherwise ({'; '.join(changes)}): give --overwrite or another --out"
+                f"{str(folder)!r} was prepared with other settings ({'; '.join(changes)}): give --overwrite or another "
+                "--out"
             )
         logger.info(f"prepared otherwise ({'; '.join(changes)}): starting over")
         (folder / "header.json").unlink()  # first: without it nothing here counts as finished
@@ -184,8 +185,8 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
         there = [name for name in ("vocabularies", "examples", "rows") if (folder / name).exists()]
         if there and not overwrite:
             raise UserError(
-                f"{str(folder)!r} has {', '.join(there)}, but no header.json that says they were prepared: give "
-                "another --out, or --overwrite to delete them"
+                f"{str(folder)!r} has {', '.join(there)}, but no header.json: give another --out, or --overwrite to "
+                "delete them"
             )
         for name in there:
             shutil.rmtree(folder / name)

@@ -1,4 +1,4 @@
-"""Which row is held out: as the source says, else by a hash of the text; and no sentence on both sides."""
+"""Splits: the source's own, else drawn by a hash of the text; no sentence is in both training and held-out rows."""
 
 import dataclasses
 import hashlib
@@ -13,10 +13,10 @@ _DRAWN = ("test", "validation")
 
 
 def assign(rows: Sequence[Row], settings: ImportSettings) -> list[Row]:
-    """The rows with our names of splits; what the source has not held out is drawn from its training rows.
+    """Return the rows with normalised split names; splits that the source lacks are drawn from its training rows.
 
     Raises:
-      UserError: a split whose name says nothing, numbers for splits that the source has, or more than there is.
+        UserError: An unknown split name, a number of rows for a split that the source has, or too large a number.
     """
     named = [dataclasses.replace(row, split=_ours(row)) for row in rows]
     counts = {}
@@ -24,16 +24,14 @@ def assign(rows: Sequence[Row], settings: ImportSettings) -> list[Row]:
         asked = getattr(settings, split)
         there = sum(row.split == split for row in named)
         if there and asked > 0:
-            raise UserError(
-                f"{split} is {asked}, but the source has {there} rows of its own for it: leave out --{split}"
-            )
+            raise UserError(f"{split} = {asked}: the source already has {there} rows of this split; omit --{split}")
         counts[split] = 0 if there else asked
     training = sum(row.split == "train" for row in named)
     counts = {split: min(100, training // 20) if count < 0 else count for split, count in counts.items()}
     if training and sum(counts.values()) >= training:
         raise UserError(
-            f"validation and test are {counts['validation']} and {counts['test']}, but there are {training} rows to "
-            "draw them from: give fewer"
+            f"validation = {counts['validation']}, test = {counts['test']}: there are only {training} training rows to "
+            "draw from; give fewer"
         )
     drawn = _draw([row for row in named if row.split == "train"], counts)
     return [
@@ -42,7 +40,7 @@ def assign(rows: Sequence[Row], settings: ImportSettings) -> list[Row]:
 
 
 def drop_leaks(rows: Sequence[Row]) -> list[Row]:
-    """The rows; a training row has a problem where its sentence is held out."""
+    """Return the rows; a training row whose sentence is also held out gets a problem."""
     held_out = {_key(row): row.split for row in rows if row.split != "train"}
     return [
         dataclasses.replace(row, problem=f"sentence of {held_out[_key(row)]} in train")
@@ -62,19 +60,19 @@ def _ours(row: Row) -> str:
 
 
 def sentence(text: str) -> str:
-    """Equal for equal sentences, whatever their case and spaces."""
+    """Normalise case and whitespace, to compare sentences."""
     return " ".join(text.casefold().split())
 
 
 def _key(row: Row) -> str:
-    """Of its sentence; rows without text stand alone."""
+    """Return the key that equal sentences share; a row without text has its own."""
     return sentence(row.text) if row.text else f"\0{row.id}"
 
 
 def _draw(rows: Sequence[Row], counts: dict[str, int]) -> dict[str, str]:
-    """sentence -> split, for those held out: whole sentences in order of their hash, until there are enough rows.
+    """Return sentence -> split of the held-out ones: sentences in order of their hash, until there are enough rows.
 
-    The order does not depend on the other rows, so that a source that grows keeps most of its splits.
+    The order is independent of the other rows, so that a growing source keeps most of its splits.
     """
     sizes: dict[str, int] = defaultdict(int)
     for row in rows:

@@ -1,6 +1,6 @@
-"""A share of the pairs of a prepared folder: the same vocabularies and unimodal rows, fewer aligned examples.
+"""Subsets of the pairs of a prepared folder: the same vocabularies and unimodal rows, fewer aligned examples.
 
-Shares are nested: the pairs of a smaller one are all in a larger one. Validation and test stay whole.
+Subsets are nested: a larger share contains the pairs of a smaller one. Validation and test are copied unchanged.
 """
 
 import json
@@ -22,15 +22,22 @@ ABOUT = "share.json"
 
 
 def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings, seed: int = 0) -> dict[str, Any]:
-    """Writes ``out``: rows of ``prepared`` with a ``share`` of its training sentences in tasks of several modalities.
+    """Write ``out``: rows of ``prepared`` with a ``share`` of its training sentences in tasks of several modalities.
 
-    Finished before, it does nothing. Returns what ``share.json`` holds: ``share``, ``sentences``, ``hours``.
+    Finished parts are skipped.
 
     Args:
-      settings: those that ``prepared`` was made with (row lengths, tasks).
+        prepared: A prepared folder.
+        out: Folder to write.
+        share: Fraction of the training sentences, in (0, 1].
+        settings: Settings that ``prepared`` was made with (row lengths, tasks).
+        seed: Seed of the selection.
+
+    Returns:
+        The content of ``share.json``, with ``share``, ``sentences`` and ``hours``.
 
     Raises:
-      UserError: a share that is not in (0, 1], or so small that no sentence is left.
+        UserError: A share outside (0, 1], or one so small that no sentence is left.
     """
     prepared, out = Path(prepared), Path(out)
     if not 0 < share <= 1:
@@ -44,7 +51,7 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     sentences = sorted({e["id"] for e in examples})
     count = round(share * len(sentences))
     if not count:
-        raise UserError(f"share of pairs = {share}: of {len(sentences)} sentences none is left; give a larger one")
+        raise UserError(f"share of pairs = {share}: none of {len(sentences)} sentences is left; give a larger one")
     order = permutation(len(sentences), seed, zlib.crc32(b"share of pairs"))
     chosen = {sentences[i] for i in order[:count]}
     kept = [e for e in examples if e["id"] in chosen]
@@ -57,7 +64,7 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
         "hours": round(sum(e["seconds"] for e in kept if not e["shift"]) / 3600, 5),
     }
     if out.is_dir() and (out / ABOUT).is_file() and json.loads((out / ABOUT).read_text(encoding="utf-8")) != about:
-        raise UserError(f"{str(out)!r} holds a share of other data: remove the folder, or give another")
+        raise UserError(f"{str(out)!r} holds a subset of other data: delete the folder, or give another")
     vocabularies = read_vocabularies(prepared)
     for task in settings.tasks:
         if len(task_set.tasks[task].spans) == 1:

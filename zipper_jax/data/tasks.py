@@ -1,11 +1,11 @@
-"""seqio tasks and the mixture over a prepared folder. This module imports TensorFlow (7 s): import it late.
+"""seqio tasks and mixtures over a prepared folder. This module imports TensorFlow (7 s): import it late.
 
-One seqio task per task of the folder's `TaskSet` whose modalities it has, with a feature per modality, content only:
-one example per utterance that has them all. Of ours: text_lm, speech_lm, asr, tts; and the mixture asr_tts of the last
-two at the paper's rates.
+There is one seqio task per task of the folder's `TaskSet` whose modalities the folder has, with one feature per
+modality (content only) and one example per utterance that has all of them. Built in: text_lm, speech_lm, asr, tts, and
+the mixture asr_tts at the paper's rates.
 
-Begin and end tokens, order and loss weights are not seqio's business: they come from the task's spans
-(`zipper_jax.tasks.TaskConfig`). Nothing is trimmed or padded here either.
+seqio adds no begin and end tokens, order or loss weights: they come from the task's spans
+(`zipper_jax.tasks.TaskConfig`). Nothing is trimmed or padded here.
 """
 
 import os
@@ -19,11 +19,11 @@ from zipper_jax.data.tensorflow_logging import quiet_stderr
 from zipper_jax.utils.interrupts import interruptible
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with interruptible(), quiet_stderr():  # a dozen lines about CUDA and oneDNN that no setting silences
+with interruptible(), quiet_stderr():  # no setting silences its messages about CUDA and oneDNN
     import seqio
     import tensorflow as tf
 
-    # TensorFlow only reads data here; by default it would take a whole GPU from JAX.
+    # TensorFlow only reads data here; by default it would allocate all GPU memory, which JAX needs.
     tf.config.set_visible_devices([], "GPU")
 
 from zipper_jax.data import prepared
@@ -35,9 +35,9 @@ from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-    """One of our vocabularies where seqio expects its own.
+    """Adapter of a zipper_jax vocabulary to seqio.
 
-    seqio takes id 0 for padding; with us 0 is a token, and no code here lets seqio pad.
+    seqio reserves id 0 for padding; here 0 is a valid token, and seqio never pads.
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -68,15 +68,15 @@ class SeqioVocabulary(seqio.Vocabulary):
         return self.vocabulary.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        if isinstance(self.vocabulary, UnitVocabulary):  # a call of Python for each example takes its time
+        if isinstance(self.vocabulary, UnitVocabulary):  # in TensorFlow, because a Python call per example is slow
             units = self.vocabulary.num_units
             outside = tf.logical_or(s < 0, s >= units)
-            message = f"a unit lies outside 0 to {units - 1}: was another tokenizer used?"
+            message = f"a unit is outside 0 to {units - 1}: was another tokenizer used?"
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(outside), [message, s])]):
                 return tf.cast(s, tf.int32) + self.vocabulary.first
 
         def encode(content: Any) -> np.ndarray:
-            # Text comes as bytes, or wrapped in an array when called eagerly.
+            # Text arrives as bytes, or as an array in eager mode.
             return self.vocabulary.encode(np.asarray(content).item().decode())
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
@@ -98,9 +98,9 @@ class SeqioVocabulary(seqio.Vocabulary):
 
 
 def register(folder: Any, prefix: str = "") -> dict[str, str]:
-    """Registers the tasks and mixtures of a prepared folder with seqio, as ``prefix + name``; returns name -> that.
+    """Register the tasks and mixtures of a prepared folder with seqio; return name -> ``prefix + name``.
 
-    Registering again replaces: the last folder counts. Give each folder a prefix to use several at a time.
+    A later call replaces tasks of equal name; give each folder its own prefix to use several at a time.
     """
     folder = Path(folder)
     vocabularies, task_set = prepared.read_vocabularies(folder), prepared.read_task_set(folder)
@@ -122,7 +122,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
             metric_fns=list(metrics_of(task_set, task)),
         )
     for mixture, rates in task_set.mixtures.items():
-        # seqio mixes tasks of the same features only; our own mixtures of packed rows know no such limit.
+        # seqio mixes only tasks with the same features; mixtures of packed rows have no such limit.
         features = {frozenset(task_set.tasks[task].modalities) for task in rates}
         if set(rates) <= set(names) and len(features) == 1:
             names[mixture] = prefix + mixture
@@ -132,20 +132,20 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
 
 
 def examples(name: str, split: str) -> Any:
-    """Iterates a registered task's split in order, once: {modality: int32 content tokens}.
+    """Yield the examples of a registered task's split in order, once: {modality: int32 content tokens}.
 
     Raises:
-      UserError: an unknown task, or a split that it lacks.
+        UserError: An unknown task or split.
     """
     known = seqio.TaskRegistry.names()
     if name not in known:
-        raise UserError(f"no seqio task is called {name!r}{closest(name, known)}")
+        raise UserError(f"there is no seqio task {name!r}{closest(name, known)}")
     task = seqio.TaskRegistry.get(name)
     if split not in task.splits:
         raise UserError(f"task {name!r} has no split {split!r}{closest(split, task.splits)}")
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     features = list(task.output_features)
-    # In blocks, because every element that leaves TensorFlow takes a tenth of a millisecond for each feature.
+    # In blocks, because each element that leaves TensorFlow costs 0.1 ms per feature.
     for block in dataset.ragged_batch(256):
         columns = [(np.asarray(block[m].values, np.int32), block[m].row_splits.numpy()) for m in features]
         for i in range(len(columns[0][1]) - 1):
@@ -153,17 +153,19 @@ def examples(name: str, split: str) -> Any:
 
 
 def _source(folder: Path, modalities: Sequence[str], task_set: TaskSet) -> seqio.FunctionDataSource:
-    """The examples of a prepared folder that have ``modalities``, by these names; those that differ in their speech
-    alone, once if it is not among them."""
+    """Return the examples of a prepared folder that have all of ``modalities``.
+
+    Without speech among them, shifted copies of an utterance count once.
+    """
     fields = {modality: task_set.field_of(modality) for modality in modalities}
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-        del shuffle_files, seed  # one small file per split; shuffling is the mixture's work
+        del shuffle_files, seed  # one file per split; the mixture shuffles
 
         rows = list(prepared.read_examples(folder, split))
         rows = [row for row in rows if all(row[field] is not None for field in fields.values())]
         rows = [row for row in rows if SPEECH in modalities or not row["shift"]]
-        # As whole tensors: a Python generator takes half a millisecond for each example.
+        # As whole tensors: a Python generator costs 0.5 ms per example.
         columns: dict[str, Any] = {}
         for modality, field in fields.items():
             contents = [row[field] for row in rows]

@@ -1,4 +1,4 @@
-"""Silence for libraries that write to standard error from C."""
+"""Suppression of messages that libraries write to standard error from C."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """What is written to file descriptor 2 inside is dropped; Python exceptions pass as ever."""
+    """Discard output to file descriptor 2 within the context; Python exceptions propagate."""
     saved = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     try:

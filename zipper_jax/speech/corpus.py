@@ -1,11 +1,11 @@
-"""A small corpus of aligned speech and text, made on the spot: grammar sentences, spoken by a synthesiser.
+"""Synthetic corpus of aligned speech and text: sentences of a grammar, synthesised.
 
     corpus/corpus.json      settings, engine, voices, counts, "complete"
-    corpus/manifest.jsonl   one line per utterance (written last: a folder that has it is finished)
+    corpus/manifest.jsonl   one line per utterance (written last, so a folder that has it is complete)
     corpus/audio/<id>.flac
 
-Every sentence is in one split only. ``test_other`` is harder audio: voices of the training split at rates and pitches
-it does not have, with white noise.
+Every sentence is in one split only. ``test_other`` has harder audio: the training voices at unseen rates and pitches,
+with white noise.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test", "test_other")
 FORMAT_VERSION = 1
 LATER_FIELDS = {"grammar": "home"}
-"""Settings that folders from before them lack -> what they had."""
+"""Field that older folders lack -> its value there."""
 CONTENT = {"text", "audio", "units"}
-"""Fields of a row, of which it has at least one."""
+"""Content fields; a row has at least one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusSettings:
-    """What to synthesise. Numbers of utterances are numbers of sentences: each is spoken once."""
+    """What to synthesise. Each sentence is synthesised once, so numbers of utterances are numbers of sentences."""
 
     train: int = 4000
     validation: int = 100
@@ -52,14 +52,14 @@ class CorpusSettings:
     test_other: int = 200
     engine: str = "auto"
     voices: tuple[str, ...] = ()
-    """Empty: the engine's default voices. Sentences take turns over them."""
+    """Assigned to sentences round-robin; empty: the engine's default voices."""
     rate: float = 0.0
     """Tempo as a multiple of the voice's own; 0: the engine's default. Faster means shorter sequences."""
     rates: tuple[float, ...] = (0.9, 1.0, 1.1)
-    """Multiples of ``rate``; sentences take turns over them. A model that heard one tempo alone makes nearly three
-    times the errors at any other."""
+    """Multiples of ``rate``, assigned round-robin. A model trained on a single tempo makes nearly three times the
+    errors at any other."""
     pitches: tuple[float, ...] = (1.0,)
-    """Multiples of the voice's own pitch; sentences take turns over them. The units of `tokenizer` hardly hear it."""
+    """Multiples of the voice's own pitch, assigned round-robin. The units of `tokenizer` hardly depend on it."""
     other_rates: tuple[float, ...] = (0.94, 1.06)
     """test_other: multiples of ``rate``, none of them in ``rates``."""
     other_pitches: tuple[float, ...] = (0.97, 1.03)
@@ -68,17 +68,17 @@ class CorpusSettings:
     """test_other: signal-to-noise ratio of the white noise added."""
     seed: int = 0
     grammar: str = "home"
-    """Whose sentences: "home" (75 words) or "wide" (700); see `zipper_jax.speech.grammar`."""
+    """Grammar of the sentences: "home" (75 words) or "wide" (700); see `zipper_jax.speech.grammar`."""
 
     def __post_init__(self):
         if self.grammar not in grammar.GRAMMARS:
             known = ", ".join(grammar.GRAMMARS)
-            raise UserError(f"corpus settings: grammar is {self.grammar!r}: give one of {known}")
+            raise UserError(f"corpus settings: grammar = {self.grammar!r}: give one of {known}")
         for split in SPLITS:
             if getattr(self, split) < 0:
-                raise UserError(f"corpus settings: {split} is {getattr(self, split)}: give 0 or more")
+                raise UserError(f"corpus settings: {split} = {getattr(self, split)}: give 0 or more")
         if not self.train:
-            raise UserError("corpus settings: train is 0: give at least 1 sentence")
+            raise UserError("corpus settings: train = 0: give at least 1 sentence")
         for field in ("rates", "pitches", "other_rates", "other_pitches"):
             if not getattr(self, field):
                 raise UserError(f"corpus settings: {field} is empty: give at least one factor, (1.0,) for no change")
@@ -86,7 +86,7 @@ class CorpusSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One planned utterance; all that its audio depends on."""
+    """One planned utterance, with everything that determines its audio."""
 
     id: str
     split: str
@@ -98,7 +98,7 @@ class Utterance:
 
     @property
     def audio(self) -> str:
-        """Its file, relative to the corpus folder."""
+        """Audio file, relative to the corpus folder."""
         return f"audio/{self.id}.flac"
 
 
@@ -107,15 +107,15 @@ def synthesise_corpus(
     settings: CorpusSettings = CorpusSettings(),
     processes: int | None = None,
 ) -> Path:
-    """Writes the corpus into the folder ``out`` and returns that folder.
+    """Write the corpus into the folder ``out`` and return that folder.
 
-    Run again after an interruption it keeps every finished file and goes on; run on a finished corpus it does nothing.
+    A rerun after an interruption keeps finished files and resumes; on a complete corpus it does nothing.
 
     Args:
       processes: worker processes, default one per core.
 
     Raises:
-      UserError: no engine, a setting out of range, or a folder that holds a corpus of other settings.
+        UserError: No engine is available, a setting is out of range, or ``out`` holds a corpus of other settings.
     """
     out = Path(out)
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -128,8 +128,8 @@ def synthesise_corpus(
     engine = find_engine(settings.engine)
     if found is not None and found["engine"] != engine.name:
         raise UserError(
-            f"corpus folder {str(out)!r} was begun with engine {found['engine']!r}, now it would be {engine.name!r}: "
-            f"install {found['engine']}, or use another folder"
+            f"corpus folder {str(out)!r} was begun with engine {found['engine']!r}, which is not {engine.name!r}: "
+            f"install {found['engine']}, or give another folder"
         )
     utterances = plan(settings, engine)
     (out / "audio").mkdir(parents=True, exist_ok=True)
@@ -158,10 +158,10 @@ def synthesise_corpus(
 def read_manifest(
     folder: str | os.PathLike, split: str | None = None, content: Collection[str] = CONTENT
 ) -> list[dict[str, Any]]:
-    """The manifest's rows, of one split or all. A row has at least one field of ``content``.
+    """Return the manifest's rows, of one split or all.
 
-    A row has ``id``, ``split`` and some of ``text``, ``audio`` (relative to ``folder``, or absolute) and ``units``;
-    ``start`` and ``seconds`` where only that part of the audio is meant.
+    A row has ``id``, ``split``, at least one field of ``content``, and ``start`` and ``seconds`` if it is a segment of
+    its audio file. ``audio`` is relative to ``folder``, or absolute.
     """
     path = Path(folder) / "manifest.jsonl"
     if split is not None and split not in SPLITS:
@@ -199,7 +199,7 @@ def read_manifest(
 
 
 def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """``corpus.json``; None where there is none. Raises UserError when it cannot be read."""
+    """Return ``corpus.json``, or None if there is none. Raises UserError when it cannot be read."""
     path = Path(folder) / "corpus.json"
     if not path.is_file():
         return None
@@ -214,12 +214,12 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
-    """Every utterance of the corpus: a pure function of the settings and the engine."""
+    """Return every utterance of the corpus: a pure function of the settings and the engine."""
     voices = settings.voices or engine.default_voices
     unknown = [voice for voice in voices if voice not in engine.voices]
     if unknown:
         raise UserError(
-            f"corpus settings: voices has {unknown[0]!r}, unknown to {engine.name}: "
+            f"corpus settings: voices has {unknown[0]!r}, which {engine.name} lacks: "
             f"give some of {', '.join(engine.voices)}"
         )
     rate = settings.rate or engine.default_rate
@@ -230,7 +230,7 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
             other = split == "test_other"
             rates = settings.other_rates if other else settings.rates
             pitches = settings.other_pitches if other else settings.pitches
-            # Voices change fastest, pitches slowest, so that every combination occurs.
+            # Voices vary fastest, pitches slowest, so that every combination occurs.
             turn = index // len(voices)
             voice, pitch = voices[index % len(voices)], pitches[turn // len(rates) % len(pitches)]
             if pitch != 1.0 and voice in engine.without_pitch:
@@ -253,14 +253,14 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
 
 
 def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
-    """For the workers: a function that speaks one utterance into its file under ``folder``."""
+    """Return the function that a worker runs: synthesise one utterance into its file under ``folder``."""
     synthesiser = find_engine(engine)
 
     def speak(utterance: Utterance) -> None:
         waveform = synthesiser.say(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
         waveform = trim_silence(waveform)
         if utterance.snr_db is not None:
-            # Seeded by the utterance, so that a resumed corpus has the same noise.
+            # Seeded by the utterance's id, so that a resumed corpus has the same noise.
             waveform = add_noise(waveform, utterance.snr_db, np.random.default_rng(zlib.crc32(utterance.id.encode())))
         save_audio(Path(folder) / utterance.audio, waveform)
 
@@ -268,14 +268,14 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
 
 
 def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
-    most = grammar.num_sentences(settings.grammar) // 2  # drawing nearly all of them would take for ever
+    most = grammar.num_sentences(settings.grammar) // 2  # rejection sampling of nearly all sentences would be slow
     if count > most:
         raise UserError(f"corpus settings ask for {count} sentences, the grammar gives {most} at most: ask for fewer")
     rng = random.Random(settings.seed)
-    sentences: dict[str, None] = {}  # a set that keeps its order
+    sentences: dict[str, None] = {}  # an ordered set
     while len(sentences) < count:
         sentences[grammar.sample(rng, settings.grammar)] = None
-    # Rare templates run out early on; shuffling gives every split the same mixture.
+    # Templates with few sentences are exhausted early; shuffling gives every split the same mixture.
     shuffled = list(sentences)
     rng.shuffle(shuffled)
     return iter(shuffled)
@@ -302,6 +302,6 @@ def _check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
     for field, value in wanted.items():
         if found.get(field, LATER_FIELDS.get(field)) != value:
             raise UserError(
-                f"corpus folder {str(out)!r} was made with {field} = {found.get(field)!r}, now {value!r} is asked for: "
+                f"corpus folder {str(out)!r} was made with {field} = {found.get(field)!r}, now {value!r} is given: "
                 "use another folder, or delete this one"
             )

@@ -1,7 +1,7 @@
-"""espeak-ng from the ``espeakng-loader`` wheel, in a process of its own.
+"""espeak-ng from the ``espeakng-loader`` wheel, in a separate process.
 
-espeak-ng is GPL-3: it is never loaded into this process. `espeak_worker.py` runs as a separate program that we talk to
-over pipes.
+espeak-ng is GPL-3: it is never loaded into this process. `espeak_worker.py` runs as a separate program, connected by
+pipes.
 
 Axis letters: N samples.
 """
@@ -40,7 +40,7 @@ class EspeakEngine:
     without_pitch = ()
 
     def __init__(self):
-        # -P: without it the worker's own folder comes first on its path, and a module there could hide a library's
+        # -P: without it the worker's folder comes first on sys.path, where a module could shadow a library's
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -66,24 +66,26 @@ class EspeakEngine:
             answer = json.loads(header)
             samples = np.frombuffer(self._process.stdout.read(answer["bytes"]), "<i2")
         if answer["status"] or not samples.size:
-            raise RuntimeError(f"espeak-ng could not say {text!r} with voice {voice!r} (status {answer['status']})")
+            raise RuntimeError(
+                f"espeak-ng could not synthesise {text!r} with voice {voice!r} (status {answer['status']})"
+            )
         waveform = samples / np.float32(32768)
         return np.ascontiguousarray(soxr.resample(waveform, answer["sample_rate"], SAMPLE_RATE), dtype=np.float32)
 
 
 @functools.cache
 def is_available() -> bool:
-    """Whether the wheel is installed and the platform can fork (Linux, macOS)."""
+    """Return whether the wheel is installed and the platform can fork (Linux, macOS)."""
     return hasattr(os, "fork") and importlib.util.find_spec("espeakng_loader") is not None
 
 
 @functools.cache
 def open_engine() -> EspeakEngine:
-    """Starts the worker, once per process."""
+    """Start the worker, once per process."""
     return EspeakEngine()
 
 
 def _end(process: subprocess.Popen) -> None:
-    process.stdin.close()  # the worker ends with its input
+    process.stdin.close()  # the worker exits at end of input
     process.stdout.close()
     process.wait()

@@ -1,8 +1,8 @@
 """A separate program around espeak-ng (GPL-3): one JSON request per line in, a JSON header line and PCM out.
 
-Run by path, never imported by zipper_jax; it imports nothing of zipper_jax. The library is initialised once and every
-utterance is spoken in a child forked from that untouched state: espeak-ng carries state from one utterance to the next,
-so a fresh child is what makes the same request give the same samples in any order.
+Run by path, never imported by zipper_jax; it imports nothing of zipper_jax. The library is initialised once, and every
+utterance is synthesised in a child forked from that state: espeak-ng carries state from one utterance to the next, so a
+fresh child makes the samples independent of the order of requests.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(library: ctypes.CDLL, request: dict) -> tuple[int, bytes]:
-    """Status (0 is success) and 16-bit samples; to be called once per process."""
+    """Return status (0: success) and 16-bit samples; call it once per process."""
     pieces = []
 
     def receive(samples, count, _events):
@@ -42,7 +42,7 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent closes stdin
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     sample_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     if sample_rate <= 0:

@@ -1,7 +1,7 @@
 """Log-mel features: 80 bands of 16 kHz audio, one frame per 20 ms.
 
 Frame i is centred on its own 20 ms, samples [320 i, 320 (i + 1)), so frames, units and samples line up exactly.
-`load_audio` is re-exported here because features are where most callers need it.
+`load_audio` is re-exported for callers of this module.
 
 Axis letters: N samples, L frames, M mel bands, K frequency bins.
 """
@@ -22,13 +22,13 @@ HOP = SAMPLE_RATE // 50  # 20 ms
 FFT_SIZE = 1024
 WINDOW = np.hanning(FFT_SIZE + 1)[:-1].astype(np.float32)
 # Added to every mel magnitude before the logarithm. Speech at audio.LEVEL peaks around 40 and white noise 25 dB below
-# it lies around 0.1, so this hides faint noise but not speech. Word errors at 25 dB through units fitted on clean audio
+# it is around 0.1, so this masks faint noise but not speech. Word errors at 25 dB through units fitted on clean audio
 # (20 sentences, so +-8 points): 73 % with a floor of 1e-5; 17 to 26 % with added floors from 0.05 to 0.6.
 FLOOR = 0.2
 
 
 def frame_signal(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L W"]:
-    """Windowless frames of FFT_SIZE samples, frame i centred on the i-th 20 ms; edges padded with zeros."""
+    """Return unwindowed frames of FFT_SIZE samples, frame i centred on the i-th 20 ms; edges padded with zeros."""
     count = -(-len(waveform) // HOP)
     margin = (FFT_SIZE - HOP) // 2
     padded = np.pad(waveform, (margin, count * HOP - len(waveform) + FFT_SIZE - HOP - margin))
@@ -36,9 +36,9 @@ def frame_signal(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L W"]:
 
 
 def log_mel(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L M"]:
-    """Natural log of mel-band magnitudes plus FLOOR, ``L = ceil(N / 320)`` frames of 20 ms.
+    """Return the natural log of mel-band magnitudes plus FLOOR, ``L = ceil(N / 320)`` frames of 20 ms.
 
-    FLOOR is meant for audio at the level that `audio.normalise_level` gives.
+    FLOOR assumes the level of `audio.normalise_level`.
     """
     magnitudes = np.abs(np.fft.rfft(frame_signal(waveform) * WINDOW, axis=1)).astype(np.float32)
     return np.log(magnitudes @ mel_filters() + np.float32(FLOOR))
@@ -46,7 +46,7 @@ def log_mel(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L M"]:
 
 @functools.cache
 def mel_filters() -> Float[np.ndarray, "K M"]:
-    """Triangular filters evenly spaced on the mel scale from 0 to 8 kHz, each of unit area over the bins."""
+    """Return triangular filters evenly spaced on the mel scale from 0 to 8 kHz, each of unit area over the bins."""
     frequencies = np.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, NUM_BANDS + 2) / 2595) - 1)

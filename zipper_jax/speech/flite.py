@@ -17,7 +17,7 @@ from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.requests import check_request
 from zipper_jax.utils.errors import UserError
 
-# What flite's own registration sets as a voice's tempo; our rate multiplies it.
+# Duration stretch that flite's registration sets per voice; ``rate`` divides it.
 _STRETCH = {"slt": 1.0, "awb": 1.0, "kal16": 1.1, "rms": 1.0}
 
 
@@ -34,17 +34,17 @@ class _Wave(ctypes.Structure):
 
 
 class _Voice(ctypes.Structure):
-    """The beginning of struct cst_voice of flite 2.x."""
+    """The first fields of struct cst_voice of flite 2.x."""
 
     _fields_ = (("name", ctypes.c_char_p), ("features", ctypes.c_void_p))
 
 
 class FliteEngine:
-    """The four usable voices of flite (``awb_time`` tells only the time)."""
+    """The four usable voices of flite (``awb_time`` synthesises only times of day)."""
 
     name = "flite"
     voices = tuple(_STRETCH)
-    default_voices = ("slt", "kal16")  # a woman, and the one voice that takes 2 ms a sentence (the others 35)
+    default_voices = ("slt", "kal16")  # a female voice, and the only one that takes 2 ms a sentence (the others 35)
     default_rate = 1.4
     without_pitch = ("rms",)  # mixed excitation: flite ignores f0_shift for this voice
 
@@ -58,9 +58,7 @@ class FliteEngine:
         """See `synthesis.Engine.say`. The voice rms has no pitch control."""
         check_request(self.name, self.voices, text, voice, rate, pitch)
         if pitch != 1.0 and voice in self.without_pitch:
-            raise UserError(
-                f"flite's voice {voice!r} has no pitch control, pitch is {pitch}: give 1.0 or another voice"
-            )
+            raise UserError(f"pitch = {pitch}: flite's voice {voice!r} has no pitch control; give 1.0 or another voice")
         pointer = self._voices[voice]
         features = pointer.contents.features
         with self._lock:
@@ -69,7 +67,7 @@ class FliteEngine:
             self._libc.srand(1)  # unvoiced sounds are drawn with rand(): the same noise for every utterance
             wave = self._libflite.flite_text_to_wave(text.encode(), pointer)
         if not wave:
-            raise UserError(f"flite cannot say {text!r} with voice {voice!r}: use plain English words")
+            raise UserError(f"flite cannot synthesise {text!r} with voice {voice!r}: use plain English words")
         try:
             count, source_rate = wave.contents.num_samples, wave.contents.sample_rate
             samples = np.ctypeslib.as_array(wave.contents.samples, (count,)) / np.float32(32768)
@@ -82,7 +80,7 @@ class FliteEngine:
 
 @functools.cache
 def is_available() -> bool:
-    """Whether flite's library and the four voices are installed."""
+    """Return whether flite's library and the four voices are installed."""
     try:
         open_engine()
     except OSError:
@@ -92,8 +90,8 @@ def is_available() -> bool:
 
 @functools.cache
 def open_engine() -> FliteEngine:
-    """Loads the libraries, once per process; OSError where they are not installed."""
-    # Global, because the voices' libraries look their symbols up in these.
+    """Load the libraries, once per process. Raises OSError when they are not installed."""
+    # Global, because the voices' libraries resolve their symbols in these.
     libflite = ctypes.CDLL("libflite.so.1", mode=ctypes.RTLD_GLOBAL)
     for library in ("libflite_usenglish.so.1", "libflite_cmulex.so.1"):
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)

@@ -1,4 +1,4 @@
-"""Units of a tokenizer that is not here: a name, their number, their rate, and perhaps a command that speaks them."""
+"""Units of an external tokenizer: name, number, rate, and optionally a vocoder command."""
 
 import dataclasses
 import hashlib
@@ -23,8 +23,15 @@ KIND = "given"
 
 @dataclasses.dataclass(frozen=True)
 class GivenUnits:
-    """name: two sets of one name, number and rate are the same units. vocoder: a command with ``{units}`` (a file of
-    unit numbers) and ``{wav}`` (the file to write); only `run_vocoder` runs it, and only when asked."""
+    """Description of external units.
+
+    Attributes:
+        num_units: Number of units.
+        rate_hz: Units per second.
+        name: Sets of equal name, number and rate are the same units.
+        vocoder: Command with ``{units}`` (a file of unit numbers) and ``{wav}`` (the file to write). Only `run_vocoder`
+            executes it.
+    """
 
     num_units: int
     rate_hz: float
@@ -33,14 +40,14 @@ class GivenUnits:
 
     def __post_init__(self) -> None:
         if type(self.num_units) is not int or self.num_units < 1:
-            raise UserError(f"num_units is {self.num_units!r}: give a whole number of at least 1")
+            raise UserError(f"num_units = {self.num_units!r}: give a whole number of at least 1")
         if not isinstance(self.rate_hz, int | float) or not self.rate_hz > 0:
-            raise UserError(f"rate_hz is {self.rate_hz!r}: give units per second, e.g. 25")
+            raise UserError(f"rate_hz = {self.rate_hz!r}: give units per second, e.g. 25")
         check_vocoder(self.vocoder)
 
     @classmethod
     def read(cls, path: Path) -> "GivenUnits":
-        """Of a header file. Raises UserError naming it."""
+        """Read a header file. Raises UserError, which names the file."""
         if not path.is_file():
             raise UserError(
                 f'{str(path)!r} does not exist: write {{"num_units": …, "rate_hz": …}} there, or give --header FILE'
@@ -53,26 +60,26 @@ class GivenUnits:
 
     @classmethod
     def of(cls, value: Any) -> "GivenUnits":
-        """Of a JSON object."""
+        """Build from a JSON object. Raises UserError for missing or unknown fields."""
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(value, dict) or not {"num_units", "rate_hz"} <= value.keys() <= set(names):
             raise UserError(
-                f"an object with num_units and rate_hz is wanted (and if known name, vocoder), not {value!r}"
+                f"{value!r} does not describe units: give an object with num_units, rate_hz (optional: name, vocoder)"
             )
         for field in ("name", "vocoder"):
             if not isinstance(value.get(field, ""), str):
-                raise UserError(f"{field} is {value[field]!r}: give text")
+                raise UserError(f"{field} = {value[field]!r}: give a string")
         return cls(**value)
 
     @property
     def digest(self) -> str:
-        """Equal digests: the same units, as far as their source says."""
+        """SHA-256 of name, number and rate: equal digests mean the same units, as far as the header tells."""
         return hashlib.sha256(f"given {self.name} {self.num_units} {float(self.rate_hz)!r}".encode()).hexdigest()
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
         raise UserError(
-            f"the tokenizer of {self._called} is not here, so audio cannot become units: make them where it is, and "
-            'give those (generate takes ["speech", [UNITS]])'
+            f"the tokenizer of {self._called} is not available, so audio cannot be encoded: encode it elsewhere, and "
+            'give the units (`zipper generate` takes ["speech", [UNITS]])'
         )
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
@@ -87,19 +94,19 @@ class GivenUnits:
 
 
 def check_vocoder(command: str) -> None:
-    """UserError for a command that lacks a place for its files."""
+    """Raise UserError for a command without ``{units}`` or ``{wav}``."""
     if command and not ("{units}" in command and "{wav}" in command):
-        raise UserError(f"vocoder is {command!r}: give a command with {{units}} and {{wav}} where its files belong")
+        raise UserError(f"vocoder = {command!r}: give a command with {{units}} and {{wav}} in place of its files")
 
 
 def no_vocoder(called: str, command: str) -> UserError:
-    """What to raise where audio is asked for."""
-    hint = f"; their source names a command for it: {command}" if command else ""
-    return UserError(f"{called} have no vocoder in here: take the units (`zipper generate`) and make audio there{hint}")
+    """Return the error to raise when audio is requested of units without a vocoder."""
+    hint = f"; their header names the command {command}" if command else ""
+    return UserError(f"{called} have no built-in vocoder: generate units (`zipper generate`) and vocode them{hint}")
 
 
 def run_vocoder(command: str, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, " N"]:
-    """16 kHz audio by an external command, without a shell. Raises UserError when it fails."""
+    """Return 16 kHz audio made by an external command, run without a shell. Raises UserError when it fails."""
     check_vocoder(command)
     with tempfile.TemporaryDirectory() as folder:
         places = {"units": str(Path(folder, "units.txt")), "wav": str(Path(folder, "speech.wav"))}
@@ -114,6 +121,6 @@ def run_vocoder(command: str, units: Int[np.ndarray, " U"]) -> Float[np.ndarray,
                 f"the vocoder {words[0]!r} cannot be run ({error}): check the command {command!r}"
             ) from error
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"the vocoder {command!r} ended with status {done.returncode}: {last}")
+            last = (done.stderr.strip().splitlines() or ["no error output"])[-1]
+            raise UserError(f"the vocoder {command!r} failed with exit status {done.returncode}: {last}")
         return load_audio(places["wav"])

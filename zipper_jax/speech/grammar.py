@@ -1,8 +1,8 @@
-"""The closed grammars whose sentences the built-in corpus speaks: "home" (about 75 words) and "wide" (about 700).
+"""The closed grammars of the synthetic corpus: "home" (about 75 words) and "wide" (about 700).
 
 A template is a sequence of slots, a slot a tuple of alternatives; the empty alternative makes a slot optional. The same
-templates give the sampled sentences and the JSGF grammar with which the judge listens, so that the judge knows exactly
-the language and nothing about which of its sentences are in a test split.
+templates give the sampled sentences and the JSGF grammar of the judge, so that the judge knows exactly the language but
+not which of its sentences are in a test split.
 
 Every sentence is lower case, without punctuation, three to eleven words, and every word is in the CMU dictionary.
 """
@@ -35,12 +35,12 @@ _MAYBE_DAY = ("", *_DAY)
 
 
 def _one(words: str) -> list[Slot]:
-    """Each word of ``words`` as a slot of its own with that one alternative."""
+    """Return one slot per word of ``words``, with that word as its only alternative."""
     return [(word,) for word in words.split()]
 
 
-# Name (a JSGF rule name) -> how often it is drawn, and the slots. Digit strings weigh double: they have no context that
-# would let a recogniser guess, so they are the honest part of every error rate.
+# Name (a JSGF rule name) -> sampling weight, and the slots. Digit strings have four templates: a recogniser cannot
+# guess digits from context, so they keep the error rate honest.
 TEMPLATES: dict[str, tuple[int, Template]] = {
     "digits_three": (1, (_DIGIT,) * 3),
     "digits_four": (1, (_DIGIT,) * 4),
@@ -63,7 +63,7 @@ GRAMMARS: dict[str, dict[str, tuple[int, Template]]] = {"home": TEMPLATES, "wide
 
 
 def sample(rng: random.Random, grammar: str = "home") -> str:
-    """One sentence, drawn with ``rng`` alone: a template by its weight, then every slot uniformly."""
+    """Sample one sentence: a template by its weight, then every slot uniformly. Depends only on ``rng``."""
     templates = GRAMMARS[grammar]
     names = list(templates)
     name = rng.choices(names, weights=[templates[n][0] for n in names])[0]
@@ -71,17 +71,17 @@ def sample(rng: random.Random, grammar: str = "home") -> str:
 
 
 def words(grammar: str = "home") -> list[str]:
-    """Every word of the grammar, sorted."""
+    """Return every word of the grammar, sorted."""
     return sorted({word for _, template in GRAMMARS[grammar].values() for slot in template for word in slot if word})
 
 
 def num_sentences(grammar: str = "home") -> int:
-    """How many different sentences there are (no two templates share one)."""
+    """Return the number of different sentences (no two templates share one)."""
     return sum(math.prod(len(slot) for slot in template) for _, template in GRAMMARS[grammar].values())
 
 
 def jsgf(grammar: str = "home") -> str:
-    """The grammar as JSGF text: the public rule ``<sentence>`` accepts exactly the sentences `sample` can draw."""
+    """Return the grammar as JSGF: the public rule ``<sentence>`` accepts exactly the sentences `sample` can draw."""
     templates = GRAMMARS[grammar]
     rules = [f"<{name}> = {' '.join(map(_jsgf_slot, template))};" for name, (_, template) in templates.items()]
     sentence = " | ".join(f"<{name}>" for name in templates)

@@ -1,13 +1,13 @@
 """HuBERT units from weights on disk: k-means codes of one layer's features. Needs torch and transformers.
 
     layer        1 is the output of the first block, as in the usual tables ("layer 6 of base"); 0 its input
-    pooled       so many frames are averaged to one unit: 2 makes 25 units a second of a 50 Hz model
-    centroids    .npy of shape [units, width], fitted on these very features
+    pooled       frames averaged per unit: 2 turns a 50 Hz model into 25 units per second
+    centroids    .npy of shape [num_units, hidden_size], fitted on features of the same layer and pooling
 
 The paper's setting, 1,024 units at 25 Hz, is 1,024 centroids and either a 25 Hz model (pooled = 1) or a 50 Hz one with
-pooled = 2. The weights stay where they are; their digest is kept, so that other weights are noticed.
+pooled = 2. The weights are referenced, not copied; their digest is stored, so that changed weights are detected.
 
-Axis letters: N samples, L frames, U units, D width.
+Axis letters: N samples, L frames, U units, D hidden size.
 """
 
 import functools
@@ -32,7 +32,7 @@ _CENTROIDS = "centroids.npy"
 
 
 class HubertTokenizer:
-    """Turns 16 kHz waveforms into units; back only by an external ``vocoder``, a command (see `given_units`)."""
+    """Encodes 16 kHz waveforms as units; decoding needs an external ``vocoder`` command (see `given_units`)."""
 
     def __init__(
         self,
@@ -42,7 +42,18 @@ class HubertTokenizer:
         pooled: int = 1,
         vocoder: str = "",
     ):
-        """``model``: a folder with config.json and weights. Raises UserError for what does not fit it."""
+        """Create a tokenizer.
+
+        Args:
+            model: Folder with config.json and weights.
+            layer: Index of the hidden states; 0: the input of the first block.
+            centroids: K-means centroids of these features.
+            pooled: Frames averaged per unit.
+            vocoder: Command that makes audio of units; "" for none.
+
+        Raises:
+            UserError: The folder is not a HuBERT, or an argument does not fit it.
+        """
         self.model, self.layer, self.pooled, self.vocoder = Path(model).absolute(), layer, pooled, vocoder
         self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         config = _json(self.model / "config.json")
@@ -55,11 +66,11 @@ class HubertTokenizer:
         if kind != "hubert":
             raise UserError(f"{str(self.model)!r} is a {kind!r}, not a 'hubert'")
         if not 0 <= layer <= depth:
-            raise UserError(f"layer is {layer}: this model has 0 (the input of its blocks) to {depth}")
+            raise UserError(f"layer = {layer}: this model has 0 (the input of its blocks) to {depth}")
         if pooled < 1:
-            raise UserError(f"pooled is {pooled}: give at least 1")
+            raise UserError(f"pooled = {pooled}: give at least 1")
         if self._centroids.ndim != 2 or self._centroids.shape[1] != width:
-            raise UserError(f"centroids have shape {self._centroids.shape}: this model wants [units, {width}]")
+            raise UserError(f"centroids have shape {self._centroids.shape}: this model needs [units, {width}]")
         check_vocoder(vocoder)
 
     @property
@@ -72,7 +83,7 @@ class HubertTokenizer:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of weights, centroids, layer and pooling: equal digests give equal units."""
+        """SHA-256 of weights, centroids, layer and pooling: equal digests mean equal units."""
         total = hashlib.sha256(f"hubert {self.layer} {self.pooled} {self._centroids.shape} ".encode())
         total.update(self._centroids.astype("<f4").tobytes())
         for name in self._files():
@@ -81,7 +92,7 @@ class HubertTokenizer:
         return total.hexdigest()
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
-        """One unit per ``pooled`` frames; frames at the end that fill none are left out; at least one unit."""
+        """Return one unit per ``pooled`` frames; an incomplete last group is dropped; at least one unit."""
         import torch
 
         if self._normalise:
@@ -98,7 +109,7 @@ class HubertTokenizer:
         raise no_vocoder(f"units of {str(self.model)!r}", self.vocoder)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the centroids and a reference to the weights."""
+        """Write the centroids and a reference to the weights."""
         folder = Path(folder)
         content = io.BytesIO()
         np.save(content, self._centroids)
@@ -108,17 +119,19 @@ class HubertTokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, about: dict[str, Any]) -> "HubertTokenizer":
-        """What `save` wrote; ``about`` is its tokenizer.json. Raises UserError when the weights are gone or others."""
+        """Load the output of `save`; ``about`` is its tokenizer.json. Raises UserError for missing or other weights."""
         path = Path(folder) / FILE_NAME
         if not Path(about["model"]).is_dir():
             raise UserError(
-                f"the HuBERT of these units lay in {about['model']!r}, which is not there: put it back, or write its "
-                f'place into "model" of {str(path)!r}'
+                f"the HuBERT of these units, {about['model']!r}, does not exist: restore it, or write its new path to "
+                f'"model" in {str(path)!r}'
             )
         centroids = read_centroids(Path(folder) / _CENTROIDS)
         loaded = cls(about["model"], about["layer"], centroids, about["pooled"], about["vocoder"])
         if loaded.digest != about["digest"]:
-            raise UserError(f"the HuBERT in {about['model']!r} is not the one that {str(path)!r} was made with")
+            raise UserError(
+                f"the HuBERT in {about['model']!r} is not the one that {str(path)!r} was made with: restore its weights"
+            )
         return loaded
 
     @functools.cached_property
@@ -130,12 +143,12 @@ class HubertTokenizer:
             raise UserError(
                 f"HuBERT needs torch and transformers ({error}): pip install --editable '.[verify]'"
             ) from error
-        logging.disable_progress_bar()  # one per worker, for a second of loading
+        logging.disable_progress_bar()  # there would be one per worker
         return HubertModel.from_pretrained(self.model, local_files_only=True).eval()
 
     @functools.cached_property
     def _normalise(self) -> bool:
-        """Whether this model was trained on waveforms of mean 0 and variance 1."""
+        """Whether the model expects waveforms of mean 0 and variance 1."""
         there = self._preprocessing.is_file()
         return there and bool(_json(self._preprocessing).get("do_normalize", True))
 
@@ -145,14 +158,14 @@ class HubertTokenizer:
 
     @functools.cached_property
     def _reach(self) -> int:
-        """Samples of the shortest audio that gives one unit."""
+        """Length of the shortest audio that gives one unit, in samples."""
         config, samples = _json(self.model / "config.json"), self.pooled
         for kernel, stride in zip(reversed(config["conv_kernel"]), reversed(config["conv_stride"]), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
 
     def _files(self) -> list[str]:
-        """What decides the features."""
+        """Return the names of the files that determine the features."""
         weights = [path.name for ending in ("*.safetensors", "*.bin") for path in sorted(self.model.glob(ending))]
         if not weights:
             raise UserError(f"{str(self.model)!r} holds no weights (*.safetensors, *.bin): give a folder of a HuBERT")
@@ -160,7 +173,7 @@ class HubertTokenizer:
 
 
 def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
-    """A k-means file: .npy of floats [units, width]. Pickles run code, so scikit-learn's are not read."""
+    """Read a k-means file, .npy of floats [num_units, hidden_size]; pickles are rejected, because they can run code."""
     try:
         centroids = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

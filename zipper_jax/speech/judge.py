@@ -1,6 +1,6 @@
-"""An independent listener: pocketsphinx with the corpus's own grammar, for audio that a model made.
+"""Independent speech recogniser for generated audio: pocketsphinx with the grammar of the corpus.
 
-It knows the grammar but no test sentence, and hears everything with one setting. A closed grammar turns any sound into
+It knows the grammar but no test sentence, and uses one configuration for all audio. A closed grammar maps any sound to
 a valid sentence, so an error rate means nothing without its controls (reversed audio, noise, another sentence's audio).
 
 Axis letters: N samples.
@@ -23,11 +23,12 @@ from zipper_jax.utils.errors import UserError
 
 NAME = "pocketsphinx en-us, corpus grammar"
 _SILENCE = round(0.25 * SAMPLE_RATE)  # added at either end: the recogniser expects speech to begin and end in silence
-# Faint noise on everything, 60 dB below speech: exact digital silence upset the recogniser. It took espeak's en-us+f4
-# from 21 % to 1 % word errors at rate 0.95 (20 sentences), but not at rate 1.2 (18 %), so that voice is no default.
+# Faint noise on all audio, 60 dB below speech: exact digital silence causes recognition errors. It reduces word errors
+# of espeak's en-us+f4 from 21 % to 1 % at rate 0.95 (20 sentences), but not at rate 1.2 (18 %), so that voice is no
+# default.
 _DITHER = 1e-3 * LEVEL
-# Before every utterance. The recogniser goes on with the mixture components of the last frame it heard, so that one
-# sentence in thirty of a model's depended on what was heard before it.
+# Decoded before every utterance. The recogniser keeps the mixture components of the last frame it decoded, so that one
+# in thirty hypotheses of a model's sentences would depend on the previous utterance.
 _FORGET = LEVEL * np.random.default_rng(1).standard_normal(SAMPLE_RATE // 5)
 
 
@@ -35,7 +36,7 @@ class Judge:
     """Recognises sentences of one JSGF grammar in 16 kHz audio."""
 
     def __init__(self, grammar_jsgf: str):
-        import pocketsphinx  # 0.3 s and 30 MB that only judging needs
+        import pocketsphinx  # here, because it takes 0.3 s and 30 MB
 
         with tempfile.TemporaryDirectory() as folder:
             grammar = Path(folder, "sentences.gram")
@@ -54,7 +55,7 @@ class Judge:
                 raise UserError(f"the judge cannot use this JSGF grammar ({error}): check its syntax") from error
 
     def transcribe(self, waveform: Float[np.ndarray, " N"]) -> str:
-        """The grammar's sentence nearest to ``waveform``; "" where it hears none (also for empty or silent audio)."""
+        """Return the best hypothesis of the grammar; "" without one, and for empty, silent or non-finite audio."""
         waveform = np.asarray(waveform, np.float32)
         if not waveform.any() or not np.isfinite(waveform).all():
             return ""
@@ -67,7 +68,7 @@ class Judge:
 
     def _hear(self, samples: Float[np.ndarray, " N"]) -> None:
         self._decoder.start_utt()
-        # The whole utterance at once: features are then normalised over it alone.
+        # The whole utterance at once, so that its features are normalised over this utterance only.
         self._decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()
 
@@ -75,19 +76,19 @@ class Judge:
 def transcribe_all(
     waveforms: Sequence[Float[np.ndarray, " _"]], grammar_jsgf: str, processes: int | None = None
 ) -> list[str]:
-    """`Judge.transcribe` of every waveform, in order, in ``processes`` processes (default one per core)."""
+    """Return `Judge.transcribe` of every waveform, in order, in ``processes`` processes (None: one per core)."""
     return list(
         parallel_map("zipper_jax.speech.judge:make_listener", {"grammar_jsgf": grammar_jsgf}, waveforms, processes)
     )
 
 
 def make_listener(grammar_jsgf: str) -> Callable[[np.ndarray], str]:
-    """For the workers."""
+    """Return the function that a worker runs on each waveform."""
     return Judge(grammar_jsgf).transcribe
 
 
 def _cut_dictionary(grammar_jsgf: str) -> str:
-    """The dictionary's lines for the grammar's words: loading and searching all 134,860 takes far longer."""
+    """Return the dictionary's lines of the grammar's words; loading and searching all 134,860 takes far longer."""
     text = re.sub(r"#JSGF[^;]*;|grammar [^;]*;|public |<[^>]*>|//.*", " ", grammar_jsgf)
     words = sorted(set(re.findall(r"[a-z']+", text.lower())))
     if not words:
@@ -101,7 +102,7 @@ def _cut_dictionary(grammar_jsgf: str) -> str:
 
 @functools.cache
 def _pronunciations() -> dict[str, list[str]]:
-    """Word -> its lines of the dictionary file ("word PH ON", "word(2) PH ON")."""
+    """Return word -> its lines of the dictionary file ("word PH ON", "word(2) PH ON")."""
     import pocketsphinx
 
     lines: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 """Lloyd's k-means in numpy, on matrix products.
 
-Axis letters: P points, K centroids, D width, F width of the space in which distances are taken.
+Axis letters: P points, K centroids, D dimension of points, F dimension of the space of distances.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ITERATIONS = 12  # the error falls by less than 1 % after that
 
 
 def nearest_centroid(points: Float[np.ndarray, "P D"], centroids: Float[np.ndarray, "K D"]) -> Int[np.ndarray, " P"]:
-    """The index of each point's nearest centroid (the lowest index of equals)."""
+    """Return the index of each point's nearest centroid, int32 (ties: the lowest index)."""
     half_norms = 0.5 * np.square(centroids).sum(axis=1)
     nearest = np.empty(len(points), np.int32)
     for start in range(0, len(points), _BLOCK):
@@ -33,10 +33,10 @@ def fit_kmeans(
     rng: np.random.Generator,
     projection: Float[np.ndarray, "D F"],
 ) -> Float[np.ndarray, "K D"]:
-    """Lloyd's algorithm from distinct random points, until nothing moves or 12 rounds; needs ``P >= K``.
+    """Run Lloyd's algorithm from distinct random points until convergence, at most 12 rounds; needs ``P >= K``.
 
-    A point's centroid is the one nearest after ``projection``; being linear, it leaves the mean the best centroid.
-    A centroid that loses all its points restarts at the point farthest from its own centroid.
+    Distances are measured after ``projection``; as it is linear, the mean of the points remains the optimal centroid.
+    A centroid without points restarts at the point farthest from its own centroid.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
     seen = points @ projection
@@ -57,7 +57,7 @@ def fit_kmeans(
 
 
 def _means(points: np.ndarray, nearest: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Of each centroid's points; a centroid without any stays where it is."""
+    """Return the mean of each centroid's points; a centroid without points is unchanged."""
     counts = np.bincount(nearest, minlength=len(centroids))
     order = np.argsort(nearest, kind="stable")
     used = np.flatnonzero(counts)

@@ -1,4 +1,4 @@
-"""The check that every engine makes of what it is asked to say."""
+"""Validation of synthesis requests, shared by the engines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _RANGE = (0.4, 2.5)  # beyond, both engines clip silently or become unintelligib
 
 
 def check_request(engine: str, voices: tuple[str, ...], text: str, voice: str, rate: float, pitch: float) -> None:
-    """Raises UserError for an unknown voice, a text without a letter or digit, or an unusable rate or pitch."""
+    """Raise UserError for an unknown voice, a text without a letter or digit, or an unusable rate or pitch."""
     if voice not in voices:
-        raise UserError(f"voice {voice!r} is unknown to {engine}: give one of {', '.join(voices)}")
+        raise UserError(f"voice = {voice!r}: {engine} has no such voice; give one of {', '.join(voices)}")
     if not any(character.isalnum() for character in text) or "\0" in text:
-        raise UserError(f"text {text!r} has nothing to say: give at least one letter or digit")
+        raise UserError(f"text = {text!r}: there is nothing to synthesise; give at least one letter or digit")
     for field, value in (("rate", rate), ("pitch", pitch)):
         if not (math.isfinite(value) and _RANGE[0] <= value <= _RANGE[1]):
             raise UserError(
-                f"{field} is {value}: give a factor from {_RANGE[0]} to {_RANGE[1]} (1.0 is the voice's own)"
+                f"{field} = {value}: give a factor from {_RANGE[0]} to {_RANGE[1]} (1.0 is the voice's own)"
             )

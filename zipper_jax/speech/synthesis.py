@@ -1,6 +1,6 @@
-"""Speech synthesis that needs no download: flite where its libraries are installed, else the espeak-ng wheel.
+"""Speech synthesis without a model download: flite if its libraries are installed, else the espeak-ng wheel.
 
-Both are deterministic: the same call gives the same samples, whatever was said before, in whichever process.
+Both are deterministic: the same call gives the same samples in any order and any process.
 
 Axis letters: N samples.
 """
@@ -27,26 +27,26 @@ class Engine(Protocol):
     voices: tuple[str, ...]
     """Every voice it has."""
     default_voices: tuple[str, ...]
-    """The voices a corpus uses unless told otherwise: the few that the judge understands best."""
+    """Default voices of a corpus: those with the lowest error rates of the judge."""
     default_rate: float
-    """The rate a corpus uses unless told otherwise: the fastest at which the judge still understands the units."""
+    """Default rate of a corpus: the fastest at which the judge still recognises vocoded units."""
     without_pitch: tuple[str, ...]
-    """Voices that can be given no pitch but their own."""
+    """Voices without pitch control."""
 
     def say(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> Float[np.ndarray, " N"]:
-        """16 kHz float32 audio of ``text``; ``rate`` and ``pitch`` multiply the voice's own."""
+        """Synthesise ``text`` as 16 kHz float32 audio; ``rate`` and ``pitch`` multiply the voice's own."""
         ...
 
 
 def available_engines() -> list[str]:
-    """Names of the engines that can run here, best first."""
+    """Return the names of the engines that are available, in order of preference."""
     return [name for name, module in ENGINES.items() if module.is_available()]
 
 
 def find_engine(preferred: str = "auto") -> Engine:
-    """The engine called ``preferred`` ("flite" or "espeak"), or with "auto" the first that can run here."""
+    """Return the engine ``preferred`` ("flite" or "espeak"); "auto": the first that is available."""
     if preferred != "auto" and preferred not in ENGINES:
-        raise UserError(f"engine {preferred!r} is unknown: give one of auto, {', '.join(ENGINES)}")
+        raise UserError(f"engine = {preferred!r}: unknown; give one of auto, {', '.join(ENGINES)}")
     available = available_engines()
     if preferred == "auto" and available:
         preferred = available[0]

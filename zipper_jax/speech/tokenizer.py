@@ -1,11 +1,11 @@
 """Speech units: k-means codes of two stacked 20 ms log-mel frames, 25 units per second.
 
-A codebook serves the voices it was fitted on; audio of other voices is encoded, but much less faithfully.
+A codebook suits the voices it was fitted on; audio of other voices is encoded much less faithfully.
 
 Frames are compared by their liftered cepstra (the first coefficients of a discrete cosine transform along the bands),
-which hold the envelope that tells sounds apart and leave out the harmonics of the pitch. Log-mel itself as the measure
-(flite, 40 sentences): the same sentence at pitches 0.94 and 1.06 shares 31 % of its units, against 77 %; clean and with
-noise at 30 dB 77 % against 85 %; word errors of gold units 3.6 % against 1.2 %.
+which keep the spectral envelope that distinguishes sounds and discard the harmonics of the pitch. Compared with log-mel
+distances (flite, 40 sentences): the same sentence at pitches 0.94 and 1.06 shares 77 % of its units instead of 31 %;
+clean and with noise at 30 dB 85 % instead of 77 %; word errors of gold units are 1.2 % instead of 3.6 %.
 
 Axis letters: N samples, U units, L = 2 U frames, M mel bands, D = 2 M, C cepstral coefficients, F = 2 C.
 """
@@ -31,8 +31,8 @@ STACKED_FRAMES = 2
 SAMPLES_PER_UNIT = STACKED_FRAMES * features.HOP
 RATE_HZ = features.SAMPLE_RATE // SAMPLES_PER_UNIT
 FILE_NAME = "tokenizer.npz"
-# The weight of each cepstral coefficient when frames are compared: the level counts little, fine structure more (it
-# varies less), and none above the sixteenth, where the pitch is.
+# Weight of each cepstral coefficient in distances: low for the level, rising for fine structure (which varies less),
+# zero above the sixteenth, which carries the pitch.
 LIFTER = np.sqrt(np.arange(1, 17, dtype=np.float32))
 LIFTER[0] = 0.5
 _FORMAT_VERSION = 2  # 1: no lifter, all coefficients weigh the same
@@ -40,7 +40,7 @@ _MOST_FIT_VECTORS = 60_000
 
 
 class UnitTokenizer:
-    """Turns 16 kHz waveforms into int32 units in ``[0, num_units)`` and units back into log-mel frames."""
+    """Encodes 16 kHz waveforms as int32 units in ``[0, num_units)``, and decodes units to log-mel frames."""
 
     def __init__(self, centroids: Float[np.ndarray, "num_units D"], lifter: Float[np.ndarray, " C"] = LIFTER):
         width = STACKED_FRAMES * features.NUM_BANDS
@@ -63,14 +63,14 @@ class UnitTokenizer:
         num_units: int = 1024,
         seed: int = 0,
     ) -> UnitTokenizer:
-        """Fits the codebook on at most 60,000 unit-long pieces of ``waveforms`` drawn with ``seed``."""
+        """Fit the codebook on at most 60,000 pieces of 40 ms of ``waveforms``, sampled with ``seed``."""
         if num_units < 1:
-            raise UserError(f"num_units is {num_units}: give at least 1")
+            raise UserError(f"num_units = {num_units}: give at least 1")
         vectors = np.concatenate([_stacked(w) for w in waveforms]) if len(waveforms) else np.empty((0, 1), np.float32)
         if len(vectors) < num_units:
             raise UserError(
-                f"num_units is {num_units} but the audio holds only {len(vectors)} pieces of 40 ms: "
-                "give more audio or fewer units"
+                f"num_units = {num_units}: the audio has only {len(vectors)} pieces of 40 ms; give more audio or fewer "
+                "units"
             )
         rng = np.random.default_rng(seed)
         if len(vectors) > _MOST_FIT_VECTORS:
@@ -87,17 +87,17 @@ class UnitTokenizer:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the codebook and the format: equal digests give equal units."""
+        """SHA-256 of the codebook and the format: equal digests mean equal units."""
         header = f"zipper_jax log-mel k-means {_FORMAT_VERSION} {self._centroids.shape} {self._lifter.shape} ".encode()
         arrays = [array.astype("<f4").tobytes() for array in (self._centroids, self._lifter)]
         return hashlib.sha256(b"".join([header, *arrays])).hexdigest()
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
-        """One unit per 40 ms of 16 kHz audio, ``U = ceil(N / 640)``."""
+        """Return one unit per 40 ms of 16 kHz audio, ``U = ceil(N / 640)``."""
         return nearest_centroid(_stacked(waveform) @ self._projection, self._compared)
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
-        """The log-mel frames that ``units`` stand for."""
+        """Return the log-mel frames of ``units``."""
         units = np.asarray(units)
         if units.ndim != 1 or not units.size:
             raise UserError(f"units have shape {units.shape}: give a list of at least one unit")
@@ -108,14 +108,14 @@ class UnitTokenizer:
         return self._centroids[units].reshape(-1, features.NUM_BANDS)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes ``folder/tokenizer.npz`` (made aside and renamed)."""
+        """Write ``folder/tokenizer.npz`` atomically."""
         buffer = io.BytesIO()
         np.savez(buffer, format_version=_FORMAT_VERSION, centroids=self._centroids, lifter=self._lifter)
         write_bytes(Path(folder) / FILE_NAME, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> UnitTokenizer:
-        """Reads what `save` wrote."""
+        """Load the output of `save`. Raises UserError when it is missing or damaged."""
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise UserError(
@@ -125,7 +125,7 @@ class UnitTokenizer:
             with np.load(path, allow_pickle=False) as data:
                 version, centroids = int(data["format_version"]), data["centroids"]
                 lifter = data["lifter"] if version > 1 else np.ones(features.NUM_BANDS, np.float32)
-        except Exception as error:  # numpy reports a damaged archive with half a dozen unrelated exception types
+        except Exception as error:  # numpy raises many unrelated exception types for a damaged archive
             raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error}): prepare the data again") from error
         if version > _FORMAT_VERSION:
             raise UserError(
@@ -136,7 +136,7 @@ class UnitTokenizer:
 
 
 def _projection(lifter: Float[np.ndarray, " C"]) -> Float[np.ndarray, "D F"]:
-    """From two stacked log-mel frames to their liftered cepstra (orthonormal DCT-II); all weights 1 keep distances."""
+    """Return the matrix from two stacked log-mel frames to liftered cepstra (orthonormal DCT-II times the lifter)."""
     band, coefficient = np.arange(features.NUM_BANDS)[:, None], np.arange(len(lifter))
     cosines = np.cos(np.pi * coefficient * (band + 0.5) / features.NUM_BANDS) * np.sqrt(2 / features.NUM_BANDS)
     cosines[:, 0] /= np.sqrt(2)
@@ -144,7 +144,7 @@ def _projection(lifter: Float[np.ndarray, " C"]) -> Float[np.ndarray, "D F"]:
 
 
 def _stacked(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "U D"]:
-    """Two log-mel frames per row, of the audio at a standard level, padded with silence to a whole number of units."""
+    """Return two log-mel frames per row, of level-normalised audio padded with silence to a whole number of units."""
     waveform = np.asarray(waveform)
     if waveform.ndim != 1 or not waveform.size:
         raise UserError(f"waveform has shape {waveform.shape}: give mono audio of at least one sample (see load_audio)")

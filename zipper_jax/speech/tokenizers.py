@@ -1,4 +1,4 @@
-"""What turns audio into units, of whatever kind, from the folder in which it lies beside the vocabulary."""
+"""Unit tokenizers of every kind, loaded from the folder that also holds the vocabulary."""
 
 import json
 import os
@@ -15,7 +15,13 @@ from zipper_jax.utils.errors import UserError
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """num_units, rate_hz: of its units. digest: equal digests, equal units."""
+    """Encoder of audio as units.
+
+    Attributes:
+        num_units: Number of units.
+        rate_hz: Units per second.
+        digest: SHA-256; equal digests mean equal units.
+    """
 
     @property
     def num_units(self) -> int: ...
@@ -27,18 +33,18 @@ class Tokenizer(Protocol):
     def digest(self) -> str: ...
 
     def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
-        """Units of 16 kHz audio. UserError where the tokenizer is not here."""
+        """Return the units of 16 kHz audio. Raises UserError when the tokenizer is not available."""
         ...
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
-        """Log-mel frames for `zipper_jax.speech.vocoder`. UserError where there are none."""
+        """Return log-mel frames for `zipper_jax.speech.vocoder`. Raises UserError when the units have none."""
         ...
 
     def save(self, folder: str | os.PathLike) -> None: ...
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Reads what any kind's ``save`` wrote. Raises UserError when it is missing or damaged."""
+    """Load a tokenizer of any kind. Raises UserError when it is missing or damaged."""
     path = Path(folder) / given_units.FILE_NAME
     if not path.is_file():
         return UnitTokenizer.load(folder)

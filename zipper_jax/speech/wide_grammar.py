@@ -1,4 +1,4 @@
-"""A grammar of about seven hundred words: content words that context hardly gives away, for corpora of many hours."""
+"""A grammar of about 700 words: content words that context hardly predicts, for corpora of many hours."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ _DIGIT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _THE = ("the",)
 
-# As in `grammar`: rule name -> how often it is drawn, and its slots.
+# As in `grammar`: rule name -> sampling weight, and its slots.
 TEMPLATES: dict[str, tuple[int, tuple[tuple[str, ...], ...]]] = {
     "did": (3, (_THE, _ADJECTIVES, _PEOPLE, _VERBS, _THE, _ADJECTIVES, _THINGS)),
     "did_where": (3, (_NAMES, _VERBS, _THE, _THINGS, _WHERE, _THE, _PLACES)),

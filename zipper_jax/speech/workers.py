@@ -1,8 +1,8 @@
-"""Work spread over fresh Python processes, in order.
+"""Ordered parallel map over fresh Python processes.
 
 `multiprocessing` would either fork (unsafe once JAX has started its threads) or import the user's main script again, so
-workers are plain subprocesses that import only what their target needs and talk in pickles over their pipes.
-Run as a module this file is such a worker.
+workers are plain subprocesses that import only what their target needs and exchange pickles over pipes.
+Run as a module, this file is such a worker.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from zipper_jax.utils.files import is_no_room
 def parallel_map(
     target: str, setup: dict[str, Any], jobs: Sequence[Any], processes: int | None = None
 ) -> Generator[Any, None, None]:
-    """Yields ``function(job)`` for every job, in order, where ``function = target(**setup)`` is made once per process.
-
-    Args:
-      target: ``"package.module:name"`` of a callable that returns the function.
-      setup, jobs: anything that pickles.
-      processes: default one per core this process may use; never more than there are jobs.
-
-    Raises:
-      UserError: as raised by the target or the function.
-      OSError: a worker met a full disk.
-      RuntimeError: any other failure, with the worker's traceback.
+    """Yield ``function(job)`` for every job, in order; each process calls ``function = target(**setup)`` once.
 
     A caller that may stop early closes the generator (``contextlib.closing``), which ends the workers.
+
+    Args:
+        target: ``"package.module:name"`` of a callable that returns the function.
+        setup: Keyword arguments of the target; picklable.
+        jobs: Arguments of the function; picklable.
+        processes: None: one per core this process may use; never more than there are jobs.
+
+    Raises:
+        UserError: As raised by the target or the function.
+        OSError: A worker ran out of disk space.
+        RuntimeError: Any other failure, with the worker's traceback.
     """
     if processes is not None and processes < 1:
-        raise UserError(f"processes is {processes}: give at least 1, or leave it out for one per core")
+        raise UserError(f"processes = {processes}: give at least 1, or omit it for one per core")
     workers = [_Worker(target, setup) for _ in range(min(processes or usable_cores(), len(jobs)))]
     if not workers:
         return
@@ -62,7 +63,7 @@ def parallel_map(
     try:
         yield from executor.map(call, jobs)
     finally:
-        # Also on an error or Ctrl-C: drop what has not begun, then end the workers so that no thread waits for one.
+        # Also on an error or Ctrl-C: cancel pending jobs, then kill the workers so that no thread waits for one.
         executor.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.kill()
@@ -72,7 +73,7 @@ def parallel_map(
 
 
 def package_environment() -> dict[str, str]:
-    """The environment for a child Python that must find this package however the parent found it."""
+    """Return the environment for a child Python, with this package on its path."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # One thread each: the parallelism is in the processes.
@@ -80,7 +81,7 @@ def package_environment() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -95,7 +96,7 @@ class _Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._setup: dict[str, Any] | None = setup  # sent with the first job, so that workers start side by side
+        self._setup: dict[str, Any] | None = setup  # sent with the first job, so that workers start in parallel
 
     def call(self, job: Any) -> Any:
         try:
@@ -119,8 +120,8 @@ class _Worker:
         self._process.wait()
 
     def close(self) -> None:
-        """Closes the pipes of a killed worker, once no thread uses them."""
-        with contextlib.suppress(BrokenPipeError):  # a job that was being written when it ended
+        """Close the pipes of a killed worker, once no thread uses them."""
+        with contextlib.suppress(BrokenPipeError):  # a job was being written when the worker ended
             self._stdin.close()
         self._stdout.close()
 
@@ -130,8 +131,8 @@ class _Worker:
 
 
 def _serve(target: str) -> None:
-    """A worker's life: setup, then one answer per job, until the parent closes the pipe (or is gone)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    """Run the worker loop: setup, then one answer per job, until the parent closes the pipe or exits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a C library that prints must not break the pickles
     function = None
@@ -146,7 +147,7 @@ def _serve(target: str) -> None:
                 answer = ("ok", function(job))
             except UserError as error:
                 answer = ("user_error", str(error))
-            except OSError as error:  # a full disk is the user's to mend
+            except OSError as error:  # a full disk is reported to the user without a traceback
                 answer = ("no_room", error) if is_no_room(error) else ("failure", traceback.format_exc())
             except Exception:
                 answer = ("failure", traceback.format_exc())

@@ -1,6 +1,6 @@
-"""Vocabularies: what turns content (a sentence, a list of units) into token ids and back. No TensorFlow.
+"""Vocabularies: map content (a sentence, a list of units) to token ids and back. No TensorFlow.
 
-A vocabulary's ids include its begin and end tokens. Every id from 0 is a valid token: padding is never a token value.
+A vocabulary's ids include its begin and end tokens. Every id from 0 is a valid token: no id is reserved for padding.
 """
 
 import json
@@ -31,10 +31,14 @@ __all__ = [
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What every modality offers.
+    """Interface of every vocabulary.
 
-    kind: names the class in ``vocabulary.json``. size: number of ids, begin and end included.
-    digest: SHA-256 (hex) of all that decides ids; equal digests mean interchangeable vocabularies.
+    Attributes:
+        kind: Name of the class in ``vocabulary.json``.
+        size: Number of ids, begin and end included.
+        begin_id: Id of the begin token.
+        end_id: Id of the end token.
+        digest: SHA-256 (hex) of everything that determines ids; equal digests mean interchangeable vocabularies.
     """
 
     kind: str
@@ -44,15 +48,15 @@ class Vocabulary(Protocol):
     digest: str
 
     def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
-        """Token ids of ``content``, without begin and end. Raises UserError for content it cannot represent."""
+        """Return the token ids of ``content``, without begin and end. Raises UserError if it cannot be represented."""
         ...
 
     def decode(self, ids: Any) -> Any:
-        """The content that ``ids`` (any sequence of integers) stand for; begin and end are ignored anywhere."""
+        """Return the content of ``ids`` (any sequence of integers); begin and end tokens are skipped."""
         ...
 
     def save(self, folder: Any) -> None:
-        """Writes ``folder/vocabulary.json`` and what else it needs."""
+        """Write ``folder/vocabulary.json`` and the files it needs."""
         ...
 
 
@@ -64,7 +68,7 @@ KINDS: dict[str, Any] = {
 
 
 def load_vocabulary(folder: Any) -> Vocabulary:
-    """The vocabulary that ``save(folder)`` wrote. Raises UserError when it is missing, damaged or of unknown kind."""
+    """Load the output of ``save(folder)``. Raises UserError when it is missing, damaged or of unknown kind."""
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise UserError(f"vocabulary {str(path)!r} does not exist: check the folder, or prepare the data again")

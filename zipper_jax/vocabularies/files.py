@@ -1,4 +1,4 @@
-"""How vocabularies write their files."""
+"""Files and digests of vocabularies."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ FILE_NAME = "vocabulary.json"
 
 
 def write_header(folder: Any, vocabulary: Any, **more: Any) -> None:
-    """Writes ``vocabulary.json`` last, so that a folder which has it is complete."""
+    """Write ``vocabulary.json``; call it last, so that a folder which has it is complete."""
     header = {
         "kind": vocabulary.kind,
         "size": vocabulary.size,
@@ -24,7 +24,7 @@ def write_header(folder: Any, vocabulary: Any, **more: Any) -> None:
 
 
 def digest(*parts: bytes) -> str:
-    """SHA-256 of ``parts``, each with its length, so that no two lists of parts run together."""
+    """Return the SHA-256 of ``parts``, each prefixed by its length, so that different lists never hash alike."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "little") + part)

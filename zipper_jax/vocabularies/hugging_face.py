@@ -1,7 +1,7 @@
 """Tokenizers of Hugging Face folders: ``tokenizer.json``, ``vocab.json`` with ``merges.txt``, or ``tokenizer.model``.
 
-Their ids are used as they are. Begin and end are tokens of the tokenizer where it has two different ones; else they are
-ids from ``rows`` on, which the fused model keeps beside the tower (``added_embeddings``).
+Their ids are used unchanged. Begin and end are tokens of the tokenizer if it has two different ones; else they are ids
+from ``rows`` on, whose embeddings the fused model stores beside the tower (``added_embeddings``).
 """
 
 import json
@@ -24,19 +24,20 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-"""What is kept of a tokenizer's folder, so that it can be handed on whole."""
+"""Files that are copied from a tokenizer's folder, so that it can be exported completely."""
 
 
 class HuggingFaceVocabulary:
     """A Hugging Face tokenizer for a tower of ``rows`` tokens.
 
     Args:
-      contents: file name -> bytes, of `FILES`.
-      rows: tokens of the tower; at least those of the tokenizer (towers are often padded).
-      begin_id, end_id: inside the tower, or ``rows`` and above for tokens that fusion adds.
+        contents: File name -> bytes, of `FILES`.
+        rows: Vocabulary size of the tower; at least that of the tokenizer (towers are often padded).
+        begin_id: Id of the begin token; ``rows`` or above if fusion adds it.
+        end_id: Id of the end token; likewise.
 
     Raises:
-      UserError: no tokenizer among the files, a damaged one, or one with more tokens than the tower has rows.
+        UserError: The files hold no tokenizer, a damaged one, or one with more tokens than the tower.
     """
 
     kind = "hugging_face"
@@ -62,7 +63,7 @@ class HuggingFaceVocabulary:
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if len(wrong):
-            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+            raise UserError(f"token {wrong[0]} is outside 0 to {self.size - 1}: was another vocabulary used?")
         known = (ids != self.begin_id) & (ids != self.end_id) & (ids < self.rows)
         return self._backend.decode(ids[known].tolist())
 
@@ -78,15 +79,15 @@ class HuggingFaceVocabulary:
 
 
 def read_files(folder: str | Path) -> dict[str, bytes]:
-    """The tokenizer's files of a folder."""
+    """Return the tokenizer's files in a folder: name -> bytes."""
     return {name: (Path(folder) / name).read_bytes() for name in FILES if (Path(folder) / name).is_file()}
 
 
 def backend(contents: Mapping[str, bytes]) -> Any:
-    """What encodes and decodes, with ``size`` (highest id of text + 1) and ``id_of(token)``.
+    """Return the tokenizer implementation, with ``size`` (highest id of text + 1) and ``id_of(token)``.
 
     Raises:
-      UserError: there is none, a damaged one, or two files whose way of splitting words is not GPT-2's.
+        UserError: There is none, a damaged one, or vocab.json and merges.txt whose pre-tokenization is not GPT-2's.
     """
     if "tokenizer.json" not in contents and "vocab.json" in contents:
         _require_gpt2(contents)
@@ -95,9 +96,9 @@ def backend(contents: Mapping[str, bytes]) -> Any:
             return _Tokenizers(contents)
         if "tokenizer.model" in contents:
             return _SentencePiece(contents["tokenizer.model"])
-    except Exception as error:  # tokenizers raises bare Exceptions on files that are damaged
+    except Exception as error:  # tokenizers raises bare Exceptions for damaged files
         raise UserError(f"the tokenizer's files are damaged ({' '.join(str(error).split())[:200]})") from error
-    raise UserError(f"no tokenizer there: none of {', '.join(DECISIVE)}")
+    raise UserError(f"there is no tokenizer (none of {', '.join(DECISIVE)})")
 
 
 class _Tokenizers:
@@ -110,9 +111,9 @@ class _Tokenizers:
             self._tokenizer.no_truncation()
         else:
             self._tokenizer = _byte_level(contents["vocab.json"], contents["merges.txt"])
-        # A sentence that spells a special token's name must not become that token.
+        # Text that contains a special token's name must not be encoded as that token.
         self._tokenizer.encode_special_tokens = True
-        # Special tokens never come from text: some models have one more of them than their tower has rows (Gemma 3).
+        # Special tokens never occur in encoded text, and may exceed the tower's vocabulary (Gemma 3 has one more).
         special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self.size = 1 + max(set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - special, default=0)
         self.id_of = self._tokenizer.token_to_id
@@ -143,7 +144,7 @@ class _SentencePiece:
 
 
 def _require_gpt2(contents: Mapping[str, bytes]) -> None:
-    """vocab.json and merges.txt do not say how words are split; their class does."""
+    """Raise UserError unless the tokenizer class is GPT-2's: vocab.json and merges.txt do not define how to split."""
     try:
         named = json.loads(contents.get("tokenizer_config.json", b"{}"))
         kind, spaced = named.get("tokenizer_class"), named.get("add_prefix_space", False)
@@ -158,7 +159,7 @@ def _require_gpt2(contents: Mapping[str, bytes]) -> None:
 
 
 def _byte_level(vocabulary: bytes, merges: bytes):
-    """GPT-2's byte-level BPE from its two files."""
+    """Return GPT-2's byte-level BPE from its two files."""
     import tokenizers
 
     lines = merges.decode().splitlines()

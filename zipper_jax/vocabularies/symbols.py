@@ -1,4 +1,4 @@
-"""Symbols with spaces between them (phones, notes, tags): each is a token of its own."""
+"""Symbols separated by spaces (phones, notes, tags), one token each."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ UNKNOWN = "<unk>"
 
 
 class SymbolVocabulary:
-    """``symbols[i]`` is id i; unknown, begin and end follow."""
+    """Vocabulary in which ``symbols[i]`` has id i; unknown, begin and end follow."""
 
     kind = "symbols"
 
     def __init__(self, symbols: Iterable[str]):
         self.symbols = tuple(symbols)
         if not self.symbols:
-            raise UserError("there are no symbols to make a vocabulary of: check the field and the training split")
+            raise UserError("there are no symbols for a vocabulary: check the field and the training split")
         for symbol in self.symbols:
             if symbol.split() != [symbol] or symbol == UNKNOWN:
                 raise UserError(f"symbol {symbol!r}: give symbols without spaces, and none that is {UNKNOWN}")
@@ -34,7 +34,7 @@ class SymbolVocabulary:
 
     @classmethod
     def list_from(cls, contents: Iterable[str]) -> "SymbolVocabulary":
-        """The symbols that occur in ``contents``, sorted."""
+        """Build the vocabulary of the symbols that occur in ``contents``, sorted."""
         return cls(sorted({symbol for content in contents for symbol in content.split()}))
 
     def encode(self, content: str) -> Int32[np.ndarray, " n"]:
@@ -44,7 +44,7 @@ class SymbolVocabulary:
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if len(wrong):
-            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+            raise UserError(f"token {wrong[0]} is outside 0 to {self.size - 1}: was another vocabulary used?")
         known = (*self.symbols, UNKNOWN)
         return " ".join(known[number] for number in ids if number < len(known))
 

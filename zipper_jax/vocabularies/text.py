@@ -1,6 +1,6 @@
 """Text vocabularies: sentencepiece, and bytes. Neither imports TensorFlow or seqio.
 
-sentencepiece is imported where it is used: training from packed rows runs on machines that lack it.
+sentencepiece is imported where it is used, because training from packed rows runs on machines without it.
 """
 
 import io
@@ -17,16 +17,16 @@ from zipper_jax.utils.files import write_bytes
 from zipper_jax.vocabularies import files
 
 MODEL_NAME = "sentencepiece.model"
-_SENTENCEPIECES_LONGEST = 4192  # bytes of a sentence that it takes, when it is not told otherwise
+_SENTENCEPIECES_LONGEST = 4192  # sentencepiece's default max_sentence_length, in bytes
 
 
 class SentencePieceVocabulary:
-    """Any sentencepiece model that has begin (``<s>``) and end (``</s>``) pieces; its ids are used as they are."""
+    """A sentencepiece model with begin (``<s>``) and end (``</s>``) pieces; its ids are used unchanged."""
 
     kind = "sentencepiece"
 
     def __init__(self, model: bytes, header: Mapping[str, Any] | None = None):
-        """Reads ``model``; with the ``header`` that was written beside it, not before text is turned into ids."""
+        """Load ``model``; with its stored ``header``, only when text is first encoded or decoded."""
         self._model = model
         if header is not None:
             self.size, self.begin_id, self.end_id = (header[name] for name in ("size", "begin_id", "end_id"))
@@ -48,7 +48,7 @@ class SentencePieceVocabulary:
             return sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
-                f"these {len(self._model)} bytes are no sentencepiece model ({error}): give a .model file"
+                f"these {len(self._model)} bytes are not a sentencepiece model ({error}): give a .model file"
             ) from error
 
     def encode(self, content: str) -> Int32[np.ndarray, " n"]:
@@ -70,7 +70,7 @@ class SentencePieceVocabulary:
 
 
 class ByteVocabulary:
-    """UTF-8 bytes: byte b is id b, ``begin = 256``, ``end = 257``. Represents every text."""
+    """UTF-8 bytes: byte b has id b, ``begin = 256``, ``end = 257``. Represents any text."""
 
     kind = "bytes"
     size = 258
@@ -101,18 +101,20 @@ def train_sentencepiece(
     byte_fallback: bool = False,
     normalisation: str = "identity",
 ) -> SentencePieceVocabulary:
-    """Trains a sentencepiece vocabulary of exactly ``size`` ids: unknown, begin, end, then pieces.
+    """Train a sentencepiece vocabulary of exactly ``size`` ids: unknown, begin, end, then pieces.
 
-    Where the sentences support fewer pieces, the rest are placeholders that no text ever gives, so that a model's
-    vocabulary size can be decided before the data. Deterministic for the same sentences in the same order.
+    If the sentences support fewer pieces, the rest are placeholders that never occur in encoded text, so that a model's
+    vocabulary size is independent of the data. Deterministic for the same sentences in the same order.
 
     Args:
-      model_type: "unigram", "bpe", "char" or "word".
-      byte_fallback: represent unseen characters by their bytes (256 pieces of ``size``) instead of one unknown piece.
-      normalisation: sentencepiece's rule ("identity", "nmt_nfkc", "nfkc_cf", ...).
+        sentences: Training text.
+        size: Total number of ids.
+        model_type: "unigram", "bpe", "char" or "word".
+        byte_fallback: Encode unseen characters as bytes (256 pieces of ``size``) instead of one unknown piece.
+        normalisation: Normalisation rule of sentencepiece ("identity", "nmt_nfkc", "nfkc_cf", ...).
 
     Raises:
-      UserError: no sentences, or a size that cannot hold the characters.
+        UserError: There are no sentences, or ``size`` is too small for the characters.
     """
     import sentencepiece
 
@@ -120,7 +122,7 @@ def train_sentencepiece(
     if not any(sentence.strip() for sentence in sentences):
         raise UserError("there is no sentence to train a text vocabulary on: check the corpus's training split")
 
-    # sentencepiece leaves longer ones out. The argument becomes part of the model, so only where it is needed.
+    # sentencepiece skips longer sentences. The argument is stored in the model, so it is given only if needed.
     longest = max(len(sentence.encode()) for sentence in sentences)
     length: dict[str, Any] = {"max_sentence_length": longest} if longest > _SENTENCEPIECES_LONGEST else {}
 
@@ -141,7 +143,7 @@ def train_sentencepiece(
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            num_threads=1,  # more threads give other floating-point sums, so other pieces
+            num_threads=1,  # the order of floating-point sums, and so the pieces, depends on it
             minloglevel=2,
             **length,
         )
@@ -153,10 +155,10 @@ def train_sentencepiece(
             vocabulary = train(size - vocabulary.size)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(
-            f"text_vocabulary_size = {size} does not work ({' '.join(str(error).split())}): try more"
+            f"text_vocabulary_size = {size}: sentencepiece failed ({' '.join(str(error).split())}); try a larger size"
         ) from error
     if vocabulary.size != size:
-        raise UserError(f"text_vocabulary_size = {size} does not work (got {vocabulary.size} pieces): try another size")
+        raise UserError(f"text_vocabulary_size = {size}: got {vocabulary.size} pieces; try another size")
     return vocabulary
 
 
@@ -164,5 +166,5 @@ def _checked(ids: Any, size: int) -> list[int]:
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
     wrong = ids[(ids < 0) | (ids >= size)]
     if len(wrong):
-        raise UserError(f"token {wrong[0]} lies outside 0 to {size - 1}: was another vocabulary used?")
+        raise UserError(f"token {wrong[0]} is outside 0 to {size - 1}: was another vocabulary used?")
     return ids.tolist()

@@ -1,4 +1,4 @@
-"""Which vocabulary a converted tower has, and which tokens it lacks."""
+"""Vocabularies of converted towers, and the tokens that a tower lacks."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,25 @@ from zipper_jax.vocabularies import HuggingFaceVocabulary, UnitVocabulary, Vocab
 from zipper_jax.vocabularies.hugging_face import backend, read_files
 
 ADDED = "added"
-"""What a user writes for a begin or end token that fusion shall add."""
+"""Value of --begin_token or --end_token for a token that fusion adds."""
 
 
 def text_vocabulary(
     folder: str | Path, config: Mapping[str, Any], rows: int, begin: str | None = None, end: str | None = None
 ) -> HuggingFaceVocabulary:
-    """The tokenizer of a Hugging Face folder.
+    """Return the vocabulary of the tokenizer in a Hugging Face folder.
 
-    Begin and end are its bos and eos tokens (``config.json``, else ``tokenizer_config.json``), or what ``begin`` and
-    ``end`` name: a token, an id, or `ADDED`. One that is missing, and a begin that is also the end, is added.
+    A begin or end token that is missing is added, as is a begin token that equals the end token.
+
+    Args:
+        folder: Hugging Face folder.
+        config: Content of its ``config.json``.
+        rows: Vocabulary size of the tower.
+        begin: A token, an id, or `ADDED`; None: bos of ``config.json``, else of ``tokenizer_config.json``.
+        end: The same for eos.
 
     Raises:
-      UserError: no tokenizer, or an unknown token.
+        UserError: There is no tokenizer, or a token is unknown.
     """
     contents = read_files(folder)
     try:
@@ -42,7 +48,7 @@ def text_vocabulary(
         if given is not None:
             found = int(given) if given.isdecimal() else tokenizer.id_of(given)
             if found is None or not 0 <= found < rows:
-                raise UserError(f"--{'begin' if kind == 'bos' else 'end'}_token {given!r} is no token of this model")
+                raise UserError(f"--{'begin' if kind == 'bos' else 'end'}_token {given!r} is not a token of this model")
             return found
         value = config.get(f"{kind}_token_id")
         if isinstance(value, list):
@@ -52,7 +58,7 @@ def text_vocabulary(
             token = token.get("content") if isinstance(token, dict) else token
             value = None if token is None else tokenizer.id_of(token)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise UserError(f"{str(folder)!r}: config.json has {kind}_token_id = {value!r}, which is no token's number")
+            raise UserError(f"{str(folder)!r}: config.json has {kind}_token_id = {value!r}, which is not a token id")
         return value if value is not None and 0 <= value < rows else None
 
     begin_id, end_id = _two(find(begin, "bos"), find(end, "eos"), rows)
@@ -60,10 +66,10 @@ def text_vocabulary(
 
 
 def whole_tokenizer(folder: str | Path) -> HuggingFaceVocabulary:
-    """The tokenizer of a folder with all its tokens, for a tower that is trained from nothing.
+    """Return the vocabulary of a folder's tokenizer with all its tokens, for a tower trained from scratch.
 
     Raises:
-      UserError: as `text_vocabulary`.
+        UserError: As `text_vocabulary`.
     """
     about = Path(folder) / "config.json"
     try:
@@ -76,10 +82,10 @@ def whole_tokenizer(folder: str | Path) -> HuggingFaceVocabulary:
 def sentencepiece_vocabulary(
     path: str | Path, rows: int, begin: str | None = None, end: str | None = None
 ) -> HuggingFaceVocabulary:
-    """A sentencepiece model for a tower of T5X, which begins every sequence with token 0 and ends it with 1.
+    """Return the vocabulary of a sentencepiece model for a T5X tower; T5X begins sequences with token 0, ends with 1.
 
     Raises:
-      UserError: no such file, not a sentencepiece model, or a token outside the tower.
+        UserError: The file is missing or not a sentencepiece model, or a token is outside the tower.
     """
     if not Path(path).is_file():
         raise UserError(f"--vocabulary {str(path)!r} does not exist; give a sentencepiece .model file")
@@ -91,7 +97,7 @@ def sentencepiece_vocabulary(
             return None
         found = default if given is None else int(given) if given.isdecimal() else tokenizer.id_of(given)
         if found is None or not 0 <= found < rows:
-            raise UserError(f"--{option} {given!r} is no token of this model")
+            raise UserError(f"--{option} {given!r} is not a token of this model")
         return found
 
     begin_id, end_id = _two(find(begin, 0, "begin_token"), find(end, 1, "end_token"), rows)
@@ -101,12 +107,18 @@ def sentencepiece_vocabulary(
 def unit_vocabulary(
     rows: int, units: int, first: int, rate_hz: float, begin: str | None = None, end: str | None = None
 ) -> UnitVocabulary:
-    """The vocabulary of a unit model that has no tokenizer: unit u is row ``first + u``.
+    """Return the vocabulary of a unit model without a tokenizer: unit u has id ``first + u``.
 
-    ``begin`` and ``end``: rows that the model knows as such, or `ADDED` (the default).
+    Args:
+        rows: Vocabulary size of the tower.
+        units: Number of units.
+        first: Id of unit 0.
+        rate_hz: Units per second.
+        begin: Id of the model's begin token, or `ADDED` (the default).
+        end: The same for the end token.
 
     Raises:
-      UserError: units or rows outside the tower.
+        UserError: Units or tokens are outside the tower.
     """
     if not 0 < units <= rows - first or first < 0:
         raise UserError(f"--units {units} from row {first} on do not fit a tower of {rows} tokens")
@@ -123,12 +135,12 @@ def unit_vocabulary(
 
 
 def added_tokens(vocabulary: Vocabulary, rows: int) -> int:
-    """How many tokens of a vocabulary the tower lacks."""
+    """Return how many tokens of a vocabulary the tower lacks."""
     return max(0, vocabulary.size - rows)
 
 
 def _two(begin: int | None, end: int | None, rows: int) -> tuple[int, int]:
-    """Two different ids; what is missing takes the next ids behind the tower's rows."""
+    """Return two different ids; a missing one becomes the next id after the tower's vocabulary."""
     if begin == end:
         begin = None
     free = iter((rows, rows + 1))

@@ -1,6 +1,6 @@
-"""Units of speech, or of any quantised signal: unit u is id u; begin and end follow (1,024 + 2 in the paper).
+"""Units of speech, or of any quantised signal: unit u has id u; begin and end follow (1,024 + 2 in the paper).
 
-A pretrained unit model may have them elsewhere: units from a row on, its own begin and end, rows for other things.
+A pretrained unit model may differ: units from another id on, its own begin and end, ids for other tokens.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,16 @@ from zipper_jax.vocabularies import files
 
 
 class UnitVocabulary:
-    """``num_units`` units at ``rate_hz`` per second; ``begin = num_units``, ``end = num_units + 1``.
+    """Vocabulary of units; by default ``begin = num_units``, ``end = num_units + 1``.
 
-    ``codebook`` is the digest of the tokenizer that the units come from: unit 7 of another one is another sound.
-    ``first``: id of unit 0. ``rows``: ids of the tower they come from. ``begin_id``, ``end_id``: where they are.
+    Args:
+        num_units: Number of units.
+        rate_hz: Units per second.
+        codebook: Digest of the tokenizer of these units; "" if unknown.
+        first: Id of unit 0.
+        rows: Vocabulary size of a pretrained unit model.
+        begin_id: Its begin token.
+        end_id: Its end token.
     """
 
     kind = "units"
@@ -35,9 +41,9 @@ class UnitVocabulary:
         end_id: int | None = None,
     ):
         if num_units < 1:
-            raise UserError(f"num_units is {num_units}: give at least 1")
+            raise UserError(f"num_units = {num_units}: give at least 1")
         if not rate_hz > 0:
-            raise UserError(f"rate_hz is {rate_hz}: give units per second, e.g. 25")
+            raise UserError(f"rate_hz = {rate_hz}: give units per second, e.g. 25")
         self.num_units = int(num_units)
         self.rate_hz = float(rate_hz)
         self.codebook = codebook
@@ -52,19 +58,19 @@ class UnitVocabulary:
         self.digest = files.digest(b"units", *(part.encode() for part in decisive))
 
     def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
-        """``content``: unit numbers. Raises UserError for one outside ``[0, num_units)``."""
+        """Return the ids of unit numbers. Raises UserError for one outside ``[0, num_units)``."""
         units = np.asarray(content, dtype=np.int64).reshape(-1)
         wrong = units[(units < 0) | (units >= self.num_units)]
         if len(wrong):
-            raise UserError(f"unit {wrong[0]} lies outside 0 to {self.num_units - 1}: was another tokenizer used?")
+            raise UserError(f"unit {wrong[0]} is outside 0 to {self.num_units - 1}: was another tokenizer used?")
         return (units + self.first).astype(np.int32)
 
     def decode(self, ids: Any) -> Int32[np.ndarray, " n"]:
-        """Unit numbers; begin and end, and a unit model's rows that are no units, are left out."""
+        """Return unit numbers; begin, end and other ids that are not units are skipped."""
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if len(wrong):
-            raise UserError(f"token {wrong[0]} lies outside 0 to {self.size - 1}: was another vocabulary used?")
+            raise UserError(f"token {wrong[0]} is outside 0 to {self.size - 1}: was another vocabulary used?")
         units = ids - self.first
         return units[(units >= 0) & (units < self.num_units)].astype(np.int32)
 

@@ -1,6 +1,6 @@
-"""Readers of other people's formats, one small file each: ``read(path, settings)`` yields rows, good and bad.
+"""Readers of data set formats, one module each: ``read(path, settings)`` yields rows, valid and invalid.
 
-What is wrong with a row is a word in it, to be dropped and counted; what is wrong with the source is a UserError.
+An invalid row carries its ``problem`` and is dropped and counted later; an invalid source raises UserError.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[Path, ImportSettings], Iterator[Row]]] = {
     "kaldi": kaldi.read,
     "units": units.read,
 }
-"""format -> reader. ``tfds:NAME`` is one more."""
+"""format -> reader. ``tfds:NAME`` is handled separately."""
 
 KEEP_FIELDS = ("text", "table", "units")
 """Formats whose rows may have further fields."""
@@ -31,12 +31,12 @@ _WORDS = ("id", "place", "split", "text", "audio", "voice")
 
 
 def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Path) -> Iterator[Row]:
-    """Rows of every path, in order. Raises UserError for an unknown format, and for what the readers refuse."""
+    """Yield the rows of every path, in order. Raises UserError for an unknown format or an invalid source."""
     if settings.fields and kind not in KEEP_FIELDS:
-        raise UserError(f"fields: rows of {kind!r} have none to keep; formats that have: {', '.join(KEEP_FIELDS)}")
+        raise UserError(f"fields: format {kind!r} has no further fields; use it with {', '.join(KEEP_FIELDS)}")
     if kind.startswith("tfds:"):
         if len(paths) > 1:
-            raise UserError(f"{kind} takes one DATA_DIR at most, got {len(paths)}")
+            raise UserError(f"format {kind}: got {len(paths)} paths; give at most one DATA_DIR")
         yield from tfds.read(kind.removeprefix("tfds:"), paths[0] if paths else None, settings, out)
         return
     if kind not in READERS:
@@ -50,7 +50,7 @@ def read_sources(kind: str, paths: list[Path], settings: ImportSettings, out: Pa
 
 
 def _writable(row: Row) -> Row:
-    """The row, with a problem where it cannot be written as UTF-8: half an emoji in JSON, a file's name in Latin-1."""
+    """Return the row, with a problem if it cannot be encoded as UTF-8 (a lone surrogate, a Latin-1 file name)."""
     words: dict[str, Any] = {name: value for name in _WORDS if isinstance(value := getattr(row, name), str)}
     try:
         "".join([*words.values(), *(value for value in row.more.values() if isinstance(value, str))]).encode()
@@ -59,6 +59,6 @@ def _writable(row: Row) -> Row:
         escaped = {name: value.encode(errors="backslashreplace").decode() for name, value in words.items()}
     bad = {name for name, value in words.items() if escaped[name] != value}
     problem = "file name that is not UTF-8" if "audio" in bad else ""
-    if "text" in bad or not bad:  # not bad: it is in a further field
+    if "text" in bad or not bad:  # none of these fields is bad: then a further one is
         problem = NOT_UTF8
     return dataclasses.replace(row, **{**escaped, "problem": row.problem or problem})

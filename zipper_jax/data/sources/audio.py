@@ -1,6 +1,6 @@
-"""A folder of audio alone, for a speech tower: every file below it; Libri-Light's layout is one.
+"""A folder of audio without text, for a speech tower: every audio file below it, as in Libri-Light.
 
-The first folder on the way to a file is its speaker (SPEAKER/BOOK/FILE.flac).
+The first folder of a file's relative path is its speaker (SPEAKER/BOOK/FILE.flac).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Rows without text; long ones are cut later, when their length is known."""
+    """Yield rows without text; long ones are cut later, when their duration is known."""
     folder, empty = require_folder(path, "audio files"), True
     for file in audio_files(folder):
         empty = False

@@ -1,4 +1,4 @@
-"""Kaldi's data folders: wav.scp, text, perhaps utt2spk and segments; or a folder of such (train, dev, …)."""
+"""Kaldi data folders: wav.scp, text, optionally utt2spk and segments; or a folder of such folders (train, dev, …)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Several data folders are splits by their names; wav.scp may not hold commands."""
+    """Yield the rows; of several data folders, each name is the split. wav.scp may not hold commands."""
     folder = require_folder(path, "wav.scp and text, or data folders called train, dev, test")
     if (folder / "wav.scp").is_file():
         yield from _read(folder, folder.name if split_of(folder.name) else "")
@@ -52,7 +52,7 @@ def _read(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str | None, str]]:
-    """(first word, the rest, place); the rest is None in a line that is not UTF-8."""
+    """Yield (first word, the rest, place); the rest is None for a line that is not UTF-8."""
     for number, line in lines.lines(path):
         place = f"{path}:{number}"
         if line is None:
@@ -66,12 +66,12 @@ def _file(value: str | None, folder: Path, place: str) -> str:
     value = value or ""
     if value.endswith("|") or value.startswith("|"):
         raise UserError(
-            f"{place} is a command ({value!r}), not a file, and none is run here: write the audio into files first "
+            f"{place} is a command ({value!r}), which is not executed: write the audio to files first "
             "(for example `wav-copy scp:wav.scp ark,scp:…`, or run the commands), then name those in wav.scp"
         )
     if not value:
         raise UserError(f"{place} names no audio file: give `ID PATH`")
-    # Kaldi takes paths from where a recipe runs, which nothing records; a folder that was moved whole has its own.
+    # Kaldi resolves paths against the recipe's working folder, which is not recorded; try the data folder first.
     beside = folder / value
     return str(beside if beside.is_file() else Path(value).absolute())
 
@@ -83,5 +83,7 @@ def _segment(name: str, value: str | None, place: str) -> tuple[str, tuple[str, 
         if start < 0 or seconds <= 0:
             raise ValueError
     except ValueError:
-        raise UserError(f"{place}: {value!r} is no segment: give `UTTERANCE RECORDING BEGIN END` in seconds") from None
+        raise UserError(
+            f"{place}: {value!r} is not a segment; give `UTTERANCE RECORDING BEGIN END` in seconds"
+        ) from None
     return name, (recording, start, seconds)

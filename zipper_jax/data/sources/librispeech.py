@@ -1,6 +1,6 @@
-"""LibriSpeech's folders: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt beside one .flac per utterance.
+"""LibriSpeech layout: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt beside one .flac per utterance.
 
-Splits by the subset's name: train-*, dev-*, test-clean, test-other.
+The subset's name gives the split: train-*, dev-*, test-clean, test-other.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _DEPTH = 3  # SUBSET/SPEAKER/CHAPTER
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Give the folder that holds the subsets, or one above it, or one subset."""
+    """Yield the rows below ``path``: the folder of the subsets, one above it, or one subset."""
     folder = require_folder(path, "LibriSpeech's subsets, such as train-clean-100 and dev-clean")
     transcripts = [file for file in files_below(folder) if file.name.endswith(".trans.txt")]
     if not transcripts:

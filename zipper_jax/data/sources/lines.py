@@ -16,20 +16,20 @@ COMPRESSED = tuple(_OPENERS)
 
 
 def ending(path: Path) -> str:
-    """``.txt`` of a.txt and of a.txt.gz."""
+    """Return the suffix without that of compression: ``.txt`` for a.txt and for a.txt.gz."""
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix
 
 
 def stem(path: Path) -> str:
-    """``a`` of a.txt and of a.txt.gz."""
+    """Return the stem without that of compression: ``a`` for a.txt and for a.txt.gz."""
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).stem
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """(number, line without its end) from 1 on; None for a line that is not UTF-8.
+    """Yield (number from 1, line without its newline); None for a line that is not UTF-8.
 
     Raises:
-      UserError: no such file, or one that does not unpack.
+        UserError: The file does not exist or cannot be decompressed.
     """
     if not path.is_file():
         raise UserError(f"{str(path)!r} does not exist (or is not a file): check the path")
@@ -39,12 +39,12 @@ def lines(path: Path) -> Iterator[tuple[int, str | None]]:
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 try:
-                    yield number, None if b"\0" in line else line.rstrip(b"\r\n").decode()  # a zero byte: UTF-16
+                    yield number, None if b"\0" in line else line.rstrip(b"\r\n").decode()  # zero bytes mean UTF-16
                 except UnicodeDecodeError:
                     yield number, None
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{str(path)!r} cannot be unpacked ({error}): get it again") from error
     except OSError as error:
-        if error.errno is None:  # bz2's word for damage
+        if error.errno is None:  # bz2 reports damaged data this way
             raise UserError(f"{str(path)!r} cannot be unpacked ({error}): get it again") from error
         raise

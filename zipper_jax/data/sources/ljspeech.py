@@ -1,4 +1,4 @@
-"""LJSpeech's folder: metadata.csv with ``id|text|normalised text``, and wavs/ID.wav."""
+"""LJSpeech layout: metadata.csv with ``id|text|normalised text``, and wavs/ID.wav."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from zipper_jax.data.sources.rows import (
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """The normalised text where there is one (numbers and abbreviations in words)."""
+    """Yield the rows, with the normalised text if there is one (numbers and abbreviations as words)."""
     folder = require_folder(path, "metadata.csv and wavs/")
     table, named = folder / "metadata.csv", set()
     for number, line in lines.lines(table):

@@ -1,4 +1,4 @@
-"""What every reader of a source yields, and how sources name their splits."""
+"""Rows that every source reader yields, import settings, and split names."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from zipper_jax.utils.errors import UserError
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
-"""What a row of a manifest may have, beside further ``fields``."""
+"""Fields that a manifest row may have, besides the further ``fields`` of the settings."""
 
 NO_AUDIO = "transcript without audio"
 NO_TEXT = "audio without transcript"
@@ -28,12 +28,20 @@ _SPLITS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One utterance or document as its source has it; None: the source has none.
+    """One utterance or document of a source; None: absent from the source.
 
-    id: unique in the source. place: file, and line, for messages. split: the source's own name of it, "" without one.
-    audio: absolute path; start, seconds: the part of it that is meant; without start: all of it.
-    more: fields of further modalities, kept as they are.
-    problem: why it cannot be used, in a few words that can be counted; "" where nothing is known against it.
+    Attributes:
+        id: Unique in the source.
+        place: File and line, for messages.
+        split: The source's own name of the split; "" without one.
+        text: Transcript or document.
+        audio: Absolute path.
+        units: List of unit numbers.
+        voice: Speaker.
+        start: Start of the segment in seconds; None: the whole file.
+        seconds: Duration of the segment.
+        problem: Why the row cannot be used, in a few words that are counted; "" if it can.
+        more: Fields of further modalities, unchanged.
     """
 
     id: str
@@ -53,18 +61,21 @@ class Row:
 class ImportSettings:
     """How a source is read.
 
-    validation, test: rows of splits that the source lacks, drawn from its training rows by a hash of the text, equal
-      sentences together; -1: one row in twenty, at most 100.
-    max_seconds: audio with a transcript that is longer is dropped.
-    piece_seconds: audio without a transcript is cut into equal pieces no longer than this.
-    piece_words: text without audio is cut into equal pieces no longer than this; 0: never.
-    documents: of .txt files: a document per line, or paragraphs with blank lines between them.
-    text_field, audio_field, voice_field: columns of a table, fields of .jsonl, features of a TFDS dataset; "": the
-      format's own.
-    audio_folder: where the paths in a table begin; "": the table's folder.
-    header: JSON file with num_units and rate_hz of given units; "": header.json beside them.
-    sample_rate: of a TFDS dataset that does not state it.
-    fields: further columns of a table, or fields of .jsonl, that are kept: content of modalities of one's own.
+    Attributes:
+        validation: Rows to draw from training, by a hash of the text (equal sentences together), if the source has no
+            validation split; -1: one row in twenty, at most 100.
+        test: The same for the test split.
+        max_seconds: Longer audio with a transcript is dropped.
+        piece_seconds: Audio without a transcript is cut into equal pieces of at most this length.
+        piece_words: Text without audio is cut into equal pieces of at most this length; 0: never.
+        documents: Of .txt files: one document per line, or paragraphs separated by blank lines.
+        text_field: Column of a table, field of .jsonl or feature of a TFDS dataset with the text; "": the default.
+        audio_field: The same for the audio.
+        voice_field: The same for the speaker.
+        audio_folder: Base of the relative paths in a table; "": the table's folder.
+        header: JSON file with num_units and rate_hz of given units; "": header.json beside them.
+        sample_rate: Hz, for a TFDS dataset that does not state it.
+        fields: Further columns of a table or fields of .jsonl to keep, for user-defined modalities.
     """
 
     validation: int = -1
@@ -84,24 +95,24 @@ class ImportSettings:
     def __post_init__(self) -> None:
         for name in ("validation", "test"):
             if getattr(self, name) < -1:
-                raise UserError(f"{name} is {getattr(self, name)}: give a number of rows, or -1 for one in twenty")
+                raise UserError(f"{name} = {getattr(self, name)}: give a number of rows, or -1 for one in twenty")
         for name in ("max_seconds", "piece_seconds"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give more than 0")
+                raise UserError(f"{name} = {getattr(self, name)}: give more than 0")
         for name in ("piece_words", "sample_rate"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give 0 or more")
+                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         for name in self.fields:
             if name in FIELDS:
-                raise UserError(f"fields names {name!r}, which has a meaning of its own: give further ones only")
+                raise UserError(f"fields = {name!r}: this name is reserved; name only further fields")
 
     def more(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The further ``fields`` that a record of a source has."""
+        """Return the further ``fields`` of a source record."""
         return {name: record[name] for name in self.fields if record.get(name)}
 
 
 def split_of(name: str) -> str | None:
-    """Our name for a source's name of a split (dev-clean, train_clean100): one of SPLITS; None: unknown."""
+    """Map a source's split name (dev-clean, train_clean100) to one of SPLITS; None: unknown."""
     for pattern, split in _SPLITS:
         if re.match(rf"({pattern})(?![a-z])", name.lower()):
             return split
@@ -109,7 +120,7 @@ def split_of(name: str) -> str | None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below ``folder``, in order of path; linked folders count, each once (links can make loops)."""
+    """Return every file below ``folder``, sorted; symlinked folders are followed, each once, because links can loop."""
     found, seen = [], set()
     for home, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
@@ -123,17 +134,17 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def audio_files(folder: Path) -> list[Path]:
-    """Every audio file below ``folder``, in order of path."""
+    """Return every audio file below ``folder``, sorted by path."""
     return [path for path in files_below(folder) if path.suffix.lower() in AUDIO_ENDINGS]
 
 
 def id_of(path: Path, folder: Path) -> str:
-    """The id of a file: its path below ``folder`` without ending, fit for a file name."""
+    """Return the id of a file: its path relative to ``folder`` without suffix, as a valid file name."""
     return "-".join(path.relative_to(folder).with_suffix("").parts)
 
 
 def require_folder(path: Path, wants: str) -> Path:
-    """``path``, absolute. Raises UserError when it is no folder; ``wants`` says what should be in it."""
+    """Return ``path``, absolute. Raises UserError when it is not a folder; ``wants`` is its expected content."""
     if not path.is_dir():
-        raise UserError(f"{str(path)!r} is no folder: give one with {wants}")
-    return Path(os.path.abspath(path))  # where a folder is a link, its name, which may be a split's, is the link's
+        raise UserError(f"{str(path)!r} is not a folder: give one with {wants}")
+    return Path(os.path.abspath(path))  # not resolve(): a symlink's own name may name the split

@@ -1,4 +1,4 @@
-"""A table of your own, .tsv or .csv with a first line that names its columns: audio, and text, id, split, voice."""
+"""Tables: .tsv or .csv with a header line of column names: audio, optionally text, id, split, voice."""
 
 import csv
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _DELIMITERS = {".tsv": "\t", ".csv": ","}
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Paths of audio begin at ``settings.audio_folder``, or where the table lies."""
+    """Yield the rows; audio paths are relative to ``settings.audio_folder``, or else to the table's folder."""
     delimiter = _DELIMITERS.get(lines.ending(path))
     if delimiter is None:
         raise UserError(f"{str(path)!r} has an unknown ending: give a table that ends in {' or '.join(_DELIMITERS)}")
@@ -21,7 +21,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
     bad: list[int] = []
     rows = _decoded(path, bad)
     records = csv.reader(rows, strict=True)
-    if delimiter == "\t":  # nothing is quoted in a .tsv: the quotes are the text's own
+    if delimiter == "\t":  # a .tsv has no quoting: quotes are part of the text
         records = csv.reader(rows, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     try:
         header = [name.strip() for name in next(records, [])]
@@ -33,7 +33,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             cells = dict(zip(header, (cell.strip() for cell in record), strict=False))
             file = cells.get(audio, "")
             problem = NO_TEXT if text in header and not cells.get(text) else ""
-            if any(cell.strip() for cell in record[len(header) :]):  # a text with commas that nobody quoted
+            if any(cell.strip() for cell in record[len(header) :]):  # unquoted text with commas
                 problem = "more columns than the header"
             yield Row(
                 id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/"),
@@ -46,7 +46,9 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
                 problem=problem if file else NO_AUDIO,
             )
     except csv.Error as error:
-        raise UserError(f"{str(path)!r} line {records.line_num} is no {path.suffix} ({error}): repair it") from error
+        raise UserError(
+            f"{str(path)!r} line {records.line_num} is not valid {path.suffix} ({error}): repair it"
+        ) from error
     yield from (Row(f"{path}:{number}", f"{path}:{number}", problem=NOT_UTF8) for number in bad)
 
 
@@ -58,18 +60,18 @@ def _decoded(path: Path, bad: list[int]) -> Iterator[str]:
 
 
 def _columns(path: Path, header: list[str], settings: ImportSettings) -> tuple[str, str, str]:
-    """The columns of audio, text and voice: as the settings name them, which must then be there."""
+    """Return the columns of audio, text and voice. Raises UserError when a column that the settings name is missing."""
     wanted = {"audio": settings.audio_field, "text": settings.text_field, "voice": settings.voice_field}
     for name in settings.fields:
         if name not in header:
             raise UserError(
-                f"{str(path)!r} has no column {name!r} (there: {', '.join(header)}){closest(name, header)}: --fields"
+                f"--fields: {str(path)!r} has no column {name!r} (there: {', '.join(header)}){closest(name, header)}"
             )
     for field, name in wanted.items():
         name = name or (field if field == "audio" else "")
         if name and name not in header:
             raise UserError(
                 f"{str(path)!r} has no column {name!r} (there: {', '.join(header) or 'none'}){closest(name, header)}: "
-                f"its first line must name the columns, or give --{field}_field"
+                f"name the columns in its first line, or give --{field}_field"
             )
     return settings.audio_field or "audio", settings.text_field or "text", settings.voice_field or "voice"

@@ -1,4 +1,4 @@
-"""Text alone: .txt (a document per line, or per paragraph) and .jsonl, compressed or not; files, or folders of them."""
+"""Text without audio: .txt (one document per line or paragraph) and .jsonl, compressed or not; files or folders."""
 
 import json
 import os
@@ -13,21 +13,21 @@ _ENDINGS = (".txt", ".jsonl")
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Files and folders called train, dev, valid, test, … are that split; a .jsonl line may name its own in "split"."""
+    """Yield the rows. A file or folder called train, dev, valid, test, … is that split; "split" of a line overrides."""
     for file, name in _files(path):
         split = _split(file, path)
         yield from (_jsonl if lines.ending(file) == ".jsonl" else _txt)(file, name, split, settings)
 
 
 def _split(file: Path, path: Path) -> str:
-    """What names the split of ``file``: itself (valid.txt, wiki.valid.txt), or the nearest folder up to ``path``."""
+    """Return the name that gives the split of ``file``: its own (valid.txt, wiki.valid.txt), else a folder's."""
     stem = lines.stem(file)
     folders = [*Path(os.path.abspath(path)).parts[-1:], *file.relative_to(path).parts[:-1]] if path.is_dir() else []
     return next(filter(split_of, [stem, *stem.split("."), *reversed(folders)]), "")
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
-    """The files and what their rows' ids begin with."""
+    """Return the files and the id prefix of their rows."""
     kinds = f"{' or '.join(_ENDINGS)} (also {', '.join(lines.COMPRESSED)})"
     if path.is_dir():
         found = [file for file in files_below(path) if lines.ending(file) in _ENDINGS]

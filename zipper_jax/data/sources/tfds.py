@@ -1,6 +1,6 @@
-"""Datasets that TFDS has on this machine: tfds:librispeech, tfds:libritts, tfds:ljspeech, or any by its name.
+"""Datasets that TFDS has prepared on this machine: tfds:librispeech, tfds:libritts, tfds:ljspeech, or any other.
 
-Their audio lies inside records, so it is written out: OUT/audio/…/ID.flac. Imports TensorFlow when it begins.
+Their audio is stored in records, so it is extracted to OUT/audio/…/ID.flac. `read` imports TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _VOICE = ("speaker_id", "speaker", "client_id")
 
 
 def read(name: str, data_dir: Path | None, settings: ImportSettings, out: Path) -> Iterator[Row]:
-    """Rows of every split. Audio that is there from an interrupted import is not written again."""
+    """Yield the rows of every split. Audio that an interrupted import extracted is reused."""
     import os
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -59,12 +59,12 @@ def _builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
     except (tfds.core.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"TFDS knows no dataset {name!r} here{closest(name, known)}: check the name and DATA_DIR"
+            f"tfds:{name}: TFDS has no such dataset here{closest(name, known)}: check the name and DATA_DIR"
         ) from error
     if not builder.info.splits:
         raise UserError(
             f"tfds:{name} is not prepared in {str(builder.data_path.parent.parent)!r}: run `tfds build {name}` first "
-            "(it downloads), or name the folder that holds it after the format"
+            "(it downloads), or give DATA_DIR after the format"
         )
     return builder
 
@@ -80,12 +80,12 @@ def _feature(name: str, what: str, asked: str, found: list[str], features: Any, 
             f"another --{what}_field"
         )
     if not asked and not found and need:
-        raise UserError(f"tfds:{name} has no feature of {what}: name one of {', '.join(features)} by --{what}_field")
+        raise UserError(f"tfds:{name} has no {what} feature: give one of {', '.join(features)} as --{what}_field")
     return asked or next(iter(found), None)
 
 
 def _string(value: Any) -> str | None:
-    """None for bytes that are not UTF-8."""
+    """Return ``value`` as a stripped string; None for bytes that are not UTF-8."""
     try:
         return (value.decode() if isinstance(value, bytes) else str(value)).strip()
     except UnicodeDecodeError:
@@ -93,9 +93,9 @@ def _string(value: Any) -> str | None:
 
 
 def _write(file: Path, samples: np.ndarray, rate: int) -> str:
-    """Writes ``file``; returns why it could not be, or ""."""
+    """Write ``file``; return the problem, or ""."""
     if np.issubdtype(samples.dtype, np.integer):
-        # TFDS hands 16-bit samples out in wider types.
+        # TFDS stores 16-bit samples in wider types.
         samples = samples.astype(np.int16 if np.abs(samples).max(initial=0) <= 2**15 else np.int32)
     try:
         waveform = load_audio(samples, int(rate))

@@ -1,7 +1,7 @@
-"""Units that were made elsewhere: JSON lines {"id", "units"}, with "text", "split", "voice", "seconds" if known.
+"""Units of an external tokenizer: JSON lines {"id", "units"}, optionally "text", "split", "voice", "seconds".
 
-A header beside them (header.json) says what they are: {"num_units": 500, "rate_hz": 25}, and if known "name" (two sets
-of one name are the same units) and "vocoder", a command that makes audio of them, with {units} and {wav} for files.
+A header beside them (header.json) describes them: {"num_units": 500, "rate_hz": 25}, optionally "name" (sets of equal
+name, number and rate are the same units) and "vocoder", a command that turns a file {units} into a file {wav}.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from zipper_jax.utils.errors import UserError
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
-    """Rows of one .jsonl file; units are checked later, against the header."""
+    """Yield the rows of one .jsonl file; `checked` validates the units later, against the header."""
     if lines.ending(path) != ".jsonl":
         raise UserError(
             f"{str(path)!r} has an unknown ending: give units as .jsonl (also {', '.join(lines.COMPRESSED)})"
@@ -55,12 +55,12 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
 
 
 def header(path: Path, settings: ImportSettings) -> GivenUnits:
-    """What the units of ``path`` are."""
+    """Return the header of the units in ``path``."""
     return GivenUnits.read(Path(settings.header) if settings.header else path.parent / "header.json")
 
 
 def checked(row: Row, what: GivenUnits) -> Row:
-    """The row with what is wrong with its units, or with their seconds."""
+    """Return the row with the problem of its units, or with their duration."""
     problem = _problem(row, what)
     seconds = row.seconds if problem or row.seconds else len(row.units) / what.rate_hz
     return dataclasses.replace(row, problem=problem, seconds=seconds)
@@ -76,7 +76,7 @@ def _problem(row: Row, what: GivenUnits) -> str:
         return "negative unit"
     if max(units) >= what.num_units:
         return f"unit above {what.num_units - 1}"
-    # Frames lost at the edges, a second at most of two units; a wrong rate is off by far more.
+    # Tolerates frames lost at the edges (10 % and two units); a wrong rate deviates by far more.
     if row.seconds and abs(len(units) / what.rate_hz - row.seconds) > 0.1 * row.seconds + 2 / what.rate_hz:
         return f"not {what.rate_hz:g} units per second"
     return ""
