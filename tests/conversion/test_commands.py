@@ -230,7 +230,7 @@ def test_weights_of_a_tower_that_computes_something_else_are_refused(folders):
     other = dataclasses.replace(model.towers["text"], windows=(4, 0, 4))
     changed = dataclasses.replace(model, towers={**model.towers, "text": other})
     source = {"text": str(folders / "text")}
-    message = r"its tower has windows = \(\), here tower 'text' has \(4, 0, 4\): the same weights would compute"
+    message = r"its tower has windows = \(\), here tower 'text' has \(4, 0, 4\), so the same weights compute"
     with pytest.raises(zipper_jax.UserError, match=message):
         initial_params(changed, 0, source)
     with pytest.raises(zipper_jax.UserError, match=message):
