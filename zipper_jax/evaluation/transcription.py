@@ -1,4 +1,4 @@
-"""Speech to text on examples, always beside the controls that would expose a model that does not listen."""
+"""Speech to text on examples, with the controls that expose a model which ignores its input."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,28 +10,32 @@ from zipper_jax.metrics.error_rates import wer
 from zipper_jax.tasks import SPEECH, TEXT
 
 Examples = Sequence[Mapping[str, Any]]
-"""Of a prepared folder: ``text``, ``units`` and more."""
+"""Examples of a prepared folder: ``text``, ``units`` and more."""
 
 
 def speech_to_text(
     model: Model, test: Examples, other: Examples, max_new_tokens: Mapping[str, int], beams: int = 1
 ) -> tuple[dict[str, float], list[str]]:
-    """Error rates and controls; and the hypotheses on ``test``. ``other``: a harder split, may be empty."""
+    """Transcribe ``test`` and its controls, and ``other``: a harder split, may be empty.
+
+    Returns:
+        Error rates by name, and the hypotheses on ``test``.
+    """
     sampling = SamplingConfig(beams=beams)
 
-    def hear(model: Model, units: Sequence[Any]) -> list[str]:
+    def transcribe(model: Model, units: Sequence[Any]) -> list[str]:
         rows = model.generate([[(SPEECH, u)] for u in units], (TEXT,), max_new_tokens=max_new_tokens, sampling=sampling)
         return [row[0].content for row in rows]
 
     units, texts = [e["units"] for e in test], [e["text"] for e in test]
-    hypotheses = hear(model, units)
+    hypotheses = transcribe(model, units)
     rates = {
         "asr_wer_test": wer(texts, hypotheses),
-        "asr_wer_shuffled_audio": wer(texts, hear(model, others(units))),
-        "asr_wer_no_audio": wer(texts, hear(model, [[] for _ in units])),
+        "asr_wer_shuffled_audio": wer(texts, transcribe(model, others(units))),
+        "asr_wer_no_audio": wer(texts, transcribe(model, [[] for _ in units])),
     }
     if other:
-        rates["asr_wer_test_other"] = wer([e["text"] for e in other], hear(model, [e["units"] for e in other]))
+        rates["asr_wer_test_other"] = wer([e["text"] for e in other], transcribe(model, [e["units"] for e in other]))
     if model.config.zips:
-        rates["asr_wer_gates_zero"] = wer(texts, hear(model.without_zips(), units))
+        rates["asr_wer_gates_zero"] = wer(texts, transcribe(model.without_zips(), units))
     return rates, hypotheses

@@ -1,11 +1,11 @@
-"""Speech to text on one split of a prepared folder, sentence by sentence, for a model that stands alone.
+"""Speech to text of one model on one split of a prepared folder, sentence by sentence.
 
-Writes a folder that `report_utterances` reads:
+Writes the input of `reports.utterances`:
 
     utterances.json     the error rate and its controls; each sentence with its alignment and counts
-    audio/*.flac        what was heard: the corpus's audio where it is given, else the units through the vocoder, if any
+    audio/*.flac        the corpus's audio where a corpus is given, else the vocoder's output, if there is one
 
-The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
+The controls are those of `evaluator`: another sentence's audio, no audio, gates at zero.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from zipper_jax.utils.files import write_json
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
-"""So many sentences, worst first, have their audio in the page; a page with all of a large split would not open."""
+"""Sentences with audio in the page, worst first; browsers cannot open a page with the audio of a large split."""
 
 
 def evaluate_split(
@@ -40,11 +40,11 @@ def evaluate_split(
     corpus: Path | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
+    """Transcribe the split, write the folder ``out`` and return the content of ``utterances.json``.
 
     Raises:
-      UserError: no such run or split, fewer than two sentences with words, other units than the model's, or audio that
-        the corpus lacks.
+        UserError: No such run or split, fewer than two sentences with words, units that are not the model's, or audio
+            missing from the corpus.
     """
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if normalise(example["text"] or "")]
@@ -57,15 +57,15 @@ def evaluate_split(
     model = load(run)
     for modality in (SPEECH, TEXT):
         if modality not in model.layout:
-            raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+            raise UserError(f"--run {run}: the model has no {modality}, so it cannot transcribe; give a fused run")
     check_units(prepared, run, model)
-    heard = "the recordings" if sounds is not None else "the units through the vocoder"
+    played = "the recordings" if sounds is not None else "the units through the vocoder"
     try:
         if sounds is None:
             model.vocode(examples[0]["units"])
-    except UserError as error:  # units from elsewhere: the page does without sound
+    except UserError as error:  # units without a vocoder: the page has no audio
         say(f"the page will have no sound: {error}")
-        heard = ""
+        played = ""
     say(f"{run}: {len(examples)} sentences of {split}, and the controls")
     rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
     say("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
@@ -76,17 +76,17 @@ def evaluate_split(
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
-    for place in worst[:WITH_AUDIO] if heard else ():
+    for place in worst[:WITH_AUDIO] if played else ():
         try:
             rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
-        except AudioError as error:  # a recording gone bad since it was prepared
+        except AudioError as error:  # a recording that was damaged after it was prepared
             say(f"  no sound of {rows[place]['id']!r}: {error}")
     results = {
         "run": str(run),
         "split": split,
         "normaliser": NORMALISER,
         "beams": settings.beams,
-        "heard": heard,
+        "heard": played,
         "without_words": len(found) - len(spoken),
         "left_out": len(spoken) - len(examples),
         "rates": rates,
@@ -99,7 +99,7 @@ def evaluate_split(
 def _write_audio(
     out: Path, number: int, model: Model, example: Mapping[str, Any], sounds: Mapping[str, dict[str, Any]] | None
 ) -> str:
-    path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
+    path = out / "audio" / f"{number:05d}.flac"  # a user's ids may hold any characters
     path.parent.mkdir(parents=True, exist_ok=True)
     units = np.asarray(example["units"])
     save_audio(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))
