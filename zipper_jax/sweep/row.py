@@ -1,6 +1,6 @@
-"""One row of a sweep: trains it, then writes down what the model says, as token ids and nats, in ``outputs/``.
+"""One row of a sweep: trains it, then writes the model's outputs (token ids and nats) to ``outputs/``.
 
-Needs jax, flax, optax and orbax-checkpoint alone; `scores` makes words, audio and error rates of it elsewhere.
+Needs only jax, flax, optax and orbax-checkpoint; `scores` decodes text and audio and computes error rates.
 """
 
 import json
@@ -32,7 +32,7 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     """Whether the row has outputs.
 
     Raises:
-      UserError: it has, but of another configuration than the sweep file gives now.
+        UserError: It has outputs of another configuration.
     """
     path = places.outputs(row.arm.name, row.seed)
     if not path.is_file():
@@ -41,14 +41,14 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     wanted = digest(sweep, row, places)
     if found != wanted:
         raise UserError(
-            f"row {row.name} was run with another configuration ({found}, the sweep file says {wanted}): remove "
-            f"{str(path)!r} and {places.run(row.arm.name, row.seed)!r} to run it anew, or give another --out"
+            f"row {row.name} was run with another configuration ({found}, the sweep file has {wanted}): remove "
+            f"{str(path)!r} and {places.run(row.arm.name, row.seed)!r} to rerun it, or give another --out"
         )
     return True
 
 
 def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
-    """Does what is missing of a row; returns the exit code (0, or 128 + signal when interrupted)."""
+    """Run or resume a row; returns the exit code (0, or 128 + signal when interrupted)."""
     if finished(sweep, row, places):
         say(f"{row.name}: finished before")
         return 0
@@ -65,23 +65,23 @@ def run_row(sweep: Sweep, row: Row, places: Places, say: Say) -> int:
         **_cost(config),
     }
     if row.arm.scored != "no":
-        outputs |= _said(sweep, row, places, config, say)
+        outputs |= _generated(sweep, row, places, config, say)
     write_json(places.outputs(row.arm.name, row.seed), outputs)
     say(f"{row.name}: finished")
     return 0
 
 
 def _begin(path: Path, wanted: str, config: TrainConfig) -> None:
-    """UserError when the run folder was begun as another row: a run may go on otherwise, a row may not."""
+    """Raise UserError when the run folder was started with another configuration; a row must not mix two."""
     if path.is_file() and path.read_text(encoding="utf-8") != wanted:
         raise UserError(
-            f"{config.model_dir!r} was begun with another configuration: remove it and {str(path)!r} to start anew"
+            f"{config.model_dir!r} was started with another configuration: remove it and {str(path)!r} to start again"
         )
     write_bytes(path, wanted.encode())
 
 
 def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
-    """The sentences that rows are scored on: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
+    """Read the scored sentences: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
     path = places.root / "sentences" / f"{split}.json"
     if not path.is_file():
         raise UserError(f"{str(path)!r} does not exist: run `zipper sweep prepare` first")
@@ -89,7 +89,7 @@ def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
 
 
 def _cost(config: TrainConfig) -> dict[str, Any]:
-    """What the training cost, counted, and what is trained."""
+    """Cost of the training, and the number of trained and frozen parameters."""
     found = cost(config)
     return {
         "steps": config.steps,
@@ -102,35 +102,36 @@ def _cost(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say) -> dict[str, Any]:
+def _generated(sweep: Sweep, row: Row, places: Places, config: TrainConfig, say: Say) -> dict[str, Any]:
+    """Generate and score with the trained model: token ids of transcripts and speech, nats, perplexities."""
     model = load(config.model_dir)
     splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
     likelihood = Likelihood(model.config, model.layout, model.lengths)
     max_new_tokens = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
-    heard: dict[str, Any] = {}
-    spoken: dict[str, Any] = {}
+    transcripts: dict[str, Any] = {}
+    speech: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
         say(f"{row.name}: {name}")
         units = [e["contents"][SPEECH] for e in examples]
-        heard[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
+        transcripts[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
-    heard["shuffled"] = _generate(model, SPEECH, others(units), TEXT, max_new_tokens)
-    heard["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, max_new_tokens)
+    transcripts["shuffled"] = _generate(model, SPEECH, others(units), TEXT, max_new_tokens)
+    transcripts["no_audio"] = _generate(model, SPEECH, [[] for _ in units], TEXT, max_new_tokens)
     if model.config.zips:
-        heard["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, max_new_tokens)
+        transcripts["gates_zero"] = _generate(model.without_zips(), SPEECH, units, TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
-    spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
+    speech[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
     for task, given in (("asr", SPEECH), ("tts", TEXT)):
-        turned = [
+        mismatched = [
             {"contents": {**e["contents"], given: o["contents"][given]}}
             for e, o in zip(main, others(main), strict=True)
         ]
-        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, turned)
-    found: dict[str, Any] = {"asr": heard, "tts": spoken, "nats": nats}
+        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
+    found: dict[str, Any] = {"asr": transcripts, "tts": speech, "nats": nats}
     if row.arm.perplexity:
         say(f"{row.name}: perplexities")
         found["perplexity"] = _perplexities(model, config, main)
@@ -150,8 +151,7 @@ def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Map
 
 
 def _perplexities(model: Model, config: TrainConfig, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each modality alone, on the fused and (where it has a tower of its own) the unimodal path: the run's step 0
-    and its end."""
+    """Perplexity of each modality alone at step 0 and after training; unimodal path and, with zips, fused path."""
     before = initial_params(config.model, config.seed, config.initialise_from, config.restore)
     found: dict[str, float] = {}
     for modality in model.layout:
