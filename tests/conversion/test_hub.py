@@ -184,9 +184,9 @@ class TestDownloads:
     @pytest.mark.parametrize(
         "weight_map, what",
         [
-            ('{"a": "model-00001.safetensors", "b": "lost.safetensors"}', "names 'lost.safetensors', which is not"),
-            ('{"a": "original/consolidated.safetensors"}', "names 'original/consolidated.safetensors', which is no"),
-            ('{"a": "pytorch_model.bin"}', "names 'pytorch_model.bin', which is no safetensors"),
+            ('{"a": "model-00001.safetensors", "b": "lost.safetensors"}', "lists 'lost.safetensors', which is missing"),
+            ('{"a": "original/consolidated.safetensors"}', "lists 'original/consolidated.safetensors', which is no"),
+            ('{"a": "pytorch_model.bin"}', "lists 'pytorch_model.bin', which is no safetensors"),
             ('["model-00001.safetensors"]', "is damaged"),
         ],
     )
