@@ -176,8 +176,8 @@ class Fields:
         nested = any(isinstance(value, dict) for value in new.values())
         if nested != (kind is not None) and new:
             raise UserError(
-                f"{self._where}: rope_parameters {'is' if nested else 'is not'} nested by layer type, which this family "
-                f"{'does not have' if nested else 'requires'}: not converted"
+                f"{self._where}: rope_parameters {'is' if nested else 'is not'} nested by layer type, which this "
+                f"family {'does not have' if nested else 'requires'}: not converted"
             )
         if kind is None:
             return dict(new or old)
