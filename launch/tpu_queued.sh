@@ -44,8 +44,8 @@ number num_slices 1 restarts 0 poll_seconds 0 pause_seconds 0 stop_seconds 0
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 if [ -n "$existing" ]; then
-  [ -z "$name$accelerator_type$spot$reserved" ] || fail "--existing=$existing is as it is: leave out --name, --accelerator_type, --spot, --reserved"
-  ((num_slices == 1)) || fail "--existing is one slice: leave out --num_slices"
+  [ -z "$name$accelerator_type$spot$reserved" ] || fail "--existing=$existing is used as it is: remove --name, --accelerator_type, --spot, --reserved"
+  ((num_slices == 1)) || fail "--existing is one slice: remove --num_slices"
   require project zone
   name=$existing ready=READY
   place=("--zone=$zone" "--project=$project")

@@ -209,7 +209,7 @@ def test_a_dry_run_quotes_so_that_a_shell_reads_the_same_words():
     assert shlex.split(line) == given
 
 
-# --- a queued resource that is preempted --------------------------------------------------------------------------------
+# --- a queued resource that is preempted ------------------------------------------------------------------------------
 
 
 def tpu_run(cloud, *extra, **options):
