@@ -1,23 +1,23 @@
 # shellcheck shell=bash
-# What every script of launch/ shares: options, --dry_run, running, and trying again. Sourced, not run.
+# Shared by the scripts of launch/: options, --dry_run, running and retrying commands. Sourced, not run.
 #
 # A script declares its options, then parses:
 #
 #   option name    required fuse-1     "the run's name"             --name=fuse-1, no default: the third word is an example
 #   option mount   default  /mnt/share "where the share appears"    --mount=/data, or the third word
 #   option network optional my-network "VPC network"            --network=..., or empty; an example
-#   option spot    switch   ""         "cheaper, may be taken away" --spot
-#   option sbatch  repeated "--mem=0"  "passed on"                  --sbatch=--mem=0 --sbatch=--exclusive, into ${sbatch[@]}
+#   option spot    switch   ""         "cheaper, may be preempted"  --spot
+#   option sbatch  repeated "--mem=0"  "passed to sbatch"           --sbatch=--mem=0 --sbatch=--exclusive, into ${sbatch[@]}
 #   parse_options "$@"
 #
-# Then $name, $mount, $spot (1 or empty) hold the values, and `rest` what stood behind `--`.
+# Then $name, $mount, $spot (1 or empty) hold the values, and `rest` the words after `--`.
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
   echo "error: launch/ needs bash 4.4 or newer, this is $BASH_VERSION (macOS: brew install bash)" >&2
   exit 2
 fi
 
-USER_ERROR=2 # zipper's exit status for what no restart mends
+USER_ERROR=2 # zipper's exit status for errors that a restart would repeat
 script_name=$(basename "$0")
 option_names=()
 declare -A option_kind=() option_value=() option_help=()
@@ -51,17 +51,17 @@ print_help() { # the script's first comment, then its options
     [ "${option_kind[$key]}" = switch ] || left+="=${option_value[$key]}"
     ((${#left} < 42)) || left+=$'\n'"$(printf '%44s' "")"
     case ${option_kind[$key]} in
-      required) printf '  %-42s %s\n' "$left" "${option_help[$key]} (needed)" ;;
+      required) printf '  %-42s %s\n' "$left" "${option_help[$key]} (required)" ;;
       default) printf '  %-42s %s\n' "$left" "${option_help[$key]} (default)" ;;
       repeated) printf '  %-42s %s\n' "$left" "${option_help[$key]} (may be repeated)" ;;
       *) printf '  %-42s %s\n' "$left" "${option_help[$key]}" ;;
     esac
   done
   printf '  %-42s %s\n' "--dry_run" "print every command, quoted for the shell, and run none"
-  printf '  %-42s %s\n' "--help" "this"
+  printf '  %-42s %s\n' "--help" "print this help"
 }
 
-# Locals begin with _ where a value is set under an option's name, which they would otherwise hide.
+# Locals start with _ so that they do not shadow the variables named after options.
 parse_options() { # parse_options "$@"
   local _word _key _value
   while (($#)); do
@@ -81,7 +81,7 @@ parse_options() { # parse_options "$@"
         continue
         ;;
       --?*) ;;
-      *) fail "$script_name: $_word: options start with --, and the command to run stands behind -- (see --help)" ;;
+      *) fail "$script_name: $_word: options start with --, and the command to run follows -- (see --help)" ;;
     esac
     _key=${_word%%=*}
     _key=${_key#--}
@@ -116,7 +116,7 @@ list_options() {
   printf '%s' "$names--dry_run --help"
 }
 
-require() { # require NAME...: all that are missing are told at once
+require() { # require NAME...: fails with the list of all missing options
   local _key _missing=()
   for _key in "$@"; do
     [ -n "${!_key}" ] || _missing+=("--$_key (for example --$_key=${option_value[$_key]}: ${option_help[$_key]})")
@@ -136,23 +136,23 @@ number() { # number NAME LEAST...: each is a whole number of at least LEAST
   done
 }
 
-# train_command [FOLDER]: checks `-- train ...`, and sets model_dir. With FOLDER the run folder must lie in it, because
-# only what all hosts share survives a host.
+# train_command [FOLDER]: checks `-- train ...`, and sets model_dir. With FOLDER the run folder must be inside it: only
+# shared storage survives the loss of a host.
 train_command() {
   local word gin=""
   model_dir=""
   [ "${rest[0]:-}" = train ] ||
-    fail "$script_name: behind -- stands the command: -- train --gin_file=runs/fuse.gin --gin.MODEL_DIR=FOLDER ..."
+    fail "$script_name: give the command after --: -- train --gin_file=runs/fuse.gin --gin.MODEL_DIR=FOLDER ..."
   for word in "${rest[@]:1}"; do
     case $word in
       --gin_file | --gin_file=?*) gin=1 ;;
       --gin.MODEL_DIR=*) model_dir=${word#*=} ;;
-      --coordinator* | --process_count* | --process_index*) fail "$script_name gives ${word%%=*} itself: leave it out" ;;
+      --coordinator* | --process_count* | --process_index*) fail "$script_name sets ${word%%=*} itself: remove it" ;;
     esac
   done
   [ -n "$gin" ] || fail "the train command needs --gin_file=..., for example --gin_file=runs/fuse.gin"
   model_dir=${model_dir//[\"\']/}
-  [ -n "$model_dir" ] || fail "the train command needs --gin.MODEL_DIR=FOLDER: what a restart goes on from"
+  [ -n "$model_dir" ] || fail "the train command needs --gin.MODEL_DIR=FOLDER: a restart resumes from it"
   [[ $model_dir != *://* ]] ||
     fail "--gin.MODEL_DIR=$model_dir: buckets are not supported, locks and renames need a POSIX file system (an NFS share)"
   [ -z "${1:-}" ] || [[ $model_dir == "${1%/}"/* ]] ||
@@ -176,7 +176,7 @@ note() { # note TEXT: in a dry run, a comment among the commands
   [ -z "$dry_run" ] || printf '# %s\n' "$*"
 }
 
-run() { # run COMMAND...: shows it (not where quiet is set) and runs it; in a dry run only shows it
+run() { # run COMMAND...: prints it (unless quiet is set) and runs it; in a dry run only prints it
   if [ -n "$dry_run" ]; then
     quoted "$@"
     echo
@@ -186,9 +186,9 @@ run() { # run COMMAND...: shows it (not where quiet is set) and runs it; in a dr
   "$@"
 }
 
-# retry_until_done TIMES COMMAND...: until it ends with 0, or with 2 (no restart mends that), or was asked to stop
-# (a signal handler of the script sets stop_asked), or was started again TIMES times. An attempt that ends within
-# retry_quick seconds did no work: the pause before the next one doubles, from retry_pause up to retry_longest.
+# retry_until_done TIMES COMMAND...: repeats it until it ends with 0 or 2 (an error that a restart would repeat), until
+# stop_asked is set (by the script's signal handler), or for TIMES restarts. An attempt that ends within retry_quick
+# seconds did no work: the pause before the next one doubles, from retry_pause up to retry_longest.
 # Returns the last status.
 retry_until_done() {
   local times=$1 status=0 count=0 pause=${retry_pause:-5} began
@@ -201,12 +201,12 @@ retry_until_done() {
       return "$status"
     fi
     if ((count >= times)); then
-      echo "== ended with status $status, and was started again $times times: giving up" >&2
+      echo "== ended with status $status after $times restarts: giving up" >&2
       return "$status"
     fi
     count=$((count + 1))
     ((SECONDS - began < ${retry_quick:-60})) || pause=${retry_pause:-5}
-    echo "== ended with status $status: starting again ($count of $times) in $pause s" >&2
+    echo "== ended with status $status: restarting ($count of $times) in $pause s" >&2
     sleep "$pause"
     [ -z "${stop_asked:-}" ] || return "$status" # asked during the pause
     pause=$((pause * 2 > ${retry_longest:-300} ? ${retry_longest:-300} : pause * 2))

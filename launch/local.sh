@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A group of processes on this machine. When one of them dies, all are killed and started again, and training goes on
-# from its newest checkpoint. A thin wrapper over `zipper launch`, with the options of its sisters.
+# A group of processes on this machine. When one of them dies, all are killed and restarted, and training resumes from
+# its newest checkpoint. A thin wrapper over `zipper launch`, with the options of the other launch scripts.
 #
 #   launch/local.sh --processes=4 -- train --gin_file=runs/fuse.gin --gin.DATA=data/prepared --gin.MODEL_DIR=runs/fused \
 #     --gin.TEXT_RUN=runs/text --gin.SPEECH_RUN=runs/speech
@@ -9,9 +9,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-option processes default 1 "how many"
-option restarts default 100 "start the group again at most so often"
-option heartbeat_seconds default 10 "a process silent for so long is dead"
+option processes default 1 "number of processes"
+option restarts default 100 "maximum number of restarts of the group"
+option heartbeat_seconds default 10 "a process without a heartbeat for this long is considered dead"
 parse_options "$@"
 number processes 1 restarts 0 heartbeat_seconds 1
 train_command

@@ -5,7 +5,7 @@
 #   QUICK=1 make smoke      the same stages, smaller, 4 minutes, writes runs/smoke_quick/
 #   LONG=1 make smoke       the same stages, trained six times as long, about an hour, writes runs/smoke_long/
 #
-# Interrupt it at any time and run it again: finished stages are skipped, unfinished ones go on where they were.
+# It can be interrupted and run again: finished stages are skipped, unfinished ones resume.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,11 +21,11 @@ else
   out=runs/smoke
   sentences=4000 shifts=4 test=100 units=1024 text_steps=200 speech_steps=400 fuse_steps=1000 paper_steps=100 judged=50
 fi
-# The rows are short: on a CPU, attention over long rows costs more than what packing saves.
+# Short rows: on a CPU, attention over long rows costs more than packing saves.
 text_length=32 speech_length=128
 
 number=0
-# stage NAME COMMAND...: runs the command, unless the same command has finished before, and keeps its seconds.
+# stage NAME COMMAND...: runs the command, unless the same command has finished before, and stores its seconds.
 stage() {
   local name=$1 began=$SECONDS
   shift
@@ -57,8 +57,9 @@ stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_un
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
-# The paper's input projection makes the frozen text tower start over, which takes more steps than minutes have; so the
-# zipper under test has the identity-preserving form, and the paper's form is trained briefly, for its perplexity rows.
+# The paper's input projection loses the frozen text tower's outputs at first, and recovering them takes longer than
+# minutes. The zipper under test therefore has the identity-preserving form; the paper's form is trained briefly, for
+# its perplexity rows.
 train zipper fuse "$fuse_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin \
   --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
 train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text"

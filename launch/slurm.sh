@@ -6,8 +6,8 @@
 #     train --gin_file=runs/fuse.gin --gin_file=hardware/accelerator.gin --gin.FSDP=8 --gin.DATA=/shared/prepared \
 #     --gin.MODEL_DIR=/shared/runs/fuse-1 --gin.TEXT_RUN=/shared/runs/text --gin.SPEECH_RUN=/shared/runs/speech
 #
-# When a task dies, SLURM kills the rest of the step, and the step starts again in the same job. Shortly before the time
-# limit training saves, and the job puts itself back into the queue. Run folder and data lie on the cluster's shared disk.
+# When a task dies, SLURM kills the rest of the step, and the step is restarted in the same job. Shortly before the time
+# limit training saves, and the job requeues itself. Run folder and data must be on the cluster's shared file system.
 # shellcheck disable=SC2154 # options become variables by their names
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,18 +15,18 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/lib.sh"
 
 option job_name required fuse-1 "names the job, its script and its log"
-option gpus_per_node required 8 "and as many tasks"
-option nodes default 1 "how many"
-option time default 24:00:00 "the job's time limit; then it is queued again"
-option partition optional gpu "which part of the cluster"
-option account optional my-account "who pays"
-option cpus_per_task default 8 "CPU cores for each GPU"
-option sbatch repeated --constraint=h100 "another option of sbatch"
+option gpus_per_node required 8 "GPUs per node, one task each"
+option nodes default 1 "number of nodes"
+option time default 24:00:00 "the job's time limit; it is then requeued"
+option partition optional gpu "SLURM partition"
+option account optional my-account "SLURM account"
+option cpus_per_task default 8 "CPU cores per GPU"
+option sbatch repeated --constraint=h100 "further option of sbatch"
 option zipper default zipper "the program, on every node: an absolute path to a virtual environment's, or on PATH"
 option container_image optional my-image.sqsh "run in this container (pyxis), made from container/gpu.Dockerfile"
-option container_mounts optional /shared:/shared "and let it see these folders"
-option grace_seconds default 180 "so long before the time limit training is told to save"
-option restarts default 20 "start the step again at most so often in one job"
+option container_mounts optional /shared:/shared "folders mounted into the container"
+option grace_seconds default 180 "seconds before the time limit at which training saves"
+option restarts default 20 "maximum number of restarts of the step in one job"
 option script optional fuse-1.sbatch "where the batch script is written (default: JOB_NAME.sbatch)"
 parse_options "$@"
 require job_name gpus_per_node
@@ -38,13 +38,13 @@ number gpus_per_node 1 nodes 1 cpus_per_task 1 grace_seconds 0 restarts 0
 train_command /
 [ -n "$script" ] || script=$job_name.sbatch
 
-# No --gpu-bind: by default a task sees all GPUs of the step. With "none" SLURM 22.05 leaves out CUDA_VISIBLE_DEVICES, and
-# where devices are not kept apart by cgroups a job with a part of a node would take another job's GPUs.
+# No --gpu-bind: by default a task sees all GPUs of the step. With "none" SLURM 22.05 does not set CUDA_VISIBLE_DEVICES,
+# and without device cgroups a job on a part of a node would use another job's GPUs.
 step=(srun --kill-on-bad-exit=1 "--ntasks-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task")
 [ -z "$container_image" ] || step+=("--container-image=$container_image" "--container-mounts=$container_mounts")
 
-# srun's own status is the highest of its tasks', and a task that was killed with the rest counts more than the first
-# one's 2: so a task leaves a mark. The shell outlives SIGTERM, which goes to all, to tell how training ended.
+# srun returns the highest status of its tasks, which hides a status 2 behind the killed tasks' statuses; a task with
+# status 2 therefore creates a marker file. The shell ignores SIGTERM, so that it can report training's status.
 # shellcheck disable=SC2016 # expanded in the task
 task='trap : TERM; refused=$1; shift; "$@"; status=$?; [ "$status" != 2 ] || : >"$refused"; exit "$status"'
 
@@ -65,7 +65,7 @@ mkdir -p "\$(dirname "\$refused")"
 rm -f "\$refused"
 $(declare -f retry_until_done)
 
-# The time limit comes near: training saves and stops. USR1 and not TERM, which also comes when somebody cancels the job.
+# Near the time limit training saves and stops. The signal is USR1, since TERM is also sent when the job is cancelled.
 stop_asked=""
 near_limit() {
   stop_asked=limit interrupted=1
@@ -79,7 +79,7 @@ run_step() {
     $(quoted "$zipper" "${rest[@]}" --coordinator=auto) &
   step=\$!
   interrupted=1
-  while [ -n "\$interrupted" ]; do # a wait that USR1 cut short has not seen how the step ended
+  while [ -n "\$interrupted" ]; do # wait again where USR1 interrupted it
     interrupted="" status=0
     wait "\$step" || status=\$?
   done

@@ -1,51 +1,51 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs through a queued resource: asks for it, waits, sets up every host, trains, and when hosts are
-# taken away or a process dies starts again into the same run folder, until training has finished; then deletes it.
+# Trains on Cloud TPU VMs through a queued resource: requests it, waits, sets up every host, trains, and restarts into
+# the same run folder when hosts are preempted or a process dies, until training has finished; then deletes it.
 #
 #   launch/tpu_queued.sh --name=fuse-1 --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-64 --spot \
 #     --nfs=10.0.0.2:/zipper --package=dist/zipper_jax-0.1.0-py3-none-any.whl -- \
 #     train --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --gin.DATA=/mnt/zipper/prepared \
 #     --gin.MODEL_DIR=/mnt/zipper/runs/fuse-1 --gin.TEXT_RUN=/mnt/zipper/towers/text --gin.SPEECH_RUN=/mnt/zipper/runs/speech
 #
-# Training runs detached on the hosts. Ctrl-C ends the watching only; the same command watches again, and --stop makes
-# training save, ends it and deletes the TPUs. The run folder lies on an NFS share (Filestore) that every host mounts:
-# locks and renames need a POSIX file system, so buckets (gs://, gcsfuse) are not supported.
+# Training runs detached on the hosts. Ctrl-C only stops watching; the same command watches again, and --stop saves and
+# ends training and deletes the TPUs. The run folder must be on an NFS share (Filestore) that every host mounts: locks
+# and renames need a POSIX file system, so buckets (gs://, gcsfuse) are not supported.
 # shellcheck disable=SC2154,SC2317 # options become variables by their names; functions are called by theirs
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$here/lib.sh"
 
-option name required fuse-1 "names the queued resource; the same name goes on"
+option name required fuse-1 "names the queued resource; the same name resumes"
 option project required my-project "the Google Cloud project"
 option zone required us-west4-a "where the TPUs are"
 option accelerator_type required v5litepod-64 "v5litepod-N (v5e), v5p-N, v6e-N"
-option runtime_version optional v2-alpha-tpuv5-lite "the VM's image (default: what fits the type)"
-option num_slices default 1 "so many slices of that type, joined over the data center network"
-option spot switch "" "cheaper, and may be taken away at any time"
-option reserved switch "" "from your reservation"
+option runtime_version optional v2-alpha-tpuv5-lite "the VM's image (default: by accelerator type)"
+option num_slices default 1 "number of slices of that type, connected over the data center network"
+option spot switch "" "cheaper, may be preempted at any time"
+option reserved switch "" "use your reservation"
 option network optional my-network "VPC network (default: the project's default)"
-option subnetwork optional my-subnetwork "and its subnetwork"
+option subnetwork optional my-subnetwork "VPC subnetwork"
 option internal_ip switch "" "reach the hosts by internal address (from a VM in the same network)"
-option existing optional my-tpu "a TPU VM that exists, instead of a queued resource; never re-created nor deleted"
+option existing optional my-tpu "an existing TPU VM instead of a queued resource; never re-created or deleted"
 option nfs required 10.0.0.2:/zipper "the share, ADDRESS:/NAME"
 option mount default /mnt/zipper "where the hosts mount it"
-option nfs_options default vers=4.1,hard,timeo=600 "mount options (NFSv3 never frees the lock of a VM that is gone)"
+option nfs_options default vers=4.1,hard,timeo=600 "mount options (NFSv3 never frees the lock of a lost VM)"
 option package required dist/zipper_jax-0.1.0-py3-none-any.whl "wheel or source archive; a path in --mount is used there"
-option lock default "$(dirname "$here")/requirements.lock" "versions of everything else, so that a re-created host gets the same"
-option restarts default 1000 "start again at most so often"
-option poll_seconds default 30 "look after the hosts so often"
+option lock default "$(dirname "$here")/requirements.lock" "versions of all dependencies, the same on re-created hosts"
+option restarts default 1000 "maximum number of restarts"
+option poll_seconds default 30 "seconds between checks of the hosts"
 option pause_seconds default 10 "first pause after an attempt that did no work; it doubles up to 5 minutes"
-option stop_seconds default 600 "with --stop: wait so long for the checkpoint"
+option stop_seconds default 600 "with --stop: maximum wait for the checkpoint"
 option keep switch "" "do not delete the TPUs at the end"
 option stop switch "" "save, stop, delete, and end"
 parse_options "$@"
 number num_slices 1 restarts 0 poll_seconds 0 pause_seconds 0 stop_seconds 0
 
-# --- what the commands are -------------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------------
 if [ -n "$existing" ]; then
-  [ -z "$name$accelerator_type$spot$reserved" ] || fail "--existing=$existing is as it is: leave out --name, --accelerator_type, --spot, --reserved"
-  ((num_slices == 1)) || fail "--existing is one slice: leave out --num_slices"
+  [ -z "$name$accelerator_type$spot$reserved" ] || fail "--existing=$existing is used as it is: remove --name, --accelerator_type, --spot, --reserved"
+  ((num_slices == 1)) || fail "--existing is one slice: remove --num_slices"
   require project zone
   name=$existing ready=READY
   place=("--zone=$zone" "--project=$project")
@@ -115,8 +115,8 @@ set_up() {
 
 # --- one attempt -----------------------------------------------------------------------------------------------------
 LOST=75     # the hosts are gone or do not answer: not training's own exit status
-STOPPED=130 # somebody asked training to stop
-created=""  # a creation has worked once, so that a later refusal is a lack of TPUs and not a mistake
+STOPPED=130 # training was asked to stop
+created=""  # set once a creation has worked: a later refusal is then a lack of TPUs, not a user error
 failed_setups=0
 hosts=0
 
@@ -132,7 +132,7 @@ ask_state() {
   fi
 }
 
-# Until the TPUs are there. A resource that failed or was taken away must be deleted before it can be asked for again.
+# Waits for the TPUs. A resource that failed or was preempted must be deleted before it can be requested again.
 bring_up() {
   local last="" silent=0
   while :; do
@@ -174,14 +174,14 @@ bring_up() {
   done
 }
 
-look() { # sets lines and answers: what the hosts say of themselves
+look() { # sets lines and answers: the status that the hosts report
   lines=$(quiet=1 on_hosts status 2>"$scratch/errors" | tr -d '\r') || return 1
   answers=$(grep '^zipper-worker ' <<<"$lines" | cut -d' ' -f3-) || return 1
 }
 
 count() { grep -c "$1" <<<"$answers" || true; }
 
-# Until training has ended on all hosts, or on one of them badly.
+# Waits until training has ended on all hosts, or failed on one.
 watch() {
   local silent=0 patience=10 shown="" newest worst
   while :; do
@@ -192,7 +192,7 @@ watch() {
       silent=$((silent + 1))
       ask_state
       if [ "$state" != "$ready" ] && [ "$state" != UNKNOWN ]; then
-        say "$name is $state: its hosts were taken away"
+        say "$name is $state: its hosts were preempted"
         return "$LOST"
       fi
       say "not all of the $hosts hosts answer ($silent of 3)"
@@ -210,7 +210,7 @@ watch() {
     elif (($(count '^running$') == hosts)); then
       continue
     fi
-    # One has ended. The others get a moment to end by themselves; what then still runs waits for it in vain.
+    # One has ended. The others get a moment to end by themselves; after that they would wait for it forever.
     worst=$(grep -E '^(exited [1-9]|idle)' <<<"$answers" | head -n 1 || true)
     if [ -n "$worst" ] && ((patience > 1)); then
       patience=1
@@ -231,7 +231,7 @@ attempt() {
   bring_up || return
   if look && (($(count .) > 0 && $(count '^running$') == $(count .))); then
     hosts=$(count .)
-    say "training runs already on $hosts hosts: watching"
+    say "training already runs on $hosts hosts: watching"
   else
     if ! set_up; then
       failed_setups=$((failed_setups + 1))
@@ -247,23 +247,23 @@ attempt() {
     say "training on $hosts hosts"
   fi
   watch || status=$?
-  # The group rule: where one process is gone, the rest is killed, and all start together from the newest checkpoint.
+  # When one process has failed, the others are killed, and all restart together from the newest checkpoint.
   ((status == 0 || status == STOPPED)) || on_hosts stop KILL || true
   return "$status"
 }
 
 finish() { # finish STATUS
   if [ -z "$existing$keep" ] && [ "${state:-ABSENT}" != ABSENT ]; then
-    delete || say "not deleted: it goes on costing money until you do"
+    delete || say "not deleted: it costs money until you delete it"
   fi
   exit "$1"
 }
 
-# --- what to do ------------------------------------------------------------------------------------------------------
+# --- main ------------------------------------------------------------------------------------------------------------
 if [ -n "$stop" ]; then
   note "training saves and stops"
   on_hosts stop TERM || say "the hosts do not answer"
-  note "every $poll_seconds s, until no host says running"
+  note "every $poll_seconds s, until no host reports running"
   if [ -n "$dry_run" ]; then
     on_hosts status
   else
@@ -296,16 +296,16 @@ if [ -n "$dry_run" ]; then
   if [ -z "$existing" ]; then
     note "when there is none"
     create
-    note "when it is FAILED, SUSPENDING or SUSPENDED (taken away): deleted, and asked for again"
+    note "when it is FAILED, SUSPENDING or SUSPENDED (preempted): deleted, and requested again"
     delete
   fi
   note "every host: files, share, Python environment"
   set_up
   note "training, detached, the same run folder every time"
   on_hosts start ATTEMPT "${rest[@]}"
-  note "every $poll_seconds s, until all exited 0, or one of them badly"
+  note "every $poll_seconds s, until all exited 0, or one failed"
   on_hosts status
-  note "when one process ended badly: the rest is killed, and it goes on from the top (not after status 2)"
+  note "when one process failed: the others are killed, and all is repeated from the top (not after status 2)"
   on_hosts stop KILL
   if [ -z "$existing$keep" ]; then
     note "at the end"
@@ -316,13 +316,13 @@ fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-trap 'say "watching ended, training goes on: the same command watches again, with --stop it ends"; exit 130' INT TERM
+trap 'say "stopped watching, training continues: rerun to watch again, or with --stop to end it"; exit 130' INT TERM
 retry_pause=$pause_seconds
 status=0
 retry_until_done "$restarts" attempt || status=$?
 case $status in
   0) say "training has finished: $model_dir" ;;
-  "$USER_ERROR") say "no restart mends this (status 2): see above" ;;
+  "$USER_ERROR") say "a restart cannot fix this (status 2): see above" ;;
   "$STOPPED")
     say "training was asked to stop, and has saved"
     exit "$STOPPED"

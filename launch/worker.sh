@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One host of a TPU slice, from the inside. tpu_queued.sh copies this file there and calls it over ssh; every call is
-# short, because a connection that lasts as long as training breaks before training does.
+# Runs on every host of a TPU slice. tpu_queued.sh copies this file there and calls it over ssh; every call is short,
+# because an ssh connection may break long before training ends.
 #
 #   worker.sh setup NFS MOUNT OPTIONS PACKAGE LOCK   mount the share, install zipper
-#   worker.sh start ATTEMPT train ...                start training, detached; no second time for the same ATTEMPT
+#   worker.sh start ATTEMPT train ...                start training, detached; at most once per ATTEMPT
 #   worker.sh status                                 one line: `zipper-worker HOST idle|running|stopped|exited N`
 #   worker.sh stop TERM|KILL                         TERM: save, and stay stopped; KILL: at once, and wait until all are gone
 set -euo pipefail
@@ -27,20 +27,20 @@ setup() {
   if [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
-  # The VM's own Python is older than zipper needs: uv brings one.
+  # The VM's Python is older than zipper needs: uv installs one.
   [ -x "$home/uv/bin/uv" ] || {
     python3 -m venv "$home/uv"
     "$home/uv/bin/python" -m pip install --quiet uv
   }
   "$home/uv/bin/uv" venv --quiet --clear --python 3.12 "$home/venv"
-  # espeak is GPL and only speaks the demonstration corpus (see the Makefile).
+  # espeak is GPL and only needed to synthesise the demonstration corpus (see the Makefile).
   awk '/^[^ ]/ { keep = !/^espeakng-loader==/ } keep' "$lock" >"$home/locked.txt"
   "$home/uv/bin/uv" pip install --quiet --python "$home/venv/bin/python" --require-hashes -r "$home/locked.txt"
   "$home/uv/bin/uv" pip install --quiet --python "$home/venv/bin/python" "zipper-jax[tpu] @ file://$package"
   echo "$wanted" >"$home/installed"
 }
 
-# A process group of an earlier boot is gone, though its number may live on.
+# A process group of an earlier boot is gone, though its id may be in use again.
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
 alive() {
@@ -57,14 +57,14 @@ status() {
   elif alive; then
     word=running
   elif [ -e "$state/group" ]; then
-    word="exited 137" # it had no time to say so itself: killed, or the VM started anew
+    word="exited 137" # no status was written: killed, or the VM rebooted
   fi
-  # A person's wish, which a watcher must not take for a failure; a run that finished before it has finished.
+  # Stopped by a user, so not a failure; a run that had finished before counts as finished.
   if [[ -e $state/asked && $word == exited* && $word != "exited 0" ]]; then
     word=stopped
   fi
   echo "zipper-worker $(hostname) $word"
-  # The first host's newest line, so that whoever watches sees progress.
+  # The first host's newest line, as progress for the watcher.
   if [[ $(hostname) == *-w-0 && -s $state/log ]]; then
     echo "zipper-log $(tail -c 2000 "$state/log" | tr '\r' '\n' | tail -n 1)"
   fi
@@ -88,13 +88,13 @@ start() {
 
 run() {
   local status=0 word model_dir=""
-  umask 000 # the next VM may know this user under another number, and must be able to write here
-  trap : TERM INT # so that this shell outlives a signal to the group, and can tell how training ended
+  umask 000 # the next VM may have another uid for this user, and must be able to write here
+  trap : TERM INT # so that this shell survives a signal to the group and can report training's status
   for word in "$@"; do
     [[ $word != --gin.MODEL_DIR=* ]] || model_dir=${word#*=}
   done
   model_dir=${model_dir//[\"\']/}
-  # A VM that was taken away cannot give the run folder's lock back; the server does so when its lease ends.
+  # A preempted VM cannot release the run folder's lock; the server does so when its lease ends.
   if [ -e "$model_dir/.lock" ]; then
     flock --wait 300 "$model_dir/.lock" true || echo "$model_dir is still locked after 300 s: if its host is gone, delete $model_dir/.lock"
   fi

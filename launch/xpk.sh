@@ -7,33 +7,33 @@
 #     --gin.MODEL_DIR=/mnt/zipper/runs/fuse-1 --gin.TEXT_RUN=/mnt/zipper/towers/text --gin.SPEECH_RUN=/mnt/zipper/runs/speech
 #
 # The first time, add --create_cluster --capacity=spot --create_storage --build_image (each can be given alone, then
-# nothing stands behind --). Kubernetes watches: when a pod fails, the JobSet ends all pods and starts them again, and
-# training goes on from its newest checkpoint, at most --max_restarts times; after exit status 2 it does not.
+# without a command after --). Kubernetes supervises: when a pod fails, the JobSet restarts all pods, and training
+# resumes from its newest checkpoint, at most --max_restarts times; not after exit status 2.
 # shellcheck disable=SC2154 # options become variables by their names
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$here/lib.sh"
 
-option cluster required zipper "the cluster, made by xpk"
+option cluster required zipper "the cluster, created by xpk"
 option project required my-project "the Google Cloud project"
 option zone required us-central1-c "where the TPUs are"
 option tpu_type required tpu7x-4x4x4 "v5litepod-256, v5p-128, v6e-256, tpu7x-4x4x4, ..."
-option num_slices default 1 "so many slices of that type"
-option workload required fuse-1 "names the job; for another attempt after the last restart delete it first, or give another"
+option num_slices default 1 "number of slices of that type"
+option workload required fuse-1 "names the job; after the last restart delete it, or give another name"
 option docker_image required REGION-docker.pkg.dev/my-project/zipper/tpu:1 "built from container/tpu.Dockerfile"
 option storage required zipper-share "the Filestore share's name in xpk"
-option mount default /mnt/zipper "where containers see it"
-option max_restarts default 100 "start all pods again at most so often"
+option mount default /mnt/zipper "where containers mount it"
+option max_restarts default 100 "maximum number of restarts of all pods"
 option priority default medium "very-low, low, medium, high or very-high"
-option grace_seconds default 180 "a pod that must go has so long to save"
-option create_cluster switch "" "first make the cluster"
+option grace_seconds default 180 "seconds that a terminated pod has to save"
+option create_cluster switch "" "first create the cluster"
 option capacity optional spot "for --create_cluster: spot, on-demand, flex, or reservation=NAME"
-option cluster_flag repeated --cpu-limit=112 "for --create_cluster: passed on to xpk"
-option create_storage switch "" "first make the share and attach it"
+option cluster_flag repeated --cpu-limit=112 "for --create_cluster: passed to xpk"
+option create_storage switch "" "first create the share and attach it"
 option storage_size default 1024 "for --create_storage: GiB"
 option build_image switch "" "first build the image and push it"
-option wait switch "" "afterwards wait until it has ended"
+option wait switch "" "then wait until it has ended"
 parse_options "$@"
 number num_slices 1 max_restarts 0 grace_seconds 0 storage_size 1024
 
@@ -82,7 +82,7 @@ run xpk workload create "--workload=$workload" "--cluster=$cluster" "${place[@]}
   "--num-slices=$num_slices" "--docker-image=$docker_image" "--storage=$storage" "--priority=$priority" \
   "--max-restarts=$max_restarts" --restart-on-exit-codes=1,3-126 "--termination-grace-period-seconds=$grace_seconds" \
   "--command=exec $(quoted zipper "${rest[@]}" --coordinator=auto)"
-note "how it is"
+note "status"
 if [ -n "$wait" ]; then
   run xpk workload list "--cluster=$cluster" "${place[@]}" "--wait-for-job-completion=$workload"
 else

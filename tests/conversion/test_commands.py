@@ -53,7 +53,7 @@ def _change_config(folder, **fields):
 def test_the_plan_names_everything_and_a_dry_run_writes_nothing(folders, tmp_path, capsys):
     assert main(["convert", "from-hf", str(folders / "hf_text"), "--out", str(tmp_path / "x"), "--dry_run"]) == 0
     shown = capsys.readouterr().out
-    assert "LlamaForCausalLM, 3 blocks of width 48" in shown
+    assert "LlamaForCausalLM, 3 blocks, embed_dim 48" in shown
     assert "model.layers.{layer}.self_attn.q_proj.bias -> blocks/attention/query/bias  (3 layers)" in shown
     assert "parameters: 62,496 in the file, 62,496 of them used, 62,496 in the tower" in shown
     assert "vocabulary: hugging_face, begin 1, end 2" in shown
@@ -69,7 +69,7 @@ def test_a_tied_head_in_the_file_is_skipped_with_a_reason(tiny, tmp_path, capsys
     tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
     save_file(tensors, folder / FILE)
     assert main(["convert", "from-hf", str(folder), "--units", "90", "--out", str(tmp_path / "x"), "--dry_run"]) == 0
-    assert "lm_head.weight: left out, the head is tied to the embedding" in capsys.readouterr().out
+    assert "lm_head.weight: skipped, the head is tied to the embedding" in capsys.readouterr().out
 
 
 def test_the_text_tower_reads_and_writes_its_tokenizers_text(folders):
@@ -230,7 +230,7 @@ def test_weights_of_a_tower_that_computes_something_else_are_refused(folders):
     other = dataclasses.replace(model.towers["text"], windows=(4, 0, 4))
     changed = dataclasses.replace(model, towers={**model.towers, "text": other})
     source = {"text": str(folders / "text")}
-    message = r"its tower has windows = \(\), here tower 'text' has \(4, 0, 4\): the same weights would compute"
+    message = r"its tower has windows = \(\), here tower 'text' has \(4, 0, 4\), so the same weights compute"
     with pytest.raises(zipper_jax.UserError, match=message):
         initial_params(changed, 0, source)
     with pytest.raises(zipper_jax.UserError, match=message):
@@ -285,9 +285,9 @@ def test_our_own_tower_converts_to_hugging_face_and_back(tmp_path):
     to_hf.write(to_hf.plan(Loaded(params), "text", tower), tmp_path / "hf")
     again = from_hf.plan(tmp_path / "hf")
     assert dataclasses.replace(again.tower, family="", max_positions=None) == tower
-    with pytest.raises(zipper_jax.UserError, match=r"the nearest, llama, cannot have its embedding_scale = 9.8"):
+    with pytest.raises(zipper_jax.UserError, match=r"the nearest, llama, does not support its embedding_scale = 9.8"):
         to_hf.family_of(dataclasses.replace(tower, embedding_scale=9.8))
     with pytest.raises(
-        zipper_jax.UserError, match="--family qwen2: it cannot have this tower's attention_bias = 'none'"
+        zipper_jax.UserError, match="--family qwen2: cannot represent this tower's attention_bias = 'none'"
     ):
         to_hf.family_of(tower, "qwen2")

@@ -185,14 +185,14 @@ class TestDownloads:
         copy = call(hub, HF_HUB_OFFLINE="1")
         assert contents(copy) == wanted
         next(copy.folder.glob("model-00002*")).unlink()
-        assert "not all of it" in call(hub, HF_HUB_OFFLINE="1").error
+        assert "not completely" in call(hub, HF_HUB_OFFLINE="1").error
 
     @pytest.mark.parametrize(
         "weight_map, what",
         [
-            ('{"a": "model-00001.safetensors", "b": "lost.safetensors"}', "names 'lost.safetensors', which is not"),
-            ('{"a": "original/consolidated.safetensors"}', "names 'original/consolidated.safetensors', which is no"),
-            ('{"a": "pytorch_model.bin"}', "names 'pytorch_model.bin', which is no safetensors"),
+            ('{"a": "model-00001.safetensors", "b": "lost.safetensors"}', "lists 'lost.safetensors', which is missing"),
+            ('{"a": "original/consolidated.safetensors"}', "lists 'original/consolidated.safetensors', which is no"),
+            ('{"a": "pytorch_model.bin"}', "lists 'pytorch_model.bin', which is no safetensors"),
             ('["model-00001.safetensors"]', "is damaged"),
         ],
     )
@@ -235,7 +235,7 @@ class TestDownloads:
         hub.refuse = lambda path, file: (500, {}) if len(ranges(hub)) > 1 else None
         assert f"'{NAME}': " in call(hub).error
         assert set(hub.fetched()) == set(WANTED)
-        assert "not all of it" in call(hub, HF_HUB_OFFLINE="1").error
+        assert "not completely" in call(hub, HF_HUB_OFFLINE="1").error
 
         hub.refuse = lambda path, file: None
         again = call(hub)
@@ -293,7 +293,7 @@ REFUSALS = [
     (403, {"X-Error-Code": "GatedRepo"}, "'{}' is gated (403)", "accept its licence on the model's page"),
     (403, {}, "'{}': you may not read it (403)", "accept its licence on the model's page, then log in"),
     (403, {"X-Error-Message": "Access to this resource is disabled."}, "'{}' has been disabled", "another model"),
-    (429, {}, "'{}': the hub has had too many requests (429)", "wait some minutes"),
+    (429, {}, "'{}': too many requests to the hub (429)", "wait some minutes"),
     (503, {}, "'{}': the hub answers with error 503", "run this again later"),
 ]
 

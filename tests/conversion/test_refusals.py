@@ -32,7 +32,7 @@ def read(**fields):
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "it holds a gemma3_text text model"),
         ({"attn_sinks": 4}, r"fields that this version does not know.*attn_sinks = 4; .*--ignore_field attn_sinks"),
         ({"layer_scale": False}, "layer_scale = False"),
-        ({"hidden_act": "mish"}, "hidden_act = 'mish' is no activation we have"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish' is no supported activation"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope type 'dynamic' \(it changes with the sequence"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, r"rope type 'longrope' \(it changes"),
         ({"rope_scaling": {"rope_type": "su"}}, "rope type 'su' is not converted; known: default, linear"),
@@ -45,24 +45,27 @@ def read(**fields):
         ({"hidden_size": "48"}, "hidden_size = '48' must be a positive whole number"),
         (
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "leave one of",
+            "keep only one of",
         ),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "the unknown field 'factor'"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "divided by kinds of layers, which only"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
+            "nested by layer type, which this family does not",
+        ),
         ({"rope_scaling": False}, "rope_scaling = False must be an object"),
         (
             {"rope_parameters": {"rope_type": "yarn"}, "max_position_embeddings": None},
             "lacks 'original_max|lacks 'factor'",
         ),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not converted: this family turns the whole"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not converted: this family rotates the whole"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "this family turns the whole head",
+            "this family rotates the whole head",
         ),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
         ({"attention_bias": 0}, "attention_bias = 0 must be true or false"),
         ({"rms_norm_eps": None}, "rms_norm_eps = None must be a positive number"),
-        ({"rope_interleaved": True}, "turned in another order"),
+        ({"rope_interleaved": True}, "RoPE on adjacent pairs"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0 must be a positive number"),
         ({"model_type": "qwen2", "use_mrope": True}, "positions of several axes"),
         (
@@ -73,13 +76,16 @@ def read(**fields):
         ({"model_type": "gemma2", "query_pre_attn_scalar": None}, "query_pre_attn_scalar = None must be"),
         (
             {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default"}},
-            "is not divided by kinds of layers",
+            "is not nested by layer type",
         ),
-        ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope 'linear' is none of Phi-3's"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope 'linear' is not supported by transformers' Phi-3",
+        ),
         ({"model_type": "phi3", "attention_bias": True}, "Phi-3 has no biases"),
-        ({"model_type": "opt", **tiny_hf.OPT, "do_layer_norm_before": False}, "norms behind the residual sum"),
+        ({"model_type": "opt", **tiny_hf.OPT, "do_layer_norm_before": False}, "post-norm blocks"),
         ({"model_type": "opt", **tiny_hf.OPT, "word_embed_proj_dim": 24}, "word_embed_proj_dim = 24 is not converted"),
-        ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_by_inverse_layer_idx": True}, "by the layer's number"),
+        ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_by_inverse_layer_idx": True}, "by the layer index"),
         ({"model_type": "gpt2", **tiny_hf.GPT2, "scale_attn_weights": False}, "scores without scaling"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 5.0}, "transformers ignores it in Gemma 3"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "towers are causal"),
@@ -275,15 +281,15 @@ def _tensors(folder, change):
         (lambda t: t.pop("lm_head.weight"), "has no tensor 'lm_head.weight'"),
         (
             lambda t: t.update({"model.layers.0.router.weight": np.zeros((2, 2), np.float32)}),
-            r"no rule says what the tensor 'model.layers.0.router.weight' \[2, 2\] is",
+            r"unknown tensor 'model.layers.0.router.weight' \[2, 2\]",
         ),
         (
             lambda t: t.update({"model.norm.weight": np.zeros(40, np.float32)}),
-            r"model.norm.weight has shape \[40\], config.json means \[48\]",
+            r"model.norm.weight has shape \[40\], but config.json implies \[48\]",
         ),
         (
             lambda t: t.update({"model.norm.weight": np.zeros(48, np.int8)}),
-            "model.norm.weight is quantised, or no floating-point tensor",
+            "model.norm.weight is quantised or not floating-point",
         ),
     ],
     ids=["missing", "no head", "unknown", "shape", "int8"],
@@ -307,7 +313,7 @@ def test_a_truncated_file_is_named(folder):
 def test_a_head_that_is_not_the_embedding_is_not_tied(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(UserError, match=r"lm_head.weight is not the embedding: set tie_word_embeddings to false"):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from the embedding: set tie_word_embeddings to false"):
         from_hf.plan(folder)
 
 

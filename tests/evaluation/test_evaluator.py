@@ -31,6 +31,6 @@ def test_a_missing_tower_run_is_reported_before_anything_else(tmp_path):
     run.mkdir()
     write_config(run, {"model": {}, "train": {"initialise_from": {"text": str(tmp_path / "moved")}}})
     sources = Sources({"zipper": run}, tmp_path / "prepared", tmp_path / "corpus")
-    with pytest.raises(UserError, match=r"took its tower 'text' from .*moved.* put that folder back"):
+    with pytest.raises(UserError, match=r"initialised its tower 'text' from .*moved.* restore that folder"):
         evaluate(sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def test_figures_controls_and_page(command, tmp_path, capsys):
     assert all(link.startswith("data:audio/flac;base64,") for _, link in page.links)
     assert not {"script", "link", "iframe"} & set(page.tags)
     rows_shown = ("Sentences of test", "Another sentence's audio", "Gates set to 0")
-    for words in (*rows_shown, "1 without words were left out", "u <3>", NORMALISER):
+    for words in (*rows_shown, "1 without words were skipped", "u <3>", NORMALISER):
         assert words in page.text, words
 
 
@@ -91,7 +91,7 @@ def test_units_that_nothing_makes_audible_leave_the_page_without_sound(run, comm
     assert "the page will have no sound" in capsys.readouterr().err
     page = Page((tmp_path / "out" / "utterances.html").read_text())
     assert "audio" not in page.tags
-    assert "You hear" not in page.text
+    assert "Audio:" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def write_three(folder):
 def test_words_are_marked_and_orders_are_places(tmp_path):
     source = write_three(tmp_path).read_text()
     page = Page(source)
-    assert "57.1 % of 7 words in 3 sentences are wrong: 1 replaced, 1 left out, 2 added." in page.text
+    assert "57.1 % of 7 words in 3 sentences are wrong: 1 substituted, 1 deleted, 2 inserted." in page.text
     assert '<span class="swap"><del>the</del><ins>a</ins></span> light <del>off</del>' in source
     assert "stop <ins>it now</ins>" in source
     assert "go on" in page.text

@@ -42,10 +42,10 @@ def test_a_single_row_brings_what_it_needs():
     ("change", "message"),
     [
         ({"arms": (*SWEEP.arms, SWEEP.arms[0])}, "two arms are named 'text_lm'"),
-        ({"tables": (Table("T", ("ziper",), ("asr",)),)}, r"table 'T' names arm 'ziper', which is none; did you mean"),
-        ({"claims": (Claim("C", "asr", "zipper", "other"),)}, "claim 'C' names arm 'other'"),
-        ({"arms": SWEEP.arms[2:]}, r"\(needs\) names arm 'text_lm'"),
-        ({"arms": (*SWEEP.arms[2:], *SWEEP.arms[:2])}, "needs 'text_lm'; name that one before it"),
+        ({"tables": (Table("T", ("ziper",), ("asr",)),)}, r"table 'T' names unknown arm 'ziper'; did you mean"),
+        ({"claims": (Claim("C", "asr", "zipper", "other"),)}, "claim 'C' names unknown arm 'other'"),
+        ({"arms": SWEEP.arms[2:]}, r"\(needs\) names unknown arm 'text_lm'"),
+        ({"arms": (*SWEEP.arms[2:], *SWEEP.arms[:2])}, "needs 'text_lm'; list that one before it"),
     ],
 )
 def test_a_sweep_that_cannot_be_run(change, message):

@@ -285,7 +285,7 @@ def test_every_step_damaged_never_starts_over_silently(copied):
             run(replace(copied, steps=6))
     assert checkpoints.steps(copied.model_dir) == [2, 3, 4], "nothing was moved"
     (Path(copied.model_dir) / "checkpoints").rename(Path(copied.model_dir) / "damaged")
-    with pytest.raises(UserError, match="does not start over by itself"):
+    with pytest.raises(UserError, match="has no good checkpoint, only damaged ones"):
         run(replace(copied, steps=6))
 
 

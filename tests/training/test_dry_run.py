@@ -102,7 +102,7 @@ def test_a_tower_of_other_sizes_stops_it_and_no_weight_is_read(zipper_run, text_
     config = zipper_run(initialise_from={"text": towers.model_dir})
     text = replace(config.model.towers["text"], embed_dim=20)
     wider = replace(config, model=replace(config.model, towers={**config.model.towers, "text": text}))
-    with pytest.raises(UserError, match=r"has shape \(.*16.* this model wants \(.*20"):
+    with pytest.raises(UserError, match=r"has shape \(.*16.* this model needs \(.*20"):
         told(wider)
     for array in Path(towers.model_dir).rglob("ocdbt.process_*"):
         array.rename(array.with_name("gone"))
@@ -164,7 +164,8 @@ def test_recipes_report_their_cost_and_then_what_is_missing(recipe, capsys, tmp_
 def test_costs_in_headers_and_docs_are_what_the_configuration_costs(recipe):
     config, header = recipe_config(recipe), (GIN / "runs" / f"{recipe}.gin").read_text()
     found = re.search(
-        r"^# Cost, by --dry_run: (\S+) token slots, (\S+) FLOP; at 40 % of the peak (\S+) TPU v5e hours or (\S+) H100",
+        r"^# Cost, by --dry_run: (\S+) token positions, (\S+) FLOP; "
+        r"at 40 % of the peak (\S+) TPU v5e hours or (\S+) H100",
         header,
         re.MULTILINE,
     )

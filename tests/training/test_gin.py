@@ -164,7 +164,7 @@ def test_what_stops_a_run_that_has_begun_has_a_status_and_spoils_nothing(prepare
     thesis.parent.mkdir()
     thesis.write_text("precious")
     assert main([*command, f"--gin.MODEL_DIR={thesis.parent}"]) == 2
-    assert "is not empty and is no run folder; choose another one" in capsys.readouterr().err
+    assert "is neither empty nor a run folder; choose another one" in capsys.readouterr().err
     assert list(thesis.parent.iterdir()) == [thesis]
 
 

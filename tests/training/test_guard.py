@@ -62,8 +62,8 @@ def guarded(text_run):
 def test_a_bad_batch_is_left_out_as_if_it_were_not_in_the_data(guarded):
     result, shown = run(guarded, wrap_batches=poisoned(4))
     assert (result.status, result.step) == ("finished", 9)
-    assert "batch 4 is left out" in shown
-    assert "1 batches left out" in shown
+    assert "batch 4 is skipped" in shown
+    assert "1 batches skipped" in shown
     assert checkpoints.steps(guarded.model_dir) == [6, 9], "a skipped batch is no update"
     told = [line for line in log(guarded) if line["split"] == "skipped"]
     assert [(line["step"], line["batch"]) for line in told] == [(4, 4)]
@@ -80,7 +80,7 @@ def test_too_many_bad_batches_in_a_row_roll_the_run_back(guarded):
     """Step 3 is saved; batches 5, 6, 7 are bad: batches 3 to 7 are skipped from there."""
     result, shown = run(guarded, wrap_batches=poisoned(5, 6, 7))
     assert result.status == "finished"
-    assert "back to step 3, leaving out batches 3 to 7" in shown
+    assert "back to step 3, skipping batches 3 to 7" in shown
     assert [line["batches"] for line in log(guarded) if line["split"] == "rollback"] == [[3, 8]]
     other = skipping(guarded, (3, 8))
     run(other)
@@ -93,7 +93,7 @@ def test_a_return_does_not_change_later_skip_ranges(guarded):
     """Ranges that are configured for much later stay as they are."""
     config = replace(guarded, data=replace(guarded.data, skip_batches=((100, 110),)))
     _, shown = run(config, wrap_batches=poisoned(5, 6, 7))
-    assert "leaving out batches 3 to 7" in shown
+    assert "skipping batches 3 to 7" in shown
 
 
 def test_a_return_goes_to_a_step_that_was_periodic_when_it_was_saved(guarded):
@@ -101,14 +101,14 @@ def test_a_return_goes_to_a_step_that_was_periodic_when_it_was_saved(guarded):
     run(replace(guarded, steps=6))
     longer = replace(guarded, save=SaveCheckpointConfig(period=20))
     _, shown = run(longer, wrap_batches=poisoned(6, 7, 8))
-    assert "back to step 6, leaving out batches 6 to 8" in shown
+    assert "back to step 6, skipping batches 6 to 8" in shown
     assert 6 in checkpoints.steps(guarded.model_dir)
 
 
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(guarded):
     result, shown = run(guarded, wrap_batches=poisoned(0, 1, 2))
     assert result.status == "finished"
-    assert "back to step 0, leaving out batches 0 to 2" in shown
+    assert "back to step 0, skipping batches 0 to 2" in shown
     other = skipping(guarded, (0, 3))
     run(other)
     assert_same_run(guarded, other)
@@ -134,7 +134,7 @@ def test_a_run_stopped_among_bad_batches_goes_on_like_the_undisturbed_one(guarde
 
 
 def test_a_run_that_stays_bad_gives_up_and_keeps_its_checkpoint(guarded):
-    with pytest.raises(UserError, match=r"stayed bad.*after 2 returns.*checkpoint of step 3 is good.*zipper replay"):
+    with pytest.raises(UserError, match=r"stayed bad.*after 2 rollbacks.*checkpoint of step 3 is good.*zipper replay"):
         run(guarded, wrap_batches=poisoned(*range(4, 100)))
     assert checkpoints.steps(guarded.model_dir) == [3]
     assert checkpoints.verify(guarded.model_dir, 3) == []
@@ -201,11 +201,11 @@ def test_replay_runs_the_batch_with_the_parameters_of_the_time(guarded, capsys):
     before = sorted(path.name for path in Path(strict.model_dir).rglob("*"))
     assert main(["replay", f"{strict.model_dir}/bad_batches/batch_{told['batch']}.npz"]) == 0
     shown = capsys.readouterr().out
-    assert f"met after {told['step']} updates" in shown
+    assert f"skipped after {told['step']} updates" in shown
     assert f"loss {told['loss']:.6g} (a spike above {told['limit']:.4g})" in shown
     assert sorted(path.name for path in Path(strict.model_dir).rglob("*")) == before
     assert main(["replay", f"{strict.model_dir}/config.json"]) == 2
-    assert "is no batch" in capsys.readouterr().err
+    assert "is no stored batch" in capsys.readouterr().err
 
 
 def test_best_checkpoints_stay(text_run):
@@ -230,7 +230,7 @@ def test_replay_after_a_return_knows_what_was_skipped(guarded, capsys):
         shutil.rmtree(Path(guarded.model_dir, "checkpoints", str(step)), ignore_errors=True)
     assert main(["replay", f"{guarded.model_dir}/bad_batches/batch_9.npz"]) == 0
     shown = capsys.readouterr().out
-    assert "met after 4 updates" in shown
+    assert "skipped after 4 updates" in shown
     assert "loss nan" in shown or "loss inf" in shown
 
 

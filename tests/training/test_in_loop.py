@@ -95,7 +95,7 @@ def test_tensorboard_has_the_names_that_t5x_users_know(evaluated):
 def test_in_loop_evaluation_that_cannot_be_is_refused_before_training(text_run, zipper_run):
     with pytest.raises(UserError, match=r"InferEvalConfig.period=3 must be a multiple"):
         zipper_run(eval_period=2, infer_eval=InferEvalConfig(period=3))
-    with pytest.raises(UserError, match="no metric is known for text_lm"):
+    with pytest.raises(UserError, match="text_lm has no default metric"):
         in_loop.make(text_run(eval_period=1, infer_eval=InferEvalConfig(period=1)))
     with pytest.raises(UserError, match=r"'nowhere:bleu' cannot be imported"):
         in_loop.make(

@@ -95,7 +95,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(prepared, tmp_path):
     assert process.wait(timeout=60) == 128 + signal.SIGINT
     saved = checkpoints.steps(job.run_dir)
     assert len(saved) == 1
-    assert f"saved step {saved[0]} of 100000; the same command goes on from there" in job.said()
+    assert f"saved step {saved[0]} of 100000; the same command resumes from there" in job.said()
     assert checkpoints.verify(job.run_dir, saved[0]) == []
 
     slow = Job(tmp_path, "slow", prepared, 100_000)

@@ -89,7 +89,7 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
 def test_a_folder_that_is_no_run_is_left_alone(text_run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="not empty and is no run folder"):
+    with pytest.raises(UserError, match="neither empty nor a run folder"):
         run(text_run())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
@@ -173,7 +173,7 @@ def test_tasks_may_be_stored_in_folders_of_their_own(zipper_run, prepared, tmp_p
     apart = replace(plain, data=replace(plain.data, task_folders={"tts": str(other)}))
     for one, two in zip(*(data_source.open_data(c).batches.get(3)["towers"].values() for c in (plain, apart))):
         jax.tree.map(np.testing.assert_array_equal, one, two)
-    with pytest.raises(UserError, match=r"task_folders: there is no task 'tss' here; did you mean 'tts'"):
+    with pytest.raises(UserError, match=r"task_folders: the mixture has no task 'tss'; did you mean 'tts'"):
         replace(plain.data, task_folders={"tss": str(other)})
     UnitVocabulary(SPEECH - 2, 50.0, "other units").save(other / "vocabularies" / "speech")
     with pytest.raises(UserError, match=r"task_folders\['tts'\] = .*has another speech vocabulary.*--tokenizer"):

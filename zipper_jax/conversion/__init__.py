@@ -1,1 +1,1 @@
-"""Weights of other systems in and out. No torch, no transformers, no TensorFlow."""
+"""Import and export of weights: Hugging Face and T5X. No torch, no transformers, no TensorFlow."""

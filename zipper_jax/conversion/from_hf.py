@@ -1,7 +1,7 @@
-"""A Hugging Face decoder becomes a model folder with one tower, tensor by tensor.
+"""Converts a Hugging Face decoder to a tower, tensor by tensor.
 
-`plan` reads only ``config.json`` and the headers of the weights, and says everything that can be wrong; ``Plan.write``
-then streams one tensor at a time into the stacked layout, so that memory stays at the size of the largest tensor.
+`plan` reads only ``config.json`` and the headers of the weights, and makes all checks; ``Plan.write`` then streams one
+tensor at a time into the stacked layout, so that peak memory is the size of the largest tensor.
 """
 
 import json
@@ -26,7 +26,7 @@ from zipper_jax.utils.trees import flatten
 
 @dataclass(frozen=True)
 class Move:
-    """One tensor, the rule it goes by, and its layer."""
+    """One tensor, its rule, and its layer (None: not per layer)."""
 
     tensor: str
     rule: Rule
@@ -35,9 +35,17 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will do.
+    """A checked conversion, ready to be written.
 
-    config: the ``config.json``. leaves: leaf -> (dtype, shape). left_out: tensor -> why.
+    Attributes:
+        source: The Hugging Face folder.
+        config: Its ``config.json``.
+        family: The model family.
+        tower: Configuration of the tower.
+        reader: Reader of the weights.
+        moves: Tensors to copy, with their rules.
+        leaves: Leaf -> (dtype, shape).
+        left_out: Skipped tensor -> reason.
     """
 
     source: Path
@@ -51,28 +59,28 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """Parameters of the tower."""
+        """Number of parameters of the tower."""
         return sum(math.prod(shape) for _, shape in self.leaves.values())
 
     def lines(self) -> Iterator[str]:
-        """What `zipper convert from-hf` prints before it begins."""
+        """The summary that `zipper convert from-hf` prints before converting."""
         t = self.tower
         yield (
-            f"{self.source}: {self.family.architecture}, {t.num_layers} blocks of width {t.embed_dim}, "
+            f"{self.source}: {self.family.architecture}, {t.num_layers} blocks, embed_dim {t.embed_dim}, "
             f"{t.num_heads} heads ({t.num_kv_heads} key/value) of {t.head_dim}, "
-            f"mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
+            f"mlp_dim {t.mlp_dim}, vocabulary {t.vocab_size}"
         )
         for move in self.moves:
             if move.layer in (None, 0):
                 layers = "" if move.layer is None else f"  ({t.num_layers} layers)"
                 yield f"  {move.rule.name} -> {', '.join(move.rule.leaves)}{layers}"
         for name, why in self.left_out.items():
-            yield f"  {name}: left out, {why}"
+            yield f"  {name}: skipped, {why}"
         read = sum(math.prod(self.reader.shape(move.tensor)) for move in self.moves)
         yield f"parameters: {self.reader.count:,} in the file, {read:,} of them used, {self.count:,} in the tower"
 
     def write(self, put: Put, progress: Progress = lambda count: None) -> None:
-        """Hands every leaf, or one layer of it, to ``put``, reading one tensor at a time."""
+        """Pass every leaf, or one layer of it, to ``put``, reading one tensor at a time."""
         for move in self.moves:
             tensor = self.reader.read(move.tensor)
             shapes = [of_one_layer(self.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
@@ -82,11 +90,15 @@ class Plan:
 
 
 def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
-    """Everything about a conversion but the numbers.
+    """Plan and check a conversion without reading weights.
+
+    Args:
+        folder: A Hugging Face model folder.
+        ignored: Fields of ``config.json`` to ignore.
 
     Raises:
-      UserError: not such a folder; an architecture, field or tensor that is not known, by its name; a tensor that is
-        missing or has another shape or a quantised dtype.
+        UserError: No such folder; an unknown architecture, field or tensor (the message names it); a tensor that is
+            missing, has another shape, or is quantised.
     """
     source = Path(folder)
     config = read_json(source / "config.json")
@@ -108,13 +120,13 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
         why = family.reason(wanted)
         if why is None:
             raise UserError(
-                f"{str(source)!r}: no rule says what the tensor {name!r} {list(reader.shape(name))} is, so this is not "
-                f"the {family.architecture} that config.json describes: not converted"
+                f"{str(source)!r}: unknown tensor {name!r} {list(reader.shape(name))}: this is not the "
+                f"{family.architecture} that config.json describes"
             )
         if why == TIED and not _same(reader, name, next(m.tensor for m in moves if "embedding/table" in m.rule.leaves)):
             raise UserError(
-                f"{str(source)!r}: config.json says that the head is tied to the embedding, but {name} is not the "
-                "embedding: set tie_word_embeddings to false there, if it is meant"
+                f"{str(source)!r}: config.json ties the head to the embedding, but {name} differs from the embedding: "
+                "set tie_word_embeddings to false in config.json if the head is to be used"
             )
         left_out[name] = why
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
@@ -122,27 +134,31 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
 
 
 def tower_shapes(tower: TowerConfig) -> dict[str, Shape]:
-    """leaf -> shape, stacked ones with their layers in front."""
+    """Leaf -> shape; stacked leaves have the layer axis first."""
     alone = ZipperConfig(towers={"tower": tower}, modalities={"tower": ModalityConfig("tower", 1)})
     flat = flatten(zipper.abstract_params(alone))
     return {name.removeprefix("towers/tower/"): tuple(leaf.shape) for name, leaf in flat.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError."""
+    """Read a JSON object.
+
+    Raises:
+        UserError: The file is missing, damaged, or no object.
+    """
     if not path.is_file():
         raise UserError(f"{str(path.parent)!r} has no {path.name}: give a Hugging Face model folder, or the id of one")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); get it again") from error
+        raise UserError(f"{path} is damaged ({error}); download it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object; get it again")
+        raise UserError(f"{path} is no JSON object; download it again")
     return found
 
 
 def _full_names(reader: Reader, family: Family, patterns: set[str]) -> dict[str, str]:
-    """Name in full -> name in the file: files saved from the bare model lack the family's prefix."""
+    """Full name -> name in the file; files saved from the bare model lack the family's prefix."""
     tops = {pattern.split(".")[0] for pattern in patterns}
     return {name if name.split(".")[0] in tops else family.prefix + name: name for name in reader.names}
 
@@ -151,12 +167,12 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
     wanted = move.rule.shape([of_one_layer(shapes[leaf], move.rule) for leaf in move.rule.leaves])
     if reader.shape(move.tensor) != wanted:
         raise UserError(
-            f"{str(reader.folder)!r}: {move.tensor} has shape {list(reader.shape(move.tensor))}, config.json means "
-            f"{list(wanted)}"
+            f"{str(reader.folder)!r}: {move.tensor} has shape {list(reader.shape(move.tensor))}, but config.json "
+            f"implies {list(wanted)}"
         )
     if reader.dtype(move.tensor) is None:
         raise UserError(
-            f"{str(reader.folder)!r}: {move.tensor} is quantised, or no floating-point tensor: save it unquantised"
+            f"{str(reader.folder)!r}: {move.tensor} is quantised or not floating-point: save it unquantised"
         )
 
 
@@ -165,5 +181,5 @@ def _same(reader: Reader, one: str, other: str) -> bool:
 
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
-    """The file's dtype; float32 where a leaf's tensors differ, or are float64."""
+    """The file's dtype; float32 where a leaf's tensors differ or are float64."""
     return leaf_dtype(reader.dtype(move.tensor) or np.dtype(np.float32) for move in moves if leaf in move.rule.leaves)

@@ -1,4 +1,4 @@
-"""Towers become an untrained zipper: their weights as they are, zips and input projections fresh, gates closed."""
+"""Fuses towers into an untrained zipper: copies their weights and initialises zips and input projections."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class TowerSource:
     """One tower of a run or a model folder, to be fused under the name ``name``.
 
     Raises:
-      UserError: no such folder, or one with several towers and none of that name.
+        UserError: No such folder, or it has several towers and none of that name.
     """
 
     def __init__(self, name: str, folder: str | Path):
@@ -31,13 +31,13 @@ class TowerSource:
         if name not in model.towers and len(model.towers) > 1:
             raise UserError(f"--tower {name}={folder}: it has the towers {', '.join(sorted(model.towers))}; name one")
         self.tower = model.towers[self.there]
-        # A tower's only modality gets the tower's new name, so that `--tower speech=towers/text2` works as it reads.
+        # A tower's only modality takes the tower's new name: `--tower speech=towers/text2` has modality speech.
         own = {m: place for m, place in model.modalities.items() if place.tower == self.there}
         self.modalities = {name if len(own) == 1 else m: (m, place) for m, place in own.items()}
         self.added = model.added_tokens.get(self.there, 0)
 
     def weights(self) -> Weights:
-        """A model folder's are read leaf by leaf; a run's all at once."""
+        """Open the weights; a model folder's are read leaf by leaf, a run's all at once."""
         return Reader(self.folder) if is_model_folder(self.folder) else Loaded(load_params(self.folder)[1])
 
 
@@ -46,10 +46,10 @@ def plan(
     zips: Sequence[ZipConfig],
     input_projection: ProjectionConfig = ProjectionConfig(),
 ) -> ZipperConfig:
-    """The fused model's configuration; every tower gets ``input_projection``.
+    """Build the fused model's configuration; every tower gets ``input_projection``.
 
     Raises:
-      UserError: zips that do not fit the towers, or two modalities of one name.
+        UserError: The zips do not fit the towers, or two modalities have one name.
     """
     modalities: dict[str, Any] = {}
     for source in sources:
@@ -68,10 +68,10 @@ def plan(
 
 
 def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | Path, seed: int = 0) -> None:
-    """Writes the fused model's folder, copying leaf by leaf.
+    """Write the fused model's folder, copying leaf by leaf.
 
     Raises:
-      UserError: ``out`` exists, or a tower's folder is damaged.
+        UserError: ``out`` exists, or a tower's folder is damaged.
     """
     weights = {source.name: source.weights() for source in sources}
     copied: dict[str, tuple[Weights, str]] = {}
@@ -103,7 +103,7 @@ def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | Path, 
 
 
 def describe(model: ZipperConfig) -> Mapping[str, int]:
-    """Parameters of each part of a model: ``towers/text``, ``zips/speech-text``, ..."""
+    """Number of parameters of each part of a model: ``towers/text``, ``zips/speech-text``, ..."""
     counts: dict[str, int] = {}
     for path, leaf in flatten(zipper.abstract_params(model)).items():
         part = "/".join(path.split("/")[:2])

@@ -1,9 +1,9 @@
-"""A Hugging Face model, by its folder or by its id on the hub.
+"""Finds a Hugging Face model by folder or hub id.
 
-Of a model on the hub only what a conversion reads is fetched: from the top folder alone, the safetensors that
-``model.safetensors.index.json`` names (or ``model.safetensors``), JSON, and the tokenizer's files. Never pickles, which
-can run code when they are read, never code, never a second copy of the weights. They lie in the cache that all of
-Hugging Face's libraries share (HF_HOME), where the next call finds them.
+Only the files that a conversion reads are downloaded, from the top folder: the safetensors that
+``model.safetensors.index.json`` lists (or ``model.safetensors``), JSON, and the tokenizer's files; never pickles, which
+can execute code, never code, never a second copy of the weights. They are stored in the shared Hugging Face cache
+(HF_HOME).
 """
 
 import fnmatch
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", *FILES)
-"""What is fetched beside the weights."""
+"""Files downloaded beside the weights."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES, ".gguf", ".h5", ".msgpack")
-"""How files of weights end: no id of a model does."""
+"""Suffixes of weight files; no hub id has one."""
 
 TIMEOUT = 30.0
-"""Seconds to wait for the hub's list of files; the library itself would wait for ever."""
+"""Timeout of the hub's file list, in seconds; the library has no default."""
 
 _SECRET = re.compile(r"https?://[^\s'\"]+|\bhf_\w+|Bearer\s+\S+", re.IGNORECASE)
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -42,19 +42,19 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 def model_folder(path_or_id: str, revision: str | None = None) -> Path:
     """The folder of a model; one that is on the hub is downloaded first, or found in the cache.
 
-    Files that have arrived whole are kept when a download is cut, and are not fetched again.
+    An interrupted download keeps its complete files.
 
     Args:
       path_or_id: an existing folder, or an id of the hub: ``ORG/NAME`` or ``NAME``.
       revision: branch, tag or commit of a model on the hub; its main branch unless given.
 
     Raises:
-      UserError: no such folder or model, no right to read it, no safetensors, no network, offline and not in the cache.
+      UserError: No such folder or model, no access, no safetensors, no network, or offline and not in the cache.
     """
     path = os.path.expanduser(path_or_id)
     if os.path.isdir(path):
         if revision is not None:
-            raise UserError(f"revision {revision!r}: {path_or_id!r} is a folder, and only models of the hub have them")
+            raise UserError(f"revision {revision!r}: {path_or_id!r} is a folder; only models on the hub have revisions")
         return Path(path)
     if os.path.exists(path):
         raise UserError(f"{path_or_id!r} is a file: give the folder of the model")
@@ -76,7 +76,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return _offline(name, revision)
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
-    except Exception as error:  # of four libraries, and they change: see `_what_happened`
+    except Exception as error:  # errors of several libraries: see `_what_happened`
         what = _what_happened(error, name, revision)
         found = None if isinstance(error, RevisionNotFoundError) else _cached(name, revision)
         if found is None:
@@ -97,31 +97,37 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # as above
         raise UserError(_what_happened(error, name, revision)) from error
     if folder.name != commit:
-        raise UserError(f"{name!r} was changed on the hub, or the hub was lost, in the meantime: run this again")
+        raise UserError(
+            f"{name!r} was changed on the hub during the download, or the connection was lost: run this again"
+        )
     return folder
 
 
 def _wanted(name: str, commit: str, sizes: Mapping[str, int | None]) -> list[str]:
-    """The files to fetch, of those at the top. Raises UserError where they are no model that we can read."""
+    """Select the files to download from the top folder.
+
+    Raises:
+        UserError: They are no model that can be read.
+    """
     from huggingface_hub import hf_hub_download
 
     if CONFIG not in sizes:
-        raise UserError(f"{name!r} has no {CONFIG}: it is no model, or one of another library")
+        raise UserError(f"{name!r} has no {CONFIG}: it is no transformers model")
     if FILE in sizes:
         weights = [FILE]
     elif INDEX in sizes:
         weights = _indexed(Path(hf_hub_download(name, INDEX, revision=commit)))
     else:
         pickles = sorted(file for file in sizes if file.endswith(PICKLES))
-        found = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "nor other weights"
+        found = f"only {pickles[0]}, a pickle, which can execute code" if pickles else "nor other weights"
         raise UserError(
-            f"{name!r} has no safetensors, {found}; nothing was downloaded: give a revision that has them (some wait "
-            "in a pull request: refs/pr/NUMBER), or save it by transformers' save_pretrained(FOLDER, "
+            f"{name!r} has no safetensors, {found}; nothing was downloaded: give a revision that has them (perhaps a "
+            "pull request: refs/pr/NUMBER), or save it with transformers' save_pretrained(FOLDER, "
             "safe_serialization=True) and give that folder"
         )
     lost = [file for file in weights if file not in sizes]
     if lost:
-        raise UserError(f"{name!r}: {INDEX} names {lost[0]!r}, which is not there: the model on the hub is incomplete")
+        raise UserError(f"{name!r}: {INDEX} lists {lost[0]!r}, which is missing: the model on the hub is incomplete")
     small = [file for file in sizes if any(fnmatch.fnmatchcase(file, pattern) for pattern in SMALL)]
     indices = [file for file in small if file.endswith(".index.json")]
     return [file for file in small if file not in indices or (file == INDEX and FILE not in sizes)] + weights
@@ -134,7 +140,7 @@ def _indexed(index: Path) -> list[str]:
         raise UserError(f"{index} is damaged ({error!r}); delete it and run this again") from error
     wrong = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if wrong:
-        raise UserError(f"{index} names {wrong[0]!r}, which is no safetensors file beside it: not fetched")
+        raise UserError(f"{index} lists {wrong[0]!r}, which is no safetensors file in the same folder: not downloaded")
     return names
 
 
@@ -146,19 +152,19 @@ def _offline(name: str, revision: str | None) -> Path:
         variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
         which = "" if revision is None else f" (revision {revision!r})"
         raise UserError(
-            f"{name!r}{which} is not in the cache {constants.HF_HUB_CACHE}, or not all of it, and {variable} is set: "
+            f"{name!r}{which} is not in the cache {constants.HF_HUB_CACHE}, or not completely, and {variable} is set: "
             f"unset {variable} once to download it, or give a local folder"
         )
     return found
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The copy in the cache, if all that we read of it is there."""
+    """The cached copy, if it has all the files that a conversion reads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # Newer versions of the library keep the list of the model's files, and check these against it.
+        # Newer versions of the library check these files against the cached file list.
         files = [CONFIG, *FILES]
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=files))
     except LocalEntryNotFoundError:
@@ -170,7 +176,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 
 def _what_happened(error: BaseException, name: str, revision: str | None) -> str:
-    """One line for what the library and those below it raise: what is wrong, and how to mend it."""
+    """One line for an error of the library or of those below it: what is wrong and what to do."""
     from huggingface_hub import constants, errors
 
     for cause in _causes(error):
@@ -193,7 +199,7 @@ def _what_happened(error: BaseException, name: str, revision: str | None) -> str
         if status == 404:
             return f"the hub shows no model {name!r} (404): check the spelling; if it is private, {_LOGIN}"
         if status == 429:
-            return f"{name!r}: the hub has had too many requests (429): wait some minutes, or {_LOGIN}"
+            return f"{name!r}: too many requests to the hub (429): wait some minutes, or {_LOGIN}"
         if status is not None:
             return f"{name!r}: the hub answers with error {status}: run this again later"
         if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.split(".")[0] in _CLIENTS:
@@ -201,7 +207,7 @@ def _what_happened(error: BaseException, name: str, revision: str | None) -> str
                 f"{name!r}: no connection to the hub, or it was lost ({_line(cause)}): check the network, the proxy "
                 "and HF_ENDPOINT, and run this again, or give a local folder"
             )
-        if isinstance(cause, OSError) and cause.errno is not None:  # a full disk, a folder of somebody else
+        if isinstance(cause, OSError) and cause.errno is not None:  # a full disk, no permission
             cache = constants.HF_HUB_CACHE
             return f"{name!r}: cannot write to the cache {cache} ({_line(cause)}): set HF_HOME to another folder"
     return (
@@ -211,7 +217,7 @@ def _what_happened(error: BaseException, name: str, revision: str | None) -> str
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception and what led to it, from the outside in."""
+    """The exception and its chain of causes, outermost first."""
     seen: list[Any] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:
@@ -221,7 +227,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    """What an exception says, in one line, without addresses (they may be signed) and tokens."""
+    """An exception's message in one line, without URLs (they may be signed) and tokens."""
     return f"{type(error).__name__}: {_SECRET.sub('...', ' '.join(str(error).split()))[:200]}"
 
 

@@ -1,14 +1,14 @@
-"""A decoder-only checkpoint of google-research/t5x becomes a tower, leaf by leaf. t5x itself is not needed.
+"""Converts decoder-only checkpoints of google-research/t5x to a tower, leaf by leaf. t5x itself is not needed.
 
 The network is that of ``t5x/examples/decoder_only``: RMSNorm, T5's relative positions in one table for all layers, no
-scaling of the scores, a gated or plain MLP. Layers lie in leaves of their own (``decoder/layers_0/...``) or, where a
-network was trained under ``scan``, stacked in one leaf on the axis ``param_scan_axis`` (T5X has such layers in its
-encoder-decoders only; decoder-only networks with them are other people's).
+scaling of the attention scores, a gated or plain MLP. Each layer has its own leaves (``decoder/layers_0/...``) or, in
+networks trained under ``scan``, layers are stacked on the axis ``param_scan_axis`` (in T5X itself only
+encoder-decoders have stacked layers; third-party decoder-only networks may).
 
-`plan` reads the gin file and the shapes, and says everything that can be wrong; ``Plan.write`` then reads one leaf at a
-time (of a stacked one, as many layers as make a gigabyte).
+`plan` reads the gin file and the shapes, and makes all checks; ``Plan.write`` then reads one leaf at a time (of a
+stacked one, about a gigabyte of layers at a time).
 
-Axis letters: L layers, D width, V vocabulary, F mlp width, N heads, H head size.
+Axes: L layers, D embed_dim, V vocab_size, F mlp_dim, N heads, H head_dim.
 """
 
 import math
@@ -32,7 +32,7 @@ from zipper_jax.utils.errors import UserError
 FAMILY = "t5x_decoder_only"
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
-"""Flax's name of each activation that we have; its gelu is the tanh approximation."""
+"""Flax's name of each supported activation; its gelu is the tanh approximation."""
 
 _SIZES = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim", "param_scan_axis")
 _NETWORK = "TransformerConfig"
@@ -46,7 +46,7 @@ _DEFAULTS = {
     "logits_via_embedding": False,
     "param_scan_axis": 1,
 }
-# Of training and of precision; scan_layers is seen in the leaves' names.
+# Fields that concern training or precision; scan_layers is recognised from the leaves' names.
 _HARMLESS = ("dtype", "dropout_rate", "remat_policy", "scan_layers", "float32_attention_logits")
 
 _LAYER = "decoder/layers_{layer}/"
@@ -69,10 +69,14 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Network:
-    """What a gin file says of the network.
+    """The network that a gin file configures.
 
-    rules: the table of leaves, those of its kind of MLP included. where: the gin files. notes: what a user should know.
-    scan_axis: of the layers, where they are stacked.
+    Attributes:
+        tower: Configuration of the tower.
+        rules: Rules of its leaves, including those of its kind of MLP.
+        where: The gin files, for messages.
+        scan_axis: Axis of stacked layers.
+        notes: Notes for the user.
     """
 
     tower: TowerConfig
@@ -84,10 +88,17 @@ class Network:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will do.
+    """A checked conversion, ready to be written.
 
-    stacked: prefix of the leaves whose layers are stacked; None: each layer has leaves of its own.
-    leaves: leaf -> (dtype, shape). left_out: what of the checkpoint -> why.
+    Attributes:
+        source: The checkpoint folder.
+        network: The network of the gin files.
+        tower: Configuration of the tower.
+        reader: Reader of the checkpoint.
+        stacked: Prefix of leaves with stacked layers; None: each layer has its own leaves.
+        moves: Leaves to copy, with their rules.
+        leaves: Leaf -> (dtype, shape).
+        left_out: Skipped part of the checkpoint -> reason.
     """
 
     source: Path
@@ -101,32 +112,32 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """Parameters of the tower."""
+        """Number of parameters of the tower."""
         return sum(math.prod(shape) for _, shape in self.leaves.values())
 
     def lines(self) -> Iterator[str]:
-        """What it maps, what it leaves out and why, parameter counts on both sides."""
+        """Mapped leaves, skipped parts with reasons, and parameter counts on both sides."""
         t = self.tower
-        layers = "each in leaves of its own" if self.stacked is None else f"stacked on axis {self.network.scan_axis}"
+        layers = "one leaf per layer" if self.stacked is None else f"stacked on axis {self.network.scan_axis}"
         yield (
-            f"{self.source}: T5X decoder-only by {self.network.where}, {t.num_layers} blocks ({layers}) of width "
-            f"{t.embed_dim}, {t.num_heads} heads of {t.head_dim}, mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
+            f"{self.source}: T5X decoder-only by {self.network.where}, {t.num_layers} blocks ({layers}), embed_dim "
+            f"{t.embed_dim}, {t.num_heads} heads of {t.head_dim}, mlp_dim {t.mlp_dim}, vocabulary {t.vocab_size}"
         )
         for move in self.moves:
             if move.layer in (None, 0):
                 many = "" if move.layer is None else f"  ({t.num_layers} layers)"
                 yield f"  {move.tensor if self.stacked else move.rule.name} -> {move.rule.leaves[0]}{many}"
         for name, why in self.left_out.items():
-            yield f"  {name}: left out, {why}"
+            yield f"  {name}: skipped, {why}"
         for note in self.network.notes:
             yield f"  note: {note}"
         yield f"parameters: {self.reader.count:,} in the checkpoint, all of them used, {self.count:,} in the tower"
 
     def write(self, put: Put, progress: Progress = lambda count: None) -> None:
-        """Hands every leaf, or one layer of it, to ``put``, reading one at a time.
+        """Pass every leaf, or one layer of it, to ``put``, reading one at a time.
 
         Raises:
-          UserError: a file of the checkpoint is damaged.
+            UserError: A file of the checkpoint is damaged.
         """
         for move in self.moves:
             if move.layer is None or self.stacked is None:
@@ -146,17 +157,17 @@ def plan(
     gin_bindings: Sequence[str] = (),
     ignored: Sequence[str] = (),
 ) -> Plan:
-    """Everything about a conversion but the numbers.
+    """Plan and check a conversion without reading weights.
 
     Args:
-      folder: ``checkpoint_NNN``, native or Orbax.
-      gin_files: what the network was built from; without any, the ``config.gin`` that T5X wrote beside the checkpoint.
-      gin_bindings: lines ``NAME = VALUE``, which win over the files.
-      ignored: fields of the network's configuration that the user takes for harmless.
+        folder: ``checkpoint_NNN``, native or Orbax.
+        gin_files: gin files of the network; none: the ``config.gin`` that T5X wrote beside the checkpoint.
+        gin_bindings: Lines ``NAME = VALUE``, which override the files.
+        ignored: Fields of the network's configuration to ignore.
 
     Raises:
-      UserError: no such checkpoint or gin file; a field, value or leaf that is not known, by its name; a leaf that is
-        missing or has another shape or dtype; damage that shows before the numbers are read.
+        UserError: No such checkpoint or gin file; an unknown field, value or leaf (the message names it); a leaf that
+            is missing or has another shape or dtype; damage that is visible without reading weights.
     """
     source = Path(folder)
     reader = Reader(source)
@@ -173,7 +184,7 @@ def plan(
             name = rule.name.format(layer=layer) if stacked is None else rule.name.replace(_LAYER, stacked)
             if name not in there:
                 raise UserError(
-                    f"{str(source)!r} has no leaf {name!r}, which {network.where} means it to have: the checkpoint is "
+                    f"{str(source)!r} has no leaf {name!r}, which {network.where} requires: the checkpoint is "
                     "incomplete, or of another network"
                 )
             moves.append(Move(name, rule, layer))
@@ -182,8 +193,7 @@ def plan(
             unknown.discard(name)
     for name in sorted(unknown):
         raise UserError(
-            f"{str(source)!r}: no rule says what the leaf {name!r} {list(reader.shape(name))} is{_hint(name, tower)}: "
-            "not converted"
+            f"{str(source)!r}: unknown leaf {name!r} {list(reader.shape(name))}{_hint(name, tower)}: not converted"
         )
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
     return Plan(source, network, tower, reader, stacked, tuple(moves), leaves, reader.left_out)
@@ -192,16 +202,16 @@ def plan(
 def read_network(
     gin_files: Sequence[str | Path], gin_bindings: Sequence[str] = (), ignored: Sequence[str] = ()
 ) -> Network:
-    """The tower that the ``TransformerConfig`` of gin files describes; what they leave open has T5X's defaults.
+    """Read the network from the ``TransformerConfig`` of gin files; unset fields have T5X's defaults.
 
     Raises:
-      UserError: no such file or configuration, or a field or value that is not known, with its place.
+        UserError: No such file or configuration, or an unknown field or value (the message names its file and line).
     """
     gin = GinFiles(gin_files, gin_bindings)
     where = ", ".join(map(str, gin_files)) or "the gin bindings given"
     given = gin.parameters(_NETWORK)
     if not given:
-        other = "; T5Config is that of encoder-decoders, which become no tower" if gin.parameters("T5Config") else ""
+        other = "; T5Config is for encoder-decoders, which are not supported" if gin.parameters("T5Config") else ""
         raise UserError(
             f"{where}: no network.{_NETWORK} in it{other}; give the gin file that the network was built from, or the "
             "config.gin that T5X wrote into its MODEL_DIR"
@@ -211,7 +221,7 @@ def read_network(
             known = ("vocab_size", *_DEFAULTS)
             raise UserError(
                 f"{setting.where}: {_NETWORK}.{name} = {setting.value!r} is no field of T5X's decoder-only network and "
-                f"may change what it computes{closest(name, known)}; where you know that it does not, give "
+                f"may change what it computes{closest(name, known)}; if you know that it does not, give "
                 f"--ignore_field {name}"
             )
     if "vocab_size" not in given:
@@ -243,8 +253,8 @@ def read_network(
     )
     mlp = tuple(Rule(f"{_LAYER}mlp/{name}/kernel", (f"blocks/mlp/{leaf}/kernel",)) for leaf, name in into.items())
     notes = tuple(
-        f"{setting.where}: trained with inputs_bidirectional_attention, so tokens of an input saw later ones of it; a "
-        "tower sees only earlier ones"
+        f"{setting.where}: trained with inputs_bidirectional_attention; a tower's attention is causal, so outputs on "
+        "inputs differ"
         for setting in gin.bound("inputs_bidirectional_attention")
         if setting.value is not False
     )
@@ -252,7 +262,7 @@ def read_network(
 
 
 def _activations(setting: Setting) -> tuple[Activation, dict[str, str]]:
-    """The activation, and which of T5X's maps into the MLP each of ours is."""
+    """The activation, and T5X's name of each input kernel of our MLP."""
     names = list(setting.value) if isinstance(setting.value, tuple | list) else [setting.value]
     known = [name for name in names if isinstance(name, str) and name in ACTIVATIONS]
     if isinstance(setting.value, tuple | list) and len(known) == 1:
@@ -279,7 +289,7 @@ def _refused(name: str, setting: Setting, wanted: str) -> UserError:
 
 
 def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape], network: Network, stacked: bool) -> None:
-    """Shape and dtype of a leaf. Kernels of attention may have heads and their elements on axes of their own."""
+    """Check shape and dtype of a leaf. Attention kernels may have separate axes for heads and head_dim."""
     leaf = of_one_layer(shapes[move.rule.leaves[0]], move.rule)
     wanted = [list(move.rule.shape([leaf]))]
     if move.rule.layout == "conv1d":
@@ -291,29 +301,29 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape], network: Net
     if found not in wanted:
         axis = f" with param_scan_axis = {network.scan_axis}" if stacked and move.rule.per_layer else ""
         raise UserError(
-            f"{str(reader.folder)!r}: {move.tensor} has shape {found}, {_NETWORK} of {network.where} means "
-            f"{' or '.join(map(str, wanted))}{axis}; give the gin file that it was trained with"
+            f"{str(reader.folder)!r}: {move.tensor} has shape {found}, but {_NETWORK} of {network.where} "
+            f"implies {' or '.join(map(str, wanted))}{axis}; give the gin file that it was trained with"
         )
     if reader.dtype(move.tensor) not in DTYPES.values():
         raise UserError(
-            f"{str(reader.folder)!r}: {move.tensor} is of {reader.dtype(move.tensor)}, no floating-point type: not "
-            "converted"
+            f"{str(reader.folder)!r}: {move.tensor} has dtype {reader.dtype(move.tensor)}, not floating-point: "
+            "not converted"
         )
 
 
 def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
-    """The checkpoint's dtype; float32 where a leaf's layers differ, or are float64."""
+    """The checkpoint's dtype; float32 where a leaf's layers differ or are float64."""
     return leaf_dtype(reader.dtype(move.tensor) for move in moves if leaf in move.rule.leaves)
 
 
 def _hint(name: str, tower: TowerConfig) -> str:
-    """Why a leaf that no rule knows may be there."""
+    """The likely reason for an unknown leaf."""
     if name.startswith("encoder/") or "encoder_decoder_attention" in name:
-        return " (an encoder-decoder's; only decoders become towers)"
+        return " (of an encoder-decoder; only decoder-only networks are supported)"
     if "relpos_bias" in name:
         return " (a table of positions per layer; a tower has one for all layers)"
     if name == "decoder/logits_dense/kernel":
-        return f" ({_NETWORK}.logits_via_embedding says that there is none)"
+        return f" ({_NETWORK}.logits_via_embedding = True excludes it)"
     if name.startswith("decoder/layers_"):
-        return f" ({_NETWORK}.num_layers says {tower.num_layers})"
+        return f" ({_NETWORK}.num_layers is {tower.num_layers})"
     return ""

@@ -1,11 +1,11 @@
-"""T5X checkpoints, leaf by leaf, without t5x: its native format (msgpack and zarr) and Orbax's.
+"""Reads T5X checkpoints leaf by leaf, without t5x: its native format (msgpack and zarr) and Orbax's.
 
 Native: ``checkpoint_NNN/checkpoint`` is a msgpack tree whose leaves are arrays or references to zarr folders beside it.
 Orbax: ``checkpoint_NNN/state`` is one store (OCDBT, in older ones plain folders) of zarr arrays.
 
-Nothing in a checkpoint is executed, and of a reference only the folder's name is taken: a leaf is read from within the
-checkpoint or not at all. zarr takes a chunk that is not there for an empty one, so missing chunks are looked for;
-changed ones are found by gzip's checksum.
+Nothing in a checkpoint is executed, and only the folder name of a reference is used, so that all leaves are read from
+within the checkpoint. zarr treats a missing chunk as filled with a default, so missing chunks are checked for; damaged
+chunks are detected by gzip's checksum.
 """
 
 import itertools
@@ -22,13 +22,13 @@ from zipper_jax.conversion.tensor_map import Shape
 from zipper_jax.utils.errors import UserError
 
 TARGET = "target/"
-"""Where T5X keeps the parameters."""
+"""Prefix of the parameters in a T5X checkpoint."""
 
 LEFT_OUT = {
     "state": "the optimizer's, not the model's",
     "version": "of the file format",
 }
-"""First part of a leaf's name outside of `TARGET` -> why it is not read."""
+"""First part of a leaf's name outside `TARGET` -> why it is skipped."""
 
 _READ_BYTES = 2**30
 _REFERENCE = {"driver", "kvstore"}
@@ -37,21 +37,21 @@ _UNFINISHED = re.compile(r"\.(orbax-checkpoint-)?tmp-")
 
 @dataclass(frozen=True)
 class _Zarr:
-    """Where an array lies, and the shape that the reference to it gave."""
+    """Location of an array, and the shape given by the reference to it."""
 
     kvstore: dict[str, Any]
     shape: Sequence[int] | None = None
 
 
 class Reader:
-    """The parameters of one checkpoint folder. Making it reads their shapes, and arrays that lie in the msgpack file.
+    """The parameters of one checkpoint folder. The constructor reads shapes, and arrays inside the msgpack file.
 
     Args:
-      folder: ``checkpoint_NNN``.
+        folder: ``checkpoint_NNN``.
 
     Raises:
-      UserError: no such checkpoint, a damaged or incomplete one, a leaf that lies outside of it or is kept in a way
-        that T5X does not use, or one outside of ``target`` that is not known.
+        UserError: No such checkpoint; it is damaged or incomplete; a leaf is stored outside the folder or in a format
+            that T5X does not use; or a leaf outside ``target`` is unknown.
     """
 
     def __init__(self, folder: str | Path):
@@ -62,13 +62,11 @@ class Reader:
         for name, leaf in self._tree().items():
             self._take(name, leaf)
         if not self._leaves:
-            raise UserError(
-                f"{str(self.folder)!r} has no parameters ({TARGET}...): is it a T5X checkpoint of training?"
-            )
+            raise UserError(f"{str(self.folder)!r} has no parameters ({TARGET}...): give a training checkpoint of T5X")
 
     @property
     def names(self) -> list[str]:
-        """Every leaf below ``target``, in order of its name."""
+        """Names of all leaves below ``target``, sorted."""
         return sorted(self._leaves)
 
     def shape(self, name: str) -> Shape:
@@ -80,22 +78,28 @@ class Reader:
 
     @property
     def count(self) -> int:
-        """Numbers in all leaves."""
+        """Number of parameters."""
         return sum(math.prod(self.shape(name)) for name in self._leaves)
 
     def read(self, name: str) -> np.ndarray:
-        """One leaf. Raises UserError: it is damaged."""
+        """Read one leaf.
+
+        Raises:
+            UserError: It is damaged.
+        """
         return self._read(name, ())
 
     def read_layer(self, name: str, axis: int, layer: int) -> np.ndarray:
-        """One layer of a leaf whose layers are stacked on ``axis``.
+        """Read one layer of a leaf whose layers are stacked on ``axis``.
 
-        Chunks usually hold several layers, so as many layers as make a gigabyte are read at once and kept for the next
-        call. Raises UserError: it is damaged.
+        Chunks usually hold several layers, so about a gigabyte of layers is read at once and cached for the next call.
+
+        Raises:
+            UserError: The leaf is damaged.
         """
         shape = self.shape(name)
         if self._layers is None or self._layers[:2] != (name, axis) or not self._layer_is_kept(layer):
-            self._layers = None  # its memory goes before the next is read
+            self._layers = None  # freed before the next read
             one = math.prod(shape) // shape[axis] * self.dtype(name).itemsize
             last = min(layer + max(1, _READ_BYTES // max(one, 1)), shape[axis])
             part = self._read(name, (slice(None),) * axis + (slice(layer, last),))
@@ -117,11 +121,11 @@ class Reader:
             raise self._damaged(name, error) from error
 
     def _tree(self) -> dict[str, Any]:
-        """Leaf -> array, or where it lies, or T5X's reference to that, or whatever else there is."""
+        """Leaf -> array, its location (`_Zarr`), or T5X's unresolved reference; other values are rejected later."""
         if not self.folder.is_dir():
             raise UserError(f"folder {str(self.folder)!r} does not exist; copy checkpoints of gs:// to a disk first")
         if _UNFINISHED.search(self.folder.name):
-            raise UserError(f"{str(self.folder)!r} was not finished when T5X was stopped: give an earlier checkpoint")
+            raise UserError(f"{str(self.folder)!r} is an unfinished checkpoint of T5X: give an earlier one")
         if (self.folder / "checkpoint").is_file():
             return self._native(self.folder / "checkpoint")
         for state in (self.folder / "state", self.folder):
@@ -137,17 +141,17 @@ class Reader:
         )
 
     def _native(self, path: Path) -> dict[str, Any]:
-        from flax.serialization import msgpack_restore  # plain types and arrays only; no object is ever built
+        from flax.serialization import msgpack_restore  # builds plain types and arrays only
 
         raw = path.read_bytes()
         if raw.startswith(b"model_checkpoint_path"):
             raise UserError(
-                f"{str(self.folder)!r} is a TensorFlow checkpoint; let T5X restore it and save it as its own"
+                f"{str(self.folder)!r} is a TensorFlow checkpoint; restore it with T5X and save it in T5X's format"
             )
         try:
             tree = msgpack_restore(raw)
-        except Exception as error:  # msgpack's own, and whatever numpy says of bytes that are no array
-            raise UserError(f"{str(path)!r} is damaged ({_line(error)}); get it again") from error
+        except Exception as error:  # of msgpack, or of numpy on malformed arrays
+            raise UserError(f"{str(path)!r} is damaged ({_line(error)}); download it again") from error
         if not isinstance(tree, dict) or not isinstance(tree.get("optimizer", tree), dict):
             raise UserError(f"{str(path)!r} is no T5X checkpoint: it holds no tree of leaves")
         flat: dict[str, Any] = {}
@@ -155,12 +159,12 @@ class Reader:
         return {name.removeprefix("optimizer/"): leaf for name, leaf in flat.items()}
 
     def _reference(self, name: str, spec: Mapping[str, Any]) -> _Zarr:
-        """What a leaf's TensorStore spec refers to. Only the folder's name and the shape are taken from it."""
+        """Resolve a leaf's TensorStore spec, using only its folder name and shape."""
         kvstore, metadata = spec["kvstore"], spec.get("metadata")
         kvstore = kvstore if isinstance(kvstore, dict) else {"driver": str(kvstore).split(":")[0]}
         kinds = (spec["driver"], kvstore.get("driver"))
         if kinds[0] != "zarr" or kinds[1] not in ("file", "gfile", "gcs"):
-            raise UserError(f"{str(self.folder)!r}: {name} is kept as {kinds}, not as zarr files: not read")
+            raise UserError(f"{str(self.folder)!r}: {name} is stored as {kinds}, not as zarr files: not read")
         path = kvstore.get("path", spec.get("path"))
         folder = path.removesuffix("/") if isinstance(path, str) else ""
         if folder in ("", ".", "..") or Path(folder).name != folder or "\\" in folder or "\0" in folder:
@@ -182,7 +186,7 @@ class Reader:
         if not name.startswith(TARGET):
             first = name.split("/")[0]
             if first not in LEFT_OUT:
-                raise UserError(f"{str(self.folder)!r}: no rule says what the leaf {name!r} is: not converted")
+                raise UserError(f"{str(self.folder)!r}: unknown leaf {name!r}: not converted")
             self.left_out[first] = LEFT_OUT[first]
             return
         if isinstance(leaf, dict):
@@ -190,7 +194,7 @@ class Reader:
         if isinstance(leaf, _Zarr):
             leaf = self._open(name, leaf)
         elif not isinstance(leaf, np.ndarray):
-            raise UserError(f"{str(self.folder)!r}: {name} is {type(leaf).__name__}, not an array; get it again")
+            raise UserError(f"{str(self.folder)!r}: {name} is {type(leaf).__name__}, not an array; download it again")
         self._leaves[name.removeprefix(TARGET)] = leaf
 
     def _open(self, name: str, zarr: _Zarr) -> Any:
@@ -203,18 +207,18 @@ class Reader:
             raise self._damaged(name, error) from error
         if zarr.shape is not None and list(zarr.shape) != layout["shape"]:
             raise UserError(
-                f"{str(self.folder)!r}: {name} has shape {layout['shape']}, the file checkpoint says "
-                f"{list(zarr.shape)}: files of two checkpoints are mixed; get it again"
+                f"{str(self.folder)!r}: {name} has shape {layout['shape']}, but the file checkpoint has "
+                f"{list(zarr.shape)}: files of two checkpoints are mixed; download it again"
             )
         grid = [range(-(-size // chunk)) for size, chunk in zip(layout["shape"], layout["chunks"], strict=True)]
         for place in itertools.product(*grid):
             chunk = layout.get("dimension_separator", ".").join(map(str, place)) or "0"
             if chunk.encode() not in there:
-                raise UserError(f"{str(self.folder)!r}: {name} lacks its part {chunk}: get the rest of the checkpoint")
+                raise UserError(f"{str(self.folder)!r}: {name} lacks chunk {chunk}: copy the complete checkpoint")
         return store
 
     def _damaged(self, name: str, error: Exception) -> UserError:
-        return UserError(f"{str(self.folder)!r}: {name} is damaged ({_line(error)}); get it again")
+        return UserError(f"{str(self.folder)!r}: {name} is damaged ({_line(error)}); download it again")
 
 
 def _file(folder: Path) -> dict[str, Any]:
@@ -234,6 +238,6 @@ def _flatten(tree: Mapping[Any, Any], prefix: str, flat: dict[str, Any]) -> None
 
 
 def _line(error: Exception) -> str:
-    """The first line, without the source code positions and the spec that TensorStore adds."""
+    """The first line of a message, without the source positions and the spec that TensorStore appends."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text.split(" [")[0][:200]

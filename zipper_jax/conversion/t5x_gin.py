@@ -1,8 +1,8 @@
-"""What a T5X gin file says about its network, read without importing or running anything.
+"""Reads T5X gin files without importing or running anything.
 
-gin itself would import the modules that a file names, t5x among them, and keep what it read in global state. Here only
-its parser is used: statements are collected, later ones win as in gin, and macros are looked up when a value is asked
-for.
+gin itself would import the modules that a file names, t5x among them, and store bindings in global state. Only its
+parser is used here: statements are collected, later ones override earlier ones as in gin, and macros are resolved when
+a value is requested.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from zipper_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A value that only T5X's own code could give: ``@function``, or a macro that no file defines."""
+    """A value that only T5X's code can provide: ``@function``, or a macro that no file defines."""
 
     text: str
 
@@ -27,7 +27,7 @@ class Unresolved:
 
 @dataclass(frozen=True)
 class Setting:
-    """One bound value, and the file and line, or the flag, that bound it."""
+    """One bound value, with the file and line, or the flag, of its binding."""
 
     value: Any
     where: str
@@ -39,7 +39,7 @@ class _Macro:
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Makes placeholders of what gin would look up."""
+    """Parser delegate that returns placeholders for references and macros."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate):
         return Unresolved(f"@{scoped_configurable_name}{'()' if evaluate else ''}")
@@ -49,15 +49,15 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 class GinFiles:
-    """Every binding of gin files and what they include, then of ``bindings``. Imports are passed over.
+    """All bindings of gin files, of the files they include, and of ``bindings``. Imports are ignored.
 
     Args:
-      files: read in order. An included file is looked for beside the one that includes it, in the folders above that
-        one, in the working folder, and beside the package t5x where that is installed (it is not imported).
-      bindings: lines ``NAME = VALUE`` of gin, which win.
+        files: gin files, read in order. An included file is searched for in the including file's folder, in the
+            folders above it, in the working folder, and beside the package t5x where installed (it is not imported).
+        bindings: gin lines ``NAME = VALUE``, which override the files.
 
     Raises:
-      UserError: a file that does not exist or is no gin, by its name.
+        UserError: A file does not exist or is no valid gin; the message names it.
     """
 
     def __init__(self, files: Sequence[str | Path], bindings: Sequence[str] = ()):
@@ -69,10 +69,10 @@ class GinFiles:
             self._statements(binding, f"--gin.{binding.replace(' = ', '=', 1)}", None, ())
 
     def parameters(self, name: str) -> dict[str, Setting]:
-        """Parameter -> its value, of the configurable ``name``, whatever modules stand before it.
+        """Parameter -> value of the configurable ``name``, whatever its module prefix.
 
         Raises:
-          UserError: two configurables of that name, or one within a scope: one network is read, not several.
+            UserError: Two configurables have that name, or one is in a scope; only one network can be read.
         """
         found: dict[str, Setting] = {}
         selectors: dict[str, str] = {}
@@ -91,7 +91,7 @@ class GinFiles:
         return found
 
     def bound(self, parameter: str) -> Iterator[Setting]:
-        """Every value that a parameter of this name has, whatever it belongs to."""
+        """Every value bound to a parameter of this name, of any configurable."""
         for (_, _, name), setting in self._parameters.items():
             if name == parameter:
                 yield Setting(self._resolve(setting.value), setting.where)
@@ -111,7 +111,7 @@ class GinFiles:
         except Exception as error:  # the parser's own errors and those of tokenize, ast and its assertions
             reason = " ".join(str(error.args[0] if error.args else error).split())
             line = f", line {error.lineno}" if path and isinstance(error, SyntaxError) and error.lineno else ""
-            raise UserError(f"{where}{line}: no gin that can be read: {reason}") from error
+            raise UserError(f"{where}{line}: invalid gin: {reason}") from error
         for statement in statements:
             at = where if path is None else f"{where}, line {statement.location.line_num}"
             if isinstance(statement, config_parser.IncludeStatement):
@@ -155,6 +155,6 @@ class GinFiles:
 
 
 def _t5x_folders() -> list[Path]:
-    """Where the package t5x lies, if anywhere: its gin files include each other by ``t5x/...``."""
+    """Folders that contain the package t5x, if installed; its gin files include each other as ``t5x/...``."""
     spec = importlib.util.find_spec("t5x")
     return [Path(folder).parent for folder in (spec.submodule_search_locations or ())] if spec else []

@@ -1,9 +1,9 @@
-"""How another system's tensors become our leaves, and back: one `Rule` per tensor, both directions from the same rule.
+"""Maps another system's tensors to our leaves and back: one `Rule` per tensor, used in both directions.
 
-Leaves are named as under ``towers/NAME/``. Those under ``blocks/`` are stacked over layers [L, ...]; a rule speaks of
-one layer, and its tensor's name holds ``{layer}``.
+Leaves are named as under ``towers/NAME/``. Those under ``blocks/`` are stacked over layers [L, ...]; a rule describes
+one layer, and its tensor's name contains ``{layer}``.
 
-Axis letters: L layers, D width, N heads, H head size.
+Axes: L layers, D embed_dim, N heads, H head_dim.
 """
 
 import math
@@ -18,13 +18,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor and the leaves that lie in it.
+    """One tensor and the leaves that it contains.
 
-    name: the tensor's, with ``{layer}``. leaves: one, or several that are joined in one tensor.
-    layout: "same": as the leaf is. "flat": a vector (biases). "linear": torch's [outputs, inputs]. "conv1d": GPT-2's
-      [inputs, outputs].
-    joined: several leaves lie one "behind" the other along the outputs, or "by head": GPT-NeoX's [N, leaves, H].
-    inputs: leading axes of the leaf that are inputs (2 for the attention's output [N, H, D]).
+    Attributes:
+        name: Name of the tensor, with ``{layer}``.
+        leaves: One leaf, or several that are joined in one tensor.
+        layout: "same": that of the leaf; "flat": a vector (biases); "linear": torch's [outputs, inputs]; "conv1d":
+            GPT-2's [inputs, outputs].
+        joined: How several leaves are joined: "behind": concatenated along the outputs; "by head": GPT-NeoX's
+            [N, leaves, H].
+        inputs: Number of leading input axes of the leaf (2 for the attention output [N, H, D]).
     """
 
     name: str
@@ -58,7 +61,7 @@ class Rule:
         return [part.reshape(shape) for part, shape in zip(np.split(matrix, ends, axis=-1), shapes, strict=True)]
 
     def join(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor, from the leaves of one layer: the inverse of `split`, bit by bit."""
+        """The tensor, from the leaves of one layer: the exact inverse of `split`."""
         if self.layout == "same":
             return leaves[0]
         if self.joined == "by head":
@@ -76,18 +79,18 @@ class Rule:
 
 
 def of_one_layer(shape: Shape, rule: Rule) -> Shape:
-    """A leaf's shape as its rule speaks of it: without the layers."""
+    """A leaf's shape without the layer axis."""
     return shape[1:] if rule.per_layer else shape
 
 
 def leaf_dtype(found: Iterable[np.dtype]) -> np.dtype:
-    """The dtype of a leaf's tensors; float32 where they differ, or are float64."""
+    """The dtype of a leaf's tensors; float32 where they differ or are float64."""
     kinds = set(found)
     return kinds.pop() if len(kinds) == 1 and np.dtype(np.float64) not in kinds else np.dtype(np.float32)
 
 
 def rules_for(rules: Iterable[Rule], leaves: Mapping[str, object]) -> list[Rule]:
-    """The rules whose leaves this tower has: a table may list biases, norms and heads that only some towers have."""
+    """Select the rules whose leaves this tower has; biases, some norms and the head are optional."""
     chosen = [rule for rule in rules if all(leaf in leaves for leaf in rule.leaves)]
     covered = {leaf for rule in chosen for leaf in rule.leaves}
     assert covered == set(leaves), sorted(set(leaves) ^ covered)

@@ -1,4 +1,4 @@
-"""One tower as a Hugging Face folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
+"""Exports a tower as a Hugging Face folder for ``AutoModelForCausalLM`` and ``AutoTokenizer``."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ _NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
 
 @dataclass(frozen=True)
 class HuggingFacePlan:
-    """What will be written: config.json and the tensors, each from leaves under ``prefix``."""
+    """A planned export: config.json and the tensors, each from leaves under ``prefix``."""
 
     family: Family
     tower: TowerConfig
@@ -39,7 +39,7 @@ class HuggingFacePlan:
     vocabulary: Vocabulary | None
 
     def lines(self) -> Iterator[str]:
-        """What `zipper convert to-hf` prints before it begins."""
+        """The summary that `zipper convert to-hf` prints before converting."""
         yield f"{self.family.architecture}, {len(self.tensors)} tensors, {self.dtype}"
         for rule in self.rules:
             layers = f"  ({self.tower.num_layers} layers)" if rule.per_layer else ""
@@ -49,7 +49,7 @@ class HuggingFacePlan:
         yield f"parameters: {ours:,} in the tower, {theirs:,} in the file"
         if not isinstance(self.vocabulary, HuggingFaceVocabulary):
             kind = "none" if self.vocabulary is None else self.vocabulary.kind
-            yield f"  tokenizer: left out, the vocabulary ({kind}) is no Hugging Face tokenizer"
+            yield f"  tokenizer: skipped, the vocabulary ({kind}) is no Hugging Face tokenizer"
 
 
 def plan(
@@ -60,14 +60,18 @@ def plan(
     family: str | None = None,
     dtype: Any = None,
 ) -> HuggingFacePlan:
-    """How a tower becomes a Hugging Face model.
+    """Plan the export of a tower.
 
     Args:
-      weights: of the whole model. name: of the tower. family: a ``model_type``; None: the one it came from, else the
-        first that can say what the tower is. dtype: of the tensors; None: as stored.
+        weights: Weights of the whole model.
+        name: Name of the tower.
+        tower: Its configuration.
+        vocabulary: Its vocabulary; a Hugging Face tokenizer is exported with it.
+        family: A ``model_type``; None: the tower's own family, else the first that can represent the tower.
+        dtype: Dtype of the tensors; None: as stored.
 
     Raises:
-      UserError: no family can, or not the one asked for; the message names the first option that stands against it.
+        UserError: No family, or not the requested one, can represent the tower; the message names the options.
     """
     prefix = f"towers/{name}/"
     chosen = family_of(tower, family)
@@ -92,10 +96,10 @@ def plan(
 
 
 def write(plan: HuggingFacePlan, out: str | Path, progress: Callable[[int], None] = lambda count: None) -> None:
-    """Writes config.json, model.safetensors and the tokenizer's files; ``out`` appears when it is whole.
+    """Write config.json, model.safetensors and the tokenizer's files; ``out`` is created atomically.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     with new_folder(out) as folder:
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
@@ -114,7 +118,11 @@ def write(plan: HuggingFacePlan, out: str | Path, progress: Callable[[int], None
 
 
 def family_of(tower: TowerConfig, wanted: str | None = None) -> Family:
-    """The family whose config.json says exactly what ``tower`` is. Raises UserError; see `plan`."""
+    """Find the family whose config.json represents ``tower`` exactly.
+
+    Raises:
+        UserError: See `plan`.
+    """
     if wanted is not None and wanted not in FAMILIES:
         raise UserError(f"--family {wanted!r} is not known{closest(wanted, FAMILIES)}")
     if wanted is not None:
@@ -127,25 +135,25 @@ def family_of(tower: TowerConfig, wanted: str | None = None) -> Family:
         return FAMILIES[nearest]
     missing = ", ".join(lost[nearest])
     if wanted is not None:
-        raise UserError(f"--family {wanted}: it cannot have this tower's {missing}")
+        raise UserError(f"--family {wanted}: cannot represent this tower's {missing}")
     raise UserError(
-        f"no Hugging Face family says what this tower is: the nearest, {nearest}, cannot have its {missing}"
+        f"no Hugging Face family can represent this tower: the nearest, {nearest}, does not support its {missing}"
     )
 
 
 def _differences(family: Family, tower: TowerConfig) -> list[str]:
-    """``field = value`` of what is lost when the tower is written as ``family`` and read again."""
+    """``field = value`` of every field that changes when the tower is written as ``family`` and read back."""
     try:
         back = family.tower(Fields(family.fields(tower), family.model_type))
     except (UserError, TypeError, ZeroDivisionError) as error:
         return [str(error)]
-    told = {"family"} if tower.positions == "learned" else {"family", "max_positions"}  # these change nothing
-    names = [f.name for f in fields(TowerConfig) if f.name not in told]
+    ignored = {"family"} if tower.positions == "learned" else {"family", "max_positions"}  # without effect on outputs
+    names = [f.name for f in fields(TowerConfig) if f.name not in ignored]
     return [f"{name} = {getattr(tower, name)!r}" for name in names if getattr(back, name) != getattr(tower, name)]
 
 
 def _special_tokens(tower: TowerConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """Begin and end where they are tokens of the tower itself."""
+    """Begin and end token ids, where they are in the tower's own vocabulary."""
     if vocabulary is None:
         return {}
     own = {"bos_token_id": vocabulary.begin_id, "eos_token_id": vocabulary.end_id}

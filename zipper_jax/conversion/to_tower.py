@@ -1,4 +1,4 @@
-"""A plan of conversion carried out: to a model folder, streaming, or to a `zipper_jax.Model` in memory."""
+"""Executes a conversion plan: streaming to a model folder, or into a `zipper_jax.Model` in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,37 +16,37 @@ from zipper_jax.vocabularies.tokenizer_files import added_tokens
 Put = Callable[[str, np.ndarray, int | None], None]
 """``put(leaf, array, layer)``: a leaf of the tower, or one layer of it."""
 Progress = Callable[[int], None]
-"""Is told of every tensor how many numbers it had."""
+"""Called with the number of elements of every converted tensor."""
 
 
 @runtime_checkable
 class Plan(Protocol):
-    """What `from_hf.plan` and `t5x.plan` return: everything about a conversion but the numbers."""
+    """A checked conversion, as returned by `from_hf.plan` and `t5x.plan`."""
 
     @property
     def tower(self) -> TowerConfig: ...
 
     @property
     def leaves(self) -> Mapping[str, tuple[Any, tuple[int, ...]]]:
-        """leaf -> (dtype, shape), stacked over layers."""
+        """Leaf -> (dtype, shape), stacked over layers."""
         ...
 
     @property
     def count(self) -> int:
-        """Parameters of the tower."""
+        """Number of parameters of the tower."""
         ...
 
     def lines(self) -> Iterator[str]:
-        """What it maps, what it leaves out and why, parameter counts on both sides."""
+        """Mapped tensors, skipped ones with reasons, and parameter counts on both sides."""
         ...
 
     def write(self, put: Put, progress: Progress) -> None:
-        """Reads one tensor at a time and hands it on."""
+        """Read one tensor at a time and pass it to ``put``."""
         ...
 
 
 def one_tower_model(name: str, tower: TowerConfig, vocabulary: Vocabulary) -> ZipperConfig:
-    """The tower alone, with its only modality of the same name, and the tokens that it lacks."""
+    """Configuration of a model of one tower, with one modality of the same name, and its added tokens."""
     added = added_tokens(vocabulary, tower.vocab_size)
     return ZipperConfig(
         towers={name: tower},
@@ -58,14 +58,18 @@ def one_tower_model(name: str, tower: TowerConfig, vocabulary: Vocabulary) -> Zi
 def write_tower(
     plan: Plan, out: str | Path, name: str, vocabulary: Vocabulary, source: str, progress: Progress = lambda n: None
 ) -> None:
-    """Writes the model folder of a converted tower; memory stays at the size of its largest tensor.
+    """Write the model folder of a converted tower; peak memory is the size of its largest tensor.
 
     Args:
-      plan: what to convert. out: a folder that does not exist. name: of the tower and of its modality.
-      vocabulary: what its tokens mean. source: where it came from, for ``config.json``.
+        plan: The conversion.
+        out: A folder that does not exist.
+        name: Name of the tower and of its modality.
+        vocabulary: The tower's vocabulary.
+        source: Origin of the weights, recorded in ``config.json``.
+        progress: Called with the number of elements of every tensor.
 
     Raises:
-      UserError: ``out`` exists.
+        UserError: ``out`` exists.
     """
     model = one_tower_model(name, plan.tower, vocabulary)
     added = added_rows(model, name, 1.0, seed=0)
@@ -88,7 +92,7 @@ def write_tower(
 
 
 def load_tower(plan: Plan, name: str, vocabulary: Vocabulary):
-    """The same as a `zipper_jax.Model`, without a folder."""
+    """Convert into a `zipper_jax.Model` in memory, without a folder."""
     from zipper_jax.inference.model import Model
 
     model = one_tower_model(name, plan.tower, vocabulary)

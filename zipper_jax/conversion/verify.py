@@ -1,9 +1,9 @@
-"""Is a tower the model it claims to be? Logits of both on the same tokens.
+"""Compares the logits of a tower with those of a reference model on the same tokens.
 
-A Hugging Face folder is computed by transformers itself, so that the comparison proves the arithmetic too, and not only
-that our weights are the file's.
+The logits of a Hugging Face folder are computed by transformers, so the comparison covers the arithmetic as well as the
+weights.
 
-Axis letters: B rows, T tokens, V vocabulary.
+Axes: B rows, T tokens, V vocab_size.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,14 @@ Logits = Callable[[Int32[np.ndarray, "B T"]], Float[np.ndarray, "B T V"]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
-    difference: largest |Δ logit|. scale: largest |logit| of the reference. agreement: share of tokens whose most likely
-    next token is the same. perplexities: of the tower and of the reference. tokens: predicted ones.
+    Attributes:
+        difference: Largest |Δ logit|.
+        scale: Largest |logit| of the reference.
+        agreement: Share of positions with the same most likely next token.
+        perplexities: Perplexities of the tower and of the reference.
+        tokens: Number of predicted tokens.
     """
 
     difference: float
@@ -52,7 +56,7 @@ class Comparison:
 
 
 def compare(ours: Logits, theirs: Logits, rows: Int32[np.ndarray, "B T"]) -> Comparison:
-    """Compares row by row; both see the same tokens, from position 0 on."""
+    """Compare logits row by row, on the same tokens from position 0."""
     largest = scale = 0.0
     same = tokens = 0
     nats = np.zeros(2)
@@ -70,7 +74,7 @@ def compare(ours: Logits, theirs: Logits, rows: Int32[np.ndarray, "B T"]) -> Com
 
 
 def our_logits(model: Model, tower: str) -> Logits:
-    """The unimodal path of one tower."""
+    """Logits of one tower on the unimodal path."""
     run = jax.jit(lambda params, batch: zipper.bind_params(model.config, params).towers[tower](batch))
 
     def logits(tokens: Int32[np.ndarray, "B T"]) -> Float[np.ndarray, "B T V"]:
@@ -83,10 +87,10 @@ def our_logits(model: Model, tower: str) -> Logits:
 
 
 def reference(path: str | Path, tower: str) -> Logits:
-    """transformers' logits of a Hugging Face folder or hub id, or ours of a run or model folder.
+    """Logits of a reference: by transformers for a Hugging Face folder or hub id, by us for a run or model folder.
 
     Raises:
-      UserError: none of these, or a Hugging Face model where transformers or torch is not installed.
+        UserError: ``path`` is none of these, or transformers or torch is not installed.
     """
     if (Path(path) / "vocabularies").is_dir():
         other = load(path)
@@ -97,8 +101,8 @@ def reference(path: str | Path, tower: str) -> Logits:
         import transformers
     except ImportError as error:
         raise UserError(
-            f"--against {str(path)!r} is a Hugging Face model, which transformers is asked about, and {error.name} is "
-            "not installed: pip install --editable '.[verify]' in the checkout; or compare with a run or model folder"
+            f"--against {str(path)!r} is a Hugging Face model, which needs transformers, and {error.name} is not "
+            "installed: pip install --editable '.[verify]' in the checkout; or compare with a run or model folder"
         ) from error
     folder = hub.model_folder(str(path))
     try:
@@ -121,12 +125,17 @@ def reference(path: str | Path, tower: str) -> Logits:
 
 
 def rows_of_text(model: Model, tower: str, text: str | None, length: int, most: int) -> Int32[np.ndarray, "B T"]:
-    """Up to ``most`` rows of ``length`` tokens: of a text file, one after the other; without one, random tokens.
+    """Rows of tokens from a text file, or random ones.
 
-    Rows are as short as the tower's learned positions.
+    Args:
+        model: The model.
+        tower: Name of the tower.
+        text: A UTF-8 text file, cut into consecutive rows; None: random tokens.
+        length: Tokens per row, at most the tower's number of learned positions.
+        most: Maximum number of rows.
 
     Raises:
-      UserError: no text vocabulary, or a text shorter than one row.
+        UserError: The text cannot be read or is too short.
     """
     config = model.config.towers[tower]
     if config.positions == "learned":

@@ -1,6 +1,6 @@
-"""Which token of what is given each target token draws from in the zips, for one example.
+"""Cross-attention weights of the zips for one example.
 
-Axis letters: N heads, T target slots, S slots of the condition.
+Axes: N heads, T target positions, S positions of the condition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,15 @@ from zipper_jax.tasks import SPEECH, TASKS, TEXT, TaskConfig
 
 
 def attention_weights(model: Model, task: TaskConfig, contents: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """By the number of the zip the weights [N, T, S] of what the target of ``task`` draws from its first span.
+    """Attention weights from the target of ``task`` to its first span.
 
     Args:
-      task: with a condition, and the target last.
-      contents: modality -> content.
+        model: The model.
+        task: A task with a condition, its target last.
+        contents: Modality -> content.
+
+    Returns:
+        Zip index -> weights [N, T, S].
     """
     tokens = {m: np.asarray(model.vocabularies[m].encode(contents[m]), np.int32) for m in task.modalities}
     example = fill_template(task, tokens)
@@ -41,19 +45,22 @@ def attention_weights(model: Model, task: TaskConfig, contents: Mapping[str, Any
 def cross_attention(
     model: Model, text: str, units: Sequence[int] | np.ndarray, task: str
 ) -> tuple[list[str], dict[int, np.ndarray]]:
-    """For pictures: the text's tokens, begin and end among them, and per zip the weights [N, text slots, units].
+    """Attention weights between a sentence's text and speech, for plots.
 
     Args:
-      model: with text and speech.
-      text: the sentence.
-      units: its speech.
-      task: ``asr``: what text draws from speech; ``tts``: what speech draws from text, turned so that text lies first.
+        model: A model with text and speech.
+        text: The sentence.
+        units: Its speech units.
+        task: ``asr``: from text to speech; ``tts``: from speech to text, transposed so that the text axis is first.
+
+    Returns:
+        The text tokens with begin and end, and zip index -> weights [N, text tokens, units].
     """
     weights = attention_weights(model, TASKS[task], {TEXT: text, SPEECH: units})
     if TASKS[task].target == SPEECH:
         weights = {index: w.swapaxes(1, 2) for index, w in weights.items()}
     vocabulary = model.vocabularies[TEXT]
     tokens = np.asarray(vocabulary.encode(text), np.int32)
-    # Without speech's begin and end slots, so that unit u lies at u / rate seconds.
+    # Without the begin and end positions of speech, so that unit u is at u / rate seconds.
     pictures = {index: w[..., 1:-1] for index, w in weights.items()}
     return ["<bos>", *(vocabulary.decode([token]) for token in tokens), "<eos>"], pictures

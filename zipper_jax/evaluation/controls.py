@@ -1,4 +1,4 @@
-"""Changes that a cheat would survive: what a model says must depend on them (hard rule: no error rate without them)."""
+"""Control inputs: a model's output must depend on its input (rule: no error rate is reported without controls)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from zipper_jax.inference.model import Model
 
 
 def others(items: Sequence[Any]) -> list[Any]:
-    """Another sentence's item for each: turned by half the list."""
+    """Mismatched pairs: the items rotated by half the list, so that each sentence gets another one's item."""
     half = len(items) // 2
     return [*items[half:], *items[:half]]
 
@@ -23,7 +23,7 @@ def of_transcription(model: Model, units: Sequence[Any]) -> dict[str, tuple[Mode
 
 
 def sounds(recordings: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """What a judge of speech should hear beside it: the recordings, the same backwards, and as much noise."""
+    """Control audio for the judge: the recordings, the recordings reversed, and white noise of the same lengths."""
     rng = np.random.default_rng(0)
     return {
         "raw_audio": list(recordings),

@@ -1,13 +1,14 @@
-"""Word error rates, perplexities and their controls for a zipper and, beside it, a Single Decoder.
+"""Word error rates, perplexities and controls of a zipper and, optionally, a Single Decoder.
 
-Writes a folder that the report reads:
+Writes the input of the report:
 
-    results.json     every figure (error rates are fractions), the settings, parameter counts, seconds
-    samples.json     a few sentences with what every model made of them
-    audio/*.wav      their audio; attention.npz: where one sentence's text tokens looked in its speech
+    results.json     all figures (error rates are fractions), the settings, parameter counts, seconds
+    samples.json     a few sentences with the hypotheses of every model
+    audio/*.wav      their audio
+    attention.npz    cross-attention weights of one sentence's text tokens over its speech
 
-Each error rate stands beside controls that would expose a cheat: another sentence's input, no input, gates at zero; for
-generated speech the judge also hears gold units, the raw audio, reversed audio and noise.
+Each error rate has controls: another sentence's input, no input, gates at zero. For generated speech the judge also
+transcribes gold units, the raw audio, reversed audio and noise.
 """
 
 import logging
@@ -44,10 +45,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate on, and how to decode.
+    """Evaluation data and decoding.
 
-    sentences: of each test split for speech to text (0: all). speech_sentences: for text to speech, judged (0: all).
-    beams: of speech to text. speech_sampling: of text to speech. shown: sentences with audio in the report.
+    Attributes:
+        sentences: Sentences of each test split for speech to text; 0: all.
+        speech_sentences: Sentences for text to speech, transcribed by the judge; 0: all.
+        beams: Beam size of speech to text.
+        speech_sampling: Sampling of text to speech.
+        shown: Sentences with audio in the report.
     """
 
     sentences: int = 100
@@ -64,11 +69,13 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where things lie.
+    """Input folders.
 
-    runs: model name -> run folder: "zipper" is the one under test, "single_decoder" its baseline, "other_form" a zipper
-      of the other form (the paper's or the identity-preserving one), of which only perplexities are taken.
-    prepared: test examples. corpus: their raw audio.
+    Attributes:
+        runs: Model name -> run folder: "zipper" is the model under test, "single_decoder" its baseline, "other_form" a
+            zipper of the other form (the paper's or the identity-preserving one), whose perplexities alone are used.
+        prepared: Prepared folder with the test examples.
+        corpus: Their corpus, with the raw audio.
     """
 
     runs: Mapping[str, Path]
@@ -80,7 +87,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     """Runs everything, writes the folder ``out`` and returns the results.
 
     Raises:
-      UserError: a run, a split or audio is missing, before anything expensive begins.
+        UserError: A run, a split or audio is missing; raised before any expensive work.
     """
     began = time.monotonic()
     from zipper_jax.data.prepared import splits
@@ -98,19 +105,19 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     if len(test) < 2:
         raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
     spoken = test[: settings.speech_sentences or None]
-    models["zipper"].vocode(spoken[0]["units"])  # units that nothing here makes audible are told now
+    models["zipper"].vocode(spoken[0]["units"])  # fails now where the units have no vocoder
     raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
     max_new_tokens = models["zipper"].max_new_tokens  # the same for every model
     results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
 
-    heard: dict[str, list[str]] = {}
+    hypotheses: dict[str, list[str]] = {}
     speech: dict[str, list[Speech]] = {}
     for name, model in models.items():
         logger.info(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
-        rates, heard[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
+        rates, hypotheses[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
         results |= {prefix + key: value for key, value in rates.items()}
         logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
         logger.info(f"{name}: text to speech")
@@ -127,7 +134,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_samples(out, models["zipper"], spoken[: settings.shown], raw, heard, speech, judged)
+    _write_samples(out, models["zipper"], spoken[: settings.shown], raw, hypotheses, speech, judged)
     _write_attention(out, models["zipper"], test[0])
     write_json(out / "results.json", results)
     return results
@@ -144,18 +151,18 @@ def _text_to_speech(model: Model, examples, max_new_tokens, settings: EvalSettin
 
 
 def _grammar(corpus: Path) -> str:
-    """Whose sentences the judge listens for."""
+    """Name of the grammar that the judge recognises."""
     settings = (read_header(corpus) or {}).get("settings", {})
     if "voices" not in settings:
         raise UserError(
-            f"--corpus {corpus}: generated speech is judged by its sentences' grammar, and this corpus has none (it "
-            "was not made by `zipper data synth`): give --split test, for speech to text alone"
+            f"--corpus {corpus}: the judge needs the grammar of the corpus, and this corpus has none (it was not made "
+            "by `zipper data synth`); give --split test to evaluate speech to text alone"
         )
     return settings.get("grammar", LATER_FIELDS["grammar"])
 
 
 def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Error rates of the judge on generated speech and on its controls, one setting for all; and what it heard."""
+    """Judge generated speech and its controls with one setting; returns error rates and the judge's hypotheses."""
     audio = {
         **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
         "gold_units": [model.vocode(e["units"]) for e in examples],
@@ -173,13 +180,13 @@ def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[st
     for name in speech:
         prefix = "" if name == "zipper" else f"{name}_"
         rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
-        # Speech made from another sentence, held against this one.
+        # Speech generated from another sentence, scored against this one.
         rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, others(judged[name]))
     return rates, judged
 
 
 def _perplexities(sources: Sources, test) -> dict[str, float]:
-    """Text-only and speech-only perplexity before fusion (the run's own step 0) and after it."""
+    """Text-only and speech-only perplexity before (the run's own step 0) and after fusion training."""
     from zipper_jax.training.initial import initial_params
     from zipper_jax.training.run_folder import stored_config
 
@@ -204,14 +211,14 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
 
 
 def _check_origins(sources: Sources) -> None:
-    """UserError when what a run started from is gone: its step 0 cannot be made again without it."""
+    """Raise UserError when a run's initial weights are gone: step 0 cannot be recomputed without them."""
     from zipper_jax.checkpoint.run_format import read_config
 
     for run in (sources.runs[name] for name in ("zipper", "other_form") if name in sources.runs):
         header = read_config(run)
         if "train" not in header:
             raise UserError(
-                f"{str(run)!r} is a model folder: evaluation compares a run with its start, so give the run"
+                f"{str(run)!r} is a model folder: evaluation compares a run with its step 0, so give the run folder"
             )
         origins = {f"its tower {tower!r}": path for tower, path in header["train"]["initialise_from"].items()}
         if header["train"].get("restore"):
@@ -219,20 +226,20 @@ def _check_origins(sources: Sources) -> None:
         for what, origin in origins.items():
             if not Path(origin).is_dir():
                 raise UserError(
-                    f"{str(run)!r} took {what} from {origin!r}, which is not there, and perplexity before fusion needs "
-                    "it: put that folder back, or run from the folder where the training command was given"
+                    f"{str(run)!r} initialised {what} from {origin!r}, which does not exist, and perplexity before "
+                    "fusion needs it: restore that folder, or run from the working folder of the training command"
                 )
 
 
 def check_units(prepared: Path, run: Path, model: Model) -> None:
-    """UserError when the units of the examples are other sounds than those that the model was trained on."""
+    """Raise UserError when the examples' units differ from those that the model was trained on."""
     theirs, ours = load_vocabulary(prepared / "vocabularies" / SPEECH), model.vocabularies[SPEECH]
-    for name in ("num_units", "rate_hz", "codebook"):  # not the ids: examples hold unit numbers
+    for name in ("num_units", "rate_hz", "codebook"):  # ids may differ: examples store unit numbers
         found, wanted = getattr(theirs, name), getattr(ours, name)
         if found != wanted and "" not in (found, wanted):
             raise UserError(
                 f"{str(prepared)!r} has other units than {str(run)!r} ({name} {found}, not {wanted}): give the data "
-                f"it was trained on, or prepare this with --tokenizer {run}"
+                f"the run was trained on, or prepare this data with --tokenizer {run}"
             )
 
 
@@ -249,7 +256,7 @@ def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
     return rows[: most or None]
 
 
-def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged) -> None:
+def _write_samples(out: Path, model: Model, examples, raw, hypotheses, speech, judged) -> None:
     rows = []
     for i, example in enumerate(examples):
         sounds = {"gold": raw[i], "gold_units": model.vocode(example["units"])}
@@ -264,7 +271,7 @@ def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged
             {
                 "id": example["id"],
                 "reference": example["text"],
-                "asr": {name: texts[i] for name, texts in heard.items()},
+                "asr": {name: texts[i] for name, texts in hypotheses.items()},
                 "tts_judged": {name: texts[i] for name, texts in judged.items() if name not in ("reversed", "noise")},
                 "audio": audio,
             }
@@ -273,7 +280,7 @@ def _write_samples(out: Path, model: Model, examples, raw, heard, speech, judged
 
 
 def _write_attention(out: Path, model: Model, example) -> None:
-    """Where each text token of one sentence looks in its speech, per zip."""
+    """Write each zip's attention from one sentence's text tokens to its speech."""
     tokens, weights = cross_attention(model, example["text"], example["units"], "asr")
     pictures = {f"weights_{index}": w for index, w in weights.items()}
     arrays: dict[str, Any] = {"tokens": np.array(tokens), "seconds_per_unit": 1 / model.tokenizer.rate_hz, **pictures}

@@ -1,6 +1,6 @@
 """Decoding inside the training loop: greedy output for a few validation examples, scored by seqio-style metrics.
 
-Every prompt is an example of the packed validation rows without its last span, which is what must come out.
+Every prompt is an example of the packed validation rows without its last span, which is the target.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,25 +25,26 @@ Scores = dict[str, dict[str, float]]
 
 
 def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
-    """What ``InferEvalConfig`` asks for, as a function of the parameters; None when it asks for nothing.
+    """Build the evaluation of ``InferEvalConfig`` as a function of the parameters; None when its period is 0.
 
     Raises:
-        UserError: A task without validation rows or metrics, a metric that cannot be imported, several processes.
+        UserError: A task has no validation rows or no metrics, a metric cannot be imported, or there are several
+            processes.
     """
     wanted = config.infer_eval
     if not wanted.period:
         return None
     if jax.process_count() > 1:
         raise UserError(
-            "InferEvalConfig.period: decoding in the training loop works in one process (any number of devices); "
-            "set it to 0 here and use `zipper eval` on the run's checkpoints"
+            "InferEvalConfig.period: decoding in the training loop needs a single process (any number of devices); "
+            "set it to 0 and run `zipper eval` on the run's checkpoints"
         )
     functions = {task: metrics_of(config.data.task_set, task) for task in config.data.tasks}
     functions |= {task: tuple(map(find, names)) for task, names in wanted.metrics.items()}
     functions = {task: fns for task, fns in functions.items() if fns}
     if not functions:
         raise UserError(
-            f"InferEvalConfig: no metric is known for {', '.join(config.data.tasks)}; name some in "
+            f"InferEvalConfig: {', '.join(config.data.tasks)} has no default metric; name some in "
             "InferEvalConfig.metrics, e.g. {'mytask': ('mypackage.metrics:bleu',)}"
         )
     examples = {task: _examples(config, task, wanted.examples) for task in functions}
@@ -52,7 +53,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
     vocabularies = {modality: load_vocabulary(folder / modality) for modality in layout}
     max_new_tokens = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
     placer = Placement(make_mesh(config.mesh), config.mesh)
-    generator = Generator(config.model, {}, layout, placer=placer)  # it keeps the compiled programs
+    generator = Generator(config.model, {}, layout, placer=placer)  # reused: it caches the compiled programs
 
     def evaluate(params: Mapping[str, Any]) -> Scores:
         current = generator.with_params(dict(params))

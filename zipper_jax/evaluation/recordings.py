@@ -1,4 +1,4 @@
-"""The recordings behind prepared examples, by the manifest of the corpus they were prepared from."""
+"""Recordings of prepared examples, from the manifest of their corpus."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from zipper_jax.utils.errors import UserError
 
 
 def recordings(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """id -> arguments of `load_audio`, for every example.
+    """Example id -> arguments of `load_audio`.
 
     Raises:
-      UserError: the corpus has no audio for one of them.
+        UserError: The corpus has no audio for an example.
     """
     parts = {row["id"]: part(corpus, row) for row in read_manifest(corpus) if "audio" in row}
     for example in examples:
@@ -22,6 +22,6 @@ def recordings(corpus: Path, examples: Sequence[Mapping[str, Any]]) -> dict[str,
             place = found["source"] if found else "not in its manifest"
             raise UserError(
                 f"--corpus {corpus} has no audio for {example['id']!r} ({place}); give the corpus that was prepared "
-                "(or, with --split, none: then the units are heard through the vocoder)"
+                "(or, with --split, none: the page then plays the vocoder's output)"
             )
     return {example["id"]: parts[example["id"]] for example in examples}

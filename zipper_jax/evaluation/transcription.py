@@ -1,4 +1,4 @@
-"""Speech to text on examples, always beside the controls that would expose a model that does not listen."""
+"""Speech to text on examples, with the controls that expose a model which ignores its input."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,17 @@ from zipper_jax.metrics.error_rates import wer
 from zipper_jax.tasks import SPEECH, TEXT
 
 Examples = Sequence[Mapping[str, Any]]
-"""Of a prepared folder: ``text``, ``units`` and more."""
+"""Examples of a prepared folder: ``text``, ``units`` and more."""
 
 
 def speech_to_text(
     model: Model, test: Examples, other: Examples, max_new_tokens: Mapping[str, int], beams: int = 1
 ) -> tuple[dict[str, float], list[str]]:
-    """Error rates and controls; and the hypotheses on ``test``. ``other``: a harder split, may be empty."""
+    """Transcribe ``test`` and its controls, and ``other``: a harder split, may be empty.
+
+    Returns:
+        Error rates by name, and the hypotheses on ``test``.
+    """
     sampling = SamplingConfig(beams=beams)
 
     def transcribe(model: Model, units: Sequence[Any]) -> list[str]:

@@ -1,11 +1,11 @@
-"""Speech to text on one split of a prepared folder, sentence by sentence, for a model that stands alone.
+"""Speech to text of one model on one split of a prepared folder, sentence by sentence.
 
-Writes a folder that `report_utterances` reads:
+Writes the input of `reports.utterances`:
 
     utterances.json     the error rate and its controls; each sentence with its alignment and counts
-    audio/*.flac        what was heard: the corpus's audio where it is given, else the units through the vocoder, if any
+    audio/*.flac        the corpus's audio where a corpus is given, else the vocoder's output, if there is one
 
-The control rows are those of `evaluator`: another sentence's audio, no audio, gates at zero.
+The controls are those of `evaluator`: another sentence's audio, no audio, gates at zero.
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "utterances.json"
 WITH_AUDIO = 100
-"""So many sentences, worst first, have their audio in the page; a page with all of a large split would not open."""
+"""Sentences with audio in the page, worst first; browsers cannot open a page with the audio of a large split."""
 
 
 def evaluate_split(
@@ -42,11 +42,11 @@ def evaluate_split(
     settings: EvalSettings = EvalSettings(),
     corpus: Path | None = None,
 ) -> dict[str, Any]:
-    """Transcribes the split, writes the folder ``out`` and returns what ``utterances.json`` holds.
+    """Transcribe the split, write the folder ``out`` and return the content of ``utterances.json``.
 
     Raises:
-      UserError: no such run or split, fewer than two sentences with words, other units than the model's, or audio that
-        the corpus lacks.
+        UserError: No such run or split, fewer than two sentences with words, units that are not the model's, or audio
+            missing from the corpus.
     """
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if normalise(example["text"] or "")]
@@ -59,9 +59,9 @@ def evaluate_split(
     model = load(run)
     for modality in (SPEECH, TEXT):
         if modality not in model.layout:
-            raise UserError(f"--run {run}: the model has no {modality}, so it transcribes nothing; give a fused run")
+            raise UserError(f"--run {run}: the model has no {modality}, so it cannot transcribe; give a fused run")
     check_units(prepared, run, model)
-    heard = "the recordings" if sounds is not None else "the units through the vocoder"
+    played = "the recordings" if sounds is not None else "the units through the vocoder"
     try:
         if sounds is None:
             model.vocode(examples[0]["units"])
@@ -78,7 +78,7 @@ def evaluate_split(
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
-    for place in worst[:WITH_AUDIO] if heard else ():
+    for place in worst[:WITH_AUDIO] if played else ():
         try:
             rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
         except AudioError as error:  # a recording gone bad since it was prepared
@@ -88,7 +88,7 @@ def evaluate_split(
         "split": split,
         "normaliser": NORMALISER,
         "beams": settings.beams,
-        "heard": heard,
+        "heard": played,
         "without_words": len(found) - len(spoken),
         "left_out": len(spoken) - len(examples),
         "rates": rates,
@@ -101,7 +101,7 @@ def evaluate_split(
 def _write_audio(
     out: Path, number: int, model: Model, example: Mapping[str, Any], sounds: Mapping[str, dict[str, Any]] | None
 ) -> str:
-    path = out / "audio" / f"{number:05d}.flac"  # ids of a user's own may hold anything
+    path = out / "audio" / f"{number:05d}.flac"  # a user's ids may hold any characters
     path.parent.mkdir(parents=True, exist_ok=True)
     units = np.asarray(example["units"])
     save_audio(path, model.vocode(units) if sounds is None else load_audio(**sounds[example["id"]]))

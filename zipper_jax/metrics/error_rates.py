@@ -12,9 +12,9 @@ NORMALISER = "lower case; only letters, digits and apostrophes inside words; sin
 
 
 def normalise(text: str) -> str:
-    """``text`` as it is compared, see `NORMALISER`."""
+    """Normalise ``text`` for comparison, see `NORMALISER`."""
     text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
-    # Marks belong to their letters: vowels of Hindi, accents that have no composed form.
+    # Combining marks belong to their letters: vowels of Hindi, accents without a composed form.
     kept = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
     return " ".join(word for piece in kept.split() if (word := piece.strip("'")))
 
@@ -25,7 +25,7 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     Empty hypotheses count as deletions.
 
     Raises:
-      UserError: different numbers of sentences, no sentence at all, or an empty reference.
+        UserError: Different numbers of references and hypotheses, no sentence at all, or an empty reference.
     """
     pairs = _checked(references, hypotheses)
     import jiwer
@@ -34,10 +34,15 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 
 
 def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[dict[str, Any]]:
-    """For each sentence its normalised texts, word count, and substitutions, deletions, insertions and their sum.
+    """Count word errors of each sentence.
 
-    ``alignment``: in order, (``equal`` | ``substitute`` | ``delete`` | ``insert``, words of the reference, words of the
-    hypothesis).
+    Returns:
+        Per sentence its normalised ``reference`` and ``hypothesis``, number of reference ``words``, ``substitutions``,
+        ``deletions``, ``insertions``, their sum ``errors``, and ``alignment``: in order, (``equal`` | ``substitute`` |
+        ``delete`` | ``insert``, words of the reference, words of the hypothesis).
+
+    Raises:
+        UserError: See `wer`.
     """
     pairs = _checked(references, hypotheses)
     import jiwer
@@ -75,5 +80,5 @@ def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
     empty = [number for number, (reference, _) in enumerate(pairs) if not reference]
     if empty:
-        raise UserError(f"reference {empty[0]} has no words: leave such sentences out")
+        raise UserError(f"reference {empty[0]} has no words: remove such sentences")
     return pairs

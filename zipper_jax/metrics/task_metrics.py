@@ -1,6 +1,6 @@
 """Metrics with seqio's signature, ``(targets, predictions) -> {name: number}``; no TensorFlow.
 
-The seqio tasks of a prepared folder carry them as ``metric_fns``, and the training loop computes the very same ones.
+They are the ``metric_fns`` of a prepared folder's seqio tasks, and the training loop uses the same functions.
 """
 
 import importlib
@@ -15,7 +15,7 @@ MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
 def word_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Corpus-level word error rate of sentences, a fraction; of those that have words (nan where none has)."""
+    """Corpus-level word error rate, a fraction, over the sentences whose reference has words (nan if none has)."""
     pairs = [(t, p) for t, p in zip(targets, predictions, strict=True) if normalise(t)]
     return {"wer": wer(*zip(*pairs, strict=True)) if pairs else float("nan")}
 
@@ -23,18 +23,18 @@ def word_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[
 def unit_error_rate(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Edits over all reference units, a fraction; units are sequences of ints.
 
-    Two good takes of one sentence differ by far: the rate tells that a model learns, not how well it speaks
-    (`zipper eval` does).
+    Two good recordings of one sentence differ in many units, so the rate shows that a model learns, not how
+    intelligible its speech is (`zipper eval` measures that).
     """
     import jiwer
 
-    spoken = [" ".join(map(str, units)) for units in targets]
-    heard = [" ".join(map(str, units)) for units in predictions]
-    return {"unit_error_rate": float(jiwer.wer(spoken, heard))}
+    references = [" ".join(map(str, units)) for units in targets]
+    hypotheses = [" ".join(map(str, units)) for units in predictions]
+    return {"unit_error_rate": float(jiwer.wer(references, hypotheses))}
 
 
 def symbol_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Edits over all reference symbols, a fraction; symbols have spaces between them and count as they are."""
+    """Edits over all reference symbols, a fraction; symbols are separated by spaces and not normalised."""
     rate = unit_error_rate([target.split() for target in targets], [symbols.split() for symbols in predictions])
     return {"symbol_error_rate": rate["unit_error_rate"]}
 
@@ -44,20 +44,20 @@ METRICS: dict[VocabularyKind, tuple[MetricFn, ...]] = {
     "symbols": (symbol_error_rate,),
     "units": (unit_error_rate,),
 }
-"""Kind of the target's vocabulary -> metrics."""
+"""Kind of the target's vocabulary -> default metrics."""
 
 
 def metrics_of(task_set: TaskSet, name: str) -> tuple[MetricFn, ...]:
-    """The metrics of the task called ``name``; none where nothing is given from which its target would follow."""
+    """Default metrics of the task ``name``; none for a task without a condition."""
     task = task_set.task(name)
     return METRICS[task_set.vocabulary_of(task.target)] if len(task.spans) > 1 else ()
 
 
 def find(name: str) -> MetricFn:
-    """The function that ``package.module:function`` names.
+    """Import the function ``package.module:function``.
 
     Raises:
-        UserError: There is none.
+        UserError: It does not exist.
     """
     module, _, function = name.partition(":")
     try:

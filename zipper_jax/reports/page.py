@@ -1,4 +1,4 @@
-"""The report's look: one style sheet and the frame around the sections. Nothing in it is fetched from anywhere."""
+"""Style sheet and HTML building blocks of the reports; pages are self-contained."""
 
 import base64
 from html import escape
@@ -94,12 +94,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 }
 """
 
-# The browser itself is told to fetch nothing: all that is shown lies in the file.
+# Forbids the browser to fetch anything: the page embeds all its content.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """The whole file; ``body`` is HTML, ``title`` is text, ``style`` comes behind `STYLE`."""
+    """Build the whole page; ``body`` is HTML, ``title`` is text, ``style`` is CSS appended to `STYLE`."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -119,12 +119,12 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def section(heading: str, explanation: str, *content: str) -> str:
-    """A heading, plain sentences for a newcomer (HTML) and what they explain."""
+    """A section: heading, explanation (HTML) and content."""
     return f"<section>\n<h2>{escape(heading)}</h2>\n<p>{explanation}</p>\n" + "\n".join(content) + "\n</section>"
 
 
 def table(head: list[str], rows: list[str], kind: str = "") -> str:
-    """A table that scrolls by itself where it is too wide. head: the first column is text, the others are numbers."""
+    """A table that scrolls where it is too wide. head: the first column is text, the others are numbers."""
     cells = "".join(f'<th scope="col"{" class=n" if i else ""}>{escape(name)}</th>' for i, name in enumerate(head))
     top = f"<thead><tr>{cells}</tr></thead>" if head else ""
     body = "\n".join(rows)
@@ -132,13 +132,13 @@ def table(head: list[str], rows: list[str], kind: str = "") -> str:
 
 
 def plots(pictures: list[tuple[str, str]], nothing: str) -> str:
-    """Small multiples: (caption, svg) each; ``nothing`` is said where none has an svg."""
+    """A grid of plots, (caption, svg) each; shows the text ``nothing`` where none has an svg."""
     drawn = [f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>" for text, svg in pictures if svg]
     return f'<div class="plots">{"".join(drawn)}</div>' if drawn else f'<p class="none">{escape(nothing)}</p>'
 
 
 def player(folder: Path, name: Any) -> str:
-    """The sound ``folder/name`` inside the page, to be played."""
+    """An audio player with ``folder/name`` embedded."""
     path = folder / str(name)
     if not path.is_file():
         return f'<span class="none">{escape(str(name))} is missing</span>'

@@ -1,6 +1,6 @@
-"""Pictures of the report as inline SVG: colours come from the page's CSS variables, so that light and dark both work.
+"""Plots of the report as inline SVG; colours are the page's CSS variables, for light and dark mode.
 
-Axis letters: N heads, T text tokens, S speech units.
+Axes: N heads, T text tokens, S speech units.
 """
 
 import base64
@@ -15,13 +15,13 @@ from jaxtyping import Float
 Points = Sequence[tuple[float, float]]
 
 MOST_POINTS = 240
-"""More points of one curve are averaged in groups: no one sees more at this width."""
+"""Maximum points per curve; more are averaged in groups, since the plot's width cannot show them."""
 
 _WIDTH, _HEIGHT = 380, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 112, 12, 36  # the right margin holds the curves' own names
-_LINE = 13.0  # height of a label, so that none lies on another
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 112, 12, 36  # the right margin holds the curves' labels
+_LINE = 13.0  # height of a label, so that labels do not overlap
 _COLOURS = 8  # --c0 to --c7 in the page's CSS
-_SHORT = 12  # letters of a token that fit beside the picture
+_SHORT = 12  # characters of a token that fit beside the plot
 
 
 def curves(
@@ -34,14 +34,16 @@ def curves(
     faint: Sequence[str] = (),
     decimals: int = 2,
 ) -> str:
-    """Curves with their names and last values at their ends.
+    """Draw curves, labelled at their ends with name and last value.
 
     Args:
-        series: name -> (x, y) in the order of x; points that are not finite are left out.
-        title: says what the picture shows, for those who can't see it.
-        from_zero: the y axis includes 0.
-        faint: names drawn thin, for noisy curves beside smooth ones.
-        decimals: of the last values.
+        series: Name -> (x, y) in the order of x; points that are not finite are omitted.
+        title: Text alternative, for screen readers.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        from_zero: Include 0 in the y axis.
+        faint: Names of curves drawn thin, for noisy curves beside smooth ones.
+        decimals: Decimals of the last values.
 
     Returns:
         The <svg> element; "" where no curve has a point.
@@ -81,7 +83,7 @@ def curves(
         parts.append(f'<path class="curve{thin}" stroke="{colour}" d="{line}"/>')
         if name not in faint and len(points) <= 40:
             parts += [f'<circle fill="{colour}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="2.2"/>' for x, y in points]
-        # A thread from the curve's end to its name, which may have had to move.
+        # A connector from the curve's end to its label, which may have been moved.
         thread = f"M{x_at(last_x) + 3:.1f} {y_at(last_y):.1f}L{_WIDTH - _RIGHT + 12} {label_y:.1f}h5"
         parts.append(f'<path class="curve thin" stroke="{colour}" d="{thread}"/>')
         parts.append(
@@ -94,9 +96,9 @@ def curves(
 def attention(
     weights: Float[np.ndarray, "N T S"], tokens: Sequence[str], seconds_per_unit: float, *, title: str
 ) -> str:
-    """Mean over heads as a picture: speech time to the right, text tokens downwards, strong colour where much is seen.
+    """Draw a heat map of the mean over heads: speech time to the right, text tokens downwards.
 
-    Each token's row is scaled to its own largest weight, so that tokens that look widely can still be read.
+    Each row is scaled to its largest weight, so that tokens with spread-out attention stay visible.
     """
     mean = np.nan_to_num(np.asarray(weights, np.float64).mean(axis=0))
     T, S = mean.shape
@@ -133,8 +135,8 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str, turned: bool = 
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values that enclose ``low`` to ``high``."""
-    from matplotlib.ticker import MaxNLocator  # 0.3 s that only the report needs
+    """Round tick values that enclose ``low`` to ``high``."""
+    from matplotlib.ticker import MaxNLocator  # imported here: it takes 0.3 s
 
     if high - low < 1e-9 * max(abs(high), 1.0):
         low, high = low - 0.5 * (low != 0), high + 0.5
@@ -142,7 +144,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """``1500`` to ``1.5k``; no ``-0`` and no noise behind the last digit."""
+    """``1500`` to ``1.5k``; no ``-0`` and no floating-point noise."""
     value = round(value, 10) + 0.0
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}".replace("-", "−")
 
@@ -156,7 +158,7 @@ def _thinned(points: Points) -> list[tuple[float, float]]:
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """``heights`` moved as little as keeps labels a line apart and inside the picture, in their order."""
+    """Label heights moved so that labels keep their order, do not overlap and stay inside the plot."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = [0.0] * len(heights)
     lowest, floor = _HEIGHT - 6.0, _TOP - 2.0
@@ -170,10 +172,10 @@ def _spread(heights: Sequence[float]) -> list[float]:
 
 
 def _png(strength: Float[np.ndarray, "T S"]) -> str:
-    """One colour, as opaque as ``strength`` (0 to 1) says, so that the page shines through; base64."""
+    """PNG of one colour with opacity ``strength`` (0 to 1), base64."""
     from matplotlib.image import imsave
 
-    # A power under 1: weights of a tenth of the largest can still be seen.
+    # An exponent below 1 keeps weights of a tenth of the largest visible.
     opacity = np.round(255 * strength**0.7).astype(np.uint8)
     pixels = np.empty((*strength.shape, 4), np.uint8)
     pixels[..., :3] = (0, 90, 170)

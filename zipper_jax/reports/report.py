@@ -1,11 +1,11 @@
-"""One page, ``report.html``, from the files that training and evaluation left behind; it needs nothing else to be read.
+"""Writes ``report.html``, a self-contained page, from the results of training and evaluation.
 
-    folder/results.json      figures; keys that are missing were not measured
-    folder/samples.json      sentences with what the models heard and said; folder/audio/ their sound
-    folder/attention.npz     where the text looked in the speech
+    folder/results.json      figures; missing keys were not measured
+    folder/samples.json      sentences with the models' transcripts and speech; folder/audio/ has the audio
+    folder/attention.npz     cross-attention weights from text to speech
     RUN/metrics.jsonl        losses and gates, see zipper_jax/training/monitor.py
 
-Axis letters: N heads, T text tokens, S speech units.
+Axes: N heads, T text tokens, S speech units.
 """
 
 import json
@@ -55,22 +55,22 @@ _NOT_MEASURED = '<span class="none">not measured</span>'
 
 
 def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
-    """Writes ``folder/report.html``: one file with its plots, pictures and sound inside.
+    """Write ``folder/report.html``: one file with its plots and audio embedded.
 
     Args:
-        folder: Has results.json; samples.json and attention.npz where there are any.
-        runs: Name -> run folder with metrics.jsonl, in the order to be shown; without one the report says so.
+        folder: Folder with results.json and, optionally, samples.json and attention.npz.
+        runs: Name -> run folder, in the order shown; a missing metrics.jsonl is noted in the report.
 
     Returns:
         The page's path.
 
     Raises:
-      UserError: results.json is missing, or a file is not what it should be.
+        UserError: results.json is missing, or a file is malformed.
     """
     folder = Path(folder)
     results = _read_json(folder / "results.json", dict)
     if results is None:
-        raise UserError(f"{folder / 'results.json'} is missing: run the evaluation first, it writes this file")
+        raise UserError(f"{folder / 'results.json'} is missing: run the evaluation first")
     samples = _read_json(folder / "samples.json", list) or []
     metrics = {name: read_metrics(path) for name, path in runs.items()}
     goals = verdicts(results)
@@ -97,9 +97,9 @@ def _read_json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): write it anew with the evaluation") from error
+        raise UserError(f"{path} is not JSON ({error}): run the evaluation again") from error
     if not isinstance(value, kind):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: write it anew")
+        raise UserError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: run the evaluation again")
     return value
 
 
@@ -110,7 +110,7 @@ def _label(name: str) -> str:
 def _mapping(results: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = results.get(key) or {}
     if not isinstance(value, Mapping):
-        raise UserError(f"results.json: {key} is {value!r}: give an object, or leave it out")
+        raise UserError(f"results.json: {key} is {value!r}: give an object, or omit it")
     return value
 
 
@@ -121,7 +121,7 @@ def _total(seconds: Mapping[str, Any]) -> float | None:
 
 def _header(folder: Path, results: Mapping, goals: Mapping[str, Verdict], finished: datetime) -> str:
     total = _total(_mapping(results, "seconds"))
-    took = f"it took {duration(total)} in all" if total else "how long it took was not measured"
+    took = f"it took {duration(total)}" if total else "its duration was not measured"
     models = [_label(name) for name in _mapping(results, "parameters")]
     counts = [f"{n:,} {escape(split)}" for split, n in _mapping(results, "sentences").items()]
     met = sum(goal.met is True for goal in goals.values())
@@ -130,8 +130,8 @@ def _header(folder: Path, results: Mapping, goals: Mapping[str, Verdict], finish
 <h1>Zipper report: {escape(folder.resolve().name)}</h1>
 <p class="soft">Evaluated {finished:%Y-%m-%d %H:%M} UTC; {took}.{f" Models: {', '.join(models)}." if models else ""}
 {f"Sentences: {', '.join(counts)}." if counts else ""}</p>
-<p>A zipper joins a decoder that was trained on text with one that was trained on speech, so that either turns into
-the other: speech to text (recognition) and text to speech (synthesis). This page shows how well that went.
+<p>A zipper joins a decoder trained on text and one trained on speech by cross-attention, for speech to text
+(recognition) and text to speech (synthesis). This page shows the results.
 <b>{met} of {len(goals)} goals are met.</b></p>
 <ul class="goals">{listed}</ul>
 </header>"""
@@ -147,31 +147,29 @@ def _error_rates(results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> st
     normaliser = str(results.get("normaliser", "not recorded"))
     judge = str(results.get("judge", "an independent recogniser"))
     both = (
-        "The Single Decoder is the usual way, one decoder for text and speech tokens alike, trained on the same pairs."
+        "The Single Decoder is the usual baseline: one decoder for text and speech tokens, trained on the same pairs."
     )
-    hearing = section(
+    asr = section(
         "Speech to text",
-        "The word error rate is the number of words that were replaced, left out or added, per 100 words of the true "
-        f"sentence: 0 % is perfect, and it can go over 100 %. {both} The control rows try to catch a model that does "
-        f"not listen. Before counting, both sides were normalised: {escape(normaliser)}.",
+        "The word error rate is the number of substituted, deleted and inserted words per 100 words of the reference: "
+        f"0 % is perfect, and it can exceed 100 %. {both} The control rows expose a model that ignores its input. "
+        f"References and hypotheses are normalised: {escape(normaliser)}.",
         table(head, _rows(ASR_ROWS, results, goals), "figures"),
     )
-    speaking = section(
+    tts = section(
         "Text to speech",
-        f"What the models say is written down by a judge ({escape(judge)}) that knows none of them, and its words are "
-        "counted as above. The judge errs too, so every rate is to be read beside gold units and its other controls.",
+        f"A judge ({escape(judge)}), independent of the models, transcribes the generated speech; its word error rate "
+        "is shown. The judge makes errors itself, so compare each rate with gold units and the other controls.",
         table(head, _rows(TTS_ROWS, results, goals), "figures"),
     )
-    return f"{hearing}\n{speaking}"
+    return f"{asr}\n{tts}"
 
 
 def _rows(rows: Sequence[Row], results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> list[str]:
     lines = []
     for row, before in zip(rows, (None, *rows), strict=False):
         if row.control and before and not before.control:
-            lines.append(
-                '<tr class="control"><td class="group" colspan="3">Controls: what would expose a cheat</td></tr>'
-            )
+            lines.append('<tr class="control"><td class="group" colspan="3">Controls</td></tr>')
         marks = "".join(f'<span class="goal">{_verdict(goals[name])}</span>' for name in row.goals)
         first = f'<th scope="row">{escape(row.label)}<span class="why">{escape(row.why)}</span>{marks}</th>'
         own, other = (number(results, prefix + row.key) for prefix in ("", OTHER))
@@ -203,21 +201,21 @@ def _perplexities(results: Mapping[str, Any]) -> str:
             cells += f'<td class="n" data-of="{when}">{_NOT_MEASURED if value is None else f"{value:,.2f}"}</td>'
         rows.append(f'<tr><th scope="row">{escape(label)}<span class="why">{escape(why)}</span></th>{cells}</tr>')
     return section(
-        "What each side still knows",
-        "Perplexity tells how surprised a model is by held-out sentences of one kind alone: 1 would be no surprise at "
-        "all, and lower is better. Compare before with after fusion; the columns are the Zipper's.",
+        "Perplexity of each modality alone",
+        "Perplexity on held-out sentences of one modality: lower is better, and 1 is the minimum. Compare before and "
+        "after fusion; both columns are the Zipper's.",
         table(["Perplexity", "Before fusion", "After fusion"], rows, "figures"),
     )
 
 
 def _samples(folder: Path, samples: Sequence[Any]) -> str:
-    head = "Listen and compare"
+    head = "Samples"
     if not samples:
         return section(head, _NOT_MEASURED)
     rows = []
     for sample in samples:
         if not isinstance(sample, Mapping):
-            raise UserError(f"samples.json: {sample!r} is no sample: write the file anew with the evaluation")
+            raise UserError(f"samples.json: {sample!r} is no sample: run the evaluation again")
         reference = str(sample.get("reference", ""))
         audio, judged = dict(sample.get("audio") or {}), dict(sample.get("tts_judged") or {})
         if "raw_audio" in judged:  # the judge's row of the true recording
@@ -225,46 +223,45 @@ def _samples(folder: Path, samples: Sequence[Any]) -> str:
         name = f' <span class="none">{escape(str(sample["id"]))}</span>' if "id" in sample else ""
         rows.append(f'<tr class="sentence"><th colspan="3" scope="rowgroup">{escape(reference)}{name}</th></tr>')
         for model, words in (sample.get("asr") or {}).items():
-            rows.append(f"<tr><td>{_label(model)} hears</td><td></td><td>{_compare(reference, words)}</td></tr>")
+            rows.append(f"<tr><td>{_label(model)} transcript</td><td></td><td>{_compare(reference, words)}</td></tr>")
         kinds = [k for k in ("gold", "gold_units") if k in audio or k in judged]
         for kind in dict.fromkeys([*kinds, *audio, *judged]):
-            says = "" if kind in kinds else " says"
-            heard = f'<span class="none">judge:</span> {_compare(reference, judged[kind])}' if kind in judged else ""
+            what = "" if kind in kinds else " speech"
+            words = f'<span class="none">judge:</span> {_compare(reference, judged[kind])}' if kind in judged else ""
             sound = player(folder, audio[kind]) if kind in audio else ""
-            rows.append(f"<tr><td>{_label(kind)}{says}</td><td>{sound}</td><td>{heard}</td></tr>")
+            rows.append(f"<tr><td>{_label(kind)}{what}</td><td>{sound}</td><td>{words}</td></tr>")
     return section(
         head,
-        "Test sentences with what the models wrote down (hears) and spoke (says). After “judge” stands what the "
-        "judge understood. <del>Crossed out</del>: a true word that was lost; <ins>with a plus</ins>: a word that "
-        "came in.",
+        "Test sentences with the models' transcripts and generated speech. “judge” marks the judge's transcript of "
+        "the audio. <del>Crossed out</del>: a deleted word of the reference; <ins>with a plus</ins>: an inserted word.",
         table([], rows, "samples"),
     )
 
 
 def _compare(reference: str, hypothesis: Any) -> str:
-    """The hypothesis as HTML, with the words it lost and gained marked."""
-    true, heard = normalise(reference).split(), normalise(str(hypothesis or "")).split()
-    if not heard:
+    """The hypothesis as HTML, with deletions and insertions marked."""
+    true, found = normalise(reference).split(), normalise(str(hypothesis or "")).split()
+    if not found:
         return '<span class="none">(nothing)</span>'
     parts = []
-    for kind, a, b, c, d in SequenceMatcher(None, true, heard, autojunk=False).get_opcodes():
-        lost, gained = escape(" ".join(true[a:b])), escape(" ".join(heard[c:d]))
+    for kind, a, b, c, d in SequenceMatcher(None, true, found, autojunk=False).get_opcodes():
+        deleted, inserted = escape(" ".join(true[a:b])), escape(" ".join(found[c:d]))
         if kind == "equal":
-            parts.append(gained)
+            parts.append(inserted)
         else:
-            parts += [f"<del>{lost}</del>"] * bool(lost) + [f"<ins>{gained}</ins>"] * bool(gained)
+            parts += [f"<del>{deleted}</del>"] * bool(deleted) + [f"<ins>{inserted}</ins>"] * bool(inserted)
     return " ".join(parts)
 
 
 def _attention(path: Path) -> str:
-    head = "Where the text looks in the speech"
+    head = "Cross-attention from text to speech"
     if not path.is_file():
         return section(head, _NOT_MEASURED)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, BadZipFile) as error:
-        raise UserError(f"{path} is no NumPy archive of plain arrays ({error}): write it anew") from error
+        raise UserError(f"{path} is no NumPy archive of plain arrays ({error}): run the evaluation again") from error
     if "tokens" not in found or "seconds_per_unit" not in found:
         raise UserError(f"{path} has {sorted(found)}: it needs tokens, seconds_per_unit and weights_0, weights_1, …")
     tokens, step = [str(token) for token in found["tokens"]], float(found["seconds_per_unit"])
@@ -278,9 +275,9 @@ def _attention(path: Path) -> str:
         pictures.append((title, svg))
     return section(
         head,
-        "One test sentence, one picture per zip, from the first to the last. Each line is a text token; the darker "
-        "(on a dark screen: the brighter) a place, the more it drew from that moment of speech, measured against the "
-        "token's own strongest moment. A way down to the right means that the words were found where they are spoken.",
+        "Attention weights for one test sentence, one plot per zip, from the first to the last. Each row is a text "
+        "token; darker (in dark mode: brighter) means a larger weight, relative to the row's maximum. A diagonal means "
+        "that the model has aligned the words with the speech.",
         plots(pictures, "no zip has weights"),
     )
 
@@ -304,10 +301,10 @@ def _losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     missing = [_label(name) for name, lines in metrics.items() if not lines]
     note = f'<p class="none">No metrics.jsonl yet: {", ".join(missing)}.</p>' if missing else ""
     return section(
-        "How training went",
-        "The loss is what training makes small, on the training rows themselves and on held-out ones (validation). "
-        "Validation that rises again while training still falls means that the model learns its rows by heart. "
-        "Runs with several towers add their losses up, so levels of different runs can't be compared.",
+        "Training curves",
+        "Loss on the training rows and on held-out ones (validation). A validation loss that rises while the training "
+        "loss falls means overfitting. Runs with several towers sum their losses, so loss levels of different runs "
+        "cannot be compared.",
         plots(pictures, "no run has metrics"),
         note,
     )
@@ -329,10 +326,9 @@ def _gates(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             svg = curves(series, title=caption, x_label="step", y_label="tanh(gate)", from_zero=True)
             pictures.append((caption, svg))
     return section(
-        "How far the zips opened",
-        "Each zip adds what it brings from the other side times a gate between −1 and 1. At 0, where the paper lets "
-        "all of them start, nothing passes; a gate that stays there is a zip that is not used. The sign has no "
-        "meaning by itself.",
+        "Gates of the zips",
+        "Each zip's output is scaled by a gate between −1 and 1. The paper starts all gates at 0, where a zip has no "
+        "effect; a gate that stays there means an unused zip. The sign alone has no meaning.",
         plots(pictures, "no run has gates"),
     )
 
@@ -361,9 +357,8 @@ def _cost(results: Mapping[str, Any]) -> str:
         )
     times = table(["Stage", "", "h:mm:ss"], rows) if rows else f"<p>{_NOT_MEASURED}</p>"
     return section(
-        "What it cost",
-        "Frozen parameters stayed as they were in pretraining; only the trained ones moved. Times are of the clock on "
-        "the wall.",
+        "Cost",
+        "Frozen parameters keep their pretrained values; only trained ones are updated. Times are wall-clock times.",
         sizes,
         times,
     )
@@ -375,7 +370,7 @@ def _settings(results: Mapping[str, Any]) -> str:
     if not flat:
         return section("Settings", _NOT_MEASURED)
     entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in flat)
-    return section("Settings", "What was asked for, and figures that have no table above.", f"<dl>{entries}</dl>")
+    return section("Settings", "Evaluation settings, and figures without a table above.", f"<dl>{entries}</dl>")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

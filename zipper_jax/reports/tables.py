@@ -1,6 +1,6 @@
-"""Which figures the report shows, what each would expose, and whether the goals are met.
+"""Rows of the report's tables, what each control exposes, and the goals.
 
-Error rates are fractions here and in ``results.json``; only the report turns them into per cent.
+Error rates are fractions here and in ``results.json``; the report shows them in per cent.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 from zipper_jax.utils.errors import UserError
 
 OTHER = "single_decoder_"
-"""Prefix of the Single Decoder's figures."""
+"""Key prefix of the Single Decoder's figures."""
 
 MOST_ASR_WER = 0.08
 MOST_OTHER_OVER_TEST = 2.0
@@ -22,7 +22,7 @@ _ROUNDING = 1e-9  # a bound hit exactly counts as met
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal held against the Zipper's figures. ``met`` is None where a figure is missing."""
+    """Outcome of one goal for the Zipper; ``met`` is None where a figure is missing."""
 
     met: bool | None
     text: str
@@ -30,13 +30,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an error-rate table.
+    """One row of an error-rate table.
 
-    key: in ``results.json``; the Single Decoder's has the prefix ``single_decoder_``.
-    why: one plain sentence on what the figure would expose.
-    control: no result of the model but a check beside one.
-    shared: does not depend on the model; one value stands for both columns.
-    goals: names of the goals (see `verdicts`) this figure has to meet.
+    Attributes:
+        key: Key in ``results.json``; the Single Decoder's has the prefix ``single_decoder_``.
+        label: Heading of the row.
+        why: One sentence on what the figure means or exposes.
+        control: A control, not a result of the model.
+        shared: Independent of the model; one value for both columns.
+        goals: Names of the goals (see `verdicts`) that use this figure.
     """
 
     key: str
@@ -51,31 +53,31 @@ ASR_ROWS = (
     Row(
         "asr_wer_test",
         "Test sentences",
-        "Sentences that no training run saw; this is the main figure of speech to text.",
+        "Sentences outside all training data; this is the main figure of speech to text.",
         goals=("asr", "audio"),
     ),
     Row(
         "asr_wer_test_other",
         "Harder test sentences",
-        "Unseen tempo and pitch with light noise; a model that only memorised clean audio falls apart here.",
+        "Unseen tempo and pitch with light noise; a model that memorised clean audio fails here.",
         goals=("other",),
     ),
     Row(
         "asr_wer_shuffled_audio",
         "Another sentence's audio",
-        "Each sentence is paired with the audio of another; a low rate would mean that the text is guessed, not heard.",
+        "Each sentence is paired with the audio of another; a low rate would mean that the model ignores the audio.",
         control=True,
     ),
     Row(
         "asr_wer_no_audio",
         "No audio at all",
-        "What the text side writes by itself; a low rate would mean that the sentences can be guessed.",
+        "The text tower without audio; a low rate would mean that the sentences can be guessed.",
         control=True,
     ),
     Row(
         "asr_wer_gates_zero",
         "Gates set to 0",
-        "The zips are shut after training; a low rate would mean that words reach the text some other way.",
+        "All gates are set to 0 after training; a low rate would mean that text gets information around the zips.",
         control=True,
     ),
 )
@@ -84,47 +86,47 @@ TTS_ROWS = (
     Row(
         "tts_wer_test",
         "Test sentences",
-        "The model speaks sentences it never saw, a judge writes them down; the main figure of text to speech.",
+        "Synthesis of unseen sentences, transcribed by the judge; the main figure of text to speech.",
         goals=("tts",),
     ),
     Row(
         "tts_wer_gold_units",
         "Gold units",
-        "True recordings through units and vocoder, no model; the best that any model with these units can reach.",
+        "Recordings resynthesised from their units by the vocoder, without a model; the best rate these units allow.",
         control=True,
         shared=True,
     ),
     Row(
         "tts_wer_raw_audio",
         "True recordings",
-        "The judge on untouched audio; whatever it gets wrong here is the judge's own error.",
+        "The judge on the original audio; the rate is the judge's own error.",
         control=True,
         shared=True,
     ),
     Row(
         "tts_wer_shuffled_text",
         "Another sentence's speech",
-        "Speech made for one sentence is scored against another; a low rate would mean that the text plays no part.",
+        "Speech generated for one sentence is scored against another; a low rate would mean that the text is ignored.",
         control=True,
     ),
     Row(
         "judge_wer_noise",
         "Judge on noise",
-        "Plain noise instead of speech; a low rate would mean that the judge makes up valid sentences by itself.",
+        "White noise instead of speech; a low rate would mean that the judge produces valid sentences by itself.",
         control=True,
         shared=True,
     ),
     Row(
         "judge_wer_reversed",
         "Judge on reversed audio",
-        "Recordings played backwards; shows how far the judge's closed grammar turns nonsense into valid sentences.",
+        "Recordings played backwards; shows whether the judge's closed grammar turns any audio into valid sentences.",
         control=True,
         shared=True,
     ),
     Row(
         "tts_truncated",
         "Cut at the length limit",
-        "No error rate: the share of sentences where the model did not stop speaking by itself.",
+        "No error rate: the share of sentences for which generation reached max_new_tokens.",
         control=True,
     ),
 )
@@ -132,45 +134,45 @@ TTS_ROWS = (
 PERPLEXITY_ROWS = (
     (
         "Text, tower alone",
-        "The text tower without the zips; where it was frozen, this can't change.",
+        "The text tower without the zips; it cannot change where the tower is frozen.",
         "text_ppl_unimodal_before",
         "text_ppl_unimodal_after",
     ),
     (
         "Text, fused path, the paper's input projection",
-        "Text without any speech through projection and zips: what fusion costs the text side.",
+        "Text alone, through input projection and zips: what fusion costs on text.",
         "text_ppl_fused_before_paper",
         "text_ppl_fused_after_paper",
     ),
     (
         "Text, fused path, identity-preserving projection",
-        "The same with our projection, which starts as the identity: before fusion it must equal the tower alone.",
+        "The same with our projection, which is the identity at first: before fusion it must equal the tower alone.",
         "text_ppl_fused_before_identity",
         "text_ppl_fused_after_identity",
     ),
     (
         "Speech, tower alone",
-        "The speech tower without the zips: a rise would mean that fusion made it forget speech.",
+        "The speech tower without the zips: a rise means that fusion made it forget speech.",
         "speech_ppl_unimodal_before",
         "speech_ppl_unimodal_after",
     ),
 )
-"""Label, what it would expose, key before fusion, key after; ``text_ppl_unimodal`` alone stands for both."""
+"""Label, explanation, key before fusion, key after; ``text_ppl_unimodal`` stands for both where it is given."""
 
 _SHOWN_ELSEWHERE = {"parameters", "seconds", "normaliser", "judge", "sentences", "settings", "text_ppl_unimodal"}
 
 
 def number(results: Mapping[str, Any], key: str) -> float | None:
-    """The finite figure ``key``; None where it is missing, null or not finite.
+    """The figure ``key``; None where it is missing, null or not finite.
 
     Raises:
-      UserError: the value is no number.
+        UserError: The value is no number.
     """
     value = results.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"results.json: {key} is {value!r}: give a number, or leave it out where it was not measured")
+        raise UserError(f"results.json: {key} is {value!r}: give a number, or omit it where it was not measured")
     return float(value) if math.isfinite(value) else None
 
 
@@ -180,16 +182,16 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
 
 
 def verdicts(results: Mapping[str, Any]) -> dict[str, Verdict]:
-    """The four goals, in the order of reading, from the Zipper's own figures."""
+    """Check the four goals against the Zipper's figures, in the order shown."""
 
     def check(name: str, keys: tuple[str, ...], bound: Callable[..., float], words: str) -> Verdict:
         figures = [number(results, key) for key in keys]
         found = [figure for figure in figures if figure is not None]
         if len(found) < len(keys):
-            return Verdict(None, f"{name}: cannot tell, not measured")
+            return Verdict(None, f"{name}: not measured")
         most = bound(*found[1:])
         value, limit = percent(found[0]), percent(most)
-        if value == limit:  # two decimals where one would hide on which side of the bound the figure lies
+        if value == limit:  # with one decimal, figure and bound would look equal
             value, limit = percent(found[0], 2), percent(most, 2)
         return Verdict(found[0] <= most + _ROUNDING, f"{name}: {value}, at most {limit}{words}")
 
@@ -202,7 +204,7 @@ def verdicts(results: Mapping[str, Any]) -> dict[str, Verdict]:
             " (twice the test sentences, or twice their goal)",
         ),
         "audio": check(
-            "It listens",
+            "Audio is used",
             ("asr_wer_test", "asr_wer_shuffled_audio"),
             lambda shuffled: MOST_REAL_OVER_SHUFFLED * shuffled,
             " (a third of another sentence's audio)",
@@ -217,7 +219,7 @@ def verdicts(results: Mapping[str, Any]) -> dict[str, Verdict]:
 
 
 def other_figures(results: Mapping[str, Any]) -> list[str]:
-    """Keys that no table has a place for, so that nothing measured goes unseen."""
+    """Keys without a table, shown under the settings so that every figure appears."""
     rows = {row.key for row in ASR_ROWS + TTS_ROWS}
     shown = rows | {OTHER + key for key in rows} | {key for row in PERPLEXITY_ROWS for key in row[2:]}
     return sorted(set(results) - shown - _SHOWN_ELSEWHERE)

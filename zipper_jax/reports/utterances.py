@@ -1,6 +1,6 @@
-"""One page, ``utterances.html``: every sentence with what was heard, word against word, worst first.
+"""Writes ``utterances.html``: every sentence aligned with its hypothesis, worst first.
 
-Sorting needs no script: each line carries its place in every order, and the style sheet applies the one that is chosen.
+Sorting needs no script: each item has its rank in every order, and the style sheet applies the chosen one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ ORDERS = {
     "seconds": ("longest audio", lambda row: -(row.get("seconds") or 0.0)),
     "name": ("name", lambda row: row["id"]),
 }
-"""Order -> what the page calls it, and a sentence's key in it. The first is chosen when the page opens."""
+"""Order -> its label and sort key. The first is the page's default."""
 
 _STYLE = """
 .sorts { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0; font-size: .875rem; }
@@ -36,7 +36,7 @@ main:has(#only_wrong:checked) .utterances li.right { display: none; }
 
 
 def write_utterances(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Writes ``folder/utterances.html`` from what `utterances.evaluate_split` returned; sound and all lie inside."""
+    """Write ``folder/utterances.html`` from the result of `evaluate_split`, with the audio embedded."""
     rows = results["utterances"]
     title = f"Errors of {results['run']} on {results['split']}"
     body = [_header(title, results), _controls(results["rates"], results["split"]), _utterances(folder, results, rows)]
@@ -49,13 +49,13 @@ def _header(title: str, results: Mapping[str, Any]) -> str:
     rows = results["utterances"]
     total = {name: sum(row[name] for row in rows) for name in ("words", "substitutions", "deletions", "insertions")}
     right = sum(row["errors"] == 0 for row in rows)
-    left = [f"{results['left_out']:,} more sentences were not asked for"] if results["left_out"] else []
-    left += [f"{results['without_words']:,} without words were left out"] if results["without_words"] else []
+    left = [f"{results['left_out']:,} more sentences were not requested"] if results["left_out"] else []
+    left += [f"{results['without_words']:,} without words were skipped"] if results["without_words"] else []
     return f"""<header>
 <h1>{escape(title)}</h1>
 <p>{percent(results["rates"]["asr_wer_test"])} of {total["words"]:,} words in {len(rows):,} sentences are wrong:
-{total["substitutions"]:,} replaced, {total["deletions"]:,} left out, {total["insertions"]:,} added.
-{right:,} sentences are right throughout.{f" {'; '.join(left)}." if left else ""}</p>
+{total["substitutions"]:,} substituted, {total["deletions"]:,} deleted, {total["insertions"]:,} inserted.
+{right:,} sentences have no error.{f" {'; '.join(left)}." if left else ""}</p>
 </header>"""
 
 
@@ -64,7 +64,7 @@ def _controls(rates: Mapping[str, float], split: str) -> str:
     main = Row(
         "asr_wer_test",
         f"Sentences of {split}",
-        "The main figure; it counts only where no training run saw these sentences.",
+        "The main figure; valid only where these sentences are outside all training data.",
     )
     for row in (main, *(row for row in ASR_ROWS if row.control)):
         if row.key not in rates:
@@ -74,9 +74,9 @@ def _controls(rates: Mapping[str, float], split: str) -> str:
         first = f'<th scope="row">{escape(row.label)}<span class="why">{escape(row.why)}</span></th>'
         lines.append(f'<tr class="{kind}">{first}{cell}</tr>')
     return section(
-        "Does it listen?",
-        "The rows below the first are controls: each takes away what the words should come from. A model whose rate "
-        "stays low there guesses.",
+        "Error rate and controls",
+        "The rows below the first are controls: each removes the audio that the words should come from. A low rate "
+        "there means that the model guesses.",
         table(["Word error rate", ""], lines),
     )
 
@@ -94,9 +94,9 @@ def _utterances(folder: Path, results: Mapping[str, Any], rows: Sequence[Mapping
     lines = [_utterance(folder, row, place) for row, place in zip(rows, places, strict=True)]
     return section(
         "Every sentence",
-        "<del>Crossed out</del>: a word that was left out; <ins>with a plus</ins>: one that was added; "
-        '<span class="swap"><del>one</del><ins>another</ins></span>: one that was replaced. Both sides are normalised: '
-        f"{escape(results['normaliser'])}." + (f" You hear {escape(results['heard'])}." if results["heard"] else ""),
+        "<del>Crossed out</del>: a deleted word; <ins>with a plus</ins>: an inserted one; "
+        '<span class="swap"><del>one</del><ins>another</ins></span>: a substituted one. Both sides are normalised: '
+        f"{escape(results['normaliser'])}." + (f" Audio: {escape(results['heard'])}." if results["heard"] else ""),
         f'<div class="sorts">{sorts}'
         '<label><input type="checkbox" id="only_wrong"> only sentences with errors</label></div>',
         f'<ol class="utterances">{"".join(lines)}</ol>',
@@ -108,7 +108,7 @@ def _utterance(folder: Path, row: Mapping[str, Any], places: Mapping[str, int]) 
     seconds = f", {row['seconds']:.1f} s" if row.get("seconds") else ""
     counts = ", ".join(
         f"{row[name]} {what}"
-        for name, what in (("substitutions", "replaced"), ("deletions", "left out"), ("insertions", "added"))
+        for name, what in (("substitutions", "substituted"), ("deletions", "deleted"), ("insertions", "inserted"))
         if row[name]
     )
     sound = player(folder, row["audio"]) if "audio" in row else ""
@@ -121,14 +121,14 @@ def _utterance(folder: Path, row: Mapping[str, Any], places: Mapping[str, int]) 
 
 
 def _aligned(alignment: Sequence[Sequence[Any]]) -> str:
-    """The reference and what was heard, in one line."""
+    """Reference and hypothesis in one line, with the errors marked."""
     parts = []
-    for kind, true, heard in alignment:
-        lost, gained = escape(" ".join(true)), escape(" ".join(heard))
+    for kind, true, found in alignment:
+        deleted, inserted = escape(" ".join(true)), escape(" ".join(found))
         if kind == "equal":
-            parts.append(gained)
+            parts.append(inserted)
         else:
-            marks = f"<del>{lost}</del>" * bool(lost) + f"<ins>{gained}</ins>" * bool(gained)
+            marks = f"<del>{deleted}</del>" * bool(deleted) + f"<ins>{inserted}</ins>" * bool(inserted)
             parts.append(f'<span class="swap">{marks}</span>' if kind == "substitute" else marks)
     return " ".join(parts)
 

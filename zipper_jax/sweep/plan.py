@@ -1,4 +1,4 @@
-"""What a sweep is: arms (one model each), the data they share, and what is claimed of them. A Python file says it.
+"""Definition of a sweep, in a Python file: arms (one model each), the data they share, and claims to test.
 
     # experiments/mine.py
     def sweep(size: str) -> Sweep: ...
@@ -43,7 +43,7 @@ MEASURES = {
 
 
 class Places:
-    """Where a sweep keeps what; the one argument of an arm's ``config`` beside the seed."""
+    """Folders and files of a sweep; passed to an arm's ``config`` with the seed."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
@@ -65,18 +65,18 @@ class Places:
         return str(self.root / "runs" / f"{arm}-{seed}")
 
     def outputs(self, arm: str, seed: int) -> Path:
-        """What the row's model said, see `row`."""
+        """The outputs of the row's model, see `row`."""
         return self.root / "outputs" / f"{arm}-{seed}.json"
 
     def begun(self, arm: str, seed: int) -> Path:
-        """The digest that the row's run folder was begun with."""
+        """The file with the digest that the row's run folder was started with."""
         return self.root / "begun" / f"{arm}-{seed}"
 
     def log(self, arm: str, seed: int) -> Path:
         return self.root / "logs" / f"{arm}-{seed}.log"
 
     def vocabulary_size(self, *modalities: str) -> int:
-        """Ids of these modalities together, begin and end tokens included."""
+        """Total vocabulary size of these modalities, begin and end tokens included."""
         return sum(load_vocabulary(self.prepared / "vocabularies" / m).size for m in modalities)
 
 
@@ -84,13 +84,15 @@ class Places:
 class Arm:
     """One model of the comparison, trained once per seed.
 
-    name: letters, digits, dots, underscores. about: one line for the report.
-    config: (places, seed) -> the run; its ``model_dir`` and ``seed`` are set by the runner.
-    share: of the pairs it is trained on; ``config`` gets the folder from ``places.data(share)``.
-    needs: arms whose runs of seed 0 it starts from.
-    seeds: instead of the sweep's.
-    scored: "test", "validation" (choosing between settings; test sentences are not touched) or "no" (pretraining).
-    perplexity: also of each modality alone, before and after (costs a few compilations).
+    Attributes:
+        name: Letters, digits, dots, underscores.
+        about: One line for the report.
+        config: (places, seed) -> the run; the runner sets its ``model_dir`` and ``seed``.
+        share: Share of the pairs it is trained on, 0 to 1; ``config`` gets the folder from ``places.data(share)``.
+        needs: Arms whose runs of seed 0 it starts from.
+        seeds: Seeds of this arm; None: the sweep's.
+        scored: "test", "validation" (model selection; test sentences stay unused) or "no" (pretraining).
+        perplexity: Also measure the perplexity of each modality alone, before and after (a few extra compilations).
     """
 
     name: str
@@ -104,19 +106,24 @@ class Arm:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.]+", self.name):
-            raise UserError(f"arm {self.name!r}: give letters, digits, dots and underscores: it names a folder")
+            raise UserError(f"arm {self.name!r}: use only letters, digits, dots and underscores: it names a folder")
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How rows are scored: sentences of each split for speech to text (0: all), and for text to speech, judged."""
+    """Scoring of rows.
+
+    Attributes:
+        sentences: Sentences of each split for speech to text; 0: all.
+        speech_sentences: Sentences for text to speech, transcribed by the judge; 0: all.
+    """
 
     sentences: int = 0
     speech_sentences: int = 60
 
     def __post_init__(self) -> None:
         if self.sentences == 1 or self.speech_sentences == 1:
-            raise UserError("Scoring: one sentence has no other to be held against; give 0 (all) or at least 2")
+            raise UserError("Scoring: the controls need at least 2 sentences; give 0 (all) or at least 2")
         if self.sentences and not 0 < self.speech_sentences <= self.sentences:
             raise UserError(
                 f"Scoring.speech_sentences = {self.speech_sentences}: give 2 to {self.sentences} (Scoring.sentences)"
@@ -148,10 +155,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something said of two arms' ``measure``, tested on paired sentences.
+    """A claim about the ``measure`` of two arms, tested on paired sentences.
 
-    relation: "lower" (a below b), or "similar" (no further apart than ``margin``: 0.02 is two points of an error rate).
-    source: where it is said.
+    Attributes:
+        text: The claim in words.
+        measure: See `MEASURES`.
+        a: First arm.
+        b: Second arm.
+        relation: "lower" (a below b) or "similar" (difference within ``margin``).
+        margin: For "similar": 0.02 is two percentage points of an error rate.
+        source: Where the claim is made.
     """
 
     text: str
@@ -164,16 +177,26 @@ class Claim:
 
     def __post_init__(self) -> None:
         if self.relation == "similar" and not 0 < self.margin < 0.5:
-            raise UserError(f"claim {self.text!r}: margin = {self.margin}: give a fraction, 0.02 for two points")
+            raise UserError(f"claim {self.text!r}: margin = {self.margin}: give a fraction, e.g. 0.02 for two points")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All of it.
+    """A sweep: arms, data, scoring, and the tables, figures and claims of its report.
 
-    corpus, prepare: fields of CorpusSettings and PrepareSettings that are not their defaults (by name, since those
-      classes need audio libraries that a machine which only runs rows may lack). arms: in the order they are run.
-    steps: of every row instead of its own, for a trial; warm-ups that do not fit are cut.
+    Attributes:
+        name: Name of the sweep.
+        corpus: Fields of CorpusSettings that differ from their defaults (by name: that class needs audio libraries,
+            which a machine that only runs rows may lack).
+        prepare: Likewise for PrepareSettings.
+        arms: The arms in the order they are run.
+        seeds: Seeds of every arm without seeds of its own.
+        scoring: How rows are scored.
+        tables: Tables of the report.
+        figures: Figures of the report.
+        claims: Claims of the report.
+        about: Introduction of the report.
+        steps: Steps of every row, for a trial; longer warm-ups are shortened. None: each arm's own.
     """
 
     name: str
@@ -205,18 +228,22 @@ class Sweep:
         for measure, place in measures.items():
             if measure not in MEASURES:
                 raise UserError(
-                    f"sweep {self.name!r}: {place} has measure {measure!r}, which is none{closest(measure, MEASURES)}"
+                    f"sweep {self.name!r}: {place} has unknown measure {measure!r}{closest(measure, MEASURES)}"
                 )
         for name, place in shown.items():
             if name not in names:
-                raise UserError(f"sweep {self.name!r}: {place} names arm {name!r}, which is none{closest(name, names)}")
+                raise UserError(f"sweep {self.name!r}: {place} names unknown arm {name!r}{closest(name, names)}")
         for index, arm in enumerate(self.arms):
             for name in arm.needs:
                 if name not in names[:index]:
-                    raise UserError(f"sweep {self.name!r}: arm {arm.name!r} needs {name!r}; name that one before it")
+                    raise UserError(f"sweep {self.name!r}: arm {arm.name!r} needs {name!r}; list that one before it")
 
     def arm(self, name: str) -> Arm:
-        """Raises UserError where there is none."""
+        """Find an arm by name.
+
+        Raises:
+            UserError: There is none.
+        """
         for arm in self.arms:
             if arm.name == name:
                 return arm
@@ -225,11 +252,13 @@ class Sweep:
 
     @property
     def shares(self) -> list[float]:
-        """Shares of the pairs that arms use, but the whole."""
+        """Shares of the pairs that arms use, except 1."""
         return sorted({arm.share for arm in self.arms} - {1.0})
 
 
 class Row(NamedTuple):
+    """An arm with one seed."""
+
     arm: Arm
     seed: int
 
@@ -239,9 +268,15 @@ class Row(NamedTuple):
 
 
 def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[Row]:
-    """Rows of the arms whose name matches one of the patterns (all where none is given), and those they need, in order.
+    """Select rows, and the rows they need, in order.
 
-    Raises UserError for a pattern that matches nothing.
+    Args:
+        sweep: The sweep.
+        only: Patterns of arm names; none: all arms.
+        seeds: Seeds to select; none: all.
+
+    Raises:
+        UserError: A pattern matches no arm, or no arm has one of the seeds.
     """
     patterns, wanted_seeds = list(only), set(seeds)
     for pattern in patterns:
@@ -249,7 +284,7 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
             names = [arm.name for arm in sweep.arms]
             raise UserError(f"--only {pattern!r} matches no arm of {sweep.name!r}{closest(pattern, names)}")
     needed: dict[str, set[int]] = {}
-    for arm in reversed(sweep.arms):  # what is needed stands before what needs it
+    for arm in reversed(sweep.arms):  # reversed: needed arms precede those that need them
         own = set(arm.seeds if arm.seeds is not None else sweep.seeds)
         if not patterns or any(fnmatchcase(arm.name, pattern) for pattern in patterns):
             needed.setdefault(arm.name, set()).update(
@@ -260,13 +295,13 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
                 needed.setdefault(name, set()).add(0)
     if not any(needed.values()):
         raise UserError(f"--seeds {sorted(wanted_seeds)}: no arm of {sweep.name!r} has one of them")
-    # Seeds in turn: after the first third of a sweep there is a first answer to every question.
+    # Seed by seed, so that every arm has a first result early.
     found = [Row(arm, seed) for arm in sweep.arms for seed in sorted(needed.get(arm.name, ()))]
     return sorted(found, key=lambda row: row.seed)
 
 
 def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
-    """The row's run."""
+    """The row's training configuration."""
     config = replace(row.arm.config(places, row.seed), model_dir=places.run(row.arm.name, row.seed), seed=row.seed)
     if sweep.steps is None:
         return config
@@ -275,9 +310,9 @@ def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
 
 
 def digest(sweep: Sweep, row: Row, places: Places) -> str:
-    """Of all that decides a row's result, its data and what it starts from included; folders may move."""
+    """Digest of everything that determines a row's result, its data and source arms included; independent of paths."""
     run = resolved(train_config(sweep, row, places))
-    del run["train"]["data"]["task_set"]  # rows hold what their tasks were; and sweeps from before it go on
+    del run["train"]["data"]["task_set"]  # packed rows store their tasks; and older sweeps lack it
     decides: dict[str, Any] = {
         "run": _moved(run, str(places.root)),
         "data": data_settings(sweep),
@@ -290,12 +325,12 @@ def digest(sweep: Sweep, row: Row, places: Places) -> str:
 
 
 def data_settings(sweep: Sweep) -> dict[str, Any]:
-    """What decides a sweep's data, as JSON has it."""
+    """The settings that determine a sweep's data, as JSON values."""
     return json.loads(json.dumps({"corpus": dict(sweep.corpus), "prepare": dict(sweep.prepare)}))
 
 
 def _moved(value: Any, root: str) -> Any:
-    """``value`` with paths below ``root`` as they would be anywhere."""
+    """``value`` with paths below ``root`` made relative to it."""
     if isinstance(value, dict):
         return {key: _moved(part, root) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -305,10 +340,10 @@ def _moved(value: Any, root: str) -> Any:
 
 
 def load_sweep(path: str | Path, size: str) -> Sweep:
-    """The sweep of a Python file's function ``sweep(size)``.
+    """Load the sweep that a Python file's function ``sweep(size)`` returns.
 
     Raises:
-      UserError: no such file, or no such function in it.
+        UserError: The file or its function is missing, or the function does not return a Sweep.
     """
     path = Path(path)
     if not path.is_file():

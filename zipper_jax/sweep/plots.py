@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG files."""
+"""Figures of the sweep report, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ _LENGTHS = 12  # points of a curve over lengths
 
 
 def draw(figure: Figure, lines: Lines, path: Path) -> bool:
-    """Writes ``path``; False (and no file) where no arm of the figure has been scored."""
-    from matplotlib.figure import Figure as Canvas  # without pyplot: no display, no global state
+    """Draw ``figure`` into ``path``; returns False, and writes nothing, where none of its arms has been scored."""
+    from matplotlib.figure import Figure as Canvas  # not pyplot, which has global state and may need a display
 
     canvas = Canvas(figsize=(6.4, 4.0), layout="constrained")
     axes = canvas.add_subplot()
@@ -37,12 +37,12 @@ def draw(figure: Figure, lines: Lines, path: Path) -> bool:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=120, metadata={"Software": None})  # the same bytes with every version
+    canvas.savefig(path, dpi=120, metadata={"Software": None})  # identical bytes with every matplotlib version
     return True
 
 
 def _by_arm(figure: Figure, lines: Lines, points: Sequence[tuple[float, str]]):
-    """x, mean and standard deviation over seeds of each arm that has been scored."""
+    """x, mean and standard deviation over seeds of each scored arm."""
     found = [(x, *spread(lines.get(arm, ()), figure.measure)) for x, arm in sorted(points)]
     found = [row for row in found if row[3]]
     scale = scale_of(figure.measure)
@@ -51,7 +51,7 @@ def _by_arm(figure: Figure, lines: Lines, points: Sequence[tuple[float, str]]):
 
 
 def _by_length(lines: Lines, arm: str):
-    """Error rate over the texts of at most so many letters, all seeds together (the paper's Figure 2)."""
+    """Error rate over texts of at most x letters, all seeds together (the paper's Figure 2)."""
     own = [line for line in lines.get(arm, ()) if "tts" in line["measures"]]
     if not own:
         return np.zeros(0), np.zeros(0), np.zeros(0)

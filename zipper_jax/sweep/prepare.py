@@ -1,5 +1,7 @@
-"""The data of a sweep: corpus, prepared rows, a folder per share of the pairs, and the sentences that rows are scored
-on as token ids, so that whoever runs rows needs no vocabulary and no audio."""
+"""Data of a sweep: corpus, prepared rows, and a folder per share of the pairs.
+
+The scored sentences are stored as token ids, so that rows run without vocabularies and audio.
+"""
 
 import dataclasses
 import json
@@ -22,10 +24,10 @@ SCORED_SPLITS = ("validation", "test", "test_other")
 
 
 def prepared(sweep: Sweep, places: Places) -> bool:
-    """Whether `prepare` has nothing to do.
+    """Whether the data is complete.
 
     Raises:
-      UserError: the folder holds the data of another sweep, or of this one as it was.
+        UserError: The folder holds data that was made with other settings.
     """
     path = places.root / MADE_WITH
     if not path.is_file():
@@ -34,7 +36,7 @@ def prepared(sweep: Sweep, places: Places) -> bool:
     for part, wanted in data_settings(sweep).items():
         if found[part] != wanted:
             raise UserError(
-                f"{str(places.root)!r} holds data that was made with {part} = {found[part]}, the sweep file says "
+                f"{str(places.root)!r} holds data that was made with {part} = {found[part]}, the sweep file has "
                 f"{wanted}: give another --out"
             )
     return set(sweep.shares) <= set(found["shares"])
@@ -44,10 +46,13 @@ def prepare(sweep: Sweep, places: Places, prose: Sequence[Path] = ()) -> None:
     """Makes what is missing.
 
     Args:
-      prose: text files or folders for the text tower's pretraining, which the text vocabulary is then fitted on.
+        sweep: The sweep.
+        places: Its folders.
+        say: Receives progress lines.
+        prose: Text files or folders for the text tower's pretraining; the text vocabulary is then fitted on them.
 
     Raises:
-      UserError: the folder holds data of other settings.
+        UserError: The folder holds data that was made with other settings.
     """
     from zipper_jax.data.import_corpus import import_corpus
     from zipper_jax.data.prepare_rows import prepare as prepare_rows
@@ -83,7 +88,9 @@ def prepare(sweep: Sweep, places: Places, prose: Sequence[Path] = ()) -> None:
             for example in read_examples(places.prepared, split)
         ]
         write_json(places.root / "sentences" / f"{split}.json", sentences)
-    write_json(places.root / MADE_WITH, {**data_settings(sweep), "shares": sweep.shares})  # last: all of it is there
+    write_json(
+        places.root / MADE_WITH, {**data_settings(sweep), "shares": sweep.shares}
+    )  # last: marks the data as complete
 
 
 def _settings(kind: type[Settings], given: Mapping[str, Any], what: str) -> Settings:

@@ -1,4 +1,4 @@
-"""A sweep's page: tables with spread over seeds, verdicts on claims, pictures, and the commands that made it."""
+"""Report page of a sweep: tables with spread over seeds, verdicts on claims, figures, and the commands used."""
 
 import json
 import math
@@ -18,18 +18,24 @@ _NONE = "–"
 
 
 def command_of(file: str | Path, size: str) -> str:
-    """What is typed, with ``{}`` for what is done."""
+    """The command line, with ``{}`` for the action."""
     return f"zipper sweep {{}} {file} --size {size} --out OUT"
 
 
 def write_report(sweep: Sweep, places: Places, out: Path, command: str) -> Path:
-    """Writes ``out/README.md``, its pictures, and copies of ``results.jsonl`` and ``judge.json``; returns the page.
+    """Write ``out/README.md``, its figures, and copies of ``results.jsonl`` and ``judge.json``.
 
     Args:
-      command: with ``{}`` for prepare, run, score or report; it is printed.
+        sweep: The sweep.
+        places: Its folders.
+        out: Output folder.
+        command: The command line shown on the page, with ``{}`` for prepare, run, score or report.
+
+    Returns:
+        The page's path.
 
     Raises:
-      UserError: nothing has been scored.
+        UserError: Nothing has been scored.
     """
     results = read_results(places.results)
     if not results:
@@ -134,7 +140,7 @@ def _cell(mean: float, deviation: float, scale: float) -> str:
 
 
 def _perplexities(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
-    """Before and after, per modality and path: what fusion does to what a tower knew."""
+    """Perplexity before and after fusion, per modality and path."""
     arms = [arm.name for arm in sweep.arms if any("perplexity" in line for line in lines.get(arm.name, ()))]
     if not arms:
         return ""

@@ -1,6 +1,6 @@
-"""One row of a sweep: trains it, then writes down what the model says, as token ids and nats, in ``outputs/``.
+"""One row of a sweep: trains it, then writes the model's outputs (token ids and nats) to ``outputs/``.
 
-Needs jax, flax, optax and orbax-checkpoint alone; `scores` makes words, audio and error rates of it elsewhere.
+Needs only jax, flax, optax and orbax-checkpoint; `scores` decodes text and audio and computes error rates.
 """
 
 import json
@@ -33,7 +33,7 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     """Whether the row has outputs.
 
     Raises:
-      UserError: it has, but of another configuration than the sweep file gives now.
+        UserError: It has outputs of another configuration.
     """
     path = places.outputs(row.arm.name, row.seed)
     if not path.is_file():
@@ -42,8 +42,8 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     wanted = digest(sweep, row, places)
     if found != wanted:
         raise UserError(
-            f"row {row.name} was run with another configuration ({found}, the sweep file says {wanted}): remove "
-            f"{str(path)!r} and {places.run(row.arm.name, row.seed)!r} to run it anew, or give another --out"
+            f"row {row.name} was run with another configuration ({found}, the sweep file has {wanted}): remove "
+            f"{str(path)!r} and {places.run(row.arm.name, row.seed)!r} to rerun it, or give another --out"
         )
     return True
 
@@ -73,16 +73,16 @@ def run_row(sweep: Sweep, row: Row, places: Places) -> int:
 
 
 def _begin(path: Path, wanted: str, config: TrainConfig) -> None:
-    """UserError when the run folder was begun as another row: a run may go on otherwise, a row may not."""
+    """Raise UserError when the run folder was started with another configuration; a row must not mix two."""
     if path.is_file() and path.read_text(encoding="utf-8") != wanted:
         raise UserError(
-            f"{config.model_dir!r} was begun with another configuration: remove it and {str(path)!r} to start anew"
+            f"{config.model_dir!r} was started with another configuration: remove it and {str(path)!r} to start again"
         )
     write_bytes(path, wanted.encode())
 
 
 def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
-    """The sentences that rows are scored on: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
+    """Read the scored sentences: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
     path = places.root / "sentences" / f"{split}.json"
     if not path.is_file():
         raise UserError(f"{str(path)!r} does not exist: run `zipper sweep prepare` first")
@@ -90,7 +90,7 @@ def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
 
 
 def _cost(config: TrainConfig) -> dict[str, Any]:
-    """What the training cost, counted, and what is trained."""
+    """Cost of the training, and the number of trained and frozen parameters."""
     found = cost(config)
     return {
         "steps": config.steps,
@@ -109,13 +109,13 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[s
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
     likelihood = Likelihood(model.config, model.layout, model.lengths)
     max_new_tokens = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
-    heard: dict[str, Any] = {}
-    spoken: dict[str, Any] = {}
+    transcripts: dict[str, Any] = {}
+    speech: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
         logger.info(f"{row.name}: {name}")
         units = [e["contents"][SPEECH] for e in examples]
-        heard[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
+        transcripts[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
@@ -123,14 +123,14 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[s
         key = "shuffled" if control == "shuffled_audio" else control  # as it is stored
         heard[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
-    spoken[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
+    speech[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
     for task, given in (("asr", SPEECH), ("tts", TEXT)):
-        turned = [
+        mismatched = [
             {"contents": {**e["contents"], given: o["contents"][given]}}
             for e, o in zip(main, others(main), strict=True)
         ]
-        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, turned)
-    found: dict[str, Any] = {"asr": heard, "tts": spoken, "nats": nats}
+        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
+    found: dict[str, Any] = {"asr": transcripts, "tts": speech, "nats": nats}
     if row.arm.perplexity:
         logger.info(f"{row.name}: perplexities")
         found["perplexity"] = _perplexities(model, config, main)
@@ -150,8 +150,7 @@ def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Map
 
 
 def _perplexities(model: Model, config: TrainConfig, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each modality alone, on the fused and (where it has a tower of its own) the unimodal path: the run's step 0
-    and its end."""
+    """Perplexity of each modality alone at step 0 and after training; unimodal path and, with zips, fused path."""
     before = initial_params(config.model, config.seed, config.initialise_from, config.restore)
     found: dict[str, float] = {}
     for modality in model.layout:

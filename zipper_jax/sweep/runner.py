@@ -1,7 +1,7 @@
-"""Which row runs when: each in a process of its own, several at once, any number of starts.
+"""Runs rows, each in a process of its own, several at once.
 
-A row that has its outputs is skipped, one that was interrupted resumes from its checkpoint. Ctrl-C or SIGTERM ask the
-rows that run to save and stop.
+Finished rows are skipped; interrupted ones resume from their checkpoints. Ctrl-C or SIGTERM makes running rows save and
+stop.
 """
 
 import logging
@@ -36,10 +36,13 @@ class _Running(NamedTuple):
 def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int) -> int:
     """Runs ``command --row NAME`` for every row, ``jobs`` at once, each only after the rows that its arm needs.
 
-    Returns the exit code: 0, or 130 when interrupted. A row that fails leaves the others running; its log is named.
+    When a row fails, the other rows continue; the message names its log.
+
+    Returns:
+        The exit code: 0, or 130 when interrupted.
 
     Raises:
-      UserError: at the end, when rows failed.
+        UserError: Rows failed; raised at the end.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
@@ -93,7 +96,7 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
         return 130
     if failed:
         raise UserError(
-            f"{len(failed)} of {total} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, mend the "
+            f"{len(failed)} of {total} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, fix the "
             "cause, and run the same command again"
         )
     return 0
@@ -109,13 +112,13 @@ def _start(row: Row, command: Sequence[str], places: Places, slot: int, jobs: in
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=_environment(os.environ, jobs),
-            process_group=0,  # a terminal's Ctrl-C reaches this process alone, which passes it on as SIGTERM
+            process_group=0,  # so that Ctrl-C reaches only this process, which sends SIGTERM to the rows
         )
     return _Running(row, process, log, time.monotonic(), slot)
 
 
 def _environment(given: Mapping[str, str], jobs: int) -> dict[str, str]:
-    """Rows end with this process; those that share a GPU share its memory, too."""
+    """Environment of a row: it ends with this process, and rows on one GPU share its memory evenly."""
     given = {**given, LAUNCHED: str(os.getpid())}
     if jobs == 1 or "XLA_PYTHON_CLIENT_MEM_FRACTION" in given:
         return given
@@ -123,8 +126,11 @@ def _environment(given: Mapping[str, str], jobs: int) -> dict[str, str]:
 
 
 def own_cores(slot: str) -> None:
-    """For a row's process, with ``slot`` as it was given: rows that share a CPU keep to cores of their own, since two
-    threads on one core wait for each other."""
+    """Pin a row's process to its share of the CPU cores, so that rows do not compete for cores.
+
+    Args:
+        slot: The ``--slot`` argument, ``NUMBER/JOBS``.
+    """
     number, jobs = (int(part) for part in slot.split("/"))
     if sys.platform == "linux" and jobs > 1:
         cores = sorted(os.sched_getaffinity(0))

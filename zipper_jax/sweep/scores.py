@@ -1,7 +1,7 @@
-"""From what models said to errors per sentence: ``results.jsonl``, one line per row.
+"""Errors per sentence from the models' outputs: ``results.jsonl``, one line per row.
 
-A line holds, under ``measures``, for each measure a list of ``[errors, words]`` per sentence (``[nats, 1]`` for
-likelihoods), so that a report can average, pair and test them; and perplexities and costs as they were.
+``measures`` of a line has for each measure a list of ``[errors, words]`` per sentence (``[nats, 1]`` for likelihoods),
+so that a report can average, pair and test them. Perplexities and costs are copied from the outputs.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ Pairs = list[list[float]]
 def score(sweep: Sweep, places: Places) -> None:
     """Scores every row that has outputs and no line yet (or a line of other outputs), and the judge's own controls.
 
-    Lines of rows that the sweep file no longer has, or has otherwise, are dropped.
+    Lines of rows that the sweep file no longer has, or that have another configuration, are dropped.
 
     Raises:
-      UserError: no outputs at all.
+        UserError: There are no outputs.
     """
     outputs = sorted((places.root / "outputs").glob("*.json"))
     if not outputs:
@@ -65,7 +65,7 @@ def score(sweep: Sweep, places: Places) -> None:
         if before.get(key, {}).get("outputs") == made_of:
             known[key] = before[key]
             continue
-        known[key] = {**_score_row(sweep, places, row, said), "outputs": made_of}
+        known[key] = {**_score_row(sweep, places, row, found), "outputs": made_of}
         rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
         logger.info(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
         # After every row: judging takes seconds a row, and nothing of it should be lost.
@@ -78,24 +78,24 @@ def _write(path: Path, lines: Mapping[tuple[str, int], Mapping[str, Any]]) -> No
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``results.jsonl``; none where there is no such file."""
+    """Read the lines of ``results.jsonl``; none where the file is missing."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) -> dict[str, Any]:
-    main = said["scored"]
+def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    main = outputs["scored"]
     texts = {
-        split: _texts(sweep, places, split) for split in ("test", "test_other", "validation") if split in said["asr"]
+        split: _texts(sweep, places, split) for split in ("test", "test_other", "validation") if split in outputs["asr"]
     }
     vocabulary = load_vocabulary(places.prepared / "vocabularies" / TEXT)
-    heard = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in said["asr"].items()}
-    measures = {name: _errors(texts[split], heard[split]) for split, name in ASR_OF.items() if split in texts}
+    transcripts = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in outputs["asr"].items()}
+    measures = {name: _errors(texts[split], transcripts[split]) for split, name in ASR_OF.items() if split in texts}
     for name in ("shuffled", "no_audio", "gates_zero"):
-        if name in heard:
-            measures[f"asr_{name}"] = _errors(texts[main], heard[name])
-    judged = _listen(sweep, places, said["tts"][main])
+        if name in transcripts:
+            measures[f"asr_{name}"] = _errors(texts[main], transcripts[name])
+    judged = _judge(sweep, places, outputs["tts"][main])
     spoken = texts[main][: len(judged)]
     letters = [len(text) for text in spoken]
     if main == "test":
@@ -112,9 +112,9 @@ def _score_row(sweep: Sweep, places: Places, row: Row, said: Mapping[str, Any]) 
         measures["tts_target"] = _errors([target[i] for i in known], [judged[i] for i in known])
     for name, key in (("", main), ("_shuffled", "shuffled")):
         for task in ("asr", "tts"):
-            measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in said["nats"][f"{task}_{key}"]]
-    kept = {k: v for k, v in said.items() if k not in ("asr", "tts", "nats")}
-    hypotheses = {"asr": heard[main][:8], "tts": judged[:8]}
+            measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in outputs["nats"][f"{task}_{key}"]]
+    kept = {k: v for k, v in outputs.items() if k not in ("asr", "tts", "nats")}
+    hypotheses = {"asr": transcripts[main][:8], "tts": judged[:8]}
     starts = [json.loads(places.outputs(name, 0).read_text(encoding="utf-8")) for name in row.arm.needs]
     kept["flops_before"] = sum(start["flops"] for start in starts)
     return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
@@ -129,16 +129,17 @@ def _judge_controls(sweep: Sweep, places: Places) -> None:
         return
     logger.info("the judge's controls")
     raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
-    heard = {
-        "gold_units": _listen(sweep, places, [e["contents"][SPEECH] for e in examples]),
+    hypotheses = {
+        "gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples]),
         **{name: transcribe_all(waveforms, _jsgf(sweep)) for name, waveforms in sounds(raw).items()},
     }
     texts = [e["text"] for e in examples]
-    errors = {name: _errors(texts, found) for name, found in heard.items()}
-    write_json(path, {"sentences": len(examples), "judge": JUDGE, "errors": errors, "heard": heard})
+    errors = {name: _errors(texts, found) for name, found in hypotheses.items()}
+    write_json(path, {"sentences": len(examples), "judge": JUDGE, "errors": errors, "heard": hypotheses})
 
 
-def _listen(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> list[str]:
+def _judge(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> list[str]:
+    """Vocode token ids of speech and transcribe them with the judge."""
     home = places.prepared / "vocabularies" / SPEECH
     tokenizer, vocabulary = UnitTokenizer.load(home), load_vocabulary(home)
     units = [np.asarray(vocabulary.decode(ids), np.int32) for ids in spoken]

@@ -1,6 +1,6 @@
-"""What a difference between two arms is worth: paired over sentences, seeds averaged (the paper's test: Wilcoxon).
+"""Significance of differences between two arms: paired over sentences, seeds averaged (the paper's test: Wilcoxon).
 
-Axis letters: S seeds, N sentences.
+Axes: S seeds, N sentences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,17 @@ Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 
 
 class Comparison(NamedTuple):
-    """Of two arms: their rates, sentences and seeds compared, Wilcoxon's p (two-sided), the 95 % interval of the
-    difference a - b (over sentences and seeds), and the verdict on a claim."""
+    """Comparison of two arms.
+
+    Attributes:
+        a: Rate of the first arm.
+        b: Rate of the second arm.
+        sentences: Number of paired sentences.
+        seeds: Number of common seeds.
+        p: Wilcoxon's p, two-sided.
+        interval: 95 % interval of a - b, over sentences and seeds.
+        verdict: Verdict on the claim.
+    """
 
     a: float
     b: float
@@ -31,13 +40,13 @@ class Comparison(NamedTuple):
 
 
 def rate(pairs: Sequence[Sequence[float]] | Float[np.ndarray, "N 2"]) -> float:
-    """All errors over all words."""
+    """Total errors divided by total words."""
     errors, words = np.asarray(pairs, np.float64).sum(axis=0)
     return float(errors / words)
 
 
 def spread(lines: Sequence[Mapping[str, Any]], measure: str) -> tuple[float, float, int]:
-    """Mean rate over the seeds, their standard deviation (nan for one), and how many have the measure."""
+    """Mean rate over seeds, its standard deviation (nan for one seed), and the number of seeds with the measure."""
     rates = [rate(line["measures"][measure]) for line in lines if measure in line["measures"]]
     if not rates:
         return float("nan"), float("nan"), 0
@@ -45,11 +54,14 @@ def spread(lines: Sequence[Mapping[str, Any]], measure: str) -> tuple[float, flo
 
 
 def compare(claim: Claim, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Comparison:
-    """Tests ``claim`` on the result lines of its two arms; only seeds that both have count.
+    """Test ``claim`` on the result lines of its two arms; only common seeds are used.
 
-    "lower" is decided when the interval, in which seeds vary too, excludes 0 and Wilcoxon's p, the same way, is below
-    0.05. "similar" holds when the interval lies within the margin, does not when it lies outside. One seed decides
-    nothing.
+    "lower" is decided when the interval (over sentences and seeds) excludes 0 and Wilcoxon's p is below 0.05 in the
+    same direction. "similar" holds when the interval is within the margin, and does not hold when it is outside. With
+    one seed the verdict is "undecided".
+
+    Raises:
+        UserError: The arms were scored on different numbers of sentences.
     """
     one, two = _of_seeds(claim.measure, a), _of_seeds(claim.measure, b)
     seeds = sorted(one.keys() & two.keys())
@@ -71,7 +83,7 @@ def _verdict(claim: Claim, differences: Float[np.ndarray, " N"], low: float, hig
         if -claim.margin <= low and high <= claim.margin:
             return "holds"
         return "does not hold" if low > claim.margin or high < -claim.margin else "undecided"
-    # Ranks and rates can point different ways, where a few sentences went very wrong: then nothing is decided.
+    # Ranks and rates can disagree in sign when a few sentences have many errors: the claim is then undecided.
     if high < 0 and _wilcoxon(differences, "less") < LEVEL / 2:
         return "holds"
     return "does not hold" if low > 0 and _wilcoxon(differences, "greater") < LEVEL / 2 else "undecided"
@@ -89,9 +101,10 @@ def _wilcoxon(differences: Float[np.ndarray, " N"], alternative: str = "two-side
 
 
 def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> tuple[float, float]:
-    """95 % of the difference of rates: Student's over seeds and the normal one over sentences, halves added in squares.
+    """95 % interval of the difference of rates.
 
-    A bootstrap over three seeds would exclude 0 whenever the three agree in sign: every fourth time by luck alone.
+    Half-widths of Student's interval over seeds and the normal interval over sentences are added in quadrature. A
+    bootstrap over three seeds would exclude 0 whenever the three agree in sign, which has probability 1/4 by chance.
     """
     from scipy.stats import t
 
@@ -105,6 +118,6 @@ def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> t
 
 
 def _pull(x: Float[np.ndarray, "S N 2"]) -> Float[np.ndarray, " N"]:
-    """How far each sentence pulls the rate of all from where it would be without it (to first order)."""
+    """Influence of each sentence on the total rate, to first order."""
     errors, words = x.sum(axis=0).T
     return (errors - words * errors.sum() / words.sum()) / words.sum()

@@ -1,4 +1,4 @@
-"""Training: what is updated, how, on which devices, and how a run survives being stopped.
+"""Training: configuration, optimizer, step functions, the loop, and exact resumption.
 
 Import the submodules; the one function most callers need is :func:`zipper_jax.training.loop.train`.
 """

@@ -1,4 +1,4 @@
-"""Batches whose update was not applied: kept in ``bad_batches/`` of the run folder, and looked at again on demand."""
+"""Batches whose update was not applied, stored in ``bad_batches/`` of the run folder for ``zipper replay``."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ Batch = dict[str, Any]
 
 
 def path_of(run_dir: Path, number: int) -> Path:
-    """Where batch ``number`` is kept."""
+    """The file of batch ``number``."""
     return run_dir / "bad_batches" / f"batch_{number}.npz"
 
 
 def command(path: Path) -> str:
-    """The command that looks at it."""
+    """The command that inspects it."""
     return f"zipper replay {path}"
 
 
 def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> None:
-    """Keep a batch, its number, how many updates were applied before it, and what was left out until then."""
+    """Store a batch with its number, the updates applied before it, and the batches skipped until then."""
     arrays = {"task": np.asarray(batch["task"]), "number": np.int64(number), "step": np.int64(step)}
     arrays["skipped"] = np.array(skips.as_json(), np.int64).reshape(-1, 2)
     for name, tower in batch["towers"].items():
@@ -38,10 +38,13 @@ def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> Non
 
 
 def read(path: Path) -> tuple[Batch, int, int, Skips]:
-    """(batch, its number, updates applied before it, what was left out until then).
+    """Read a stored batch.
+
+    Returns:
+        The batch, its number, the updates applied before it, and the batches skipped until then.
 
     Raises:
-        UserError: No such file, or not one of these.
+        UserError: The file is missing or is no stored batch.
     """
     try:
         with np.load(path) as arrays:
@@ -54,4 +57,4 @@ def read(path: Path) -> tuple[Batch, int, int, Skips]:
                 Skips(arrays["skipped"].tolist()),
             )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no batch that `zipper train` kept ({error}); give a bad_batches/*.npz") from None
+        raise UserError(f"{path} is no stored batch of `zipper train` ({error}); give a bad_batches/*.npz") from None

@@ -1,4 +1,4 @@
-"""What one training run is. gin, flags and Python all build this one object; it checks itself."""
+"""Configuration of a training run: validated frozen dataclasses, built by gin, by flags or in Python."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,15 @@ class DataConfig:
     """Packed rows to train on.
 
     Attributes:
-        folder: A folder that ``zipper data prepare`` wrote.
-        task_folders: Task to another such folder that its rows are in, prepared with the same vocabularies.
-        mixture: A task or a mixture of ``task_set``, or a name for what ``rates`` defines.
-        rates: Task to its share of the rows; empty: those that ``task_set`` has for ``mixture``.
-        task_weights: Task to a factor on the loss weight of its tokens; 1 where not named. In a model of several towers
-            each tower's loss is a mean of its own; where two modalities share a tower, this balances them.
-        lengths: Tower to slots per row. Rows were packed to such lengths; longer slots are padding.
-        skip_batches: Ranges ``(start, stop)`` of batches, counted from 0 over the whole run, that are left out.
-        task_set: The tasks, mixtures and modalities there are.
+        folder: A folder written by ``zipper data prepare``.
+        task_folders: Task -> another such folder that has its rows, prepared with the same vocabularies.
+        mixture: A task or a mixture of ``task_set``, or a name for the mixture that ``rates`` defines.
+        rates: Task -> its share of the rows; empty: the rates of ``mixture`` in ``task_set``.
+        task_weights: Task -> factor on the loss weight of its tokens; 1 where not named. With several towers each
+            tower's loss is a mean of its own; where two modalities share a tower, this balances them.
+        lengths: Tower -> sequence length of a row, in tokens. Rows packed to shorter lengths are padded.
+        skip_batches: Ranges ``(start, stop)`` of batches to skip, counted from 0 over the whole run.
+        task_set: The known tasks, mixtures and modalities.
     """
 
     folder: str
@@ -42,19 +42,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         for start, stop in self.skip_batches:
             if not 0 <= start < stop:
-                raise UserError(f"DataConfig.skip_batches: ({start}, {stop}) names no batch; give 0 <= start < stop")
+                raise UserError(f"DataConfig.skip_batches: ({start}, {stop}) is an empty range; give 0 <= start < stop")
         for task, rate in self.rates.items():
             if rate <= 0:
                 raise UserError(f"DataConfig.rates[{task!r}]={rate}: give a positive rate, or leave the task out")
         if (
             self.rates and self.mixture in self.task_set.tasks
-        ):  # t5x users name a task; here the rates would win silently
+        ):  # a task named as in t5x would silently be overridden by the rates
             raise UserError(
                 f"DataConfig.mixture={self.mixture!r} is a task, but DataConfig.rates mixes {', '.join(self.rates)}: "
                 "for the task alone give --gin.DataConfig.rates={}, for the mixture a name of its own"
             )
         known = {**self.task_set.tasks, **self.task_set.mixtures}
-        if not self.rates:  # resolved here, so that what is stored says what was trained on
+        if not self.rates:  # resolved here, so that the stored configuration has the rates of the run
             object.__setattr__(self, "rates", dict(self.task_set.mixtures.get(self.mixture, {})))
         if not self.rates and self.mixture not in known:
             raise UserError(
@@ -66,16 +66,16 @@ class DataConfig:
         for name in ("task_weights", "task_folders"):
             for task in getattr(self, name):
                 if task not in self.tasks:
-                    raise UserError(f"DataConfig.{name}: there is no task {task!r} here{closest(task, self.tasks)}")
+                    raise UserError(f"DataConfig.{name}: the mixture has no task {task!r}{closest(task, self.tasks)}")
         for task, weight in self.task_weights.items():
             if weight <= 0:
                 raise UserError(f"DataConfig.task_weights[{task!r}]={weight}: give a positive factor")
         for tower, length in self.lengths.items():
             if length < 1:
-                raise UserError(f"DataConfig.lengths[{tower!r}]={length}: give the number of slots per row, e.g. 256")
+                raise UserError(f"DataConfig.lengths[{tower!r}]={length}: give the tokens per row, e.g. 256")
 
     def rows(self, task: str) -> Path:
-        """The folder of a task's rows, one folder per split in it."""
+        """The folder of a task's rows, with one subfolder per split."""
         return Path(self.task_folders.get(task, self.folder)) / "rows" / task
 
     @property
@@ -86,17 +86,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RestoreCheckpointConfig:
-    """Where a new run takes its first parameters from, path by path (t5x's ``RestoreCheckpointConfig``).
+    """The source of a new run's initial parameters, path by path (t5x's ``RestoreCheckpointConfig``).
 
-    It matters at step 0 only; a run that has checkpoints of its own goes on from those.
+    Used at step 0 only; a run with checkpoints resumes from those.
 
     Attributes:
         path: A run folder.
         step: Its step; None: the newest good one.
         assignment_map: (regular expression, replacement) pairs over this model's paths; the first that matches a whole
-            path names the source's path (``\\1`` and so on stand for groups), or, with None, leaves it at random.
+            path gives the source's path (``\\1`` and so on are groups), or, if None, keeps the random initial value.
             A path that none matches is looked up under its own name.
-        strict: Every leaf of this model must be found. Else what is missing stays random, and is named in the log.
+        strict: Every leaf of this model must be found. Otherwise missing leaves stay random and are logged.
     """
 
     path: str
@@ -114,11 +114,11 @@ class InferEvalConfig:
     """Decoding of validation examples inside the training loop (t5x's inference evaluation).
 
     Attributes:
-        period: Steps between two of them, a multiple of ``TrainConfig.eval_period``; 0: none.
-        examples: So many of each task, the first ones of its validation rows.
-        metrics: Task to metric functions, as ``package.module:function`` with seqio's signature ``(targets,
-            predictions) -> {name: number}``; without naming any, tasks with a condition have those of the kind of
-            vocabulary that their target has.
+        period: Steps between evaluations, a multiple of ``TrainConfig.eval_period``; 0: never.
+        examples: Examples per task, the first ones of its validation rows.
+        metrics: Task -> metric functions, as ``package.module:function`` with seqio's signature ``(targets,
+            predictions) -> {name: number}``. Empty: the default metrics of the target's vocabulary kind, for every
+            task with a condition.
     """
 
     period: int = 0
@@ -134,17 +134,17 @@ class InferEvalConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens to an update that would spoil the run.
+    """Handling of bad updates.
 
     An update whose loss or gradient is not finite, or whose loss is a spike, is not applied: its batch is skipped, as
-    if it were not in the data. The statistics are part of the state, so a resumed run decides as the undisturbed one.
+    if it were not in the data. The loss statistics are part of the state, so a resumed run makes the same decisions.
 
     Attributes:
         spike_deviations: A loss this many standard deviations above the running mean is a spike; 0: no loss is.
-        window: The running mean and deviation forget over about this many updates; no loss is a spike before as many.
-        skips_in_a_row: After so many skipped batches in a row the run goes back to its newest checkpoint and leaves out
-            every batch from there to the last bad one.
-        rollbacks: After so many returns it stops with an error.
+        window: Updates over which the running mean and deviation average; before that many no loss is a spike.
+        skips_in_a_row: After this many skipped batches in a row the run restores its newest checkpoint and skips every
+            batch from there to the last bad one.
+        rollbacks: Rollbacks after which the run stops with an error.
     """
 
     spike_deviations: float = 10.0
@@ -166,28 +166,28 @@ class TrainConfig:
     """One run: pretraining of a tower, fusion, or the Single Decoder.
 
     Attributes:
-        model: What to train.
-        data: What on.
+        model: The model.
+        data: The packed rows and their mixture.
         model_dir: The run folder (MODEL_DIR). Rerunning with the same config resumes.
-        steps: Updates in all (TRAIN_STEPS).
-        batch_size: Rows per update, all devices together (BATCH_SIZE).
-        optimizer: How.
-        freeze: Which parts stay as they are.
-        mesh: On which devices.
-        seed: Of the initial parameters and of the data order.
-        microbatches: Gradient accumulation: parts a batch is worked off in.
+        steps: Total number of updates (TRAIN_STEPS).
+        batch_size: Global batch size: rows per update over all devices (BATCH_SIZE).
+        optimizer: Optimizer and learning-rate schedule.
+        freeze: Which parameters are not trained.
+        mesh: The device mesh.
+        seed: Seed of the initial parameters and of the data order.
+        microbatches: Gradient accumulation: parts of a batch, run one after another.
         loss_weights: lambda per tower; 1 where not named.
-        initialise_from: Tower to the run folder whose tower is copied into it; a smaller vocabulary is expanded
-            (the Single Decoder). What is not named starts at random.
-        restore: Or start from another run's parameters, path by path.
+        initialise_from: Tower -> run folder whose tower is copied; a smaller vocabulary is expanded (the Single
+            Decoder). Towers that are not named start at random.
+        restore: Alternatively, initial parameters from another run, path by path.
         save: Checkpoints.
-        guard: Losses that are not finite, and spikes.
-        log_period: Steps between lines of metrics.
+        guard: Handling of losses that are not finite, and of spikes.
+        log_period: Steps between logged training metrics.
         eval_period: Steps between validation losses; 0: never.
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
-        infer_eval: Decoding of validation examples, by which metrics.
-        xla_options: Options of the compiler for the training step, by name (``gin/xla/``).
-        allow_changes: Go on in a run folder although model, data or objective differ from what it holds.
+        infer_eval: Decoding of validation examples, and its metrics.
+        xla_options: Compiler options of the training step, by name (``gin/xla/``).
+        allow_changes: Resume although model, data or objective differ from those of the run folder.
     """
 
     model: ZipperConfig
@@ -222,7 +222,7 @@ class TrainConfig:
             raise UserError(f"TrainConfig.eval_period={self.eval_period}: give 0 (never) or more")
         if self.save.keep_best and (not self.eval_period or self.save.period % self.eval_period):
             raise UserError(
-                f"SaveCheckpointConfig.keep_best={self.save.keep_best} needs a validation wherever a step is saved: "
+                f"SaveCheckpointConfig.keep_best={self.save.keep_best} needs a validation at every saved step: "
                 f"make SaveCheckpointConfig.period={self.save.period} a multiple of TrainConfig.eval_period="
                 f"{self.eval_period} (above 0)"
             )
@@ -241,7 +241,7 @@ class TrainConfig:
         if set(self.data.lengths) != set(towers):
             raise UserError(
                 f"DataConfig.lengths (TASK_FEATURE_LENGTHS) names {sorted(self.data.lengths)}, the model's towers are "
-                f"{towers}; give each tower its slots per row"
+                f"{towers}; give each tower its tokens per row"
             )
         for name, tower in self.model.towers.items():
             tower.check_length(self.data.lengths[name], f"DataConfig.lengths[{name!r}] (TASK_FEATURE_LENGTHS)")
@@ -253,7 +253,7 @@ RESUME_MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 
-``steps`` may grow to train longer; with a cosine schedule the rate then follows the new length.
+``steps`` may grow to train longer; a cosine schedule then ends at the new last step.
 ``initialise_from`` and ``restore`` only matter at step 0, and their folders may have moved.
-``data.task_set`` may know more tasks than before; the rows themselves hold the order and the weights of their spans.
+``data.task_set`` may have more tasks than before; packed rows store the order and the weights of their spans.
 """

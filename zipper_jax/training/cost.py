@@ -1,4 +1,4 @@
-"""What a run costs, from its configuration alone."""
+"""Estimated cost of a run, from its configuration alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +16,23 @@ from zipper_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all steps together.
+    """Totals over all steps.
 
-    slots: token places of all towers' rows, padding too. flops: see `training.flops`; nothing recomputed is counted.
+    Attributes:
+        slots: Token positions of all towers' rows, padding included.
+        flops: See `models.flops`; recomputation is not counted.
     """
 
     slots: int
     flops: float
 
     def device_hours(self, peak: float, mfu: float) -> float:
-        """Hours of one device of so many FLOP/s at its peak, of which ``mfu`` are reached."""
+        """Device-hours at ``peak`` FLOP/s per device and model FLOP utilisation ``mfu`` (0 to 1)."""
         return self.flops / (peak * mfu) / 3600
 
 
 def cost(config: TrainConfig) -> Cost:
-    """The cost of a run."""
+    """Estimate the cost of a run."""
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     leaves = {**trainable, **frozen}
     known = trees.known_of(leaves, zipper.parameters(config.model))
@@ -40,24 +42,24 @@ def cost(config: TrainConfig) -> Cost:
 
 
 def parameters(config: TrainConfig) -> dict[str, int]:
-    """How many numbers of the model are ``trained`` and how many ``frozen``."""
+    """Count the model's parameters: how many are ``trained`` and how many ``frozen``."""
     trained, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
     count = {"trained": trained, "frozen": frozen}
     return {name: sum(int(np.prod(leaf.shape)) for leaf in part.values()) for name, part in count.items()}
 
 
 def lines(config: TrainConfig, mfu: float) -> Iterator[str]:
-    """The cost in words: tokens, FLOP, and device-hours of every accelerator whose peak is known.
+    """Format the cost: tokens, FLOP, and device-hours on every accelerator of known peak.
 
     Raises:
-        UserError: ``mfu`` is no share.
+        UserError: ``mfu`` is not in (0, 1].
     """
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu}: give a share of the peak above 0, at most 1")
     found = cost(config)
     yield (
-        f"{config.steps:,} steps x {config.batch_size:,} rows: {found.slots:.3g} token slots, {found.flops:.3g} FLOP "
-        f"({found.flops / config.steps:.3g} a step)"
+        f"{config.steps:,} steps x {config.batch_size:,} rows: {found.slots:.3g} token positions, "
+        f"{found.flops:.3g} FLOP ({found.flops / config.steps:.3g} a step)"
     )
     hours = ((kind, found.device_hours(chip.flops, mfu)) for kind, chip in CHIPS.items())
     listed = ", ".join(f"{kind} {count:,.0f}" if count >= 10 else f"{kind} {count:.2g}" for kind, count in hours)

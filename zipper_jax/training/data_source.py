@@ -1,4 +1,4 @@
-"""From a prepared folder and a run's configuration to batches by step. No TensorFlow."""
+"""Batches of a run by step number, from a prepared folder. No TensorFlow."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ VALIDATION_SEED = 0
 
 
 class DataSource(NamedTuple):
-    """Batches of a run.
+    """Training and validation batches of a run.
 
     Attributes:
-        tasks: Names; a batch's ``task`` is an index into them.
-        batches: ``get(step)`` gives the global batch of that step.
+        tasks: Task names; a batch's ``task`` is an index into them.
+        batches: ``get(step)`` returns the global batch of that step.
         validation: The same over the validation split; None without one.
-        validation_batches: How many of those are used per validation.
+        validation_batches: Batches per validation.
     """
 
     tasks: tuple[str, ...]
@@ -56,7 +56,7 @@ def open_data(config: TrainConfig) -> DataSource:
 
 
 def open_layout(config: TrainConfig) -> Layout:
-    """Where each modality's tokens lie, from the prepared folder's vocabularies and the model."""
+    """The token layout of the model's modalities, with the prepared folder's vocabularies."""
     folder = Path(config.data.folder) / "vocabularies"
     known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     for name in config.model.modalities:
@@ -69,7 +69,7 @@ def open_layout(config: TrainConfig) -> Layout:
 
 
 def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
-    """The run's mixture over one split; None when no task has that split (only training rows are required)."""
+    """The run's mixture over one split; None when a task lacks that split (only training rows are required)."""
     stores: dict[str, RowStore] = {}
     for task in config.data.tasks:
         home = config.data.rows(task)
@@ -87,7 +87,7 @@ def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
 
 
 def _check_folders(config: TrainConfig) -> None:
-    """UserError when another folder's tokens mean something else than those of ``DataConfig.folder``."""
+    """Raise UserError when a task folder's vocabularies differ from those of ``DataConfig.folder``."""
     for task, folder in config.data.task_folders.items():
         for modality in config.model.modalities:
             here, there = (Path(f) / "vocabularies" / modality for f in (config.data.folder, folder))

@@ -1,7 +1,7 @@
-"""Goodput: the share of a run's wall time that went into updates that count, and where the rest went.
+"""Goodput: the share of a run's wall time spent on useful updates, and the categories of the rest.
 
-Kept in ``goodput.json`` over all attempts of a run. An update that an earlier attempt had done before is recovery: it
-is done again only because a checkpoint was older than the kill. The time in which no process ran is not counted.
+Accumulated in ``goodput.json`` over all attempts of a run. An update that repeats one of an earlier attempt, lost
+because the newest checkpoint was older, counts as recovery. Time in which no process runs is not counted.
 """
 
 import json
@@ -14,19 +14,19 @@ from zipper_jax.utils.files import write_text
 from zipper_jax.utils.readable import duration
 
 PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "recovery", "start", "other")
-"""start: imports, opening the data, drawing or loading the first parameters. other: what nobody claimed."""
+"""Categories. start: imports, opening the data, initialising or loading the parameters. other: the remainder."""
 
 WRITE_SECONDS = 5.0
-"""At least so much time lies between two writes of the file; a kill loses at most that."""
+"""Shortest interval between two writes of the file, in seconds; a kill loses at most that."""
 
 
 class Goodput:
-    """Accounts of one attempt, on top of those of earlier ones.
+    """Wall time of one attempt by category, added to that of earlier attempts.
 
     Args:
-        path: ``goodput.json``; None: nothing is kept (all but one process of a group).
-        began: ``time.perf_counter()`` when the process began its work.
-        furthest: Updates that earlier attempts are known to have done; doing them again is recovery.
+        path: ``goodput.json``; None: nothing is written (every process but the first).
+        began: ``time.perf_counter()`` at process start, in seconds.
+        furthest: Updates done by earlier attempts; repeating them is recovery.
     """
 
     def __init__(self, path: Path | None, began: float, furthest: int = 0) -> None:
@@ -42,7 +42,7 @@ class Goodput:
 
     @contextmanager
     def spend(self, part: str) -> Iterator[None]:
-        """What happens inside is spent on ``part``; parts inside parts count once, for the inner one."""
+        """Context manager: count its time as ``part``; nested time counts once, for the inner part."""
         began, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
@@ -52,13 +52,13 @@ class Goodput:
             self._inner = outer + spent
 
     def reached(self, step: int) -> None:
-        """So many updates are done."""
+        """Record that ``step`` updates are done."""
         self.furthest = max(self.furthest, step)
         if time.perf_counter() - self._written >= WRITE_SECONDS:
             self.write()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per part, all attempts together; their sum is the wall time."""
+        """Seconds per category over all attempts; their sum is the wall time."""
         total = {part: self._before[part] + self._now[part] for part in PARTS}
         total["other"] += max(time.perf_counter() - self._began - sum(self._now.values()), 0.0)
         return total
@@ -69,7 +69,7 @@ class Goodput:
         return seconds["steps"] / max(sum(seconds.values()), 1e-9)
 
     def write(self) -> None:
-        """Keep the accounts."""
+        """Write ``goodput.json``."""
         self._written = time.perf_counter()
         if self._path is not None:
             content = {"seconds": self.seconds(), "furthest": self.furthest, "attempts": self.attempts}

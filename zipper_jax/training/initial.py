@@ -1,4 +1,4 @@
-"""The parameters a run starts from: random, with towers copied from other runs."""
+"""Initial parameters of a run: random, or copied from other runs."""
 
 import logging
 import re
@@ -33,7 +33,7 @@ def initial_leaves(
     restore: RestoreCheckpointConfig | None = None,
     allow_changes: bool = False,
 ) -> dict[str, Leaf]:
-    """Path -> the parameter at step 0. What a source fills is not drawn; model folders are read leaf by leaf.
+    """Initial parameters by path; leaves are read or drawn lazily, one at a time.
 
     Args:
         model: The model.
@@ -45,8 +45,8 @@ def initial_leaves(
         allow_changes: A tower may compute differently from its weights' source (another RoPE, other windows).
 
     Raises:
-        UserError: A run folder has no such tower, its shapes do not fit (the message names the leaf), or it computes
-            something else from the same shapes (it names the field).
+        UserError: A run folder has no such tower, its shapes do not fit (the message names the leaf), or an option that
+            shapes do not show differs (the message names the field).
     """
     draw, known = zipper.initialisers(model, seed), zipper.parameters(model)
     leaves = {path: Leaf(known[path].shape, known[path].dtype, make) for path, make in draw.items()}
@@ -57,7 +57,7 @@ def initial_leaves(
         there = checkpoints.tower_name(run_dir, {path.split("/")[1] for path in stored if path[:7] == "towers/"}, tower)
         own, added = (_below(stored, f"{top}/{there}/") for top in ("towers", "added_embeddings"))
         what = f"initialise_from {tower!r} = {run_dir!r}"
-        if added and tower not in model.added_tokens:  # ids behind the tower's own: so are their rows
+        if added and tower not in model.added_tokens:  # their ids follow the tower's own, so their rows do too
             own, added = _joined(own, added), {}
         for prefix, source in ((f"towers/{tower}/", own), (f"added_embeddings/{tower}/", added)):
             fitted = fit_tower(source, _below(leaves, prefix), what) if source else {}
@@ -70,12 +70,12 @@ def initial_leaves(
 
 
 def initial_params(*args: Any, **options: Any) -> dict[str, Any]:
-    """`initial_leaves`, all of them made: nested parameters on the host."""
+    """Evaluate all of `initial_leaves`: nested parameters on the host."""
     return unflatten({path: leaf.make() for path, leaf in initial_leaves(*args, **options).items()})
 
 
 def _stored(run_dir: str, step: int | None = None) -> dict[str, Leaf]:
-    """The leaves of a model folder or of a run's checkpoint, each read when it is made."""
+    """The leaves of a model folder or of a run's checkpoint, read lazily."""
     if is_model_folder(run_dir) and step is None:
         reader = Reader(run_dir)
 
@@ -96,10 +96,10 @@ def check_sources(
     restore: RestoreCheckpointConfig | None = None,
     allow_changes: bool = False,
 ) -> None:
-    """See by configurations alone whether `initial_params` can take its towers from there; no weight is read.
+    """Check from configurations alone, without reading weights, that `initial_params` can copy its towers.
 
     Raises:
-        UserError: A folder is missing or without weights, or a tower there is built differently.
+        UserError: A folder is missing or has no weights, or its tower has another form.
     """
     for run_dir in [*initialise_from.values(), *([restore.path] if restore is not None else [])]:
         _check_offsets(model, run_dir)
@@ -144,7 +144,7 @@ def assign(
             missing.append(path if name == path else f"{path} (there: {name})")
     if missing and restore.strict:
         raise UserError(
-            f"{what} lacks {_some(missing)}; name where they lie there in assignment_map, map them to None to leave "
+            f"{what} lacks {_some(missing)}; give their source paths in assignment_map, map them to None to initialise "
             "them at random, or set RestoreCheckpointConfig.strict = False"
         )
     random = [path for path in wanted if path not in found]
@@ -158,21 +158,21 @@ def _some(paths: list[str]) -> str:
 
 
 def fit_tower(source: Mapping[str, Leaf], wanted: Mapping[str, Leaf], what: str) -> dict[str, Leaf]:
-    """The source's leaves in the shapes wanted; vocabularies may grow, everything else must be equal.
+    """Fit the source's leaves to the wanted shapes; vocabularies may grow, all other shapes must be equal.
 
     Raises:
-        UserError: A leaf is missing, is too many, or has another shape.
+        UserError: A leaf is missing, unexpected, or has another shape.
     """
     check_tower(source, wanted, what)
     return {name: _fit(name, leaf, wanted[name], what) for name, leaf in source.items()}
 
 
 def check_tower(source: Mapping[str, Any], wanted: Mapping[str, Any], what: str, added: int = 0) -> None:
-    """What `fit_tower` raises; of the leaves only the shapes count. ``added``: rows that come behind the source's."""
+    """Check the shapes for `fit_tower`; ``added``: rows that follow the source's own vocabulary."""
     missing, extra = sorted(set(wanted) - set(source)), sorted(set(source) - set(wanted))
     if missing or extra:
         raise UserError(
-            f"{what}: that tower is built differently (it lacks {missing} and has {extra} besides); "
+            f"{what}: the source tower has another form (it lacks {missing} and also has {extra}); "
             "give the tower the same form in both configurations"
         )
     for name, leaf in source.items():
@@ -184,13 +184,13 @@ def _check_fit(name: str, have: tuple[int, ...], want: tuple[int, ...], what: st
     grows = name.endswith(VOCABULARY_LEAVES) and have[1:] == want[1:] and have[0] < want[0]
     if have != want and not grows:
         raise UserError(
-            f"{what}: {name} has shape {have} there, this model wants {want}; "
+            f"{what}: {name} has shape {have} there, this model needs {want}; "
             "give the tower the same sizes in both configurations"
         )
 
 
 def _fit(name: str, leaf: Leaf, want: Leaf, what: str) -> Leaf:
-    """The leaf, with the random rows of ``want`` behind it where a vocabulary has grown."""
+    """The leaf, followed by random rows of ``want`` where the vocabulary has grown."""
     _check_fit(name, leaf.shape, want.shape, what)
 
     def make() -> np.ndarray:
@@ -216,13 +216,13 @@ def _check_options(model: ZipperConfig, run_dir: str, towers: list[str], allow_c
             old, new = getattr(source, field.name), getattr(model.towers[name], field.name)
             if field.name not in (*_SEEN_IN_SHAPES, *_SEEN_IN_NOTHING) and old != new:
                 raise UserError(
-                    f"{run_dir!r}: its tower has {field.name} = {old!r}, here tower {name!r} has {new!r}: the same "
-                    "weights would compute something else; make them equal, or set TrainConfig.allow_changes = True"
+                    f"{run_dir!r}: its tower has {field.name} = {old!r}, here tower {name!r} has {new!r}, so the same "
+                    "weights compute other outputs; make them equal, or set TrainConfig.allow_changes = True"
                 )
 
 
 def _joined(own: Mapping[str, Leaf], added: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """A tower whose tables end in the rows that were added to it."""
+    """A tower with its added rows appended to its tables."""
 
     def join(first: Leaf, rows: Leaf) -> Leaf:
         shape = (first.shape[0] + rows.shape[0], *first.shape[1:])
@@ -233,7 +233,7 @@ def _joined(own: Mapping[str, Leaf], added: Mapping[str, Leaf]) -> dict[str, Lea
 
 
 def _check_offsets(model: ZipperConfig, run_dir: str) -> None:
-    """UserError when a modality the source knows lies elsewhere in this model: its rows would land on other tokens."""
+    """Raise UserError where a modality has another offset or size in the source: its rows would mean other tokens."""
     for name, modality in read_config(run_dir)["model"]["modalities"].items():
         here = model.modalities.get(name)
         if here is not None and (here.offset, here.size) != (modality.get("offset", 0), modality["size"]):

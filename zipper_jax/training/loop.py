@@ -1,11 +1,10 @@
-"""The training loop: batches in, updates, metrics and checkpoints out, and an end that is always clean.
+"""The training loop: reads batches, applies updates, and writes metrics and checkpoints.
 
-The position in the data follows from the updates applied and the batches left out, nothing else; so a run that is
-stopped or killed anywhere and started again reads the same batches and computes the same losses, bit for bit, as one
-that was never stopped (on the same devices).
+The position in the data depends only on the number of applied updates and the skipped batches. A run that is stopped
+or killed at any step therefore resumes with the same batches and bit-identical losses (on the same devices).
 
-The loop looks at a step's metrics only after it has sent off the next one, so the device never waits for the host. A
-bad loss is thus seen one step late; the update it belongs to was already left out inside the step.
+The loop reads a step's metrics only after dispatching the next step, so the device never waits for the host. A bad
+loss is seen one step late, but the compiled step has already discarded its update.
 """
 
 import logging
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Batches(Protocol):
-    """Global batches by number; a pure function of it."""
+    """Global batches by batch number; ``get`` is a pure function of it."""
 
     def get(self, step: int) -> Batch: ...
 
@@ -51,8 +50,8 @@ class TrainResult:
 
     Attributes:
         status: ``finished``, ``already finished`` or ``interrupted``.
-        step: Updates done.
-        exit_code: For the command line: 0, or 128 + the signal's number.
+        step: Applied updates.
+        exit_code: For the command line: 0, or 128 + the signal number.
         model_dir: The run folder.
     """
 
@@ -72,18 +71,21 @@ def train(
 ) -> TrainResult:
     """Train until ``config.steps``, resuming from the newest good checkpoint in ``config.model_dir``.
 
-    In a group of processes each calls it with the same configuration; the first one writes the run folder.
+    In a multi-process run every process calls it with the same configuration; process 0 writes the run folder.
 
     Args:
         config: The run.
         provenance: gin text to keep beside ``config.json``.
         wrap_batches: Sees the batches before the loop does (experiments, tests).
         infer: Scores parameters by decoding, task -> metric -> value (``evaluation.in_loop.make``).
-        began: ``time.perf_counter()`` when the process began; None: now.
+        began: ``time.perf_counter()`` at process start, in seconds; None: now.
+
+    Returns:
+        How the run ended.
 
     Raises:
-        UserError: Anything in the configuration, the folders or the data that does not fit; or losses that stay bad
-            after every return to a checkpoint, with the path of the saved batch.
+        UserError: The configuration, the folders or the data do not fit together; or the loss stays bad after the last
+            allowed rollback (the message has the path of the saved batch).
     """
     began = time.perf_counter() if began is None else began
     distributed.require_same(run_folder.resolved(config), "configuration")
@@ -91,7 +93,7 @@ def train(
     run_dir = Path(config.model_dir)
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
-        # One process writes the folder; nothing is written before the folder is known to be ours alone.
+        # Process 0 writes the folder, and only while it holds the folder's lock.
         distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
         name = "train.log" if first else f"train.process_{jax.process_index()}.log"
@@ -101,8 +103,8 @@ def train(
         done = checkpoints.latest()
         if done is None and (run_dir / "damaged").is_dir():
             raise UserError(
-                f"{config.model_dir!r} has no checkpoint, only damaged ones in {run_dir / 'damaged'}: it does not "
-                "start over by itself; restore one from a copy, or remove the folder to begin anew"
+                f"{config.model_dir!r} has no good checkpoint, only damaged ones in {run_dir / 'damaged'}: restore one "
+                "from a backup, or remove the folder to start from step 0"
             )
         if done is not None and done >= config.steps:
             return TrainResult("already finished", done, 0, config.model_dir)
@@ -125,7 +127,7 @@ def train(
         ) as run.monitor:
             _announce(config, built, state, step if done is not None else None)
             step = run.loop(state, step)
-    if step < config.steps:  # this process was asked to stop, or another one of its group was
+    if step < config.steps:  # this process or another one received a signal
         return TrainResult("interrupted", step, 128 + (stop.requested or signal.SIGTERM), config.model_dir)
     return TrainResult("finished", step, 0, config.model_dir)
 
@@ -145,7 +147,7 @@ def _announce(config: TrainConfig, built: program.Program, state: TrainState, do
 
 
 class _Sent(NamedTuple):
-    """An update that was sent off and not looked at yet."""
+    """A dispatched update whose metrics have not been read yet."""
 
     number: int
     batch: Batch
@@ -153,7 +155,7 @@ class _Sent(NamedTuple):
 
 
 class _Run:
-    """The loop and what it needs at hand."""
+    """The loop and its state."""
 
     monitor: Monitor
 
@@ -177,7 +179,7 @@ class _Run:
         self.stopping = False
         self.validated: dict[str, float] | None = None
 
-    # The state a run is in: what a checkpoint brings back, and what it keeps.
+    # Initial state, restore and save.
 
     def start(self) -> tuple[TrainState, int]:
         """The state of step 0."""
@@ -193,7 +195,7 @@ class _Run:
         return self.built.start(params), 0
 
     def restore(self, only: Sequence[int] | None = None) -> tuple[TrainState, int]:
-        """The state of the newest good checkpoint, or of the newest good one of ``only``."""
+        """Restore the newest good checkpoint, or the newest good one among the steps ``only``."""
         state, progress = self.checkpoints.restore(self.built.like, only=only)
         step = int(state.step)
         self.skips = Skips(self.config.data.skip_batches).plus(*progress.get("skipped", ()))
@@ -214,12 +216,12 @@ class _Run:
     # The loop.
 
     def loop(self, state: TrainState, step: int) -> int:
-        """Run from ``step`` updates to the end, or to a stop; returns the updates done, which are saved."""
+        """Train from ``step`` to the last step or to a signal; returns the applied updates, which are saved."""
         config, total = self.config, self.config.steps
         sent: _Sent | None = None
         compiled = False
         while True:
-            arrived = 0  # 1: this very state is known to be that of ``step`` updates, for the first time
+            arrived = 0  # 1: ``state`` has just been confirmed as the state after ``step`` updates
             with self.goodput.spend("data"):
                 batch = self.batches.get(self.next)
                 placed = put_batch(batch, self.built.mesh)
@@ -229,8 +231,8 @@ class _Run:
                 if sent is not None:
                     step += self.report(sent, step)
                 sent, self.next = _Sent(self.next, batch, metrics), self.skips.after(self.next)
-                # What is saved or judged must be known to be good; and the first step compiles, so it is waited for.
-                # (Not once there are too many bad ones: what comes after the last of them does not count.)
+                # A state must be confirmed good before it is saved or evaluated, and the first step compiles: read its
+                # metrics now. Not once a rollback is due, which discards this state.
                 waits = not compiled or self.stopping or step + 1 == total or self.pauses(step + 1)
                 if waits and self.streak < config.guard.skips_in_a_row:
                     arrived = self.report(sent, step)
@@ -250,18 +252,18 @@ class _Run:
                 return step
 
     def kind(self, step: int) -> str:
-        """What the time of the update after ``step`` counts as: one that was done before is recovery."""
+        """The goodput category of the update after ``step``: recovery if an earlier attempt has already done it."""
         return "recovery" if step < self.goodput.furthest else "steps"
 
     def pauses(self, done: int) -> bool:
-        """Whether something is saved or judged after so many updates."""
+        """Whether a checkpoint or an evaluation is due after ``done`` updates."""
         config = self.config
         return done % config.save.period == 0 or bool(config.eval_period and done % config.eval_period == 0)
 
     def aside(self, state: TrainState, done: int, arrived: int) -> None:
-        """What is not training: validation, then a checkpoint. The speed shown does not count it.
+        """Evaluate, then save a checkpoint; the reported speed excludes this time.
 
-        A state that has not just arrived (a skipped update before a stop) was validated when it did.
+        A state that is not newly confirmed (``arrived`` is 0: a skipped update before a stop) was evaluated before.
         """
         config = self.config
         last = done == config.steps
@@ -276,7 +278,7 @@ class _Run:
         self.monitor.pause(time.perf_counter() - began)
 
     def report(self, sent: _Sent, step: int) -> int:
-        """Check one update's result and log it when its turn has come; returns 1 if it was applied, else 0."""
+        """Read one update's metrics and log them every ``log_period`` steps; returns 1 if it was applied, else 0."""
         host: Metrics = jax.device_get(sent.metrics)
         self.stopping = self.stopping or int(host.stops) > 0
         if not host.applied:
@@ -299,7 +301,7 @@ class _Run:
         return 1
 
     def evaluate(self, state: TrainState, step: int) -> None:
-        """Validation loss: the same formula over a fixed set of validation rows."""
+        """Log the validation loss over a fixed set of rows and, when due, the metrics of decoded examples."""
         totals: dict[str, Sums] | None = None
         params = state.params
         for index in range(self.source.validation_batches):
@@ -317,7 +319,7 @@ class _Run:
     # Bad updates.
 
     def skip(self, sent: _Sent, metrics: Metrics, step: int) -> None:
-        """An update was not applied: leave its batch out from now on, and keep it for a look."""
+        """Record an update that was not applied: skip its batch from now on and save it for ``zipper replay``."""
         before = self.skips
         self.skips = before.plus((sent.number, sent.number + 1))
         self.streak, self.last_bad = self.streak + 1, sent.number
@@ -327,14 +329,14 @@ class _Run:
         self.monitor.skipped(step, sent.number, metrics, path)
 
     def roll_back(self, step: int) -> tuple[TrainState, int]:
-        """Too many bad updates in a row: go back to the newest checkpoint and leave out every batch since then."""
+        """Restore the newest checkpoint after too many bad updates in a row and skip every batch since then."""
         stop = self.last_bad + 1
         if self.rollbacks >= self.config.guard.rollbacks:
             self.give_up(self.last_bad)
         rollbacks = self.rollbacks + 1
         with self.goodput.spend("recovery"):
             self.checkpoints.wait()
-            # Not to one saved on a signal, which the undisturbed run has not; unless nothing else is left.
+            # An uninterrupted run has no checkpoint saved on a signal, so such a one is the last resort.
             target = self.checkpoints.periodic_steps() or (
                 self.checkpoints.steps() if step >= self.config.save.period else []
             )
@@ -352,23 +354,23 @@ class _Run:
         return state, step
 
     def give_up(self, number: int) -> None:
-        """Every return to a checkpoint ended in bad losses."""
+        """Raise the error of a run whose loss stayed bad after the last allowed rollback."""
         last = self.checkpoints.latest()
         kept = f"the checkpoint of step {last} is good" if last is not None else "there is no checkpoint yet"
         raise UserError(
             f"the loss stayed bad: {self.config.guard.skips_in_a_row} batches in a row, the last one {number}, after "
-            f"{self.rollbacks} returns to a checkpoint; the run stops and {kept}. "
-            f"Look at the batch with `{bad_batches.command(bad_batches.path_of(self.run_dir, number))}`, lower "
-            "OptimizerConfig.learning_rate or clip_norm, lengthen the warm-up, or leave batches out with "
+            f"{self.rollbacks} rollbacks; the run stops and {kept}. "
+            f"Inspect the batch with `{bad_batches.command(bad_batches.path_of(self.run_dir, number))}`, lower "
+            "OptimizerConfig.learning_rate or clip_norm, lengthen the warm-up, or skip batches with "
             "DataConfig.skip_batches"
         )
 
     def finish(self, step: int) -> None:
-        """Wait for the last checkpoint and say how it ended."""
+        """Wait for the last checkpoint and print how the run ended."""
         with self.goodput.spend("checkpoint"):
             self.checkpoints.wait()
         self.goodput.write()
-        left_out = f"; {len(self.skips)} batches left out" if len(self.skips) else ""
+        skipped = f"; {len(self.skips)} batches skipped" if len(self.skips) else ""
         if step < self.config.steps:
             asked = self.stop.requested.name if self.stop.requested is not None else "another process was stopped"
             logger.info(f"{asked}: saved step {step} of {self.config.steps}; the same command goes on from there")

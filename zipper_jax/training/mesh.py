@@ -1,4 +1,4 @@
-"""`MeshConfig` under the path that configurations in Python import it by; it is defined in `sharding.mesh`."""
+"""Re-export of `sharding.mesh.MeshConfig`, the import path of Python configurations."""
 
 from zipper_jax.sharding.mesh import MeshConfig
 

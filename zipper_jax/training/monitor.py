@@ -1,14 +1,14 @@
-"""What a run tells about itself: ``metrics.jsonl``, TensorBoard, and a line on the console.
+"""Metrics of a run: ``metrics.jsonl``, TensorBoard, and progress on the console.
 
-``metrics.jsonl`` has one JSON object per line; ``split`` says of what:
+``metrics.jsonl`` has one JSON object per line; its fields depend on ``split``:
     train, validation   step, loss, towers {name: {loss, accuracy, tokens}}, tasks {name: {loss, accuracy, tokens}};
                         tokens are those with a loss weight. Training lines also have grad_norm, learning_rate,
                         tokens_per_second (tokens of all towers), flops_per_second, goodput (share of the run's wall
                         time so far), and gates {zip: {gate: [tanh(gate) per member]}} where the model has zips
     inference           step, tasks {name: {metric: value}}: scores of decoded validation examples
     skipped             step, batch, loss, grad_norm, limit: an update that was not applied
-    rollback            step, batches [start, stop]: a return to a checkpoint, and the batches left out by it
-Losses are of that step alone, not averaged since the last line, so a resumed run writes the same values.
+    rollback            step, batches [start, stop]: a return to a checkpoint, and the batches it skips
+Losses are those of one step, not averages since the last line, so a resumed run writes the same values.
 """
 
 import json
@@ -32,14 +32,14 @@ from zipper_jax.utils.readable import duration
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = {"validation": "training_eval", "inference": "inference_eval"}
-"""Splits under t5x's names there: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""
+"""t5x's names of the splits in TensorBoard: train/loss, training_eval/asr/loss, inference_eval/asr/wer."""
 
 PLAIN_LINE_SECONDS = 10.0
-"""Without a terminal, a line is printed at most this often."""
+"""Without a terminal, the shortest interval between two progress lines, in seconds."""
 
 
 def losses(sums: Mapping[str, Sums], tasks: Sequence[str]) -> dict[str, Any]:
-    """``{"towers": {...}, "tasks": {...}}`` from sums on the host; parts without a weighted token are left out."""
+    """``{"towers": {...}, "tasks": {...}}`` from sums on the host; omits parts without a weighted token."""
 
     def means(nll: float, correct: float, weight: float) -> dict[str, float]:
         return {"loss": nll / weight, "accuracy": correct / weight, "tokens": weight}
@@ -65,7 +65,7 @@ def nest_gates(flat: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """Read the lines of ``metrics.jsonl``, except a last line truncated by a kill."""
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -115,12 +115,12 @@ class Monitor:
         self.close()
 
     def _open(self, start: int, batch: int) -> None:
-        """Open the files behind what was written up to step ``start`` and before ``batch``."""
+        """Open the files for appending, after dropping lines past step ``start`` or from ``batch`` on."""
         if self._silent:
             return
         self._drop_lines_after(start, batch)
         self._file = self._path.open("a", encoding="utf-8")
-        with suppress(ImportError):  # a machine with jax, flax, optax and orbax-checkpoint alone trains, too
+        with suppress(ImportError):  # optional: training needs only jax, flax, optax and orbax-checkpoint
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1)
@@ -137,7 +137,7 @@ class Monitor:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def start_clock(self, step: int) -> None:
-        """Speed is counted from here: call it once the first step is done, so that compiling is not in it."""
+        """Restart the speed measurement; called after the first step, so that compilation is not counted."""
         self._clock, self._clock_step, self._clock_tokens, self._paused = time.perf_counter(), step, 0.0, 0.0
 
     def add_tokens(self, tokens: float) -> None:
@@ -145,7 +145,7 @@ class Monitor:
         self._clock_tokens += tokens
 
     def pause(self, seconds: float) -> None:
-        """Take time that was not spent training (validation, saving) off the clock."""
+        """Exclude time that was not spent training (validation, saving) from the speed measurement."""
         self._paused += seconds
 
     def train(
@@ -154,11 +154,11 @@ class Monitor:
         """Log one training step.
 
         Args:
-            step: Updates done, this one included.
-            loss: What was minimised.
+            step: Applied updates, including this one.
+            loss: The minimised loss.
             parts: From :func:`losses`.
             values: grad_norm, learning_rate, and gates.
-            goodput: The run's accounts so far.
+            goodput: The run's wall time by category so far.
         """
         seconds = max(time.perf_counter() - self._clock - self._paused, 1e-9)
         done = step - self._clock_step
@@ -178,7 +178,7 @@ class Monitor:
         self._show(self._line(record, left), last=step == self._total)
 
     def validation(self, step: int, parts: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
-        """Log one validation, given lambda per tower; returns its values by name, as in TensorBoard."""
+        """Log one validation, with ``weights`` (lambda per tower); returns its values by TensorBoard name."""
         loss = math.fsum(weights.get(name, 1.0) * tower["loss"] for name, tower in parts["towers"].items())
         self._write({"split": "validation", "step": step, "loss": loss, **parts})
         logger.info(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
@@ -194,9 +194,9 @@ class Monitor:
     def skipped(self, step: int, batch: int, metrics: Metrics, kept: Path) -> None:
         """Log an update that was not applied, and where its batch is kept."""
         values = {name: float(getattr(metrics, name)) for name in ("loss", "grad_norm", "limit")}
-        # JSON has no infinities: what is not finite is kept as a word.
-        told = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        self._write({"split": "skipped", "step": step, "batch": batch, **told})
+        # JSON has no infinities, so values that are not finite are written as strings.
+        encoded = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._write({"split": "skipped", "step": step, "batch": batch, **encoded})
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         why = f"a spike above {values['limit']:.4g}" if finite else f"gradient norm {values['grad_norm']:.4g}"
         logger.info(
@@ -205,7 +205,7 @@ class Monitor:
         )
 
     def rolled_back(self, step: int, batches: tuple[int, int], times: int) -> None:
-        """Log a return to a checkpoint; what was logged after it is dropped."""
+        """Log a return to a checkpoint, dropping the lines logged after that checkpoint."""
         self.close()
         self._open(step, batches[1])
         self._write({"split": "rollback", "step": step, "batches": list(batches)})
@@ -265,7 +265,7 @@ def _status_line() -> Any:
 
 
 def _parts(record: Mapping[str, Any]) -> str:
-    """``text 2.10 speech 3.05 | asr 2.10 tts 3.05``; one part alone would repeat the loss and is left out."""
+    """``text 2.10 speech 3.05 | asr 2.10 tts 3.05``; omits a group of one part, which would repeat the loss."""
     groups = [" ".join(f"{k} {v['loss']:.3f}" for k, v in record[g].items()) for g in ("towers", "tasks")]
     return " | ".join(text for text, g in zip(groups, ("towers", "tasks"), strict=True) if len(record[g]) > 1)
 

@@ -1,13 +1,13 @@
-"""Optimizers, schedules and per-path learning rates, built from a config that checks itself.
+"""Optimizers, schedules and per-path learning rates.
 
-The optimizer only ever sees the trainable leaves (a flat dict), so nothing is stored for frozen ones.
+The optimizer only sees the trainable leaves (a flat dict), so frozen ones have no optimizer state.
 
 Adafactor and stacked leaves: a leaf ``[L, ...]`` holds L layers, and Adafactor's statistics (row and column means,
 update clipping, parameter scale) must not mix them. Each group of equally long stacks is therefore updated under
 ``vmap`` over its first axis, as if each layer were a leaf of its own; within a layer optax factors the two largest
 axes, that is the last two of ``[L, D, F]``, when both have at least ``factored_min_size`` entries.
 
-Axes: L stacked layers (or zips), D width, F hidden width.
+Axes: L stacked layers (or zips), D embed_dim, F mlp_dim.
 """
 
 import math
@@ -26,28 +26,28 @@ from zipper_jax.utils.trees import base_path, compile_pattern, require_match
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("constant", "linear_warmup", "cosine", "rsqrt")
 STACKS = ("layers", "zips")
-"""Logical names of first axes that stack equal things."""
+"""Logical names of first axes that stack layers or zips."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How trainable leaves are updated. Defaults: the paper's for fusion (Adam, 0.9, 0.99, clip 1.0, 5e-4).
+    """Optimizer and schedule. Defaults: the paper's for fusion (Adam, 0.9, 0.99, clip 1.0, 5e-4).
 
     Attributes:
         name: ``adam`` or ``adafactor`` (no momentum; the paper's Single Decoder).
-        learning_rate: The peak.
-        b1: Adam's first decay.
-        b2: Adam's second decay.
+        learning_rate: Peak learning rate.
+        b1: Adam's first-moment decay.
+        b2: Adam's second-moment decay.
         epsilon: Adam's denominator constant.
-        weight_decay: Decoupled decay, applied to matrices (leaves with two or more axes beside the stacked one) only.
-        clip_norm: Limit of the global gradient norm over the trainable leaves; 0 turns it off.
+        weight_decay: Decoupled decay, applied to matrices only (leaves with two or more axes beside the stacked one).
+        clip_norm: Maximum global gradient norm over the trainable leaves; 0 turns clipping off.
         schedule: ``constant``; ``linear_warmup`` (then constant); ``cosine`` (warm-up, then down to ``final_fraction``
             at the last step); ``rsqrt`` (warm-up, then proportional to 1/sqrt(step)).
         warmup_steps: Steps of linear rise from 0; every schedule but ``constant`` uses it.
         final_fraction: Where ``cosine`` ends, as a fraction of the peak.
-        learning_rate_multipliers: Whole-path regular expression to factor on the update, for example
-            ``{".*gate": 10.0}``: gates that start at 0 learn slowly. The first that matches counts.
-        multiply_by_parameter_scale: Adafactor's relative step size.
+        learning_rate_multipliers: Whole-path regular expression -> factor on the update, for example
+            ``{".*gate": 10.0}``, since gates that start at 0 learn slowly. The first match applies.
+        multiply_by_parameter_scale: Adafactor: scale the step by the parameter's RMS.
         factored_min_size: Adafactor factors axes of at least this size.
     """
 
@@ -86,7 +86,7 @@ class OptimizerConfig:
                 raise UserError(f"OptimizerConfig.{name}={getattr(self, name)}: give 0 or more")
         if self.schedule == "constant" and self.warmup_steps:
             raise UserError(
-                f"OptimizerConfig.warmup_steps={self.warmup_steps} does nothing with schedule='constant'; "
+                f"OptimizerConfig.warmup_steps={self.warmup_steps} has no effect with schedule='constant'; "
                 "use 'linear_warmup', or set it to 0"
             )
         for pattern, factor in self.learning_rate_multipliers.items():
@@ -99,7 +99,7 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callable[[Any], Any]:
-    """Learning rate of the update that follows ``step`` applied updates (so the first is not zero). Traceable.
+    """Build the schedule: applied updates -> learning rate of the next one (so the first is not zero). Traceable.
 
     Raises:
         UserError: A cosine schedule whose warm-up is as long as the run.
@@ -121,19 +121,19 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callabl
             [config.warmup_steps],
         ),
     }
-    # The update's own number counts from 1.
+    # Updates are numbered from 1.
     return lambda step: jnp.asarray(schedules[config.schedule](jnp.asarray(step, jnp.float32) + 1.0), jnp.float32)
 
 
 def make_optimizer(
     config: OptimizerConfig, axes: Mapping[str, tuple[str | None, ...]], total_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """optax transformation over a flat dict of the trainable leaves.
+    """Build the optax transformation over a flat dict of the trainable leaves.
 
     Args:
-        config: What to build.
-        axes: Logical axis names of each trainable leaf (``partition_tree.axes_of``); its keys are the leaves.
-        total_steps: Length of the run, for schedules that end with it.
+        config: Optimizer and schedule.
+        axes: Logical axis names by path of each trainable leaf.
+        total_steps: Steps of the run, for schedules that end with it.
 
     Raises:
         UserError: A multiplier's pattern matches no trainable leaf.
@@ -155,7 +155,7 @@ def make_optimizer(
 
 
 def multipliers(config: OptimizerConfig, keys: Mapping[str, Any]) -> dict[str, float]:
-    """Factor per trainable leaf."""
+    """Learning-rate factor of each trainable leaf."""
     patterns = {
         compile_pattern(p, "OptimizerConfig.learning_rate_multipliers"): factor
         for p, factor in config.learning_rate_multipliers.items()
@@ -176,7 +176,7 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
 
 
 def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adafactor's scaling, its learning rate left to the chain."""
+    """Adafactor's scaling, without the learning rate."""
     return optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=config.factored_min_size),
         optax.clip_by_block_rms(1.0),

@@ -1,10 +1,10 @@
-"""Which parameters are trained: rules that split a parameter tree in two, and the exact inverse.
+"""Splits a parameter tree into trainable and frozen leaves, by rules.
 
 A *flat* tree is ``{'/'-path: array}``. Freezing splits the flat tree before gradients are taken, so a frozen leaf has
 no gradient of its own and no optimizer state, while gradients still flow through the activations it touches.
 
 A layer range splits a stacked ``[L, ...]`` leaf into slices along its first axis, keyed ``PATH@START:STOP``. Joining
-them concatenates: one extra copy of the split leaves per step, which is what stacking under ``lax.scan`` costs here.
+them concatenates, which costs one extra copy of the split leaves per step.
 
 Axes: L layers of a tower.
 """
@@ -32,18 +32,18 @@ class LayerRange:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
             raise UserError(
-                f"LayerRange of tower {self.tower!r}: start={self.start}, stop={self.stop} names no block; "
+                f"LayerRange of tower {self.tower!r}: start={self.start}, stop={self.stop} is an empty range; "
                 "give 0 <= start < stop"
             )
 
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """What stays as it is. A leaf is frozen when any rule names it; no rules at all: everything is trained.
+    """Which leaves are frozen: those that any rule matches. Without rules everything is trained.
 
     Attributes:
-        towers: Tower names; everything under ``towers/NAME/``. Zips, input projections and added embeddings lie
-            outside the towers and stay trained.
+        towers: Tower names; everything under ``towers/NAME/``. Zips, input projections and added embeddings have other
+            paths and stay trained.
         paths: Regular expressions that must match a whole path, for example ``input_projections/text/.*``.
         layers: Ranges of blocks.
     """
@@ -69,10 +69,10 @@ class Part:
 
 
 def plan(paths_and_lengths: Mapping[str, int], rules: FreezeConfig) -> tuple[Part, ...]:
-    """Which parts exist, from each leaf's path and the length of its first axis (0 for a scalar).
+    """Plan the parts, from each leaf's path and the length of its first axis (0 for a scalar).
 
     Raises:
-        UserError: A rule names nothing, with the closest name that exists.
+        UserError: A rule matches nothing; the message has the closest existing name.
     """
     towers = sorted({path.split("/")[1] for path in paths_and_lengths if path.startswith("towers/")})
     for tower in (*rules.towers, *(r.tower for r in rules.layers)):
@@ -107,10 +107,10 @@ def plan(paths_and_lengths: Mapping[str, int], rules: FreezeConfig) -> tuple[Par
 
 
 def split(params: Mapping[str, Any], rules: FreezeConfig) -> tuple[Flat, Flat]:
-    """``(trainable, frozen)``, both flat. Works on arrays, numpy arrays and ``ShapeDtypeStruct`` leaves.
+    """Split into ``(trainable, frozen)``, both flat. Leaves: JAX or NumPy arrays, or ``ShapeDtypeStruct``.
 
     Raises:
-        UserError: A rule names nothing.
+        UserError: A rule matches nothing.
     """
     flat = flatten(params)
     lengths = {path: leaf.shape[0] if leaf.shape else 0 for path, leaf in flat.items()}

@@ -1,4 +1,4 @@
-"""Everything compiled and placed for one run: model, optimizer, mesh, shardings, step functions."""
+"""The program of one run: model, optimizer, mesh, shardings and step functions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,16 +30,17 @@ class Program:
 
     Attributes:
         mesh: The devices.
-        like: The state's shapes with their shardings (nothing allocated); what a checkpoint is restored as.
+        like: Abstract state: shapes, dtypes and shardings; the target of a checkpoint restore.
         optimizer: optax transformation over the flat trainable leaves.
         schedule: Learning rate of the update after ``step`` updates.
-        forward: ``(params, towers) -> logits``, its activations placed on the mesh.
+        forward: ``(params, towers) -> logits``, with sharding constraints on its activations.
         train_step: ``(state, batch, stop) -> (state, metrics)``, donating the state.
         eval_step: ``(params, batch) -> sums``.
-        notes: Axes that are replicated because they do not divide.
-        flops_per_step: Estimate, see ``flops``.
-        work_per_step: The same with what is recomputed.
-        peak_flops: Of all devices together, or None.
+        notes: Notes for the user, for example axes that are replicated because the mesh does not divide them.
+        flops_per_step: Estimated FLOP, see `models.flops`.
+        work_per_step: The same, recomputation included.
+        peak_flops: FLOP/s of all devices together; None when unknown.
+        freeze: The run's freeze rules.
     """
 
     mesh: Mesh
@@ -56,11 +57,11 @@ class Program:
     freeze: tree.FreezeConfig
 
     def start(self, params: Mapping[str, Any]) -> TrainState:
-        """A state at step 0, placed on the mesh.
+        """Build the state of step 0, sharded over the mesh.
 
         Args:
-            params: Path -> `initial.Leaf`, each made once, of which this process keeps its own shards only; or nested
-                arrays.
+            params: Path -> `initial.Leaf`, each evaluated once, of which this process keeps only its own shards; or
+                nested arrays.
         """
         leaves, placed = trees.flatten(params), {}
         keys: dict[str, list[str]] = {}
@@ -87,13 +88,13 @@ def _part(array: np.ndarray, index: Any) -> np.ndarray:
 def _kept(config: TrainConfig) -> list[str]:
     if config.mesh.fsdp == 1 or config.model.remat != "none":
         return []
-    return ["ZipperConfig.remat='none' keeps every gathered kernel for the backward pass; 'dots' and 'full' do not"]
+    return ["ZipperConfig.remat='none' stores every gathered kernel for the backward pass; 'dots' and 'full' do not"]
 
 
 def _state_shapes(
     trainable: trees.Flat, frozen: trees.Flat, placed: dict[str, NamedSharding], optimizer: Any, mesh: Mesh
 ) -> TrainState:
-    """The shapes of a run's state, with where each leaf lies."""
+    """The abstract state of a run: shapes, dtypes and shardings."""
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_placed = optimizer_shardings(opt_shapes, trainable, placed, mesh)
 
@@ -115,8 +116,9 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
 
     Args:
         config: The run.
-        num_tasks: Tasks in the mixture.
-        devices: What to run on, also devices that are only described (``zipper compile``); None: what is there.
+        num_tasks: Number of tasks in the mixture.
+        devices: Devices to compile for, possibly of an ahead-of-time topology (``zipper compile``); None:
+            ``jax.devices()``.
 
     Raises:
         UserError: Freeze rules, multipliers, mesh or batch size do not fit the model or the devices.
@@ -128,7 +130,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     for name in config.xla_options:
         if platform != "tpu" and name.startswith(("xla_tpu_", "xla_jf_")):
             raise UserError(
-                f"TrainConfig.xla_options: {name!r} is for TPUs, and the devices are {platform}s; leave out "
+                f"TrainConfig.xla_options: {name!r} is for TPUs, but the devices are {platform}s; remove "
                 "--gin_file=xla/tpu.gin"
             )
     trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)

@@ -1,6 +1,6 @@
-"""A bad batch, looked at again with the very parameters that met it.
+"""Replays a bad batch on the training state it was skipped at (``zipper replay``).
 
-Axes: B rows, T slots.
+Axes: B rows, T positions.
 """
 
 import math
@@ -25,10 +25,14 @@ from zipper_jax.utils.errors import DamagedError, UserError
 
 
 def replay(path: Path, rows: int = 8) -> Iterator[str]:
-    """Lines that tell what the batch in ``path`` does to the state that met it.
+    """Report losses and gradient norms of the stored batch ``path``, line by line.
+
+    Args:
+        path: A ``bad_batches/*.npz`` of a run folder.
+        rows: Number of rows with the largest loss to list.
 
     Raises:
-        UserError: The file is no kept batch, or the run's checkpoints or data are gone.
+        UserError: The file is no stored batch, or the run's checkpoints or data are gone.
     """
     batch, number, step, skips = bad_batches.read(path)
     run_dir = path.absolute().parent.parent
@@ -37,18 +41,18 @@ def replay(path: Path, rows: int = 8) -> Iterator[str]:
     built = program.build(config, len(source.tasks))
     state = _state_before(config, built, run_dir, skips, step)
     start = int(state.step)
-    yield f"{path.name}: batch {number}, met after {step} updates; from the state of step {start}"
+    yield f"{path.name}: batch {number}, skipped after {step} updates; replayed from the state of step {start}"
     following = skips.batch(start)
     while int(state.step) < step:
         if following >= number:
-            raise UserError(f"{path}: its run was trained on other data or with another configuration since")
+            raise UserError(f"{path}: data or configuration of its run have changed since; it cannot be replayed")
         state, _ = built.train_step(state, put_batch(source.batches.get(following), built.mesh))
         following = skips.after(following)
     yield from _anatomy(config, built, state, batch, source.tasks, rows)
 
 
 def _state_before(config: TrainConfig, built: program.Program, run_dir: Path, skips: Skips, step: int) -> TrainState:
-    """The newest good stored state on the way to ``step`` updates with these batches left out."""
+    """The newest good checkpoint up to ``step`` with the same skipped batches as ``skips``, or the state of step 0."""
     for candidate in reversed(checkpoints.steps(run_dir)):
         try:
             stored = checkpoints.read_manifest(run_dir, candidate)["progress"].get("skipped", ())

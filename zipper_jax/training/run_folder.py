@@ -1,4 +1,4 @@
-"""Opening a run folder: a new one is set up, an old one must hold the same run."""
+"""Opens a run folder: creates a new one, or checks that an existing one holds the same run."""
 
 import logging
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
-    """The content of ``config.json``: ``model``, ``lengths`` and all the rest under ``train``."""
+    """The content of ``config.json``: ``model``, ``lengths``, and the rest under ``train``."""
     data = to_dict(config)
     model = data.pop("model")
     return {"model": model, "lengths": dict(config.data.lengths), "train": data}
@@ -34,8 +34,8 @@ def check_run(config: TrainConfig) -> str:
         The changes to the stored configuration that are allowed, for people; mostly "".
 
     Raises:
-        UserError: The folder holds another run (the differences are named), or is no run folder and not empty; or a
-            vocabulary is another one than the data's.
+        UserError: The folder holds another run (the message lists the differences), or is neither empty nor a run
+            folder; or a vocabulary differs from the data's.
     """
     run_dir, note = Path(config.model_dir), ""
     new = resolved(config)
@@ -46,12 +46,12 @@ def check_run(config: TrainConfig) -> str:
             if not config.allow_changes:
                 raise UserError(
                     f"{config.model_dir!r} holds another run; what differs:\n  {listed}\n"
-                    "choose another MODEL_DIR, go back to that configuration, remove the folder, or go on with the "
-                    "change: --gin.TrainConfig.allow_changes=True"
+                    "choose another MODEL_DIR, restore that configuration, remove the folder, or accept the change: "
+                    "--gin.TrainConfig.allow_changes=True"
                 )
             note = f"going on with another configuration (allow_changes):\n  {listed}"
     elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
-        raise UserError(f"MODEL_DIR {config.model_dir!r} exists, is not empty and is no run folder; choose another one")
+        raise UserError(f"MODEL_DIR {config.model_dir!r} is neither empty nor a run folder; choose another one")
     _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)
     return note
 
@@ -63,13 +63,16 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
         config: The run.
         provenance: gin text that led to it, kept as ``config.gin``; nothing reads it.
 
+    Returns:
+        The run folder.
+
     Raises:
         UserError: See :func:`check_run`.
     """
     if note := check_run(config):
         logger.info(note)
     run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
-    write_config(run_dir, resolved(config))  # first: a kill behind it leaves a run folder that the next start completes
+    write_config(run_dir, resolved(config))  # first, so that a rerun after a kill finds a run folder
     for modality in config.model.modalities:
         if (source / modality).is_dir():
             copy_folder(source / modality, run_dir / "vocabularies" / modality)
@@ -79,13 +82,13 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
 
 
 def stored_config(run_dir: str | Path) -> TrainConfig:
-    """The TrainConfig of a run folder; fields it lacks have their defaults, ``model_dir`` is the folder given."""
+    """Read the TrainConfig of a run folder; missing fields get their defaults, ``model_dir`` becomes ``run_dir``."""
     stored = read_config(run_dir)
     return replace(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}), model_dir=str(run_dir))
 
 
 def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:
-    """UserError when the rows' tokens mean something else to this run as begun, or to a tower it starts from."""
+    """Raise UserError when the data's vocabularies differ from those of the run folder or of a source tower."""
     for modality, place in config.model.modalities.items():
         here = source / modality
         runs = {"MODEL_DIR": str(run_dir)}
@@ -98,13 +101,12 @@ def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> Non
             if here.is_dir() and there.is_dir() and load_vocabulary(here).digest != load_vocabulary(there).digest:
                 raise UserError(
                     f"{name} = {run!r} was trained with another {modality} vocabulary than that of the data in "
-                    f"{config.data.folder!r} (the same tokens would mean something else); "
-                    "train it again on this data, or give the data it was trained on"
+                    f"{config.data.folder!r}; train it again on this data, or give the data it was trained on"
                 )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``path: old -> new`` for each value that a rerun may not change."""
+    """List ``path: old -> new`` for each changed value that a rerun may not change."""
     found: list[str] = []
     _compare("", old, new, found)
     return found
@@ -121,5 +123,5 @@ def _compare(path: str, old: Any, new: Any, found: list[str]) -> None:
 
 
 def inner_list(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
+    """Tuples as lists, as in JSON."""
     return [inner_list(v) for v in value] if isinstance(value, list | tuple) else value

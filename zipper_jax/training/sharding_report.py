@@ -1,4 +1,4 @@
-"""Which array lies where: path, shape, spec, bytes per device; and a warning of what is large and whole on each."""
+"""How each array is sharded: path, shape, spec, bytes per device; warns of large replicated arrays."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,13 +17,13 @@ from zipper_jax.utils import trees
 from zipper_jax.utils.readable import size as readable_size
 
 LARGE = 16 * 2**20
-"""Bytes from which on an array that no device shares with another is worth a warning."""
+"""Smallest replicated array to warn of, in bytes."""
 
 
 def sharding_lines(
     model: ZipperConfig, freeze: tree.FreezeConfig, optimizer: OptimizerConfig, mesh: MeshConfig, devices: int
 ) -> Iterator[str]:
-    """What ``zipper inspect --sharding`` prints. No device is needed.
+    """Format the output of ``zipper inspect --sharding``; needs no device.
 
     Raises:
         UserError: The mesh does not fit the number of devices.
@@ -43,12 +43,12 @@ def sharding_lines(
         kept = state.get(key, 0.0) / ways
         totals["parameters"] += size / ways
         totals["optimizer"] += kept
-        cut = ", ".join("-" if entry is None else str(entry) for entry in specs[key]) or "-"
+        spec = ", ".join("-" if entry is None else str(entry) for entry in specs[key]) or "-"
         note = "frozen" if key in frozen else f"+ {readable_size(kept)} optimizer"
         shape = ", ".join(map(str, leaf.shape))
-        yield f"array        {key} [{shape}] ({cut}): {readable_size(size / ways)} per device, {note}"
+        yield f"array        {key} [{shape}] ({spec}): {readable_size(size / ways)} per device, {note}"
         if ways == 1 and devices > 1 and size >= LARGE:
-            warnings.append(f"{key} is whole on every device: {readable_size(size)}")
+            warnings.append(f"{key} is replicated on every device: {readable_size(size)}")
     for name, size in totals.items():
         yield f"per device   {name}: {readable_size(size)}"
     for note in notes:
@@ -62,7 +62,7 @@ def _ways(spec: PartitionSpec, sizes: Mapping[str, int]) -> int:
 
 
 def _state_bytes(optimizer: OptimizerConfig, trainable: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes of the optimizer's state per parameter, over all devices, where it is of the parameter's shape."""
+    """Bytes of optimizer state per parameter over all devices, of state arrays with the parameter's shape."""
     made = make_optimizer(optimizer, {key: axes[key] for key in trainable}, optimizer.warmup_steps + 1)
     found: dict[str, float] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(made.init, dict(trainable))):

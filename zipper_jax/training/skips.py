@@ -1,12 +1,12 @@
-"""Which batch an update reads: the n-th of those that are not left out. A pure function, so that resuming is exact."""
+"""Skipped batches: update n reads the n-th batch that is not skipped. A pure function, so that resuming is exact."""
 
 from collections.abc import Iterable, Sequence
 
 
 class Skips:
-    """Ranges of batches that are left out, sorted and apart; immutable.
+    """Sorted, disjoint ranges of skipped batches; immutable.
 
-    A batch's number is its place in the data order from 0; the data order itself never changes.
+    A batch's number is its index in the data order, from 0; the data order itself never changes.
     """
 
     def __init__(self, ranges: Iterable[Sequence[int]] = ()) -> None:
@@ -19,7 +19,7 @@ class Skips:
         self.ranges = tuple(merged)
 
     def batch(self, step: int) -> int:
-        """The batch that the update after ``step`` applied ones reads."""
+        """The number of the batch that the update after ``step`` applied ones reads."""
         number = step
         for start, stop in self.ranges:
             if start > number:
@@ -28,7 +28,7 @@ class Skips:
         return number
 
     def after(self, number: int) -> int:
-        """The next batch behind ``number`` that is not left out."""
+        """The number of the next batch after ``number`` that is not skipped."""
         number += 1
         for start, stop in self.ranges:
             if start <= number < stop:
@@ -36,12 +36,12 @@ class Skips:
         return number
 
     def plus(self, *ranges: Sequence[int]) -> "Skips":
-        """With more ranges."""
+        """These ranges and more."""
         return Skips([*self.ranges, *ranges])
 
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.ranges)
 
     def as_json(self) -> list[list[int]]:
-        """For a checkpoint."""
+        """The ranges as lists, for a checkpoint."""
         return [list(pair) for pair in self.ranges]

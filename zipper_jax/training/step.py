@@ -1,10 +1,10 @@
-"""One update, and one evaluation, as pure functions under ``jax.jit``.
+"""The training step and the evaluation step: pure functions under ``jax.jit``.
 
-Loss = sum over towers of lambda_tower * (sum w * ce / sum w); each denominator runs over the whole global batch: all
-devices (``jit`` sees global arrays) and all microbatches (counted before the first one runs). So accumulation and mesh
-change rounding, never the meaning.
+Loss = sum over towers of lambda_tower * (sum w * ce / sum w). Each denominator is summed over the global batch: all
+devices (``jit`` sees global arrays) and all microbatches (before the first one runs). Accumulation and mesh thus change
+rounding only.
 
-Axes: B rows, T slots, M microbatches, Q tasks.
+Axes: B rows, T positions, M microbatches, Q tasks.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -36,18 +36,17 @@ class Sums(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one step reports; device arrays, replicated.
+    """Metrics of one step; device arrays, replicated.
 
     Attributes:
-        loss: The quantity that was minimised.
+        loss: The minimised loss, in nats.
         towers: Per tower, sums per task (mean loss = nll / weight).
-        tokens: Slots that hold a token, all towers.
+        tokens: Positions that hold a token, all towers.
         grad_norm: Global norm over the trainable leaves, before clipping.
         gates: tanh of every scalar gate after the update, by path.
-        applied: False when loss or gradient were not finite, or the loss was a spike; then the state came back as it
-            went in.
-        limit: Above it the loss would have been a spike; infinite while there is no limit.
-        stops: How many devices' processes were asked to stop before this step.
+        applied: False when loss or gradient are not finite, or the loss is a spike; the state is then unchanged.
+        limit: A loss above it is a spike; infinite while there is no limit.
+        stops: Number of devices whose process was asked to stop before this step.
     """
 
     loss: Float[Array, ""]
@@ -61,14 +60,14 @@ class Metrics(NamedTuple):
 
 
 def new_guard() -> Guard:
-    """Statistics of no loss at all."""
+    """Loss statistics before the first update."""
     return Guard(*(cast(Any, np.zeros((), dtype)) for dtype in (np.int32, np.float32, np.float32)))
 
 
 def spike_limit(guard: Guard, config: GuardConfig) -> Float[Array, ""]:
-    """The largest loss that is no spike: mean + deviations * standard deviation, once there are enough losses.
+    """The largest loss that is no spike: mean + deviations * standard deviation; infinite for the first updates.
 
-    A deviation counts as at least 1 % of the mean: a loss that has stopped moving must not make every change a spike.
+    The standard deviation is at least 1 % of the mean, so that a converged loss does not make every change a spike.
     """
     deviation = jnp.maximum(jnp.sqrt(guard.variance), 0.01 * jnp.abs(guard.mean))
     active = (config.spike_deviations > 0) & (guard.updates >= config.window)
@@ -76,7 +75,7 @@ def spike_limit(guard: Guard, config: GuardConfig) -> Float[Array, ""]:
 
 
 def observe(guard: Guard, loss: Float[Array, ""], window: int) -> Guard:
-    """The statistics with one more loss: a plain mean over the first ``window`` losses, then forgetting."""
+    """Add a loss to the statistics: a plain mean over the first ``window`` losses, then an exponential one."""
     updates = guard.updates + 1
     share = 1.0 / jnp.minimum(updates, window).astype(jnp.float32)
     mean = guard.mean + share * (loss - guard.mean)
@@ -85,7 +84,7 @@ def observe(guard: Guard, loss: Float[Array, ""], window: int) -> Guard:
 
 
 def _denominators(batch: Batch) -> dict[str, Float[Array, ""]]:
-    """Sum of weights per tower; 1 where a tower has no target at all (its numerator is then 0)."""
+    """Sum of weights per tower; 1 where a tower has no target (its numerator is then 0)."""
     totals = {name: jnp.sum(tower.weights) for name, tower in batch["towers"].items()}
     return {name: jnp.where(total > 0, total, 1.0) for name, total in totals.items()}
 
@@ -119,17 +118,20 @@ def loss_and_gradients(
     loss_weights: Mapping[str, float] | None = None,
     microbatches: int = 1,
 ) -> tuple[Float[Array, ""], dict[str, Sums], Flat]:
-    """Loss, sums per tower and task, and gradients of the trainable leaves only.
+    """Compute the loss, sums per tower and task, and gradients of the trainable leaves only.
 
     Args:
         forward: The model.
         trainable: Flat leaves to differentiate.
         frozen: Flat leaves that are constants.
         batch: B rows; B is a multiple of ``microbatches``.
-        num_tasks: Tasks are 0 .. num_tasks - 1.
+        num_tasks: Q; tasks are 0 .. Q - 1.
         loss_weights: lambda per tower; 1 where not named.
-        microbatches: M; rows are dealt out in turn (row r goes to microbatch r mod M), so that every device of a
-            batch-sharded mesh keeps an equal share of each.
+        microbatches: M; rows are assigned round-robin (row r to microbatch r mod M), so that every device of a
+            batch-sharded mesh has an equal share of each.
+
+    Returns:
+        Loss, sums per tower, gradients by path.
     """
     denominators = _denominators(batch)
     weights = loss_weights or {}
@@ -146,11 +148,11 @@ def loss_and_gradients(
         (loss, sums), gradients = value_and_grad(trainable, microbatch)
         return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
 
-    dealt = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    first = jax.tree.map(lambda x: x[0], dealt)
+    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], split)
     (loss, sums), gradients = jax.eval_shape(value_and_grad, trainable, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, sums, gradients))
-    (loss, sums, gradients), _ = jax.lax.scan(accumulate, zeros, dealt)
+    (loss, sums, gradients), _ = jax.lax.scan(accumulate, zeros, split)
     return loss, sums, gradients
 
 
@@ -170,21 +172,21 @@ def make_train_step(
     state_shardings: TrainState | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The compiled update ``(state, batch, stop) -> (state, metrics)``; the state given is donated.
+    """Build the compiled update ``(state, batch, stop) -> (state, metrics)``; it donates the state.
 
-    ``stop`` (int32, one per device or a scalar) is 1 where a process was asked to stop; its sum comes back with the
-    metrics, so that every process of a group learns of it at the same step, without a message of its own.
+    ``stop`` (int32, one per device or a scalar) is 1 where a process was asked to stop. Its sum is part of the metrics,
+    so that every process sees the request at the same step without a separate collective.
 
     Args:
         forward: The model, see ``Forward``.
         optimizer: Over the flat trainable leaves, see ``optimizer.make_optimizer``.
         num_tasks: Number of tasks in the mixture.
         loss_weights: lambda per tower; 1 where not named.
-        microbatches: Gradient accumulation: the rows are worked off in this many parts.
+        microbatches: Gradient accumulation: number of parts of a batch, run one after another.
         guard: Which updates are not applied.
         gates: Paths of the scalars whose tanh is reported.
-        state_shardings: Where the new state lies; None lets the compiler choose.
-        compiler_options: Of XLA, by name.
+        state_shardings: Shardings of the new state; None lets the compiler choose.
+        compiler_options: XLA options by name.
     """
 
     def step(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
@@ -198,7 +200,7 @@ def make_train_step(
             microbatches=microbatches,
         )
         grad_norm = optax.tree.norm(gradients)
-        # The norm is infinite, too, when finite gradients overflow in its squares; the clip would divide by infinity.
+        # The norm is also infinite when the squares of finite gradients overflow; clipping would divide by infinity.
         limit = spike_limit(state.guard, guard)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
@@ -224,7 +226,7 @@ def make_train_step(
 
 
 def make_eval_step(forward: Forward, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:
-    """The compiled ``(params, batch) -> sums per tower and task``; add over batches, then divide."""
+    """Build the compiled ``(params, batch) -> sums per tower and task``; add over batches, then divide."""
 
     def step(params: dict[str, Any], batch: Batch) -> dict[str, Sums]:
         return _loss(forward, params, batch, _denominators(batch), {}, num_tasks)[1]

@@ -1,7 +1,7 @@
-"""A group of processes on this machine, started, watched and started again as one.
+"""Runs a group of processes on this machine and restarts them as one.
 
-When one process of a group ends, the others can only wait for it in vain: so the whole group is killed and started
-anew, and goes on from its newest checkpoint. Errors that a restart would only repeat (exit status 2) end it.
+When one process of a group ends, the others would wait for it forever. The whole group is therefore killed and
+restarted, and resumes from its newest checkpoint. Errors that a restart would repeat (exit status 2) end the group.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ LAUNCHED = "ZIPPER_LAUNCHED"
 USER_ERROR = 2
 POLL_SECONDS = 0.05
 QUICK_SECONDS = 5.0
-"""A group that ends so soon did no work: from the second time on there is a pause before the next attempt."""
+"""A group that ends sooner did no work; from the second such attempt on, restarts are delayed."""
 LINGER_SECONDS = 5.0
-"""After one process has ended with an error or on a signal, the others have so long to do the same."""
+"""Time that the others have to end after one process has ended with an error, in seconds."""
 
 
 def supervise(
@@ -34,16 +34,19 @@ def supervise(
     heartbeat_seconds: int = 10,
     stream: TextIO | None = None,
 ) -> int:
-    """Run ``zipper ARGUMENTS`` as a group until it has finished; returns the exit status.
+    """Run ``zipper ARGUMENTS`` as a group until it has finished.
 
-    SIGINT and SIGTERM are passed on to every process, and the group is not started again.
+    SIGINT and SIGTERM are forwarded to every process, and the group is then not restarted.
 
     Args:
         arguments: A ``zipper`` command that takes ``--coordinator``, ``--process_count``, ``--process_index``.
-        processes: How many.
-        restarts: How often the group is started again at most.
-        heartbeat_seconds: A process that is silent for so long is taken for dead.
-        stream: Where restarts, and what processes but the first say, are shown; None: standard error.
+        processes: Number of processes.
+        restarts: Maximum number of restarts.
+        heartbeat_seconds: A process without a heartbeat for this long is considered dead.
+        stream: Where restarts and the output of all processes but the first are printed; None: standard error.
+
+    Returns:
+        The exit status.
     """
     out = stream or sys.stderr
     attempt = quick = 0
@@ -53,18 +56,16 @@ def supervise(
         if status in (0, USER_ERROR) or asked:
             return status
         if attempt == restarts:
-            print(f"the group ended with status {status} and was restarted {restarts} times: giving up", file=out)
+            print(f"the group ended with status {status} after {restarts} restarts: giving up", file=out)
             return status
         attempt += 1
         quick = quick + 1 if time.monotonic() - began < QUICK_SECONDS else 0
         time.sleep(min(2.0**quick, 60.0) if quick > 1 else 0.0)
-        print(
-            f"the group ended with status {status}: starting it again ({attempt} of {restarts})", file=out, flush=True
-        )
+        print(f"the group ended with status {status}: restarting it ({attempt} of {restarts})", file=out, flush=True)
 
 
 class _Forwarded:
-    """Context manager: SIGINT and SIGTERM go on to the processes; a second one kills them."""
+    """Context manager: forwards SIGINT and SIGTERM to the processes; a second signal kills them."""
 
     def __init__(self, group: list[subprocess.Popen]) -> None:
         self.group, self.asked = group, False
@@ -87,7 +88,7 @@ class _Forwarded:
 
 
 def _attempt(arguments: Sequence[str], processes: int, heartbeat: int, out: TextIO) -> tuple[int, bool]:
-    """One life of the group: its status, and whether it was asked to stop."""
+    """Run the group once; returns its exit status and whether a signal was received."""
     common = [
         sys.executable, "-m", "zipper_jax.cli.main", *arguments, f"--coordinator=127.0.0.1:{_free_port()}",
         f"--process_count={processes}", f"--heartbeat_seconds={heartbeat}",
@@ -101,7 +102,7 @@ def _attempt(arguments: Sequence[str], processes: int, heartbeat: int, out: Text
                 [*common, f"--process_index={index}"],
                 stdout=quiet,
                 stderr=subprocess.STDOUT if index else None,
-                start_new_session=True,  # Ctrl-C comes to us alone, and is passed on once
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which forwards it
                 env={**os.environ, LAUNCHED: str(os.getpid())},
                 encoding="utf-8",
                 errors="replace",
@@ -117,18 +118,18 @@ def _attempt(arguments: Sequence[str], processes: int, heartbeat: int, out: Text
 
 
 def _wait(group: list[subprocess.Popen], out: TextIO) -> int:
-    """Until all have ended; when one ends badly the others are killed. Returns 0 or the first bad status."""
+    """Wait until all have ended, killing the others when one fails; returns 0 or the first non-zero status."""
     while all(process.poll() is None for process in group):
         time.sleep(POLL_SECONDS)
     killed = any((process.poll() or 0) < 0 for process in group)
     deadline = time.monotonic() + (0.0 if killed else LINGER_SECONDS)
     while any(process.poll() is None for process in group):
         if all(process.poll() in (0, None) for process in group):
-            deadline = time.monotonic() + LINGER_SECONDS  # the first to finish well waits for the rest
+            deadline = time.monotonic() + LINGER_SECONDS  # no failure so far: wait for the rest
         elif time.monotonic() > deadline:
             for index, process in enumerate(group):
                 if process.poll() is None:
-                    print(f"killing process {index}: another one of its group has ended", file=out, flush=True)
+                    print(f"killing process {index}: another process of its group has ended", file=out, flush=True)
                     process.kill()
         time.sleep(POLL_SECONDS)
     statuses = [process.returncode for process in group]
@@ -148,7 +149,7 @@ def _free_port() -> int:
 
 
 def die_with_launcher() -> None:
-    """In a process that the launcher started: be killed when it is, or the group would go on unwatched (Linux only)."""
+    """Make the kernel kill this process when its launcher dies, so that no group runs unsupervised (Linux only)."""
     launcher = os.environ.get(LAUNCHED)
     if launcher and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -19,17 +19,19 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OPT, GPT2, GPT_NEOX, GEMMA, PHI3)
 }
-"""``model_type`` -> family, in the order in which `family_of` looks for one that can say what a tower is."""
+"""``model_type`` -> family, in the order in which `family_of` tries them."""
 
 
 def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] = ()) -> tuple[Family, TowerConfig]:
-    """The family and the tower of a ``config.json``.
+    """Read family and tower from a ``config.json``.
 
     Args:
-      config: the JSON object. where: names it in errors. ignored: unknown fields that the user takes for harmless.
+        config: The JSON object.
+        where: Its name in error messages.
+        ignored: Unknown fields to ignore.
 
     Raises:
-      UserError: an unknown architecture, or a field that is unknown or has a value that is not converted.
+        UserError: An unknown architecture, an unknown field, or a value that is not supported.
     """
     kind = config.get("model_type")
     if kind not in FAMILIES:
@@ -40,7 +42,9 @@ def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] =
         raise UserError(f"{where}: model_type {kind!r} is not converted{known}")
     family = FAMILIES[kind]
     own = config.get("architectures") or [None]
-    code = ("auto_map",) if own[0] == family.architecture else ()  # code beside it, for versions that lack the family
+    code = (
+        ("auto_map",) if own[0] == family.architecture else ()
+    )  # remote code for transformers versions without the family
     fields = Fields(config, where, (*ignored, *code))
     try:
         tower = family.tower(fields)

@@ -1,4 +1,4 @@
-"""What a family of Hugging Face models is to us: its configuration in and out, and its table of tensors."""
+"""A family of Hugging Face models: reading and writing its configuration, and its table of tensors."""
 
 import re
 from collections.abc import Callable
@@ -10,18 +10,21 @@ from zipper_jax.conversion.tensor_map import Rule
 from zipper_jax.models.config import RopeScaling, TowerConfig
 
 TIED = "the head is tied to the embedding"
-"""Why a head in the file is left out; it must then be the embedding."""
+"""Reason for skipping a head in the file; it must then equal the embedding."""
 
 
 @dataclass(frozen=True)
 class Family:
     """One architecture.
 
-    model_type: of ``config.json``. architecture: transformers' class with a language-model head.
-    tower: reads the fields. fields: writes them, the inverse.
-    rules: the table of tensors; those of leaves that a tower does not have are left out.
-    prefix: of the tensors' names, which files saved from the bare model lack.
-    left_out: tensors that are in some files and hold nothing of the model: pattern -> why.
+    Attributes:
+        model_type: ``model_type`` of ``config.json``.
+        architecture: transformers' class with a language-model head.
+        tower: Reads the fields into a tower configuration.
+        fields: Writes them, the inverse.
+        rules: The table of tensors; rules of leaves that a tower lacks are skipped.
+        prefix: Prefix of the tensors' names, absent in files saved from the bare model.
+        left_out: Tensors in some files that are no parameters: (pattern, reason) pairs.
     """
 
     model_type: str
@@ -36,7 +39,7 @@ class Family:
     )
 
     def reason(self, name: str) -> str | None:
-        """Why a tensor is left out; None: it should not be."""
+        """The reason for skipping a tensor; None: it must be converted."""
         return next((why for pattern, why in self.left_out if re.fullmatch(pattern, name)), None)
 
 
@@ -53,7 +56,7 @@ def rope_fields(tower: TowerConfig) -> dict[str, Any]:
 
 
 def scaling_fields(scaling: RopeScaling) -> dict[str, Any]:
-    """transformers' dictionary of a scaling."""
+    """The RoPE scaling as transformers' dictionary."""
     fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind != "linear":
         fields["original_max_position_embeddings"] = scaling.original_length
@@ -67,7 +70,7 @@ def scaling_fields(scaling: RopeScaling) -> dict[str, Any]:
 
 
 def sizes(tower: TowerConfig) -> dict[str, Any]:
-    """The fields that all decoders in the manner of Llama share."""
+    """The fields shared by all Llama-like decoders."""
     return {
         "vocab_size": tower.vocab_size,
         "hidden_size": tower.embed_dim,
@@ -102,12 +105,12 @@ def read_sizes(
 
 
 def layer_types(tower: TowerConfig) -> list[str]:
-    """transformers' kind of each layer."""
+    """transformers' layer type of each layer."""
     return ["sliding_attention" if size else "full_attention" for size in tower.window_of]
 
 
 def one_window(tower: TowerConfig) -> int | None:
-    """The window that all layers with one share; None when there is none."""
+    """The window size shared by all windowed layers; None when there is none."""
     found = {size for size in tower.window_of if size}
     return found.pop() if len(found) == 1 else None
 
@@ -143,7 +146,7 @@ LLAMA_RULES = (
     *linear(_LAYER + "mlp.up_proj", "blocks/mlp/up"),
     *linear(_LAYER + "mlp.down_proj", "blocks/mlp/down"),
 )
-"""Llama's names but for the norms around the MLP, whose names differ between families."""
+"""Llama's names, except the norms around the MLP, whose names differ between families."""
 
 MLP_NORM = Rule(_LAYER + "post_attention_layernorm.weight", ("blocks/mlp_norm/scale",))
 SANDWICH_NORMS = (

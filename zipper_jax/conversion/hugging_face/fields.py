@@ -1,4 +1,4 @@
-"""A Hugging Face ``config.json``, read field by field: what no one has read is refused, for it may change the model."""
+"""Reads a Hugging Face ``config.json`` field by field; unread fields are rejected, since they may change the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu",
 }
 
-# Of training, of decoding, of bookkeeping: none of these changes the logits of one forward pass.
+# Fields of training, decoding and bookkeeping: none of these changes the logits of a forward pass.
 _HARMLESS = """
     architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path _commit_hash use_cache
     initializer_range init_std bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
@@ -34,7 +34,7 @@ _HARMLESS = """
     reorder_and_upcast_attn is_decoder _num_labels is_llama_config max_sequence_length transformers.js_config
     """
 
-# Fields that some models set and that mean another computation, or code from the checkpoint: value that is allowed.
+# Fields that change the computation or load code from the checkpoint -> (supported value, reason).
 ONLY: dict[str, tuple[Any, str]] = {
     "auto_map": (None, "the model brings code of its own, which is never run"),
     "quantization_config": (None, "quantised weights are not read: save the model unquantised"),
@@ -45,17 +45,19 @@ ONLY: dict[str, tuple[Any, str]] = {
     "pruned_heads": ({}, "pruned heads are not converted"),
     "use_bidirectional_attention": (False, "towers are causal"),
     "use_mrope": (False, "positions of several axes are not converted"),
-    "rope_interleaved": (False, "pairs of neighbours are turned in another order"),
+    "rope_interleaved": (False, "RoPE on adjacent pairs is not converted"),
 }
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class Fields:
-    """``config.json`` with a record of what was read.
+    """``config.json`` with a record of the fields that were read.
 
     Args:
-      config: the JSON object. where: names it in errors. ignored: fields that the user takes for harmless.
+        config: The JSON object.
+        where: Its name in error messages.
+        ignored: Fields to ignore.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str, ignored: tuple[str, ...] = ()):
@@ -66,7 +68,7 @@ class Fields:
                 self.only(name, allowed, why)
 
     def take(self, name: str, default: Any = ...) -> Any:
-        """The field, or its default where the file has none or null; without a default it must be there."""
+        """Read a field, or its default where it is missing or null; a field without a default is required."""
         self._read.add(name)
         value = self._config.get(name)
         if value is None:
@@ -76,14 +78,14 @@ class Fields:
         return value
 
     def integer(self, name: str, default: Any = ...) -> int:
-        """A field that is a positive whole number."""
+        """Read a positive integer."""
         value = self.take(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{self._where}: {name} = {value!r} must be a positive whole number")
         return value
 
     def boolean(self, name: str, default: bool) -> bool:
-        """A field that is true or false."""
+        """Read a boolean."""
         self._read.add(name)
         value = self._config.get(name, default)
         if not isinstance(value, bool):
@@ -91,7 +93,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None) -> Any:
-        """A field that is a positive number, or null where its default in the family is null or may be."""
+        """Read a positive number; may be null where the family's default is null."""
         self._read.add(name)
         value = self._config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -99,21 +101,21 @@ class Fields:
         return value
 
     def number_or_null(self, name: str, default: float | None) -> Any:
-        """Like `number`, but the file, or the default, may say null: None."""
+        """Like `number`, but file and default may be null: None."""
         self._read.add(name)
         return None if self._config.get(name, default) is None else self.number(name, default)
 
     def only(self, name: str, allowed: Any, why: str) -> None:
-        """Refuses any other value than ``allowed`` (and null, and a missing field)."""
+        """Raise UserError for any value other than ``allowed`` (or null, or a missing field)."""
         value = self.take(name, None)
         if value is not None and value != allowed:
             raise UserError(f"{self._where}: {name} = {value!r} is not converted: {why}")
 
     def activation(self, name: str, default: str) -> Activation:
-        """The MLP's activation."""
+        """Read the activation of the MLP."""
         value = self.take(name, default)
         if value not in ACTIVATIONS:
-            raise UserError(f"{self._where}: {name} = {value!r} is no activation we have: {', '.join(ACTIVATIONS)}")
+            raise UserError(f"{self._where}: {name} = {value!r} is no supported activation: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def rope(
@@ -125,11 +127,17 @@ class Fields:
         share_name: str | None = None,
         share: float = 1.0,
     ) -> tuple[float, RopeScaling | None, float]:
-        """(base, scaling, share of the head that turns), from ``rope_parameters`` or the older fields.
+        """Read RoPE from ``rope_parameters`` or the older fields.
 
         Args:
-          base, share: the family's defaults. kind: of the layers, in families whose ``rope_parameters`` differ by kind.
-          base_name: the older field with the base. share_name: that with the share; None: the family turns all.
+            base: The family's default base.
+            kind: Layer type, in families whose ``rope_parameters`` differ by layer type.
+            base_name: Older field with the base.
+            share_name: Older field with the rotated share of the head; None: the family rotates the whole head.
+            share: The family's default share.
+
+        Returns:
+            Base, scaling, and rotated share of the head.
         """
         parameters = self._rope_parameters(kind)
         kinds = {parameters.pop(name) for name in ("rope_type", "type") if name in parameters} or {"default"}
@@ -143,12 +151,12 @@ class Fields:
         base = self.number(base_name, base)
         base = parameters.pop("rope_theta", base)
         if share_name is None:
-            self.only("partial_rotary_factor", 1.0, "this family turns the whole head")
+            self.only("partial_rotary_factor", 1.0, "this family rotates the whole head")
         else:
             share = self.number(share_name, share)
         found = parameters.pop("partial_rotary_factor", None)
         if found is not None and share_name is None and found != 1.0:
-            raise UserError(f"{self._where}: partial_rotary_factor = {found}: this family turns the whole head")
+            raise UserError(f"{self._where}: partial_rotary_factor = {found}: this family rotates the whole head")
         share = share if found is None else found
         scaling = None if rope_type == "default" else self._scaling(rope_type, parameters, kind)
         unknown = sorted(name for name, value in parameters.items() if value is not None)
@@ -157,26 +165,26 @@ class Fields:
         return float(base), scaling, float(share)
 
     def _rope_parameters(self, kind: str | None) -> dict[str, Any]:
-        """The one dictionary that says how the layers of ``kind`` turn; two that differ are refused."""
+        """The RoPE parameters of layers of type ``kind``; raises UserError where old and new fields differ."""
         found = {name: self.take(name, None) for name in ("rope_scaling", "rope_parameters")}
         for name, value in found.items():
             if value is not None and not isinstance(value, dict):
                 raise UserError(f"{self._where}: {name} = {value!r} must be an object, or null")
         old, new = found["rope_scaling"] or {}, found["rope_parameters"] or {}
         if old and new and old != new:
-            raise UserError(f"{self._where}: rope_scaling and rope_parameters say different things: leave one of them")
+            raise UserError(f"{self._where}: rope_scaling and rope_parameters disagree: keep only one of them")
         nested = any(isinstance(value, dict) for value in new.values())
         if nested != (kind is not None) and new:
             raise UserError(
-                f"{self._where}: rope_parameters {'is' if nested else 'is not'} divided by kinds of layers, which "
-                f"{'only' if nested else 'this'} family does: not converted"
+                f"{self._where}: rope_parameters {'is' if nested else 'is not'} nested by layer type, which this "
+                f"family {'does not have' if nested else 'requires'}: not converted"
             )
         if kind is None:
             return dict(new or old)
         if new:
             unknown = sorted(set(new) - {"full_attention", "sliding_attention"})
             if unknown:
-                raise UserError(f"{self._where}: rope_parameters has the unknown kind of layers {unknown[0]!r}")
+                raise UserError(f"{self._where}: rope_parameters has the unknown layer type {unknown[0]!r}")
             return dict(new.get(kind) or {})
         return dict(old) if kind == "full_attention" else {}
 
@@ -205,19 +213,17 @@ class Fields:
             taken["amplitude"] = _yarn_amplitude(factor, parameters)
             taken["truncate"] = parameters.pop("truncate", True)
             if layers is not None and taken["truncate"] is not True:
-                raise UserError(
-                    f"{self._where}: yarn's truncate by kind of layers is ignored by transformers: leave it"
-                )
+                raise UserError(f"{self._where}: transformers ignores yarn's truncate per layer type: remove it")
         return RopeScaling(kind, float(factor), 0 if kind == "linear" else int(original), **taken)  # type: ignore[arg-type]
 
     def windows(self, layers: int, size: int | None, default_kinds: list[str]) -> tuple[int, ...]:
-        """Each layer's window: ``size`` where ``layer_types``, or the family's default, says that it slides."""
+        """Window of each layer: ``size`` for sliding layers by ``layer_types`` or the family's default, else 0."""
         kinds = self.take("layer_types", default_kinds)
         for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):
                 raise UserError(f"{self._where}: layer_types has {kind!r}, which is not converted")
         if len(kinds) != layers:
-            raise UserError(f"{self._where}: layer_types names {len(kinds)} layers, num_hidden_layers says {layers}")
+            raise UserError(f"{self._where}: layer_types names {len(kinds)} layers, num_hidden_layers is {layers}")
         if "sliding_attention" not in kinds:
             return ()
         if size is None:
@@ -225,19 +231,21 @@ class Fields:
         return tuple(int(size) if kind == "sliding_attention" else 0 for kind in kinds)
 
     def finish(self) -> None:
-        """UserError naming fields that no one has read and that are not null."""
+        """Raise UserError for fields that were not read and are not null."""
         unknown = sorted(name for name, value in self._config.items() if name not in self._read and value is not None)
         if unknown:
             shown = ", ".join(f"{name} = {self._config[name]!r}" for name in unknown[:5])
             raise UserError(
                 f"{self._where} has fields that this version does not know, and which may change the model: {shown}; "
-                f"where you know that they do not, give {' '.join(f'--ignore_field {name}' for name in unknown[:5])}"
+                f"if you know that they do not, give {' '.join(f'--ignore_field {name}' for name in unknown[:5])}"
             )
 
 
 def _yarn_amplitude(factor: float, parameters: dict[str, Any]) -> float:
-    """transformers' ``attention_factor``: as given, else 0.1 ln(factor) + 1 (arXiv 2309.00071, §3.4), DeepSeek's
-    ``mscale`` pair included."""
+    """transformers' ``attention_factor``: as given, else 0.1 ln(factor) + 1 (arXiv 2309.00071, §3.4).
+
+    Supports DeepSeek's pair ``mscale``, ``mscale_all_dim``.
+    """
     import math
 
     given = parameters.pop("attention_factor", None)

@@ -43,11 +43,11 @@ def _common_fields(tower: TowerConfig) -> dict[str, Any]:
 
 
 def _gemma(fields: Fields) -> TowerConfig:
-    # Early files say "gelu" where the model was trained with, and transformers computes, the tanh approximation.
+    # Early files have "gelu", but the model was trained with the tanh approximation, which transformers computes.
     tanh = "gelu_pytorch_tanh"
     activation = "gelu" if fields.take("hidden_act", tanh) == "gelu" else fields.activation("hidden_act", tanh)
     if fields.take("hidden_activation", None) and fields.activation("hidden_activation", tanh) != activation:
-        raise UserError("hidden_act and hidden_activation differ, and transformers' versions disagree on which counts")
+        raise UserError("hidden_act and hidden_activation differ, and transformers' versions disagree on which is used")
     return TowerConfig(**_common(fields, max_positions=8192), activation=activation, family="gemma")
 
 
@@ -56,8 +56,8 @@ def _gemma_fields(tower: TowerConfig) -> dict[str, Any]:
 
 
 def _with_windows(fields: Fields, kind: str | None, every: int, **more: Any) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; every ``every``-th layer sees all."""
-    fields.take("hidden_act", None)  # an older name beside hidden_activation, which is the one that is used
+    """Options shared by Gemma 2 and 3; every ``every``-th layer has full attention."""
+    fields.take("hidden_act", None)  # older name; hidden_activation is used
     common = _common(fields, kind, **more)
     fields.only("sliding_window_size", fields.take("sliding_window", 4096), "it is not sliding_window")
     layers, size = common["num_layers"], fields.number_or_null("sliding_window", 4096)
@@ -78,7 +78,7 @@ def _with_windows_fields(tower: TowerConfig) -> dict[str, Any]:
         **_common_fields(tower),
         "query_pre_attn_scalar": whole if whole and whole**-0.5 == scale else scalar,
         "final_logit_softcapping": tower.logit_softcap,
-        "sliding_window": one_window(tower) or 4096,  # no layer slides then, but null is refused
+        "sliding_window": one_window(tower) or 4096,  # unused without sliding layers, but null is rejected
         "layer_types": layer_types(tower),
     }
 

@@ -14,7 +14,7 @@ _QKV = tuple(f"blocks/attention/{name}" for name in ("query", "key", "value"))
 def _tower(fields: Fields) -> TowerConfig:
     width, heads = fields.integer("n_embd"), fields.integer("n_head")
     fields.only("scale_attn_weights", True, "scores without scaling are not converted")
-    fields.only("scale_attn_by_inverse_layer_idx", False, "scores scaled by the layer's number are not converted")
+    fields.only("scale_attn_by_inverse_layer_idx", False, "scores scaled by the layer index are not converted")
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),
         num_layers=fields.integer("n_layer"),

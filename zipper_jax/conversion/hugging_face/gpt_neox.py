@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention beside MLP, RoPE on a part of each head, query, key and value joined by head."""
+"""GPT-NeoX and Pythia: parallel residual, partial RoPE, query, key and value joined by head."""
 
 from typing import Any
 

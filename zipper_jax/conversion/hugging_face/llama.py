@@ -1,4 +1,4 @@
-"""Llama 1 to 3.x and what was built like it (SmolLM, Spirit LM, Vicuna), and Mistral, which adds windows."""
+"""Llama 1 to 3.x and models of its architecture (SmolLM, Spirit LM, Vicuna); Mistral, which adds windows."""
 
 from typing import Any
 

@@ -12,10 +12,10 @@ _LAYER = "model.decoder.layers.{layer}."
 
 def _tower(fields: Fields) -> TowerConfig:
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    fields.only("do_layer_norm_before", True, "norms behind the residual sum (OPT-350M) are not an option of towers")
-    fields.only("_remove_final_layer_norm", False, "a tower ends in a norm")
-    fields.only("word_embed_proj_dim", width, "embeddings of another width (OPT-350M) are not an option of towers")
-    fields.only("layer_norm_elementwise_affine", True, "norms without parameters are not an option of towers")
+    fields.only("do_layer_norm_before", True, "post-norm blocks (OPT-350M) are not supported")
+    fields.only("_remove_final_layer_norm", False, "a tower has a final norm")
+    fields.only("word_embed_proj_dim", width, "embeddings of another size (OPT-350M) are not supported")
+    fields.only("layer_norm_elementwise_affine", True, "norms without parameters are not supported")
     bias = fields.boolean("enable_bias", True)
     return TowerConfig(
         vocab_size=fields.integer("vocab_size"),

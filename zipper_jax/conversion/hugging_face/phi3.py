@@ -24,7 +24,7 @@ _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 def _tower(fields: Fields) -> TowerConfig:
     base, scaling, share = fields.rope(share_name="partial_rotary_factor")
     if scaling is not None:
-        raise UserError(f"rope {scaling.kind!r} is none of Phi-3's in transformers: not converted")
+        raise UserError(f"rope {scaling.kind!r} is not supported by transformers' Phi-3: not converted")
     fields.take("original_max_position_embeddings", None)
     fields.only("attention_bias", False, "Phi-3 has no biases")
     common = read_sizes(fields, tied=False, max_positions=4096, epsilon=1e-5)
@@ -47,7 +47,7 @@ def _fields(tower: TowerConfig) -> dict[str, Any]:
         "hidden_act": activation_name(tower),
         "sliding_window": one_window(tower),
         "original_max_position_embeddings": tower.max_positions or 4096,
-        "pad_token_id": None,  # its default lies outside small vocabularies
+        "pad_token_id": None,  # its default exceeds small vocabularies
     }
 
 
