@@ -605,7 +605,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
-    assert error.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert error.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in error
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
     assert read_header(tmp_path / "out")["complete"]

@@ -223,7 +223,7 @@ def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
         start_new_session=True,
     )
     assert done.returncode == 130, done.stderr
-    assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in done.stderr
     assert f"prepared {folder}" not in done.stderr
     header = prepared.read_header(folder)

@@ -67,7 +67,7 @@ def evaluate_split(
             model.vocode(examples[0]["units"])
     except UserError as error:  # units from elsewhere: the page does without sound
         logger.info(f"the page will have no sound: {error}")
-        heard = ""
+        played = ""
     logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
     rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
     logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))

@@ -66,7 +66,7 @@ def run_row(sweep: Sweep, row: Row, places: Places) -> int:
         **_cost(config),
     }
     if row.arm.scored != "no":
-        outputs |= _said(sweep, row, places, config)
+        outputs |= _generated(sweep, row, places, config)
     write_json(places.outputs(row.arm.name, row.seed), outputs)
     logger.info(f"{row.name}: finished")
     return 0
@@ -103,7 +103,7 @@ def _cost(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[str, Any]:
+def _generated(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[str, Any]:
     model = load(config.model_dir)
     splits = ("validation",) if row.arm.scored == "validation" else ("test", "test_other", "validation")
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
@@ -121,7 +121,7 @@ def _said(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> dict[s
     units = [e["contents"][SPEECH] for e in main]
     for control, (controlled, prompts) in of_transcription(model, units).items():
         key = "shuffled" if control == "shuffled_audio" else control  # as it is stored
-        heard[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
+        transcripts[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
     speech[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
     for task, given in (("asr", SPEECH), ("tts", TEXT)):

@@ -55,9 +55,9 @@ def score(sweep: Sweep, places: Places) -> None:
     known: dict[tuple[str, int], dict[str, Any]] = {}
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
-        said = json.loads(content)
-        if row is None or said["digest"] != digest(sweep, row, places):
-            logger.info(f"{path.stem}: left out, it is of another configuration than the sweep file's")
+        found = json.loads(content)
+        if row is None or found["digest"] != digest(sweep, row, places):
+            logger.info(f"{path.stem}: skipped, it has another configuration than the sweep file's")
             continue
         if row.arm.scored == "no":
             continue

@@ -373,7 +373,7 @@ class _Run:
         skipped = f"; {len(self.skips)} batches skipped" if len(self.skips) else ""
         if step < self.config.steps:
             asked = self.stop.requested.name if self.stop.requested is not None else "another process was stopped"
-            logger.info(f"{asked}: saved step {step} of {self.config.steps}; the same command goes on from there")
+            logger.info(f"{asked}: saved step {step} of {self.config.steps}; the same command resumes from there")
         else:
-            logger.info(f"{self.config.model_dir}: finished {step} steps{left_out}")
+            logger.info(f"{self.config.model_dir}: finished {step} steps{skipped}")
         logger.info(self.goodput.summary())
