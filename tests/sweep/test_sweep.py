@@ -167,5 +167,5 @@ def test_a_row_that_fails_is_named_with_its_log_and_the_others_continue(given, t
     done = zipper("run", *given, "--only", "zipper", "single_decoder", "--seeds", "0")
     assert done.returncode == 2
     assert "2 of 4 rows failed: speech_lm-0, zipper-0" in done.stderr
-    assert "zipper-0: left out" in done.stderr
+    assert "zipper-0: skipped" in done.stderr
     assert (tmp_path / "outputs" / "single_decoder-0.json").is_file()

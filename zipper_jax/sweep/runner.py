@@ -68,7 +68,7 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
             for row in [row for row in waiting if hopeless(row)]:
                 waiting.remove(row)
                 failed.add(row.name)
-                logger.info(f"{row.name}: left out, what it needs has failed")
+                logger.info(f"{row.name}: skipped, what it needs has failed")
             for row in [row for row in waiting if ready(row)][: jobs - len(running)]:
                 if not stopped:
                     waiting.remove(row)

@@ -200,8 +200,8 @@ class Monitor:
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         why = f"a spike above {values['limit']:.4g}" if finite else f"gradient norm {values['grad_norm']:.4g}"
         logger.info(
-            f"step {step + 1}: loss {values['loss']:.4g}, {why}: the update is not applied, batch {batch} is left out; "
-            f"look at it with `{bad_batches.command(kept)}`"
+            f"step {step + 1}: loss {values['loss']:.4g}, {why}: the update is not applied, batch {batch} is skipped; "
+            f"inspect it with `{bad_batches.command(kept)}`"
         )
 
     def rolled_back(self, step: int, batches: tuple[int, int], times: int) -> None:
@@ -211,8 +211,8 @@ class Monitor:
         self._write({"split": "rollback", "step": step, "batches": list(batches)})
         self.start_clock(step)
         logger.info(
-            f"too many bad updates in a row: back to step {step}, leaving out batches {batches[0]} to "
-            f"{batches[1] - 1} (return {times})"
+            f"too many bad updates in a row: back to step {step}, skipping batches {batches[0]} to "
+            f"{batches[1] - 1} (rollback {times})"
         )
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ def check_run(config: TrainConfig) -> str:
                     "choose another MODEL_DIR, restore that configuration, remove the folder, or accept the change: "
                     "--gin.TrainConfig.allow_changes=True"
                 )
-            note = f"going on with another configuration (allow_changes):\n  {listed}"
+            note = f"resuming with another configuration (allow_changes):\n  {listed}"
     elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} is neither empty nor a run folder; choose another one")
     _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)
