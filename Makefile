@@ -1,6 +1,6 @@
 # make smoke | test | test-slow | lint | format | lock | clean        each first sets up .venv from requirements.lock
 #
-#   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13)
+#   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13; without it the first that fits)
 #   QUICK=1 make smoke               the same stages, smaller, about 4 minutes
 #   UPGRADE=1 make lock              newest versions; without it only changes that pyproject.toml requires
 
@@ -9,7 +9,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv smoke test test-slow lint format lock clean
 
-PYTHON ?= python3
+RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# The first interpreter that fits: python3, other names on the PATH, those of pyenv.
+CANDIDATES = python3 python3.13 python3.12 python3.11 $(wildcard $(HOME)/.pyenv/versions/3.1[123].*/bin/python3)
+PYTHON ?= $(or $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(RIGHT_PYTHON)' 2>/dev/null && echo $(p)))),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,8 +20,6 @@ BIN := $(VENV)/bin
 # installed only then. The stamp is named after the choice, so that make reinstalls when flite is added or removed.
 FLITE := $(shell $(PYTHON) -c 'import ctypes; ctypes.CDLL("libflite.so.1"); print("flite")' 2>/dev/null)
 STAMP := $(VENV)/.installed-with-$(or $(FLITE),espeak)
-
-RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -61,7 +62,7 @@ format: $(STAMP)
 # One set of versions for every Python and platform ("fewest"), so that all users run the tested versions.
 lock: .cache/uv/bin/uv
 	.cache/uv/bin/uv pip compile pyproject.toml --extra dev --extra espeak --output-file requirements.lock $(if $(UPGRADE),--upgrade) \
-	  --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-config --no-header --no-annotate \
+	  --universal --python-version 3.11 --fork-strategy requires-python --generate-hashes --no-config --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --quiet
 
 .cache/uv/bin/uv:

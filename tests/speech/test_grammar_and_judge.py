@@ -24,15 +24,15 @@ def test_words_and_sentences():
 
 def test_the_judge_transcribes_speech_and_nothing_else(judge, speech):
     sentences, waveforms = speech
-    heard = [judge.transcribe(waveform) for waveform in waveforms]
-    assert wer(sentences, heard) < 0.1
+    transcripts = [judge.transcribe(waveform) for waveform in waveforms]
+    assert wer(sentences, transcripts) < 0.1
     assert wer(sentences, [judge.transcribe(waveform[::-1]) for waveform in waveforms]) > 0.6
     rng = np.random.default_rng(0)
     noise = [0.1 * rng.standard_normal(len(waveform)).astype(np.float32) for waveform in waveforms]
     assert wer(sentences, [judge.transcribe(waveform) for waveform in noise]) > 0.6
-    assert wer(sentences, heard[1:] + heard[:1]) > 0.6
+    assert wer(sentences, transcripts[1:] + transcripts[:1]) > 0.6
     # order does not matter, nor which process transcribes
-    assert transcribe_all(waveforms[::-1], grammar.jsgf(), processes=2) == heard[::-1]
+    assert transcribe_all(waveforms[::-1], grammar.jsgf(), processes=2) == transcripts[::-1]
 
 
 def test_earlier_audio_does_not_change_a_transcript(judge, speech):
@@ -40,8 +40,8 @@ def test_earlier_audio_does_not_change_a_transcript(judge, speech):
     rng = np.random.default_rng(0)
     pieces = [np.array_split(waveform, max(1, len(waveform) // 4800)) for waveform in speech[1]]
     hard = [np.concatenate([piece[i] for i in rng.permutation(len(piece))]) for piece in 3 * pieces]
-    heard = [judge.transcribe(waveform) for waveform in hard]
-    assert [judge.transcribe(waveform) for waveform in hard[::-1]] == heard[::-1]
+    transcripts = [judge.transcribe(waveform) for waveform in hard]
+    assert [judge.transcribe(waveform) for waveform in hard[::-1]] == transcripts[::-1]
 
 
 @pytest.mark.parametrize("name", list(grammar.TEMPLATES))
@@ -50,8 +50,8 @@ def test_the_jsgf_accepts_what_is_sampled(judge, engine, name, monkeypatch):
     monkeypatch.setitem(grammar.GRAMMARS, "home", {name: grammar.TEMPLATES[name]})
     rng = random.Random(3)
     spoken = [grammar.sample(rng) for _ in range(3)]
-    heard = [judge.transcribe(engine.say(text, engine.default_voices[0], engine.default_rate)) for text in spoken]
-    assert set(spoken) & set(heard)
+    transcripts = [judge.transcribe(engine.say(text, engine.default_voices[0], engine.default_rate)) for text in spoken]
+    assert set(spoken) & set(transcripts)
 
 
 def test_the_wide_grammar(engine):

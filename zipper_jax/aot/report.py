@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -51,7 +52,8 @@ class Compiled:
         for c in self.collectives:
             kinds[c.kind] = kinds.get(c.kind, 0.0) + c.moved
         own = {k: v for k, v in asdict(self).items() if k not in ("collectives", "bounds", "notes")}
-        return {**own, "bounds": self.bounds._asdict(), "sent": self.sent, "sent_by_kind": kinds}
+        libtpu = ".".join(version("libtpu").split(".")[:3])  # figures change with the compiler
+        return {**own, "libtpu": libtpu, "bounds": self.bounds._asdict(), "sent": self.sent, "sent_by_kind": kinds}
 
 
 def compiled(
