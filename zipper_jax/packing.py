@@ -1,4 +1,5 @@
-"""Packing: which examples share a row. First fit over a few open rows; an example is never cut.
+"""Packing: which examples share a row. First fit over a few open rows; an example is never cut. Our own, because
+other packers know one sequence per example, and here an example takes positions in several towers at once.
 
 Axis letters: E examples, W towers.
 """

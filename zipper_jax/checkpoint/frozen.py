@@ -1,7 +1,8 @@
 """The frozen leaves of a run: written once under ``frozen/DIGEST/``, shared by all its checkpoints.
 
 DIGEST covers every path, shape, dtype and array digest, so the folder's name verifies its content. (Runs of format 1
-used another digest; theirs are not verified.)
+used another digest; theirs are not verified.) Our own, because Orbax's CheckpointManager writes every item of a step
+again, or loses it to later steps.
 """
 
 import json

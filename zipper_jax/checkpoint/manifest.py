@@ -1,4 +1,4 @@
-"""Digests of a checkpoint's arrays and files.
+"""Digests of a checkpoint's arrays and files. Our own, because Orbax loads an array with a flipped bit silently.
 
 Two independent checks:
 

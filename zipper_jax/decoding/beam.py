@@ -3,6 +3,8 @@
 Axis letters: B rows, W beams, N = limit + 2, V vocabulary.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -51,7 +53,7 @@ def beam_span(
     cache = cache.take_rows(jnp.repeat(jnp.arange(rows), width))
     model = bind_params(config, params, placer)
 
-    def body(state):
+    def body(state: Any) -> Any:
         step, cache, token, active, total, out, scores, cut_off = state
         counts = active.reshape(-1).astype(jnp.int32)
         batch = next_tokens(cache, place.tower, token.reshape(-1, 1), counts)
@@ -69,7 +71,7 @@ def beam_span(
         total, best = jax.lax.top_k((total[..., None] + gains).reshape(rows, -1), width)
         parent, chosen = best // vocabulary, (best % vocabulary).astype(jnp.int32)
 
-        def inherit(x):
+        def inherit(x: Array) -> Array:
             return jnp.take_along_axis(x, parent.reshape(parent.shape + (1,) * (x.ndim - 2)), axis=1)
 
         gain = jnp.take_along_axis(inherit(gains), chosen[..., None], axis=-1)[..., 0]
@@ -96,7 +98,7 @@ def beam_span(
     tokens = 1 + jnp.argmax(out == end, axis=-1)
     best = jnp.argmax(total / tokens.astype(jnp.float32) ** length_penalty, axis=-1)
 
-    def pick(x):
+    def pick(x: Array) -> Array:
         return jnp.take_along_axis(x, best.reshape((rows,) + (1,) * (x.ndim - 1)), axis=1)[:, 0]
 
     return cache.take_rows(jnp.arange(rows) * width + best), (pick(out), pick(scores), pick(cut_off))

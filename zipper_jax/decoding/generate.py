@@ -9,7 +9,7 @@ Axis letters: B rows, N = limit + 2, V vocabulary.
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ class Generator:
         present = {m: place for m, place in self.layout.items() if place.tower in lengths}
         return rows_to_towers([[example] if example else [] for example in examples], present, lengths)
 
-    def _capacity(self, given, outputs, max_new_tokens) -> dict[str, int]:
+    def _capacity(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int]) -> dict[str, int]:
         """Capacity of each tower's cache: the longest prompt plus max_new_tokens of the outputs."""
         longest = dict.fromkeys(self.config.towers, 0)
         for spans in given:
@@ -148,7 +148,7 @@ class Generator:
             self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, prompt plus max_new_tokens")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
-    def _check(self, given, outputs, max_new_tokens, sampling):
+    def _check(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int], sampling: Any) -> None:
         if not outputs:
             raise UserError("outputs is empty; give at least one modality, for example 'text'")
         for modality in [*outputs, *(m for spans in given for m, _ in spans)]:
@@ -208,7 +208,7 @@ def decode_span(
     allowed = allowed_tokens(config, place)
     end, model = place.offset + place.end, bind_params(config, params, placer)
 
-    def body(state):
+    def body(state: Any) -> Any:
         step, cache, token, active, out, scores, cut_off = state
         batch = next_tokens(cache, place.tower, token[:, None], active.astype(jnp.int32))
         all_logits, cache = model.last_logits({place.tower: batch}, cache)
@@ -239,7 +239,7 @@ def decode_span(
     return cache, (out, scores, cut_off)
 
 
-def _fetch(arrays):
+def _fetch(arrays: Any) -> Any:
     """Gather arrays to NumPy in every process; with several processes, all must make the same calls."""
     if all(array.is_fully_addressable for array in jax.tree.leaves(arrays)):
         return jax.device_get(arrays)
@@ -248,7 +248,7 @@ def _fetch(arrays):
     return multihost_utils.process_allgather(arrays, tiled=True)
 
 
-def _to_host(spans, place: Place):
+def _to_host(spans: Any, place: Place) -> Any:
     """(content ids, truncated, log probs) of each row."""
     out, scores, cut_off = _fetch(spans)
     for row, row_scores, truncated in zip(out - place.offset, scores, cut_off, strict=True):

@@ -34,7 +34,7 @@ class SamplingConfig:
     length_penalty: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, good, want in (
             ("temperature", self.temperature >= 0, "0 (greedy) or positive"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or positive"),

@@ -58,7 +58,7 @@ class Likelihood:
         return np.concatenate(found)
 
 
-def _nats(config, params, towers):
+def _nats(config: ZipperConfig, params: Any, towers: Any) -> Any:
     logits = zipper.bind_params(config, params)(towers)
     total = count = jnp.zeros(())
     for name, batch in towers.items():

@@ -425,7 +425,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UserError naming the first parameter in which checkpoint and configuration differ."""
 
-    def shapes(tree):
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 

@@ -73,13 +73,13 @@ def pack_contents(
     return _towers(layout, modality, [[c] for c in contents], {**needed, **lengths})
 
 
-def _towers(layout, modality, rows, lengths) -> dict[str, TowerBatch]:
+def _towers(layout: Layout, modality: str, rows: Any, lengths: Mapping[str, int]) -> dict[str, TowerBatch]:
     place = layout[modality]
     examples = [[(Span(modality, tokens, 1.0),) for tokens in row] for row in rows]
     return rows_to_towers(examples, {modality: place}, {place.tower: lengths[place.tower]})
 
 
-def _sums(config, tower, fused, params, towers):
+def _sums(config: ZipperConfig, tower: str, fused: bool, params: Any, towers: Any) -> Any:
     batch = towers[tower]
     model = zipper.bind_params(config, params)
     logits = model(towers)[tower] if fused else model.towers[tower](batch)

@@ -94,7 +94,7 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
         for into in z.receivers:
             count, entries = _entries(config, z, into)
 
-            def empty(entry: CacheEntry, at: "Axes", z=z, into=into, count=count) -> Array:
+            def empty(entry: CacheEntry, at: "Axes", z: Any = z, into: str = into, count: int = count) -> Array:
                 shape = (count, rows, capacity[z.other(into)], *entry.shape)
                 return placer(jnp.zeros(shape, dtype), at.tower, *at.names)
 

@@ -55,7 +55,7 @@ class ZipperConfig:
     scan: bool = True
     remat: Literal["none", "dots", "full"] = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_fields(self, "towers", "modalities", "zips", "input_projections", "added_tokens")
         known = sorted(self.towers)
         for name in known:
@@ -94,7 +94,7 @@ class ZipperConfig:
         """Vocabulary size of a tower on the fused path, added tokens included."""
         return self.towers[tower].vocab_size + self.added_tokens.get(tower, 0)
 
-    def _check_overlaps(self):
+    def _check_overlaps(self) -> None:
         """Raise UserError when two modalities of one tower share rows of its vocabulary."""
         names = sorted(self.modalities, key=lambda name: self.modalities[name].offset)
         for number, later in enumerate(names):

@@ -45,7 +45,7 @@ class RopeScaling:
     amplitude: float = 1.0
     truncate: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.factor > 0, f"RopeScaling.factor = {self.factor} must be positive")
         check(
             self.kind == "linear" or self.original_length > 0,
@@ -128,7 +128,7 @@ class TowerConfig:
     logit_scale: float = 1.0
     family: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
             check(getattr(self, name) > 0, f"TowerConfig.{name} = {getattr(self, name)} must be positive")
         check(
@@ -203,7 +203,7 @@ class ProjectionConfig:
     bias: bool = True
     gate_init: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.depth >= 1, f"ProjectionConfig.depth = {self.depth} must be at least 1")
         check(
             self.hidden_dim is None or self.hidden_dim > 0,
@@ -266,7 +266,7 @@ class ZipConfig:
     fusion: str = "gated_cross_attention"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_fields(self, "towers", "intervals", "pairs", "into", "options")
         a, b = self.towers
         check(a != b, f"ZipConfig.towers = {self.towers}: a zip joins two different towers")

@@ -20,7 +20,7 @@ from zipper_jax.models.fusion import Fusion, SourceState
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import cut, member
 from zipper_jax.models.schedule import Fusion as Fused
-from zipper_jax.models.schedule import Read, Stage, group_stages, make_schedule, soft_tokens
+from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, soft_tokens
 from zipper_jax.models.tower import OWN, Keys, Places
 from zipper_jax.sequences import TowerBatch
 
@@ -233,8 +233,14 @@ class Pass:
             earlier = self.visible[fused.tower, source.tower]
 
             def effect(
-                fusion: Fusion, m: State, at: _At, call: str = "effect", source=source, index=index, earlier=earlier
-            ):
+                fusion: Fusion,
+                m: State,
+                at: _At,
+                call: str = "effect",
+                source: Source = source,
+                index: Any = index,
+                earlier: Range = earlier,
+            ) -> Any:
                 fusion = execution.in_use(fusion)
                 kept = self.kept(source, fused.tower, fusion, index, at, cache)
                 return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
@@ -278,7 +284,7 @@ class Pass:
             fusion, _ = parts.fusions[source.zip, fused.tower, source.member]
             places = self.streams[fused.tower][source.zip]
 
-            def read(fusion: Fusion, at: _At, source=source, places=places) -> State:
+            def read(fusion: Fusion, at: _At, source: Source = source, places: Places = places) -> State:
                 x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
                 return tower.add_positions(x, places.positions)
 

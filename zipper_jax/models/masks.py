@@ -63,7 +63,7 @@ def _searched(queries: Order, keys: Order, inclusive: bool) -> Range:
     padding = 1 + jnp.maximum(jnp.max(keys.segment_ids, initial=0), jnp.max(queries.segment_ids, initial=0))
     longest = 1 + jnp.maximum(jnp.max(keys.global_positions, initial=0), jnp.max(queries.global_positions, initial=0))
 
-    def ranges(keys: Order, queries: Order):
+    def ranges(keys: Order, queries: Order) -> tuple[Array, Array]:
         # One int32 encodes (segment, global position). It stays below (examples in a row + 2) * (longest example), far
         # below 2 ** 31 for any row that fits on a device.
         key_order = _padding_last(keys.segment_ids, padding) * longest + keys.global_positions

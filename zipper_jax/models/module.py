@@ -42,7 +42,7 @@ class Module(nnx.Module):
 
 def _drawing(construct: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(construct)
-    def wrapped(self, *args: Any, rngs: nnx.Rngs, **kwargs: Any) -> None:
+    def wrapped(self: Any, *args: Any, rngs: nnx.Rngs, **kwargs: Any) -> None:
         inner = getattr(_context, "inside", False)
         before = None if inner else rngs.params.count[...]  # plain Flax layers inside draw from the same stream
         _context.inside = True

@@ -112,7 +112,9 @@ def interval_weights(
     return _softmax(query, key, start, end, scale, softcap, distance_bias)[0]
 
 
-def _softmax(query, key, start, end, scale, softcap, distance_bias):
+def _softmax(
+    query: Array, key: Array, start: Array, end: Array, scale: Any, softcap: Any, distance_bias: Array | None
+) -> tuple[Array, Array, Array]:
     """(weights [B, K, G, T, S], largest score, sum of exp(score - largest)), both [B, K, G, T, 1]."""
     b, t, n, h = query.shape
     k, s = key.shape[2], key.shape[1]
@@ -138,7 +140,10 @@ def _softmax(query, key, start, end, scale, softcap, distance_bias):
     return unnormalised / jnp.where(total == 0.0, 1.0, total), largest, total
 
 
-def _dense(query, key, value, start, end, scale, softcap, distance_bias, return_lse):
+def _dense(
+    query: Array, key: Array, value: Array, start: Array, end: Array, scale: Any, softcap: Any,
+    distance_bias: Array | None, return_lse: bool,
+) -> Any:  # fmt: skip
     b, t, n, h = query.shape
     weights, largest, total = _softmax(query, key, start, end, scale, softcap, distance_bias)
     _, k, g, _, s = weights.shape
@@ -152,21 +157,24 @@ def _dense(query, key, value, start, end, scale, softcap, distance_bias, return_
     return out, lse[..., 0].reshape(b, n, t).swapaxes(1, 2)
 
 
-def _blockwise(query, key, value, start, end, scale, softcap, distance_bias, return_lse):
+def _blockwise(
+    query: Array, key: Array, value: Array, start: Array, end: Array, scale: Any, softcap: Any,
+    distance_bias: Array | None, return_lse: bool,
+) -> Any:  # fmt: skip
     t = query.shape[1]
     blocks = -(-t // _QUERY_BLOCK)
     pad = blocks * _QUERY_BLOCK - t
 
-    def split(x, fill):
+    def split(x: Array, fill: int) -> Array:
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
         return jnp.moveaxis(x.reshape(x.shape[0], blocks, _QUERY_BLOCK, *x.shape[2:]), 1, 0)
 
     # checkpoint: the backward pass keeps each block's inputs and recomputes its scores.
     @jax.checkpoint
-    def attend(block):
+    def attend(block: tuple[Array, Array, Array]) -> Any:
         return _dense(block[0], key, value, block[1], block[2], scale, softcap, distance_bias, return_lse)
 
-    def join(x):
+    def join(x: Array) -> Array:
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape(x.shape[0], blocks * _QUERY_BLOCK, *x.shape[3:])[:, :t]
 
