@@ -44,10 +44,10 @@ smoke: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/local_smoke.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
