@@ -135,8 +135,8 @@ def test_json_round_trip(config):
 
 def test_json_errors_name_the_field():
     data = to_dict(pair())
-    data["towers"]["text"]["widht"] = 48
-    with pytest.raises(UserError, match=r"towers\['text'\].widht.*did you mean 'width'"):
+    data["towers"]["text"]["embed_dmi"] = 48
+    with pytest.raises(UserError, match=r"towers\['text'\].embed_dmi.*did you mean 'embed_dim'"):
         from_dict(ZipperConfig, data)
     data = to_dict(pair())
     data["zips"][0]["norm"] = "batch"

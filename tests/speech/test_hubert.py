@@ -142,7 +142,7 @@ def test_prepare_uses_them(hubert, kmeans, waveform, tmp_path):
     arguments = ["--layer", "2", "--kmeans", str(kmeans), "--pooled", "2", "--out", str(tmp_path / "tokenizer")]
     assert cli.main(["data", "tokenizer", "--hubert", str(hubert), *arguments]) == 0
     settings = PrepareSettings(tokenizer=str(tmp_path / "tokenizer"), text_vocabulary="bytes")
-    header = prepared.write_examples(tmp_path, tmp_path / "out", settings, False, lambda line: None, 1)
+    header = prepared.write_examples(tmp_path, tmp_path / "out", settings, False, 1)
     assert (header["num_units"], header["rate_hz"]) == (UNITS, 25.0)
     units = HubertTokenizer(hubert, 2, read_centroids(kmeans), pooled=2).encode(waveform)
     np.testing.assert_array_equal(next(prepared.read_examples(tmp_path / "out", "train"))["units"], units)

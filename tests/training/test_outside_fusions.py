@@ -65,10 +65,14 @@ def test_any_mesh_gives_the_loss_of_one_device(name, zipper_run):
         towers = rows_to_towers([[_example(b)] for b in range(8)], _layout(), LENGTHS)
         batch = {"towers": towers, "task": np.arange(8, dtype=np.int32) % 2}
         state = built.start(zipper.init_params(config.model, 0))
+        steps = []
         for _ in range(2):
             state, metrics = built.train_step(state, batch)
-        losses.append(float(metrics.loss))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+            steps.append(float(metrics.loss))
+        losses.append(steps)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
+    # An update of 1e-2 per element divides by root mean squares of small gradients: it magnifies what rounding differs.
+    assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ZIPS)

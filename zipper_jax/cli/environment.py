@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.readable import size
 from zipper_jax.version import __version__
 
 DISTRIBUTION = "zipper-jax"
@@ -167,5 +166,5 @@ def _memory() -> float:
 
 
 def _at_least(least: float, found: float, name: str, advice: str) -> Finding:
-    text = size(found)
+    text = f"{found / GIB:.1f} GiB"
     return Finding("ok", name, text) if found >= least else Finding("note", name, f"only {text}", advice)

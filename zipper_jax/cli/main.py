@@ -63,15 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
+        _close_bars()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        _close_bars()
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `zipper inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        _close_bars()
         if is_no_room(error):
             print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
         elif error.filename is not None:  # a folder instead of a file, no permission, …
@@ -79,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise
         return 2
+
+
+def _close_bars() -> None:
+    if progress := sys.modules.get("zipper_jax.utils.progress"):
+        progress.close_bars()
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -269,7 +269,7 @@ class Model:
             target: Modality of the transcripts.
             batch_size: How many are decoded together.
         """
-        from zipper_jax.speech.audio import load_audio
+        from zipper_jax.speech.audio import AudioError, load_audio
 
         for start in range(0, len(audio), batch_size):
             found, prompts = [], []
@@ -280,7 +280,7 @@ class Model:
                     seconds = len(waveform) / SAMPLE_RATE
                     prompts.append([(source, self.units(waveform, SAMPLE_RATE, source))])
                     found.append(Transcript(None, seconds))
-                except UserError as problem:
+                except AudioError as problem:
                     found.append(Transcript(None, seconds, problem=problem))
             rows = iter(self.generate(prompts, (target,), sampling=SamplingConfig(beams=beams)))
             for transcript in found:

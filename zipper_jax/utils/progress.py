@@ -3,8 +3,11 @@
 import sys
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 from tqdm import tqdm
+
+_BARS: WeakSet[Any] = WeakSet()
 
 
 def progress(items: Iterable[Any] | None = None, *, total: int, what: str, unit: str) -> Any:
@@ -17,7 +20,7 @@ def progress(items: Iterable[Any] | None = None, *, total: int, what: str, unit:
         unit: What is counted: "utterances".
     """
     live = sys.stderr.isatty()
-    return tqdm(
+    bar = tqdm(
         items,
         total=total,
         desc=what,
@@ -27,3 +30,11 @@ def progress(items: Iterable[Any] | None = None, *, total: int, what: str, unit:
         dynamic_ncols=live,
         disable=total == 0,
     )
+    _BARS.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Draw open bars a last time, so that what is printed next stands below them."""
+    for bar in list(_BARS):
+        bar.close()
