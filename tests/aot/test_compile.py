@@ -68,7 +68,7 @@ def test_a_small_slice(small, tmp_path, what):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 devices" in done.stdout
-    assert "of 15.75 GiB" in done.stdout
+    assert "of 15.8 GiB" in done.stdout
     result = json.loads(found.read_text())
     assert result["mesh"] == {"slices": 1, "data": 1, "fsdp": 4, "tensor": 1}
     assert 0 < result["peak"] < 0.1 * result["limit"]

@@ -473,7 +473,7 @@ def _file(kind, name, content):
         (_file("text", "a.jsonl", '["x"]\n'), "1 line that is no JSON object"),
         (_file("text", "a.jsonl", '{"txt": "x"}\n'), "1 no text in field 'text'"),
         (_file("table", "a.csv", "id,wav\n"), r"has no column 'audio' \(there: id, wav\)"),
-        (_file("table", "a.csv", 'audio,text\nx,"y\n'), r"a\.csv' line 2 is no \.csv"),
+        (_file("table", "a.csv", 'audio,text\nx,"y\n'), r"a\.csv' line 2 is not valid \.csv"),
         (_file("kaldi", "wav.scp", "a a.wav\n"), "has wav.scp but no file text"),
         (_file("units", "a.txt", ""), "has an unknown ending"),
     ],

@@ -75,7 +75,7 @@ def requirements() -> tuple[list[str], str]:
     try:
         named, python = metadata.requires(DISTRIBUTION) or [], metadata.metadata(DISTRIBUTION)["Requires-Python"]
     except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-        path = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        path = Path(__file__).resolve().parents[2] / "pyproject.toml"
         if not path.is_file():
             raise UserError(f"zipper_jax is not installed, and {path} is missing: pip install zipper-jax") from None
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]

@@ -124,4 +124,4 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
-        raise UserError(f"--seeds {text!r}: give comma-separated numbers, e.g. 0,1") from None
+        raise UserError(f"--seeds = {text!r}: give comma-separated numbers, e.g. 0,1") from None
