@@ -55,17 +55,19 @@ def encode_split(
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
-        results = iter(progress(encoded, total=len(jobs), what=f"encoding {split}", unit="utterances"))
+        bar = progress(total=len(jobs), what=f"encoding {split}", unit="utterances")
         for row in rows:
             variants, seconds = [row.get("units")], row.get("seconds") or 0.0
             if "audio" in row and "units" not in row:
-                variants, seconds = next(results)
+                variants, seconds = next(encoded)
+                bar.update()
             content = {field: row.get(field) or None for field in fields}
             about = {"id": row["id"], "split": split, **content, "voice": row.get("voice")}
             for shift, units in enumerate(variants):
                 example = about | {"units": units, "seconds": round(seconds, 3), "shift": shift}
                 out.write(json.dumps(example, ensure_ascii=False) + "\n")
             out.flush()
+        bar.close()
     os.replace(partial, path)
     logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
 

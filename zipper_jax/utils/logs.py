@@ -37,6 +37,7 @@ def to_console(process: int = 0) -> None:
     console.setFormatter(logging.Formatter(f"[{process}] %(message)s" if process else "%(message)s"))
     PACKAGE.addHandler(console)
     PACKAGE.setLevel(logging.INFO)
+    PACKAGE.propagate = False  # libraries put handlers on the root logger, which would show each message again
 
 
 @contextmanager
