@@ -111,6 +111,10 @@ OPTIONS = {
 }  # fmt: skip
 
 
+FUSIONS = [n for n, c in OPTIONS.items() if any(z.fusion != "gated_cross_attention" for z in c.zips)]
+"""Models with another fusion than the paper's: the rules of the forward pass and of decoding run on each of them."""
+
+
 def layout_of(config):
     return TRIO_LAYOUT if "image" in config.towers else PAIR_LAYOUT
 

@@ -77,7 +77,7 @@ def map_paths(function, tree, prefix=()):
 
 
 def is_gate(path) -> bool:
-    return path[-1] in ("attention_gate", "mlp_gate") or (path[0] == "input_projections" and path[-1] == "gate")
+    return path[-1] == "gate" or path[-1].endswith("_gate")
 
 
 def random_params(config: ZipperConfig, seed: int = 0, gate: float | None = None):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from options import OPTIONS
+from options import FUSIONS, OPTIONS
 from passes import advance, forward
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
@@ -37,10 +37,7 @@ MODELS = {
     ),
     "borrowed": (dataclasses.replace(OPTIONS["borrowed"], scan=False), PAIR_LAYOUT),
     "relative": (OPTIONS["relative"], PAIR_LAYOUT),
-    "ungated": (OPTIONS["ungated"], PAIR_LAYOUT),
-    "shared": (OPTIONS["shared"], PAIR_LAYOUT),
-    "soft": (OPTIONS["soft"], PAIR_LAYOUT),
-    "soft late": (OPTIONS["soft late"], PAIR_LAYOUT),
+    **{name: (OPTIONS[name], PAIR_LAYOUT) for name in FUSIONS},
 }  # fmt: skip
 LIMITS = {"text": 6, "speech": 7, "image": 5, "sign": 5}
 CHUNK = 8
@@ -125,7 +122,7 @@ GIVEN = {
         [("text", content()), ("sign", content(2))],
     ],
 }
-GIVEN |= dict.fromkeys(("positions", "ungated", "shared", "soft", "soft late"), GIVEN["pair"])
+GIVEN |= dict.fromkeys(("positions", *FUSIONS), GIVEN["pair"])
 
 
 # ---- rule 2: caches equal the full pass ------------------------------------------------------------------------------
@@ -197,10 +194,7 @@ def test_many_chunks_through_the_caches_equal_the_full_pass(seed, name):
     [
         ("pair", ("text", "speech", "text")),
         ("trio", ("sign", "text")),
-        ("ungated", ("text", "speech", "text")),
-        ("shared", ("text", "speech", "text")),
-        ("soft", ("text", "speech", "text")),
-        ("soft late", ("speech", "text", "speech")),
+        *((name, ("text", "speech", "text")) for name in FUSIONS),
         pytest.param("positions", ("speech", "text"), marks=pytest.mark.slow),
         pytest.param("trio", ("sign", "text", "image", "speech"), marks=pytest.mark.slow),
     ],

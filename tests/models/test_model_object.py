@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from options import OPTIONS, batch_of, lengths_of
+from options import FUSIONS, OPTIONS, batch_of, lengths_of
 from tiny import PAIR_LAYOUT, TEXT, pair, paths, random_params
 
 from zipper_jax.models import zipper
@@ -106,7 +106,7 @@ def test_hidden_and_head_are_the_logits(model, towers):
         np.testing.assert_array_equal(model.head(tower, hidden[tower]), logits)
 
 
-@pytest.mark.parametrize("name", ["paper", "shared", "ungated", "soft", "trio"])
+@pytest.mark.parametrize("name", ["paper", "trio", *FUSIONS])
 def test_towers_without_tokens_may_be_omitted(name):
     """A tower of padding alone and no batch at all give the others the same logits."""
     config = OPTIONS[name]
@@ -136,7 +136,7 @@ def rows():
     return rows_to_towers([[example] for example in examples], PAIR_LAYOUT, {"text": 24, "speech": 24})
 
 
-@pytest.fixture(scope="module", params=["paper", "residual", "shared", "ungated", "soft"])
+@pytest.fixture(scope="module", params=["paper", "residual", *FUSIONS])
 def program(request):
     """(config, params, full pass, cached pass), compiled."""
     config = OPTIONS[request.param]

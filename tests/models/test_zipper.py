@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import reference
-from options import OPTIONS, batch_of, gradient_program, layout_of, lengths_of, numpy_tree, program
+from options import FUSIONS, OPTIONS, batch_of, gradient_program, layout_of, lengths_of, numpy_tree, program
 from passes import attention_weights, forward, unimodal
 from tiny import PAIR_LAYOUT, PAIR_LENGTHS, is_gate, map_paths, paths, random_params
 
@@ -76,7 +76,7 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio", "ungated", "shared", "soft", "soft late"])
+@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio", *FUSIONS])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
     params = random_params(config)
@@ -181,10 +181,7 @@ def test_fused_path_with_residual_or_no_input_projection_starts_as_the_unimodal_
     "name",
     [
         "paper",
-        "ungated",
-        "shared",
-        "soft",
-        "soft late",
+        *FUSIONS,
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative")),
     ],
 )
@@ -233,9 +230,8 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
     "name",
     [
         "paper",
-        "shared",
-        "soft",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", "trio", "ungated")),
+        *FUSIONS,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", "trio")),
     ],
 )
 def test_packed_equals_unpacked_in_loss_and_gradients_of_each_example(name):

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipper_jax.ops import interval_attention as module
-from zipper_jax.ops.interval_attention import interval_attention, interval_weights, merge_attention
+from zipper_jax.ops.interval_attention import Implementation, interval_attention, interval_weights, merge_attention
 
+IMPLEMENTATIONS = [name for name in get_args(Implementation) if name != "auto"]
 TOLERANCE = 2e-6  # float32, values of order 1
 
 
-def definition(q, k, v, start, end, scale=None):
+def definition(q, k, v, start, end, scale=None, softcap=None, distance_bias=None):
     """(output, attention weights [B, N, T, S]) in float64 from the words of the contract."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     (b, t, n, h), s, group = q.shape, k.shape[1], q.shape[2] // k.shape[2]
@@ -25,6 +27,13 @@ def definition(q, k, v, start, end, scale=None):
         seen = [j for j in range(s) if start[i, row] <= j < end[i, row]]
         if seen:
             scores = k[i, seen, head // group] @ q[i, row, head] * (h**-0.5 if scale is None else scale)
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            if distance_bias is not None:  # of distances back from the newest visible key, the last one for all beyond
+                back = end[i, row] - 1 - np.array(seen)
+                scores = (
+                    scores + np.asarray(distance_bias, np.float64)[head, np.minimum(back, distance_bias.shape[1] - 1)]
+                )
             exponentials = np.exp(scores - scores.max())
             weights[i, head, row, seen] = exponentials / exponentials.sum()
     return np.einsum("bnts,bsnh->btnh", weights, np.repeat(v, group, axis=2)), weights
@@ -105,7 +114,7 @@ def test_blockwise_equals_dense_with_its_own_block_size():
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", [1.0, 1e18])
 def test_rows_that_see_nothing_are_exactly_zero_with_zero_gradients(implementation, size):
     """Also beside huge values, where 0 * inf or a mean over the masked keys would show."""
@@ -127,6 +136,20 @@ def test_rows_that_see_nothing_are_exactly_zero_with_zero_gradients(implementati
     assert (dv[0, [0, 1, 3, 4]] != 0).all()
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(2, 1, 9), (2, 5, 7), (1, 150, 20)])
+def test_every_implementation_is_the_definition(implementation, shape):
+    """One query, a few, and more than a block: plain, with a soft cap, and with a bias by distance."""
+    rng = np.random.default_rng(sum(shape))
+    b, t, s = shape
+    q, k, v = arrays(rng, b, t, s, 4, 2, 6)
+    start, end = ranges(rng, b, t, s)
+    bias = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    for more in ({}, {"softcap": 0.8}, {"distance_bias": bias}):
+        found = interval_attention(q, k, v, start, end, implementation=implementation, **more)
+        np.testing.assert_allclose(found, definition(q, k, v, start, end, **more)[0], atol=TOLERANCE)
+
+
 def test_scores_far_apart_stay_finite():
     """Scores of about +-1e8: the last query sees only the second key, whose score is the smallest of all."""
     q = np.full((1, 2, 1, 2), 1e4, np.float32)
@@ -145,12 +168,12 @@ def test_weights_and_scale():
     weights = np.asarray(interval_weights(q, k, start, end, scale=0.7)).reshape(2, 4, 5, 7)
     out, wanted = definition(q, k, v, start, end, scale=0.7)
     np.testing.assert_allclose(weights, wanted, atol=TOLERANCE)
-    for implementation in ("dense", "blockwise"):
+    for implementation in IMPLEMENTATIONS:
         found = interval_attention(q, k, v, start, end, scale=0.7, implementation=implementation)
         np.testing.assert_allclose(found, out, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bfloat16_keeps_its_dtype_and_softmax_in_float32(implementation):
     rng = np.random.default_rng(4)
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in arrays(rng, 1, 4, 300, 2, 1, 8))
@@ -216,7 +239,7 @@ def test_bad_arguments():
 # ---- several calls as one softmax ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
     """Two calls over two sets of keys, merged, against the definition over both; rows that see none, one or both."""
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from tiny_models import LENGTHS, zipper_model
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipConfig
 from zipper_jax.models.flops import flops_per_row
+from zipper_jax.models.fusion import fusion_class
 from zipper_jax.sequences import fill_template, rows_to_towers
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.tasks import TASKS
@@ -97,7 +98,8 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
         depth = config.towers["text"].num_layers
         pairs = depth * wide(config.towers["text"]) * ((text + speech) ** 2 - text**2) / 2
     else:
-        pairs = sum(wide(config.towers[into]) * text * speech / 2 for into in ZIPS[name].receivers)
+        heads = [fusion_class(ZIPS[name].fusion).heads(ZIPS[name], config.towers[t]) for t in ZIPS[name].receivers]
+        pairs = sum(12 * n * h * text * speech / 2 for n, h in heads)
     assert zips == pytest.approx(weights + pairs)
 
 
