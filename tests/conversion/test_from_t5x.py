@@ -335,10 +335,10 @@ NETWORK = "network.TransformerConfig."
     [
         (f"{NETWORK}use_rope = True", r"config.gin, line 20: TransformerConfig.use_rope = True is no field"),
         (f"{NETWORK}emb_dims = 4", r"emb_dims = 4 is no field .* did you mean 'emb_dim'\?.*--ignore_field emb_dims"),
-        (f"{NETWORK}emb_dim = 64", r"token_embedder/embedding has shape \[96, 48\].* means \[96, 64\]"),
-        (f"{NETWORK}num_heads = 4", r"relpos_bias/rel_embedding has shape \[8, 32\].* means \[4, 32\]"),
-        (f"{NETWORK}head_dim = 8", r"query/kernel has shape \[48, 32\].* means \[48, 64\] or \[48, 8, 8\]"),
-        (f"{NETWORK}mlp_dim = 57", r"layers_0/mlp/w._?.?/kernel has shape \[.*56.*\].* means \[.*57.*\]"),
+        (f"{NETWORK}emb_dim = 64", r"token_embedder/embedding has shape \[96, 48\].* implies \[96, 64\]"),
+        (f"{NETWORK}num_heads = 4", r"relpos_bias/rel_embedding has shape \[8, 32\].* implies \[4, 32\]"),
+        (f"{NETWORK}head_dim = 8", r"query/kernel has shape \[48, 32\].* implies \[48, 64\] or \[48, 8, 8\]"),
+        (f"{NETWORK}mlp_dim = 57", r"layers_0/mlp/w._?.?/kernel has shape \[.*56.*\].* implies \[.*57.*\]"),
         (f"{NETWORK}num_layers = 2", r"leaf 'decoder/layers_2/.* \(TransformerConfig.num_layers is 2\)"),
         (f"{NETWORK}num_layers = 4", r"has no leaf 'decoder/layers_3/.*config.gin requires"),
         (f"{NETWORK}num_layers = 2.0", r"num_layers = 2.0 must be a whole number"),
@@ -483,9 +483,9 @@ def test_leaves_that_are_not_this_networks_are_named(native, tmp_path):
 def test_stacked_on_another_axis_or_of_another_depth(tmp_path):
     folder = write_native(tmp_path / "checkpoint_7", stacked(parameters()))
     write_gin(tmp_path, param_scan_axis=0)
-    refuse(folder, r"has shape \[48, 3.*\], .* means \[3, 48.*\] with param_scan_axis = 0")
+    refuse(folder, r"has shape \[48, 3.*\], .* implies \[3, 48.*\] with param_scan_axis = 0")
     write_gin(tmp_path, num_layers=4)
-    refuse(folder, r"has shape \[48, 3.*\], .* means \[48, 4.*\] with param_scan_axis = 1")
+    refuse(folder, r"has shape \[48, 3.*\], .* implies \[48, 4.*\] with param_scan_axis = 1")
 
 
 def test_other_folders_are_named(native, tmp_path):

@@ -51,7 +51,7 @@ def test_it_reports_model_mesh_schedule_cost_start_and_data(zipper_run, text_run
         "mesh         slices 1 x data 1 x fsdp 1 x tensor 1, 1 devices",
         "adam, b1 0.9, b2 0.99, clip 1; cosine learning rate: 0.005 at 1, 0.01 at 2, ",
         " 0 at 100",
-        "100 steps x 8 rows: 3.2e+04 token slots",
+        "100 steps x 8 rows: 3.2e+04 token positions",
         f"new; text from {towers.model_dir} is loaded, the rest is random",
         "data         asr: 20 rows of 40 examples",
         "the first batch is read; its rows are filled: speech ",

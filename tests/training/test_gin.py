@@ -62,7 +62,7 @@ def test_macros_and_parameters_from_the_command_line(prepared):
     assert config.data.tasks == {"asr": 1.0, "tts": 1.26}
     with pytest.raises(UserError, match=r"lerning_rate.*learning_rate"):
         build(prepared, "fuse", "--gin.OptimizerConfig.lerning_rate=1.0")
-    with pytest.raises(UserError, match="DATA='/nowhere'"):
+    with pytest.raises(UserError, match="DATA = '/nowhere'"):
         build(prepared, "pretrain_text", '--gin.DATA="/nowhere"')
 
 
