@@ -136,9 +136,9 @@ MUTATIONS = (
         "2",
         "decoding misses the other tower's last token",
         PASS,
-        "self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)\n",
-        "start, end = attention_range(queries[into], keys[source], inclusive=False)\n"
-        "                    self.visible[into, source] = start, jnp.maximum(start, end - (cache is not None))\n",
+        "self.visible = {pair: self._range(*pair) for pair in pairs}",
+        "ranges = {pair: self._range(*pair) for pair in pairs}\n"
+        "        self.visible = {p: (a, jnp.maximum(a, b - (cache is not None))) for p, (a, b) in ranges.items()}",
         CHUNKS,
     ),
     Mutation(

@@ -19,10 +19,11 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -48,6 +49,8 @@ from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.trees import Flat, join_flat, unflatten
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRASH = ".trash-"
 ARRAYS = ("trainable", "optimizer", "guard")
@@ -421,22 +424,13 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
             raise UserError(f"{str(run_dir)!r} is a model folder: it has one state, no step {step}")
         return read_model_folder(run_dir)
     config = read_config(run_dir)
-    problems: list[str] = []
-    for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
-        try:
-            content = read_manifest(run_dir, candidate)
-            folder = Path(run_dir).absolute() / "checkpoints" / str(candidate)
-            trainable = _read_item(folder, "trainable", content, None)
-        except DamagedError as damage:
-            if step is not None:
-                raise
-            problems.append(f"step {candidate}: {damage.problems[0]}")
-            continue
-        frozen = read_frozen(Path(run_dir), content["frozen"])
-        if problems:
-            _warn_of_damage(run_dir, problems, candidate)
-        return config, unflatten(join_flat({**trainable, **frozen}))
-    raise DamagedError(f"every checkpoint of {run_dir}", problems)
+
+    def read(folder: Path, content: Mapping[str, Any], what: str) -> Flat:
+        return _read_item(folder, "trainable", content, None)
+
+    trainable, content = _newest_good(run_dir, step, read)
+    frozen = read_frozen(Path(run_dir), content["frozen"])
+    return config, unflatten(join_flat({**trainable, **frozen}))
 
 
 def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]:
@@ -450,30 +444,37 @@ def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]
         DamagedError: The given checkpoint is damaged, or all are; also raised by `Leaf.make`.
         UserError: Not a run folder, or no such checkpoint.
     """
+
+    def read(folder: Path, content: Mapping[str, Any], what: str) -> dict[str, Leaf]:
+        # A step that a kill left unsealed has its arrays' digests only.
+        if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
+            raise DamagedError(what, wrong)
+        return proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
+
+    leaves, content = _newest_good(run_dir, step, read)
+    return join_leaves(leaves | open_frozen(Path(run_dir), content["frozen"]))
+
+
+def _newest_good(
+    run_dir: str | Path, step: int | None, read: Callable[[Path, Mapping[str, Any], str], T]
+) -> tuple[T, dict[str, Any]]:
+    """What ``read(folder, manifest, name)`` gives of ``step``, or of the newest step where it raises no DamagedError,
+    with a warning when that is not the newest; and the step's manifest."""
     problems: list[str] = []
     for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
         folder, what = Path(run_dir).absolute() / "checkpoints" / str(candidate), f"checkpoint {candidate} of {run_dir}"
         try:
             content = read_manifest(run_dir, candidate)
-            # A step that a kill left without files.json has digests of its arrays only.
-            if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
-                raise DamagedError(what, wrong)
-            leaves = proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
+            found = read(folder, content, what)
         except DamagedError as damage:
             if step is not None:
                 raise
             problems.append(f"step {candidate}: {damage.problems[0]}")
             continue
         if problems:
-            _warn_of_damage(run_dir, problems, candidate)
-        return join_leaves(leaves | open_frozen(Path(run_dir), content["frozen"]))
+            warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {candidate}", stacklevel=3)
+        return found, content
     raise DamagedError(f"every checkpoint of {run_dir}", problems)
-
-
-def _warn_of_damage(run_dir: str | Path, problems: Sequence[str], step: int) -> None:
-    import warnings
-
-    warnings.warn(f"{run_dir}: damaged: {'; '.join(problems)}; loading step {step}", stacklevel=3)
 
 
 def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:

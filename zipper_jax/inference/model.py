@@ -285,7 +285,7 @@ class Model:
             rows = iter(self.generate(prompts, (target,), sampling=SamplingConfig(beams=beams)))
             for transcript in found:
                 if transcript.problem is None:
-                    ((output,),) = (next(rows),)
+                    (output,) = next(rows)
                     transcript = transcript._replace(content=output.content, truncated=output.truncated)
                 yield transcript
 

@@ -62,16 +62,9 @@ class Pass:
         self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
         queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
         keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
-        self.visible: dict[tuple[str, str], Range] = {}  # (receiver, source) -> all that came earlier
-        for z in config.zips:
-            for into in z.receivers:
-                source = z.other(into)
-                if into in queries and source in keys:
-                    self.visible[into, source] = attention_range(queries[into], keys[source], inclusive=False)
-                elif into in queries:
-                    nothing = jnp.zeros_like(queries[into].segment_ids)
-                    self.visible[into, source] = nothing, nothing
         self.queries, self.keys = queries, keys
+        pairs = ((into, z.other(into)) for z in config.zips for into in z.receivers if into in queries)
+        self.visible = {pair: self._range(*pair) for pair in pairs}  # (receiver, source) -> all earlier tokens
         self.streams: dict[str, dict[str, Places]] = {name: self._streams(name) for name in self.batches}
 
     def _receivers_of_soft_tokens(self, batches: Batches, cache: Cache | None) -> dict[str, TowerBatch]:

@@ -21,6 +21,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from zipper_jax.utils.trees import unflatten
+
 Params = dict[str, Any]
 Use = Literal["product", "lookup", "scale", "gate"]
 M = TypeVar("M", bound=nnx.Module)
@@ -158,18 +160,7 @@ def _name(key: Any) -> str:
 
 def pure(module: nnx.Module) -> Params:
     """The parameters of a module as nested dicts of arrays."""
-    tree: Params = {}
-    for path, variable in parameters(module).items():
-        put(tree, path.split("/"), variable.get_raw_value())
-    return tree
-
-
-def put(tree: Params, path: Any, value: Any) -> None:
-    """Set tree[path[0]][path[1]]... to ``value``, creating missing dicts."""
-    *folders, name = path
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[name] = value
+    return unflatten({path: variable.get_raw_value() for path, variable in parameters(module).items()})
 
 
 def bind(module: M, params: Mapping[str, Any]) -> M:

@@ -34,6 +34,7 @@ from zipper_jax.models.layers import Projection
 from zipper_jax.models.module import Execution, Module, Params, Placer, stack, unsharded
 from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.tower import AddedEmbedding, Tower
+from zipper_jax.utils.trees import unflatten
 
 
 class Zipper(Module):
@@ -190,21 +191,14 @@ def parameters(config: ZipperConfig) -> dict[str, Parameter]:
     return found
 
 
-def _tree(flat: Mapping[str, Any]) -> Params:
-    tree: Params = {}
-    for path, leaf in flat.items():
-        module.put(tree, path.split("/"), leaf)
-    return tree
-
-
 def abstract_params(config: ZipperConfig) -> Params:
     """The tree of shapes and dtypes; nothing is computed."""
-    return _tree({path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in parameters(config).items()})
+    return unflatten({path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in parameters(config).items()})
 
 
 def param_axes(config: ZipperConfig) -> Params:
     """The tree of logical axis names: a tuple of names per leaf, as declared beside each parameter."""
-    return _tree({path: p.axes for path, p in parameters(config).items()})
+    return unflatten({path: p.axes for path, p in parameters(config).items()})
 
 
 def initialisers(config: ZipperConfig, seed: int) -> dict[str, Callable[[], np.ndarray]]:
@@ -225,4 +219,4 @@ def initialisers(config: ZipperConfig, seed: int) -> dict[str, Callable[[], np.n
 
 def init_params(config: ZipperConfig, seed: int) -> Params:
     """Initial float32 parameters, on the host (NumPy)."""
-    return _tree({path: make() for path, make in initialisers(config, seed).items()})
+    return unflatten({path: make() for path, make in initialisers(config, seed).items()})

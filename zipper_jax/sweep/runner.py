@@ -92,7 +92,7 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if stopped:
-        logger.info(f"interrupted after {len(done)} of {total} rows; the same command goes on")
+        logger.info(f"interrupted after {len(done)} of {total} rows; the same command resumes")
         return 130
     if failed:
         raise UserError(

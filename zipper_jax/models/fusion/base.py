@@ -11,7 +11,7 @@ Axis letters: B rows, T receiver positions, S source positions, D receiver embed
 K key/value heads, G = N // K, H head_dim.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -176,7 +176,7 @@ def register(name: str) -> Callable[[type[Fusion]], type[Fusion]]:
     return add
 
 
-def fusion_class(name: str, known: Mapping[str, type[Fusion]] = FUSIONS) -> type[Fusion]:
+def fusion_class(name: str) -> type[Fusion]:
     """The class that ``ZipConfig.fusion`` names.
 
     Raises:
@@ -186,11 +186,11 @@ def fusion_class(name: str, known: Mapping[str, type[Fusion]] = FUSIONS) -> type
 
     from zipper_jax.utils.configs import closest
 
-    if name in known:
-        return known[name]
+    if name in FUSIONS:
+        return FUSIONS[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise UserError(f"ZipConfig.fusion = {name!r} is unknown{closest(name, known)}; or give package.module:Class")
+        raise UserError(f"ZipConfig.fusion = {name!r} is unknown{closest(name, FUSIONS)}; or give package.module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
