@@ -123,7 +123,7 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
             f"tower        {name}: {t.num_layers} layers x {t.embed_dim} wide, {t.num_heads} heads of {t.head_dim} "
             f"({t.num_kv_heads} key/value), mlp {t.mlp_dim}, vocabulary {t.vocab_size}"
             f"{f' + {model.added_tokens[name]} added' if name in model.added_tokens else ''}, "
-            f"{lengths.get(name, '?')} slots per row{f' ({t.family})' if t.family else ''}"
+            f"{lengths.get(name, '?')} positions per row{f' ({t.family})' if t.family else ''}"
         )
     for name, m in sorted(model.modalities.items()):
         yield f"modality     {name}: tokens {m.offset} to {m.offset + m.size - 1} of tower {m.tower}"

@@ -51,7 +51,7 @@ def beam_span(
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
     allowed, end = allowed_tokens(config, place), place.offset + place.end
     cache = cache.take_rows(jnp.repeat(jnp.arange(rows), width))
-    model = bind_params(config, params, placer)
+    model = bind_params(config, params, placer).for_decoding()
 
     def body(state: Any) -> Any:
         step, cache, token, active, total, out, scores, cut_off = state

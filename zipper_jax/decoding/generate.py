@@ -206,7 +206,7 @@ def decode_span(
     """
     rows = keys.shape[0]
     allowed = allowed_tokens(config, place)
-    end, model = place.offset + place.end, bind_params(config, params, placer)
+    end, model = place.offset + place.end, bind_params(config, params, placer).for_decoding()
 
     def body(state: Any) -> Any:
         step, cache, token, active, out, scores, cut_off = state

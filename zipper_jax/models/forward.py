@@ -21,7 +21,7 @@ from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import cut, member
 from zipper_jax.models.schedule import Fusion as Fused
 from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, soft_tokens
-from zipper_jax.models.tower import OWN, Keys, Places
+from zipper_jax.models.tower import OWN, Block, Keys, Places
 from zipper_jax.sequences import TowerBatch
 
 if TYPE_CHECKING:
@@ -127,12 +127,11 @@ class Pass:
         """The blocks and fusions of a stage; of ``stages`` identical consecutive ones, stacked."""
         blocks, inside = {}, {}
         for tower, (first, last) in _blocks(stage).items():
-            end, numbers = (
-                last + (stages - 1) * (last - first + 1),
-                np.arange(self.model.config.towers[tower].num_layers),
-            )
-            own = cut(self.model.towers[tower].blocks, first, end)
-            stacked: Any = own, numbers[first - 1 : end].astype(np.int32)
+            end = last + (stages - 1) * (last - first + 1)
+            layers = np.arange(first - 1, end, dtype=np.int32)
+            # With a cache there is no gradient, and blocks are picked by their index: a cut would be copied every pass.
+            own = None if self.cache is not None else cut(self.model.towers[tower].blocks, first, end)
+            stacked: Any = own, layers
             has_inside = any(f.inside and f.tower == tower for f in stage.fusions)
             if stages == 1:
                 if has_inside:
@@ -147,15 +146,25 @@ class Pass:
         needed = {(s.zip, f.tower, s.member) for f in stage.fusions for s in f.sources}
         if self.cache is not None:
             needed |= {(r.zip, r.into, r.member) for r in stage.reads}
-        fusions: dict[Any, tuple[Fusion, Any]] = {}
+        fusions: dict[Any, tuple[Fusion | None, Any]] = {}
         for name, into, index in sorted(needed):
-            stacked = self.model.zips[name][f"into_{into}"]
+            stacked = None if self.cache is not None else self.model.zips[name][f"into_{into}"]
             if stages == 1:
                 fusions[name, into, index] = member(stacked, index), index
             else:
                 numbers = np.arange(index, index + stages, dtype=np.int32)
-                fusions[name, into, index] = cut(stacked, index + 1, index + stages), numbers
+                own = None if stacked is None else cut(stacked, index + 1, index + stages)
+                fusions[name, into, index] = own, numbers
         return _Parts(blocks, inside, fusions)
+
+    def block(self, tower: str, own: Block | None, layer: Any) -> Block:
+        """``own``, or the tower's block with this index."""
+        return member(self.model.towers[tower].blocks, layer) if own is None else own
+
+    def fusion(self, parts: "_Parts", zip_: str, into: str, index: int) -> tuple[Fusion, Any]:
+        """A fusion of the stage, and its index among the zip's members."""
+        own, number = parts.fusions[zip_, into, index]
+        return (member(self.model.zips[zip_][f"into_{into}"], number) if own is None else own), number
 
     def scan(self, group: tuple[Stage, ...], states: States) -> States:
         """One scan over identical stages; their parameters become [stages, blocks per stage, ...]."""
@@ -185,9 +194,9 @@ class Pass:
             saved[name, last, False] = _At(states[name][OWN], self.positions(name), None, None)
         for read in stage.reads:
             if read.inside:
-                stacked = self.model.towers[read.tower].blocks
-                block = parts.inside.get(read.tower) or (member(stacked, read.block - 1), read.block - 1)
-                at = _At(states[read.tower][OWN], self.positions(read.tower), *block)
+                own, layer = parts.inside.get(read.tower) or (None, read.block - 1)
+                block = self.block(read.tower, own, layer)
+                at = _At(states[read.tower][OWN], self.positions(read.tower), block, layer)
                 saved[read.tower, read.block, True] = at
         for read in stage.reads if cache is not None else ():
             cache = self.remember(read, parts, saved, cast(Cache, cache))
@@ -222,7 +231,7 @@ class Pass:
         execution, m = self.model.towers[fused.tower].execution, saved[fused.tower, fused.block, False].state
         positions, total = self.positions(fused.tower), m
         for source in fused.sources:
-            fusion, index = parts.fusions[source.zip, fused.tower, source.member]
+            fusion, index = self.fusion(parts, source.zip, fused.tower, source.member)
             earlier = self.visible[fused.tower, source.tower]
 
             def effect(
@@ -249,8 +258,9 @@ class Pass:
     ) -> tuple[Streams, Cache | None]:
         """Run a block whose attention includes the keys and values of zips."""
         tower, places = self.model.towers[fused.tower], self.streams[fused.tower]
-        found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
-        block, layer = parts.inside[fused.tower]
+        found = [self.fusion(parts, s.zip, fused.tower, s.member) for s in fused.sources]
+        own, layer = parts.inside[fused.tower]
+        block = self.block(fused.tower, own, layer)
 
         def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
@@ -274,7 +284,7 @@ class Pass:
         """The soft tokens of this pass, as inputs of the receiver's block."""
         tower, found = self.model.towers[fused.tower], {}
         for source in fused.sources:
-            fusion, _ = parts.fusions[source.zip, fused.tower, source.member]
+            fusion, _ = self.fusion(parts, source.zip, fused.tower, source.member)
             places = self.streams[fused.tower][source.zip]
 
             def read(fusion: Fusion, at: _At, source: Source = source, places: Places = places) -> State:
@@ -289,7 +299,7 @@ class Pass:
     def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
         """Write what a zip caches of this pass's tokens."""
         key, execution = (read.zip, read.into), self.model.towers[read.into].execution
-        fusion, index = parts.fusions[read.zip, read.into, read.member]
+        fusion, index = self.fusion(parts, read.zip, read.into, read.member)
         new = execution.in_use(fusion).read(self.source(read, self.at(read, read.inside, saved), fusion.placement))
         kept = write(cache.zips[key], index, self.slots[read.tower], new)
         kept = jax.tree.map(lambda x, axes: execution.shard(x, *axes.names), kept, self.axes.zips[key])
@@ -342,11 +352,13 @@ class _Parts(NamedTuple):
         blocks: Tower -> (blocks that run before the stop, their indices from 0), stacked.
         inside: Tower -> (block whose attention includes zips, its index).
         fusions: (zip, receiver, member) -> (fusion, its index among the members).
+
+    With a cache, blocks and fusions are None: `Pass.block` and `Pass.fusion` pick them from the model by their index.
     """
 
     blocks: dict[str, tuple[Any, Any]]
     inside: dict[str, tuple[Any, Any]]
-    fusions: dict[tuple[str, str, int], tuple[Fusion, Any]]
+    fusions: dict[tuple[str, str, int], tuple[Fusion | None, Any]]
 
 
 def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:

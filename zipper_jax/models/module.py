@@ -270,6 +270,12 @@ def cut(tree: Any, first: int, last: int) -> Any:
     return tree if complete else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
 
 
-def member(tree: Any, index: int) -> Any:
-    """One member of stacked parameters, counted from 0."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def member(tree: Any, index: Any) -> Any:
+    """One member of stacked (or, by `unstack`, separate) parameters, counted from 0; ``index`` may be a tracer."""
+    return tree[int(index)] if isinstance(tree, nnx.List) else jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def unstack(tree: M) -> Any:
+    """The members of stacked parameters, each in arrays of its own."""
+    count = jax.tree.leaves(tree)[0].shape[0]
+    return nnx.List([member(tree, i) for i in range(count)])

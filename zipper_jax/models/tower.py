@@ -21,7 +21,7 @@ from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write
 from zipper_jax.models.config_parts import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
 from zipper_jax.models.masks import Order, Range, attention_range
-from zipper_jax.models.module import Execution, Module, loop, param, stack
+from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
 from zipper_jax.ops.interval_attention import interval_attention, merge_attention
 from zipper_jax.sequences import TowerBatch
@@ -272,6 +272,7 @@ class Tower(Module):
         self.final_norm = tower_norm(config, rngs=rngs)
         self.head = None if config.tied_head else Head(config, rngs=rngs)
         self.relative_bias = RelativeBias(config, rngs=rngs) if config.positions == "relative" else None
+        self.output_table: nnx.Param | None = nnx.data(None)  # the head's, already cast, see `Zipper.for_decoding`
 
     def __call__(self, batch: TowerBatch) -> Float[Array, "B T V"]:
         """The unimodal path: the tower as before fusion, without input projection, zips and added tokens.
@@ -308,7 +309,7 @@ class Tower(Module):
     def run(
         self,
         *,
-        blocks: Block,
+        blocks: Block | None,
         layers: Int[Any, " L"],
         xs: dict[str, Float[Array, "B _ D"]],
         places: dict[str, Places],
@@ -319,7 +320,7 @@ class Tower(Module):
         The sequence consists of one or more streams: `OWN` and those of soft tokens (`models.fusion`).
 
         Args:
-            blocks: Stacked [L, ...].
+            blocks: Stacked [L, ...]; None: the tower's blocks with these indices.
             layers: Their indices, from 0.
             xs: Stream -> states.
             places: Stream -> positions and attention ranges.
@@ -332,6 +333,7 @@ class Tower(Module):
 
         def body(carry: Any, each: Any) -> tuple[Any, None]:
             (xs, caches), (block, layer) = carry, each
+            block = member(self.blocks, layer) if block is None else block
             xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
             xs = {name: execution.shard(x, "batch", None, None) for name, x in xs.items()}
             return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
@@ -356,8 +358,8 @@ class Tower(Module):
         The head does not use the input projection (paper §3).
         """
         execution = self.execution
-        table = (self.embedding if self.head is None else self.head).table[...]
-        logits = self._products(x, execution.gather(table.astype(x.dtype), "vocab", "embed"))
+        table = self.output_table or (self.embedding if self.head is None else self.head).table
+        logits = self._products(x, execution.gather(table[...].astype(x.dtype), "vocab", "embed"))
         if added is None:
             return execution.shard(logits, "batch", None, "vocab")
         rows = (added.table if added.head_table is None else added.head_table)[...]

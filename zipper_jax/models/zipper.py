@@ -121,6 +121,29 @@ class Zipper(Module):
             logits[tower] = self.head(tower, x)[:, 0]
         return logits, cache
 
+    def for_decoding(self) -> "Zipper":
+        """This model with what is the same for all tokens done once, outside of the loop over tokens.
+
+        Kernels and output tables are cast. Unrolled blocks and zips get arrays of their own: XLA copies slices of
+        stacked ones in every iteration.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+
+        def cast(variable: Any) -> Any:
+            product = isinstance(variable, nnx.Param) and variable.get_metadata().get("use") == "product"
+            return variable.replace(variable.get_raw_value().astype(dtype)) if product else variable
+
+        model: Zipper = jax.tree.map(cast, self, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        for tower in model.towers.values():
+            table = (tower.embedding if tower.head is None else tower.head).table
+            tower.output_table = table.replace(table.get_raw_value().astype(dtype))
+            if not self.config.scan:
+                tower.blocks = module.unstack(tower.blocks)
+        if not self.config.scan:
+            zips = {z: {n: module.unstack(f) for n, f in sides.items()} for z, sides in model.zips.items()}
+            model.zips = nnx.data(zips)
+        return model
+
     def attention_weights(self, batches: Batches) -> Weights:
         """Attention weights of the fusions that have any, see `Fusion.weights` (dense: for short examples)."""
         run = Pass(self, batches, None, probe={})
