@@ -493,11 +493,11 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
     "header, message",
     [
         ("{", "header.json'"),
-        ('{"num_units": 20}', "give an object with num_units, rate_hz"),
+        ('{"num_units": 20}', "header.json.: rate_hz is missing; give num_units and rate_hz"),
         ('{"num_units": 0, "rate_hz": 50}', "num_units = 0: give a whole number"),
         ('{"num_units": 20, "rate_hz": -1}', "rate_hz = -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
-        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: give a string"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: expected a string"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):

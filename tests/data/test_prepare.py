@@ -401,5 +401,5 @@ def test_modalities_of_ones_own(corpus, tmp_path):
         prepare_rows.prepare(mine, tmp_path / "n", dataclasses.replace(settings, vocabulary_sizes={}), processes=1)
     rows[0]["image"] = "seven"
     (mine / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"row 'train_0' of .*: image must be a list of integers"):
+    with pytest.raises(UserError, match=r"manifest.jsonl' line 1: image = .seven.: expected a list;"):
         prepare_rows.prepare(mine, tmp_path / "n", settings, processes=1)

@@ -25,8 +25,8 @@ from zipper_jax.data.encode import encode_split
 from zipper_jax.data.import_corpus import figures, leaks
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_vocabularies import (
-    check_contents,
     check_units,
+    content_types,
     given_tokenizer,
     given_units,
     given_vocabulary,
@@ -34,7 +34,7 @@ from zipper_jax.data.prepare_vocabularies import (
     make_vocabulary,
     of_tokenizer,
 )
-from zipper_jax.speech.corpus import CONTENT, read_manifest
+from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
@@ -98,8 +98,7 @@ def write_examples(
         UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
     """
     corpus, folder, modalities = Path(corpus), Path(folder), settings.task_set.modalities
-    rows = read_manifest(corpus, content=CONTENT | {modality.field for modality in modalities.values()})
-    check_contents(corpus, rows, settings.task_set)
+    rows = read_manifest(corpus, content=content_types(settings.task_set))
     for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
             given_vocabulary(name, settings)

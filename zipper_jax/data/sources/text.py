@@ -1,12 +1,12 @@
 """Text without audio: .txt (one document per line or paragraph) and .jsonl, compressed or not; files or folders."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, files_below, split_of
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 
 _ENDINGS = (".txt", ".jsonl")
@@ -71,12 +71,13 @@ def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Itera
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
+            value = user_json.decode(line, place, "")
+        except user_json.JsonError:
             yield Row(own, place, split, problem="line that is no JSON object")
-        elif not isinstance(value.get(field), str) or not value[field].strip():
+            continue
+        if not isinstance(value.get(field), str) or not value[field].strip():
             yield Row(own, place, split, problem=f"no text in field {field!r}")
+        elif not isinstance(value.get("split"), str | None):
+            yield Row(own, place, split, problem="split that is no name")
         else:
-            yield Row(own, place, str(value.get("split") or split), value[field].strip(), more=settings.more(value))
+            yield Row(own, place, value.get("split") or split, value[field].strip(), more=settings.more(value))
