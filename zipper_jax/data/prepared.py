@@ -34,6 +34,7 @@ from zipper_jax.data.prepare_vocabularies import (
     make_vocabulary,
     of_tokenizer,
 )
+from zipper_jax.data.unknown import count_unknown, refuse_unknown
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils.configs import to_dict
@@ -101,7 +102,7 @@ def write_examples(
     rows = read_manifest(corpus, content=content_types(settings.task_set))
     for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
-            given_vocabulary(name, settings)
+            _refuse_unknown(rows, name, given_vocabulary(name, settings), settings)
     given = given_tokenizer(corpus, rows, settings)
     if given is not None:
         settings = of_tokenizer(settings, given)
@@ -123,7 +124,9 @@ def write_examples(
     for name, modality in modalities.items():
         if name in there and name != SPEECH:
             contents = [row[modality.field] for row in training if row.get(modality.field)]
-            make_vocabulary(folder, name, contents, settings)
+            vocabulary = make_vocabulary(folder, name, contents, settings)
+            if not settings.vocabulary(name):
+                _refuse_unknown(rows, name, vocabulary, settings)
     home, fields = folder / "vocabularies" / SPEECH, [m.field for name, m in modalities.items() if name != SPEECH]
     for split in named:
         shifts = settings.shifts if split == "train" else 1
@@ -141,6 +144,13 @@ def write_examples(
     }
     write_json(folder / "header.json", header)
     return header
+
+
+def _refuse_unknown(
+    rows: list[dict[str, Any]], modality: str, vocabulary: Vocabulary, settings: PrepareSettings
+) -> None:
+    found = count_unknown(rows, settings.task_set.field_of(modality), vocabulary)
+    refuse_unknown(found, modality, settings.max_unknown)
 
 
 def _modalities(row: Mapping[str, Any], task_set: TaskSet) -> list[str]:

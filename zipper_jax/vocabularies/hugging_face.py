@@ -132,7 +132,7 @@ class _Tokenizers:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def unknown(self, text: str) -> list[str]:
-        """Return the text of unknown tokens, and the letters, digits and marks that no token covers."""
+        """Return the text of unknown tokens, and per letter, digit or mark that no token covers its word."""
         found = self._tokenizer.encode(text, add_special_tokens=False)
         covered: set[int] = set()
         unknown = []
@@ -140,9 +140,10 @@ class _Tokenizers:
             covered.update(range(start, end))
             if number == self._unknown_id:
                 unknown.append(text[start:end])
-        dropped = (text[place] for place in range(len(text)) if place not in covered)
         # Not spaces, control characters and combining marks, which tokenizers normalise on purpose.
-        return unknown + [one for one in dropped if unicodedata.category(one)[0] not in "ZCM"]
+        dropped = (n for n, one in enumerate(text) if n not in covered and unicodedata.category(one)[0] not in "ZCM")
+        # The word, because offsets of a BPE model without an unknown token are right only up to words.
+        return unknown + [text[:n].split(" ")[-1] + text[n:].split(" ")[0] for n in dropped]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

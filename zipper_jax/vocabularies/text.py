@@ -103,11 +103,11 @@ class ByteVocabulary:
 
 def unknown_pieces(processor: Any, content: str) -> list[str]:
     """Return the text of each unknown token of a sentencepiece model."""
-    unknown = processor.unk_id()
-    if unknown not in processor.encode(content):
+    unknown, ids = processor.unk_id(), processor.encode(content)
+    if unknown not in ids:
         return []
-    pieces = processor.encode(content, out_type="immutable_proto").pieces
-    return [piece.surface for piece in pieces if piece.id == unknown]
+    pieces = processor.encode(content, out_type=str)  # of an unknown token: its text
+    return [piece.replace("\u2581", " ").strip() for piece, own in zip(pieces, ids, strict=True) if own == unknown]
 
 
 def train_sentencepiece(
