@@ -1,6 +1,7 @@
 """``zipper generate``: continue prompts of any modalities, as JSON lines."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import msgspec
 from zipper_jax.tasks import TEXT
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked_file
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -69,16 +71,16 @@ def run(args: argparse.Namespace) -> int:
     for place, request in read:
         _check(model, request, place)
     max_new_tokens = dict.fromkeys(model.layout, args.max_new_tokens) if args.max_new_tokens else None
-    out = sys.stdout if args.output is None else args.output.open("w", encoding="utf-8")
-    try:
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout
+        if args.output is not None:
+            stack.enter_context(locked_file(args.output))
+            out = stack.enter_context(args.output.open("w", encoding="utf-8"))
         for batch in _batches((request for _, request in read), args.batch_size):
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
             rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens)
             for request, row in zip(batch, rows, strict=True):
                 print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
-    finally:
-        if args.output is not None:
-            out.close()
     return 0
 
 

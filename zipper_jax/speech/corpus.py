@@ -32,6 +32,7 @@ from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.locks import locked
 from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,11 @@ def synthesise_corpus(
     Raises:
         UserError: No engine is available, a setting is out of range, or ``out`` holds a corpus of other settings.
     """
-    out = Path(out)
+    with locked(out):
+        return _synthesise(Path(out), settings, processes)
+
+
+def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> Path:
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
     found = read_header(out)
     if found is not None:
