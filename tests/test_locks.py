@@ -43,9 +43,9 @@ def test_an_output_folder_of_an_error_is_not_left_behind(tmp_path):
     with locked(tmp_path / "old"):
         pass
     assert (tmp_path / "old").is_dir()
-    with locked_file(tmp_path / "a.jsonl"):
-        with pytest.raises(UserError, match=r"a\.jsonl' is being written by another process; wait .*another file"):
-            locked_file(tmp_path / "a.jsonl").__enter__()
+    written = r"a\.jsonl' is being written by another process; wait .*another file"
+    with locked_file(tmp_path / "a.jsonl"), pytest.raises(UserError, match=written):
+        locked_file(tmp_path / "a.jsonl").__enter__()
     assert not (tmp_path / "a.jsonl").exists()
 
 
@@ -88,7 +88,16 @@ def test_two_prepare_runs_into_one_folder_never_double_an_utterance(tmp_path):
     """The commands at once, then one that is killed and run again."""
     corpus, out = text_corpus(tmp_path / "corpus", 3000), tmp_path / "out"
     code = "import sys; from zipper_jax.cli import main; sys.exit(main.main(sys.argv[1:]))"
-    arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(out), "--text_vocabulary=bytes", "--tasks=asr"]
+    arguments = [
+        "data",
+        "prepare",
+        "--corpus",
+        str(corpus),
+        "--out",
+        str(out),
+        "--text_vocabulary=bytes",
+        "--tasks=asr",
+    ]
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     both = [

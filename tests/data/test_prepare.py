@@ -24,7 +24,9 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
-SETTINGS = PrepareSettings(text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3, max_unknown=1.0)
+SETTINGS = PrepareSettings(
+    text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3, max_unknown=1.0
+)
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 12, "validation": 4, "test": 3}
 

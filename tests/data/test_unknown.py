@@ -65,7 +65,7 @@ def test_a_held_out_split_is_checked_against_a_vocabulary_fitted_on_training(tmp
     with logged() as lines:
         prepared.write_examples(few, tmp_path / "q", settings, False, 1)
     assert any(line.startswith("1 of ") and "split test are unknown" in line for line in lines)
-    with pytest.raises(UserError, match="max_unknown = 1.5: give a share from 0 to 1"):
+    with pytest.raises(UserError, match=r"max_unknown = 1\.5: give a share from 0 to 1"):
         PrepareSettings(max_unknown=1.5)
 
 

@@ -167,7 +167,7 @@ def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
 def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int | None) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
     places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
-    parts = [(str(row.audio), row.start or 0.0, row.seconds) for row in (rows[index] for index in places)]
+    parts = [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in (rows[index] for index in places)]
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
         places, check_audio.check_audio(out, parts, processes) if parts else [], strict=True

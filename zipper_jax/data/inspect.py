@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.data import prepared
-from zipper_jax.data.encode import part
+from zipper_jax.data.encode import describe_dropped, part
 from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
@@ -82,6 +82,7 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
         once = [row for row in rows if not row["shift"]]
         hours = sum(row["seconds"] for row in once) / 3600
         yield f"{split}: {len(rows):,} examples, {hours:.2f} hours"
+        yield from describe_dropped(split, header.get("dropped", {}).get(split, {}))
         for name, vocabulary in vocabularies.items():
             contents = [row[task_set.field_of(name)] for row in rows]
             tokens = "units" if name == SPEECH else f"{name} tokens"

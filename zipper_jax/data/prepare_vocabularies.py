@@ -13,7 +13,7 @@ import numpy as np
 
 from zipper_jax.data.encode import part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
-from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.corpus import CONTENT
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
@@ -65,13 +65,20 @@ def make_tokenizer(
 
 def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> UnitTokenizer:
     chosen, seconds = [], 0.0
+    problem: AudioError | None = None
     # In random order, so that the sample covers all voices.
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
         if seconds >= _FIT_SECONDS:
             break
-        waveform = load_audio(**part(corpus, rows[place]))
+        try:
+            waveform = load_audio(**part(corpus, rows[place]))
+        except AudioError as error:  # encoding drops and counts it, if others are left
+            problem = problem or error
+            continue
         seconds += len(waveform) / SAMPLE_RATE
         chosen.append(waveform)
+    if not chosen and problem is not None:
+        raise problem
     logger.info(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed)
 

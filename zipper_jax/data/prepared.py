@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.data.encode import encode_split
+from zipper_jax.data.encode import count_dropped, encode_split, read_dropped
 from zipper_jax.data.import_corpus import figures, leaks
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_vocabularies import (
@@ -34,6 +34,8 @@ from zipper_jax.data.prepare_vocabularies import (
     make_vocabulary,
     of_tokenizer,
 )
+from zipper_jax.data.sources.columns import warn_unused
+from zipper_jax.data.sources.rows import FIELDS
 from zipper_jax.data.unknown import count_unknown, refuse_unknown
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
@@ -46,6 +48,8 @@ from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_OF_SYNTHESIS = ("rate", "pitch", "snr_db")
+"""Fields of synthesised corpora, which describe how the audio was made."""
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -112,6 +116,8 @@ def write_examples(
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
     _begin(corpus, folder, settings, overwrite)
+    used = [*FIELDS, *_OF_SYNTHESIS, *(modality.field for modality in modalities.values())]
+    warn_unused(corpus / "manifest.jsonl", (name for row in rows for name in row), used, "fields")
     for line in leaks(figures(rows)):
         logger.info(line)
     training = [row for row in rows if row["split"] == "train"]
@@ -132,6 +138,8 @@ def write_examples(
         shifts = settings.shifts if split == "train" else 1
         mine = [row for row in rows if row["split"] == split]
         encode_split(_examples(folder, split), corpus, home, mine, fields, shifts, processes)
+    lacking = {split: read_dropped(_examples(folder, split)) for split in named}
+    rows = [row for row in rows if row["id"] not in lacking[row["split"]]]
     header = read_header(folder) | {
         **about,
         "vocabularies": {name: vocabulary.digest for name, vocabulary in read_vocabularies(folder).items()},
@@ -139,6 +147,7 @@ def write_examples(
         "modalities": {
             split: _kinds([row for row in rows if row["split"] == split], settings.task_set) for split in named
         },
+        "dropped": {split: count_dropped(found) for split, found in lacking.items() if found},
         "task_set": to_dict(settings.task_set),
         "complete": True,
     }

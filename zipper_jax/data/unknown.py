@@ -66,13 +66,13 @@ def describe_unknown(found: Mapping[str, Unknown], modality: str) -> Iterator[st
 
 
 def refuse_unknown(found: Mapping[str, Unknown], modality: str, most: float) -> None:
-    """Log what is unknown. Raises UserError for a split with a larger share of unknown tokens than ``most``, and `FEW`."""
+    """Log what is unknown. Raises UserError for a split with `FEW` unknown tokens and a larger share than ``most``."""
     for line in describe_unknown(found, modality):
         logger.warning(line)
     for split, mine in found.items():
         if mine.lacking >= FEW and mine.share > most:
             raise UserError(
                 f"max_unknown = {most:g}: {mine.describe(split, modality)}; fit a vocabulary on this text (omit "
-                f"--{modality}_vocabulary), write the text as the vocabulary's own (for example in lower case), or give "
-                "a larger --max_unknown"
+                f"--{modality}_vocabulary), write the text as the vocabulary's own (for example in lower case), or "
+                "give a larger --max_unknown"
             )

@@ -211,8 +211,8 @@ class Model:
         tokens = np.asarray(vocabulary.encode(content), np.int32)
         if lacking := list(dict.fromkeys(vocabulary.unknown(content))):
             logger.warning(
-                f"warning: {modality} = {content!r}: the model's vocabulary lacks {', '.join(map(repr, lacking))}, which "
-                "it does not see; write it in the characters of its training text"
+                f"warning: {modality} = {content!r}: the model's vocabulary lacks {', '.join(map(repr, lacking))}, "
+                "which it does not see; write it in the characters of its training text"
             )
         return tokens
 

@@ -1,7 +1,7 @@
 """JSON that users write: decoded, checked against a type, and every error in one form.
 
-The form is ``PLACE: FIELD = VALUE: expected TYPE; FIX``. Types are msgspec Structs or dataclasses; files that zipper_jax
-writes itself (config.json, header.json, vocabulary.json) have readers of their own.
+The form is ``PLACE: FIELD = VALUE: expected TYPE; FIX``. Types are msgspec Structs or dataclasses; files that
+zipper_jax writes itself (config.json, header.json, vocabulary.json) have readers of their own.
 """
 
 import json

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.utils import user_json
@@ -42,6 +43,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
         raise UserError(
             f"{str(path)!r} has an unknown ending: give units as .jsonl (also {', '.join(lines.COMPRESSED)})"
         )
+    there: dict[str, None] = {}
     for number, line in lines.lines(path):
         place = f"{path}:{number}"
         if line is None:
@@ -51,6 +53,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             continue
         try:
             value = user_json.decode(line, place, "")
+            there |= dict.fromkeys(value)
             found = user_json.convert(value, _Line, place, "")
         except user_json.JsonError as error:
             yield Row(place, place, problem=_NO_LINE if error.missing else _PROBLEMS.get(error.field, _NO_LINE))
@@ -65,6 +68,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             seconds=found.seconds,
             more=settings.more(value),
         )
+    warn_unused(path, there, [*_Line.__struct_fields__, *settings.fields], "fields")
 
 
 def header(path: Path, settings: ImportSettings) -> GivenUnits:
