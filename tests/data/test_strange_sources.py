@@ -1,4 +1,4 @@
-"""Strange but legal sources: each row is read right, or dropped and counted for what it is; nothing is silently wrong."""
+"""Strange but legal sources: each row is read right, or dropped and counted for what it is."""
 
 from pathlib import Path
 
@@ -124,7 +124,8 @@ def test_kaldi_rows_are_dropped_one_by_one(tmp_path):
     stereo = np.stack([np.full(32_000, 0.2), np.full(32_000, -0.4)], axis=1)
     soundfile.write(folder / "r.wav", stereo, 16_000)
     segments = [
-        "a r 0.5 1.0", "b r 1.0 1.0", "c r 1.5 -1", "d r 0 1 1", "e r 0 1 7", "f r 0 x", "g r 0", "h gone 0 1", "i ark 0 1",
+        "a r 0.5 1.0", "b r 1.0 1.0", "c r 1.5 -1", "d r 0 1 1", "e r 0 1 7", "f r 0 x", "g r 0", "h gone 0 1",
+        "i ark 0 1",
         "j pipe 0 1", "k r 0 1 0 9", "l r 0 nan", "m r 1.9 5",
     ]  # fmt: skip
     write(folder / "wav.scp", "r r.wav\nark data.ark:5\npipe sph2pipe a.sph |\n")

@@ -65,6 +65,7 @@ def _read(folder: Path, split: str) -> Iterator[Row]:
         one = parts.get(name, _Part(place, problem=NO_AUDIO))
         audio, problem = recordings.get(one.recording, ("", NO_AUDIO))
         problem = NOT_UTF8 if text is None else one.problem or problem or ("" if text else NO_TEXT)
+        place = one.place if text and problem else place
         yield Row(
             name, place, split, text, audio or None, None, speakers.get(name), one.start, one.seconds, one.channel,
             problem,
