@@ -22,7 +22,7 @@ from zipper_jax.inference.model import Speech
 from zipper_jax.inference.perplexity import perplexities
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.utils.errors import UserError
-from zipper_jax.vocabularies import UnitVocabulary
+from zipper_jax.vocabularies import UnitVocabulary, train_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,54 @@ def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, argumen
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": [["text", null]]}', "prompt[0][1] = null: expected a string or a list; give {"),
+        ('{"prompt": [["speech", [1.9]]]}', "prompt[0][1][0] = 1.9: expected an integer; give {"),
+        ('{"prompt": [["text"]]}', 'prompt[0] = ["text"]: expected a list of length 2; give {'),
+        ('{"prompt": [], "outputs": "text"}', 'outputs = "text": expected a list; give {'),
+        ('{"prompt": [], "outputs": []}', "outputs = []: expected a list of length >= 1; give {"),
+        ('{"outputs": ["text"]}', "prompt is missing; give {"),
+        ('["text"]', 'is not a JSON object but ["text"]; give {'),
+        ('{"prompt": [["txt", "on"]]}', "prompt[0]: this model has no modality 'txt'; it has speech, text"),
+        ('{"prompt": [], "outputs": ["text", "txt"]}', "outputs[1]: this model has no modality 'txt'; it has"),
+        ('{"prompt": [["text", [1, 2]]]}', "prompt[0]: content = [1, 2]: expected a string"),
+        ('{"prompt": [["text", "on"], ["speech", "on"]]}', "prompt[1]: content = 'on': expected a list of integers"),
+        ('{"prompt": [["speech", [99]]]}', "prompt[0]: unit 99 is outside 0 to 11"),
+    ],
+)
+def test_a_line_of_generate_with_other_types(run, tmp_path, capsys, line, message):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": []}\n' + line + "\n")
+    assert main(["generate", "--model", str(run), "--input", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""  # every line is checked before the first is answered
+    assert printed.err.startswith(f"error: {path} line 2")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_text_that_the_vocabulary_lacks_is_warned_of(run, tmp_path, capsys):
+    """The first sees 'turn' without its T and the full stop; the third nothing at all."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    train_sentencepiece(["turn the light on", "go off"], 258).save(copied / "vocabularies" / "text")
+    texts = ["Turn the light on.", "turn the light on", "你好"]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"prompt": [["text", text]]}) + "\n" for text in texts))
+    assert main(["generate", "--model", str(copied), "--input", str(path), "--output", str(out)]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    lacks = "the model's vocabulary lacks"
+    assert [line.split(", which")[0] for line in warnings] == [
+        f"warning: text = 'Turn the light on.': {lacks} 'T', '.'",
+        f"warning: text = '你好': {lacks} '你好'",
+    ]
+    command = ["speak", texts[0], "--model", str(copied), "--out", str(tmp_path / "a.wav"), "--temperature", "1"]
+    main(command)
+    assert capsys.readouterr().err.startswith(warnings[0])
 
 
 def _without(name):

@@ -86,7 +86,7 @@ def test_lines_of_json_end_at_newlines_alone(tmp_path):
     path = tmp_path / "lines.jsonl"
     row = {"prompt": [["text", "one\u2028two\x85"]], "audio": "a\u2029.wav", "model": "m", "beams": 1}
     path.write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
-    assert list(generate._read(path, ["text"])) == 2 * [{"outputs": ["text"], **row}]
+    assert [request for _, request in generate._read(path, ["text"])] == 2 * [{"outputs": ["text"], **row}]
     assert transcribe._finished(path, {"model": "m", "beams": 1}) == {"a\u2029.wav"}
     assert read_results(path) == 2 * [row]
 

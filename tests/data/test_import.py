@@ -463,7 +463,10 @@ def _file(kind, name, content):
         (_empty("table"), r"give a table that ends in \.tsv or \.csv"),
         (_empty("units"), r"give units as \.jsonl"),
         (_librispeech_without_transcripts, r"holds no \*\.trans\.txt"),
-        (_kaldi_with_a_pipe, r"wav\.scp:1 is a command \('sph2pipe .*write the audio to files first"),
+        (
+            _kaldi_with_a_pipe,
+            r"6 dropped .*1 command in wav\.scp, which is not executed: write .* \(first: .*wav\.scp:1",
+        ),
         (_units_without_header, r"header\.json' does not exist: write {\"num_units\""),
         (_silent, r"nothing to train on: 1 rows read, 1 dropped \(1 silent audio \(first: .*a\.wav\)\)"),
         (_half_gzip, r"a\.txt\.gz' cannot be unpacked"),
@@ -493,11 +496,11 @@ def test_sources_that_cannot_be_read(tmp_path, capsys, make, message):
     "header, message",
     [
         ("{", "header.json'"),
-        ('{"num_units": 20}', "give an object with num_units, rate_hz"),
+        ('{"num_units": 20}', "header.json.: rate_hz is missing; give num_units and rate_hz"),
         ('{"num_units": 0, "rate_hz": 50}', "num_units = 0: give a whole number"),
         ('{"num_units": 20, "rate_hz": -1}', "rate_hz = -1: give units per second"),
         ('{"num_units": 20, "rate_hz": 50, "vocoder": "speak {units}"}', "give a command with {units} and {wav}"),
-        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: give a string"),
+        ('{"num_units": 20, "rate_hz": 50, "vocoder": 5}', "vocoder = 5: expected a string"),
     ],
 )
 def test_bad_headers_of_units(tmp_path, header, message):
@@ -647,8 +650,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 def test_silence_is_relative_to_full_scale(tmp_path):
     check = check_audio.make_checker()
-    assert check((str(sound(tmp_path / "a.wav", level=0.0005)), 0.0, None)).problem == "silent audio"
-    assert check((str(sound(tmp_path / "b.wav", level=0.01)), 0.0, None)) == (0.3, 16_000, "")
+    assert check((str(sound(tmp_path / "a.wav", level=0.0005)), 0.0, None, None)).problem == "silent audio"
+    assert check((str(sound(tmp_path / "b.wav", level=0.01)), 0.0, None, None)) == (0.3, 16_000, "")
     assert soundfile.info(tmp_path / "b.wav").duration == 0.3
 
 

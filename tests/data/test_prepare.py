@@ -24,7 +24,9 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
-SETTINGS = PrepareSettings(text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3)
+SETTINGS = PrepareSettings(
+    text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3, max_unknown=1.0
+)
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 12, "validation": 4, "test": 3}
 
@@ -401,5 +403,5 @@ def test_modalities_of_ones_own(corpus, tmp_path):
         prepare_rows.prepare(mine, tmp_path / "n", dataclasses.replace(settings, vocabulary_sizes={}), processes=1)
     rows[0]["image"] = "seven"
     (mine / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"row 'train_0' of .*: image must be a list of integers"):
+    with pytest.raises(UserError, match=r"manifest.jsonl' line 1: image = .seven.: expected a list;"):
         prepare_rows.prepare(mine, tmp_path / "n", settings, processes=1)

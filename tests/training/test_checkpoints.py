@@ -376,7 +376,7 @@ def test_two_runs_never_share_a_folder(copied):
     from zipper_jax.utils.locks import locked
 
     before = Path(copied.model_dir, "config.json").read_bytes()
-    with locked(Path(copied.model_dir)), pytest.raises(UserError, match=r"in use by process \d+"):
+    with locked(Path(copied.model_dir)), pytest.raises(UserError, match=r"is being written by process \d+ on "):
         run(replace(copied, steps=6, seed=7, allow_changes=True))
     assert Path(copied.model_dir, "config.json").read_bytes() == before, "the one that holds it is not disturbed"
 

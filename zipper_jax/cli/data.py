@@ -60,6 +60,7 @@ _HELP = {
     "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units to use; empty: fit a tokenizer",
     "speech_vocabulary": "a run or tower folder with as many units, whose ids to use",
     "shifts": "encode training audio this many times, from different starting points within one unit",
+    "max_unknown": "largest share of a split's tokens that may be unknown to a vocabulary",
     "tasks": "comma-separated tasks to write rows for; empty: all",
     "lengths": "positions of a packed row for further modalities, NAME=LENGTH, comma-separated",
     "vocabularies": "as --text_vocabulary for further modalities, NAME=WHAT, comma-separated; else made from the data",

@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from zipper_jax.utils.errors import UserError
 
@@ -48,22 +49,32 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} = {path}: there is no such folder")
+    from zipper_jax.utils.locks import locked
+
     if args.split:
-        return _split(args)
+        with locked(args.out):
+            return _split(args)
     if args.corpus is None:
         raise UserError(
             "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
             "speech to text only"
         )
     from zipper_jax.decoding.sampling import SamplingConfig
-    from zipper_jax.evaluation.evaluator import EvalSettings, Sources, evaluate
-    from zipper_jax.reports.report import write_report
-    from zipper_jax.utils.files import write_json
+    from zipper_jax.evaluation.evaluator import EvalSettings, Sources
 
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
+    with locked(args.out):
+        return _evaluate(args, sources, settings, began)
+
+
+def _evaluate(args: argparse.Namespace, sources: Any, settings: Any, began: float) -> int:
+    from zipper_jax.evaluation.evaluator import evaluate
+    from zipper_jax.reports.report import write_report
+    from zipper_jax.utils.files import write_json
+
     results = evaluate(sources, args.out, settings)
     seconds = _stage_seconds(args.stages)
     seconds["evaluate"] = round(time.monotonic() - began, 1)

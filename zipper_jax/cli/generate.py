@@ -1,14 +1,19 @@
 """``zipper generate``: continue prompts of any modalities, as JSON lines."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from zipper_jax.tasks import TEXT
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked_file
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -22,6 +27,14 @@ defaults to --outputs. Each output line repeats the input and adds "generated": 
 
   zipper generate --model runs/smoke/zipper --outputs text < prompts.jsonl > results.jsonl
 """
+
+
+_FIX = 'give {"prompt": [[modality, content], ...], "outputs": [modality, ...]}'
+
+
+class _Request(msgspec.Struct):
+    prompt: list[tuple[user_json.Name, str | list[user_json.Natural]]]
+    outputs: Annotated[list[user_json.Name], msgspec.Meta(min_length=1)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,28 +62,30 @@ def run(args: argparse.Namespace) -> int:
     default = [name.strip() for name in args.outputs.split(",") if name.strip()]
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise UserError(f"--output = {args.output}: the folder does not exist")
-    requests = list(_read(args.input, default))
+    read = list(_read(args.input, default))
     from zipper_jax.api import load
     from zipper_jax.decoding.sampling import SamplingConfig
 
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.beams, seed=args.seed)
     model = load(args.model)
+    for place, request in read:
+        _check(model, request, place)
     max_new_tokens = dict.fromkeys(model.layout, args.max_new_tokens) if args.max_new_tokens else None
-    out = sys.stdout if args.output is None else args.output.open("w", encoding="utf-8")
-    try:
-        for batch in _batches(requests, args.batch_size):
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout
+        if args.output is not None:
+            stack.enter_context(locked_file(args.output))
+            out = stack.enter_context(args.output.open("w", encoding="utf-8"))
+        for batch in _batches((request for _, request in read), args.batch_size):
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
             rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens)
             for request, row in zip(batch, rows, strict=True):
                 print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
-    finally:
-        if args.output is not None:
-            out.close()
     return 0
 
 
-def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
-    """Parse and validate every line, before the model is loaded."""
+def _read(path: Path | None, default: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the request of every line, validated before the model is loaded."""
     name = "standard input" if path is None else str(path)
     try:
         lines = (sys.stdin.read() if path is None else path.read_text(encoding="utf-8")).split("\n")
@@ -79,15 +94,24 @@ def _read(path: Path | None, default: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            request = {"outputs": default, **json.loads(line)}
-            if not all(isinstance(m, str) for m, _ in request["prompt"]) or not request["outputs"]:
-                raise ValueError("prompt or outputs")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{name} line {number}: give {{"prompt": [[modality, content], ...], "outputs": [...]}} ({error!r})'
-            ) from error
-        yield request
+        place = f"{name} line {number}"
+        request = {"outputs": default, **user_json.decode(line, place, _FIX)}
+        user_json.convert(request, _Request, place, _FIX)
+        yield place, request
+
+
+def _check(model: Any, request: dict[str, Any], place: str) -> None:
+    """Raise UserError for a modality that the model lacks, or content of another type than the modality's."""
+    try:
+        for number, (modality, content) in enumerate(request["prompt"]):
+            field = f"prompt[{number}]"
+            model.require(modality)
+            model.vocabularies[modality].encode(content)
+        for number, modality in enumerate(request["outputs"]):
+            field = f"outputs[{number}]"
+            model.require(modality)
+    except UserError as error:
+        raise UserError(f"{place}: {field}: {error}") from error
 
 
 def _batches(requests: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

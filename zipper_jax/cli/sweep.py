@@ -1,12 +1,15 @@
 """``zipper sweep``: a grid of runs from a Python file, resumable by row, scored and reported."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
     rows = plan.rows(sweep, args.only, _seeds(args.seeds))
     if args.row:
         return _one_row(sweep, places, args.row)
+    with contextlib.nullcontext() if args.action in ("report", "list") else locked(args.out):
+        return _act(args, sweep, rows, places)
+
+
+def _act(args: argparse.Namespace, sweep: Any, rows: Any, places: Any) -> int:
     match args.action:
         case "prepare":
             from zipper_jax.sweep.prepare import prepare

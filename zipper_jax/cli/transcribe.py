@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked_file
 from zipper_jax.utils.progress import progress
 
 DESCRIPTION = """\
@@ -39,6 +40,13 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
     files = list(_files(args.files))
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        raise UserError(f"--out = {args.out}: the folder does not exist")
+    with contextlib.nullcontext() if args.out is None else locked_file(args.out):
+        return _resume(args, files)
+
+
+def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
     about = {"model": str(args.model), "beams": args.beams}
     done = _finished(args.out, about) if args.out is not None else set()
     to_do = [path for path in files if str(path) not in done]
@@ -117,10 +125,6 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
     Raises:
         UserError: A line is not a transcript, or is of another model or beam width.
     """
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out = {out}: the folder does not exist")
-    if not out.exists():
-        return set()
     text = out.read_bytes().decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     done = set()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zipper_jax.speech.audio import AudioError, is_silent, read_audio
+from zipper_jax.speech.audio import TOO_SHORT, AudioError, is_silent, is_too_short, read_audio
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils.progress import progress
 
@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 _JOURNAL = "checked.jsonl"
 
-Part = tuple[str, float, float | None]
-"""(file, start in seconds, length in seconds or None for the rest of the file)"""
+Part = tuple[str, float, float | None, int | None]
+"""(file, start in seconds, length in seconds or None for the rest of the file, channel or None for the mean)"""
 
 
 class Checked(NamedTuple):
@@ -65,6 +65,7 @@ def make_checker() -> Callable[[Part], Checked]:
         except AudioError as error:
             return Checked(0.0, 0, error.reason)
         problem = "silent audio" if is_silent(waveform) else ""
+        problem = TOO_SHORT if is_too_short(waveform, rate) else problem
         return Checked(len(waveform) / rate, rate, problem)
 
     return check

@@ -1,25 +1,42 @@
-"""Encode the rows of a corpus as examples: audio to units, in worker processes; an interrupted split is resumed."""
+"""Encode the rows of a corpus as examples: audio to units, in worker processes; an interrupted split is resumed.
+
+A row whose audio cannot be used, because it changed after the import, is left out and recorded in ``<split>.dropped``.
+"""
 
 import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
 
+_DROPPED = ".dropped"
+
+
+class Encoded(NamedTuple):
+    """The units of one row per shift, and its duration; or why it has none: in a few words, and in full."""
+
+    variants: list[list[int]]
+    seconds: float
+    reason: str = ""
+    message: str = ""
+
+
 def part(corpus: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `load_audio` for a manifest row."""
-    within = {"start": row["start"], "seconds": row["seconds"]} if "start" in row else {}
+    within = {name: row[name] for name in ("start", "seconds") if "start" in row}
+    within |= {"channel": row["channel"]} if "channel" in row else {}
     return {"source": str(corpus / row["audio"]), **within}
 
 
@@ -32,7 +49,7 @@ def encode_split(
     shifts: int,
     processes: int | None,
 ) -> None:
-    """Write ``path`` (``<split>.jsonl``) unless it exists.
+    """Write ``path`` (``<split>.jsonl``) unless it exists; `read_dropped` tells which rows it lacks.
 
     Args:
         path: File to write.
@@ -42,11 +59,16 @@ def encode_split(
         fields: Fields that are copied unchanged.
         shifts: See `PrepareSettings`.
         processes: Worker processes; None: one per core.
+
+    Raises:
+        UserError: No row is left.
     """
     if path.is_file():
         return
     begun, split = time.monotonic(), path.stem
-    partial = path.with_name(f"{path.name}.partial")
+    partial, dropped = path.with_name(f"{path.name}.partial"), path.with_suffix(_DROPPED)
+    known = read_dropped(path)
+    rows = [row for row in rows if row["id"] not in known]
     done = _keep_whole_rows(partial, rows)
     if done:
         logger.info(f"{split}: continuing behind {done} of {len(rows)} examples")
@@ -54,13 +76,22 @@ def encode_split(
     jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(encoded), partial.open("a", encoding="utf-8") as out:
+    with (
+        contextlib.closing(encoded),
+        partial.open("a", encoding="utf-8") as out,
+        dropped.open("a", encoding="utf-8") as left_out,
+    ):
         bar = progress(total=len(jobs), what=f"encoding {split}", unit="utterances")
         for row in rows:
-            variants, seconds = [row.get("units")], row.get("seconds") or 0.0
+            variants: list[Any] = [row.get("units")]
+            seconds = row.get("seconds") or 0.0
             if "audio" in row and "units" not in row:
-                variants, seconds = next(encoded)
+                variants, seconds, reason, message = next(encoded)
                 bar.update()
+                if reason:
+                    left_out.write(json.dumps({"id": row["id"], "reason": reason, "message": message}) + "\n")
+                    left_out.flush()
+                    continue
             content = {field: row.get(field) or None for field in fields}
             about = {"id": row["id"], "split": split, **content, "voice": row.get("voice")}
             for shift, units in enumerate(variants):
@@ -68,8 +99,42 @@ def encode_split(
                 out.write(json.dumps(example, ensure_ascii=False) + "\n")
             out.flush()
         bar.close()
+    lacking = read_dropped(path)
+    if not lacking:
+        dropped.unlink()
+    if lacking and not partial.stat().st_size:
+        dropped.unlink()  # the next run looks again
+        first = next(iter(lacking.values()))
+        raise UserError(f"no row of split {split} can be used, of {len(lacking)}; the first: {first['message']}")
     os.replace(partial, path)
-    logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
+    logger.info(f"{split}: {len(rows)} rows in {time.monotonic() - begun:.1f} s")
+    for line in describe_dropped(split, count_dropped(lacking)):
+        logger.warning(line)
+
+
+def read_dropped(path: Path) -> dict[str, dict[str, str]]:
+    """Return id -> ``reason`` and ``message`` of the rows that the examples in ``path`` lack."""
+    found: dict[str, dict[str, str]] = {}
+    record = path.with_suffix(_DROPPED)
+    for line in record.read_text(encoding="utf-8").split("\n") if record.is_file() else ():
+        with contextlib.suppress(ValueError):  # truncated line of a killed run
+            one = json.loads(line)
+            found[one["id"]] = one
+    return found
+
+
+def count_dropped(found: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return reason -> count and message of the first row."""
+    counted: dict[str, dict[str, Any]] = {}
+    for one in found.values():
+        counted.setdefault(one["reason"], {"count": 0, "first": one["message"]})["count"] += 1
+    return counted
+
+
+def describe_dropped(split: str, counted: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield one line per reason."""
+    for reason, one in counted.items():
+        yield f"{split}: dropped {one['count']:,} {reason} (first: {one['first']})"
 
 
 def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
@@ -94,15 +159,18 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
     return done
 
 
-def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], tuple[list[list[int]], float]]:
-    """Return the function that a worker runs: arguments of `load_audio` -> (units per shift, seconds)."""
+def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], Encoded]:
+    """Return the function that a worker runs on the arguments of `load_audio`."""
     units = load_tokenizer(tokenizer)
     step = SAMPLE_RATE / units.rate_hz
 
-    def encode(part: dict[str, Any]) -> tuple[list[list[int]], float]:
-        waveform = load_audio(**part)
+    def encode(part: dict[str, Any]) -> Encoded:
+        try:
+            waveform = load_audio(**part)
+        except AudioError as error:
+            return Encoded([], 0.0, error.reason, str(error))
         starts = [int(step * shift / shifts) for shift in range(shifts)]
         variants = [units.encode(waveform[start:]).tolist() for start in starts if start < len(waveform)]
-        return variants, len(waveform) / SAMPLE_RATE
+        return Encoded(variants, len(waveform) / SAMPLE_RATE)
 
     return encode

@@ -27,6 +27,7 @@ from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,19 @@ def import_corpus(
     Raises:
         UserError: The source is missing, empty or of another format; no row is usable; ``out`` holds another corpus.
     """
-    out = Path(out)
+    with locked(out):
+        return _import(kind, paths, Path(out), settings, strict, overwrite, processes)
+
+
+def _import(
+    kind: str,
+    paths: Sequence[str | os.PathLike],
+    out: Path,
+    settings: ImportSettings,
+    strict: bool,
+    overwrite: bool,
+    processes: int | None,
+) -> dict[str, Any]:
     what = {name: value for name, value in to_dict(settings).items() if name != "fields" or value}
     what |= {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
     found = read_header(out)
@@ -79,7 +92,6 @@ def import_corpus(
     rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
     given = _given_units(kind, paths, settings)
     rows = _mark_twice(rows, kind in _MADE_UP)
-    out.mkdir(parents=True, exist_ok=True)
     rows, rates = _check(out, rows, settings, processes)
     if given is not None:
         rows = [row if row.problem else units.checked(row, given) for row in rows]
@@ -155,7 +167,7 @@ def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
 def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int | None) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
     places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
-    parts = [(str(row.audio), row.start or 0.0, row.seconds) for row in (rows[index] for index in places)]
+    parts = [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in (rows[index] for index in places)]
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
         places, check_audio.check_audio(out, parts, processes) if parts else [], strict=True

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.data import prepared
-from zipper_jax.data.encode import part
+from zipper_jax.data.encode import describe_dropped, part
 from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
+from zipper_jax.data.unknown import count_unknown, describe_unknown
 from zipper_jax.speech.audio import load_audio, save_audio
 from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
 from zipper_jax.speech.given_units import run_vocoder
@@ -19,6 +20,7 @@ from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.tasks import MODALITIES, SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
+from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
 
 _BINS = 10
 _TEXT = MODALITIES[TEXT].field
@@ -77,13 +79,17 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
     lengths: dict[str, list[int]] = {}
     for split in _ordered(prepared.splits(folder)):
         rows = list(prepared.read_examples(folder, split))
-        hours = sum(row["seconds"] for row in rows if not row["shift"]) / 3600
+        once = [row for row in rows if not row["shift"]]
+        hours = sum(row["seconds"] for row in once) / 3600
         yield f"{split}: {len(rows):,} examples, {hours:.2f} hours"
+        yield from describe_dropped(split, header.get("dropped", {}).get(split, {}))
         for name, vocabulary in vocabularies.items():
             contents = [row[task_set.field_of(name)] for row in rows]
             tokens = "units" if name == SPEECH else f"{name} tokens"
             found = [len(vocabulary.encode(content)) for content in contents if content is not None]
             lengths[tokens] = lengths.get(tokens, []) + found
+            if name != SPEECH and not isinstance(vocabulary, UnitVocabulary):
+                yield from describe_unknown(count_unknown(once, task_set.field_of(name), vocabulary), name)
     for home in sorted((folder / "rows").glob("*/*")):
         meta = read_meta(home)
         if meta is not None:
@@ -92,11 +98,14 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
     if "train" not in prepared.splits(folder):
         return
     tokenizer = load_tokenizer(folder / "vocabularies" / SPEECH) if SPEECH in vocabularies else None
-    others = [task_set.field_of(name) for name in vocabularies if name not in (SPEECH, TEXT)]
     for row in _spread(list(prepared.read_examples(folder, "train")), examples):
-        yield f"example {row['id']}: {row[_TEXT] or '(no text)'}"
-        for field in others:
-            yield f"  {field}: {row[field]}"
+        trained = {name: _decoded(each, row[task_set.field_of(name)]) for name, each in vocabularies.items()}
+        yield f"example {row['id']}: {trained.get(TEXT) or '(no text)'}"
+        if row[_TEXT] and trained.get(TEXT) != row[_TEXT]:
+            yield f"  its text, which the vocabulary cannot represent: {row[_TEXT]}"
+        for name in vocabularies:
+            if name not in (SPEECH, TEXT):
+                yield f"  {task_set.field_of(name)}: {trained[name]}"
         if row["units"] is None or tokenizer is None:
             continue
         more = " …" if len(row["units"]) > _SHOWN else ""
@@ -106,6 +115,11 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
                 yield f"  {_write(out, row, _sound(tokenizer, row['units'], vocoder), '_units')}"
             except UserError as error:  # show the remaining examples without audio
                 yield f"  no audio: {error}"
+
+
+def _decoded(vocabulary: Vocabulary, content: Any) -> Any:
+    """Return the content as a model is trained on it: the decoded tokens."""
+    return None if content is None else vocabulary.decode(vocabulary.encode(content))
 
 
 def _sound(tokenizer: Tokenizer, units: np.ndarray, vocoder: bool) -> np.ndarray:

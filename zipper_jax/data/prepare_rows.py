@@ -16,6 +16,7 @@ from zipper_jax.data.prepared import PrepareSettings, read_header, splits, write
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Example, fill_template
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ def prepare(
       UserError: a corpus that is missing or not finished, or other settings than the folder was made with.
     """
     began = time.monotonic()
-    write_examples(corpus, folder, settings, overwrite, processes)
-    metas = write_all_rows(folder, settings, overwrite)
+    with locked(folder):
+        write_examples(corpus, folder, settings, overwrite, processes)
+        metas = write_all_rows(folder, settings, overwrite)
     logger.info(f"prepared {folder} in {time.monotonic() - began:.1f} s")
     return metas
 

@@ -29,6 +29,8 @@ class PrepareSettings:
         seed: Seed of the tokenizer fit.
         shifts: Training audio is encoded this many times, from starting points spread over the 40 ms of one unit, as
             augmentation. Other splits are encoded once.
+        max_unknown: Largest share of a split's tokens that may be unknown to a vocabulary, in [0, 1]; fewer than ten
+            tokens are never too many.
         tasks: Tasks to write rows for; (): all of ``task_set``.
         open_rows: See `zipper_jax.packing.pack`.
         lengths: Further modality -> positions of a packed row.
@@ -46,6 +48,7 @@ class PrepareSettings:
     speech_vocabulary: str = ""
     seed: int = 0
     shifts: int = 1
+    max_unknown: float = 0.01
     tasks: tuple[str, ...] = ()
     open_rows: int = 64
     lengths: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -60,6 +63,8 @@ class PrepareSettings:
         for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
+        if not 0 <= self.max_unknown <= 1:
+            raise UserError(f"max_unknown = {self.max_unknown}: give a share from 0 to 1")
         object.__setattr__(self, "tasks", self.tasks or tuple(self.task_set.tasks))
         self._check_further()
 

@@ -6,7 +6,6 @@ Each is a separate stage: a vocabulary that an interrupted run wrote is reused.
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 
 from zipper_jax.data.encode import part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
-from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
+from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
+from zipper_jax.speech.corpus import CONTENT
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.speech.tokenizer import UnitTokenizer
@@ -65,13 +65,20 @@ def make_tokenizer(
 
 def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> UnitTokenizer:
     chosen, seconds = [], 0.0
+    problem: AudioError | None = None
     # In random order, so that the sample covers all voices.
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
         if seconds >= _FIT_SECONDS:
             break
-        waveform = load_audio(**part(corpus, rows[place]))
+        try:
+            waveform = load_audio(**part(corpus, rows[place]))
+        except AudioError as error:  # encoding drops and counts it, if others are left
+            problem = problem or error
+            continue
         seconds += len(waveform) / SAMPLE_RATE
         chosen.append(waveform)
+    if not chosen and problem is not None:
+        raise problem
     logger.info(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed)
 
@@ -90,7 +97,7 @@ def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareS
     if about is not None and settings.tokenizer:
         raise UserError(f"tokenizer = {settings.tokenizer!r}: the corpus already has units; omit --tokenizer")
     if about is not None:
-        return GivenUnits.of(about)
+        return GivenUnits.of(about, repr(str(corpus / "corpus.json")), "units")
     if not settings.tokenizer:
         return None
     home = Path(settings.tokenizer) / "vocabularies" / SPEECH
@@ -169,13 +176,10 @@ def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
     )
 
 
-def check_contents(corpus: Path, rows: Sequence[Mapping[str, Any]], task_set: TaskSet) -> None:
-    """Raise UserError for a row whose content has the wrong type for its vocabulary; for speech see `check_units`."""
-    for name, modality in task_set.modalities.items():
-        kind, what = (list, "a list of integers") if modality.vocabulary == "units" else (str, "a string")
-        for row in rows if name != SPEECH else ():
-            if row.get(modality.field) is not None and not isinstance(row[modality.field], kind):
-                raise UserError(f"row {row['id']!r} of {str(corpus)!r}: {modality.field} must be {what}")
+def content_types(task_set: TaskSet) -> dict[str, type]:
+    """Return the content fields of a manifest and their types: those of every corpus, and those of ``task_set``."""
+    further = {m.field: list[int] if m.vocabulary == "units" else str for m in task_set.modalities.values()}
+    return further | CONTENT
 
 
 def given_units(settings: PrepareSettings, tokenizer: Tokenizer | None = None) -> UnitVocabulary:

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.data.encode import encode_split
+from zipper_jax.data.encode import count_dropped, encode_split, read_dropped
 from zipper_jax.data.import_corpus import figures, leaks
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_vocabularies import (
-    check_contents,
     check_units,
+    content_types,
     given_tokenizer,
     given_units,
     given_vocabulary,
@@ -34,7 +34,10 @@ from zipper_jax.data.prepare_vocabularies import (
     make_vocabulary,
     of_tokenizer,
 )
-from zipper_jax.speech.corpus import CONTENT, read_manifest
+from zipper_jax.data.sources.columns import warn_unused
+from zipper_jax.data.sources.rows import FIELDS
+from zipper_jax.data.unknown import count_unknown, refuse_unknown
+from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
@@ -45,6 +48,8 @@ from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_OF_SYNTHESIS = ("rate", "pitch", "snr_db")
+"""Fields of synthesised corpora, which describe how the audio was made."""
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -98,11 +103,10 @@ def write_examples(
         UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
     """
     corpus, folder, modalities = Path(corpus), Path(folder), settings.task_set.modalities
-    rows = read_manifest(corpus, content=CONTENT | {modality.field for modality in modalities.values()})
-    check_contents(corpus, rows, settings.task_set)
+    rows = read_manifest(corpus, content=content_types(settings.task_set))
     for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
-            given_vocabulary(name, settings)
+            _refuse_unknown(rows, name, given_vocabulary(name, settings), settings)
     given = given_tokenizer(corpus, rows, settings)
     if given is not None:
         settings = of_tokenizer(settings, given)
@@ -112,6 +116,8 @@ def write_examples(
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
     _begin(corpus, folder, settings, overwrite)
+    used = [*FIELDS, *_OF_SYNTHESIS, *(modality.field for modality in modalities.values())]
+    warn_unused(corpus / "manifest.jsonl", (name for row in rows for name in row), used, "fields")
     for line in leaks(figures(rows)):
         logger.info(line)
     training = [row for row in rows if row["split"] == "train"]
@@ -124,12 +130,16 @@ def write_examples(
     for name, modality in modalities.items():
         if name in there and name != SPEECH:
             contents = [row[modality.field] for row in training if row.get(modality.field)]
-            make_vocabulary(folder, name, contents, settings)
+            vocabulary = make_vocabulary(folder, name, contents, settings)
+            if not settings.vocabulary(name):
+                _refuse_unknown(rows, name, vocabulary, settings)
     home, fields = folder / "vocabularies" / SPEECH, [m.field for name, m in modalities.items() if name != SPEECH]
     for split in named:
         shifts = settings.shifts if split == "train" else 1
         mine = [row for row in rows if row["split"] == split]
         encode_split(_examples(folder, split), corpus, home, mine, fields, shifts, processes)
+    lacking = {split: read_dropped(_examples(folder, split)) for split in named}
+    rows = [row for row in rows if row["id"] not in lacking[row["split"]]]
     header = read_header(folder) | {
         **about,
         "vocabularies": {name: vocabulary.digest for name, vocabulary in read_vocabularies(folder).items()},
@@ -137,11 +147,19 @@ def write_examples(
         "modalities": {
             split: _kinds([row for row in rows if row["split"] == split], settings.task_set) for split in named
         },
+        "dropped": {split: count_dropped(found) for split, found in lacking.items() if found},
         "task_set": to_dict(settings.task_set),
         "complete": True,
     }
     write_json(folder / "header.json", header)
     return header
+
+
+def _refuse_unknown(
+    rows: list[dict[str, Any]], modality: str, vocabulary: Vocabulary, settings: PrepareSettings
+) -> None:
+    found = count_unknown(rows, settings.task_set.field_of(modality), vocabulary)
+    refuse_unknown(found, modality, settings.max_unknown)
 
 
 def _modalities(row: Mapping[str, Any], task_set: TaskSet) -> list[str]:

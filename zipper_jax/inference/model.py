@@ -8,6 +8,7 @@ model.tower("text").perplexity(["turn the light on"])
 """
 
 import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
 
@@ -158,7 +161,7 @@ class Model:
     def _load_tokenizer(self, modality: str) -> Any:
         from zipper_jax.speech.tokenizers import load_tokenizer
 
-        self._require(modality)
+        self.require(modality)
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
         home, named = self.folder / "vocabularies" / modality, getattr(self.vocabularies[modality], "codebook", "")
@@ -190,16 +193,28 @@ class Model:
         Returns:
             The generated spans of each prompt.
         """
-        given = []
-        for prompt in prompts:
-            for modality, _ in prompt:
-                self._require(modality)
-            given.append([(m, np.asarray(self.vocabularies[m].encode(c), np.int32)) for m, c in prompt])
+        given = [[(modality, self.encode(modality, content)) for modality, content in prompt] for prompt in prompts]
         results = self.generate_tokens(given, outputs, sampling=sampling, max_new_tokens=max_new_tokens)
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
             for row in results
         ]
+
+    def encode(self, modality: str, content: Any) -> np.ndarray:
+        """The token ids of a content, int32; what the vocabulary lacks is logged as a warning.
+
+        Raises:
+            UserError: An unknown modality, or content that is not of its kind.
+        """
+        self.require(modality)
+        vocabulary = self.vocabularies[modality]
+        tokens = np.asarray(vocabulary.encode(content), np.int32)
+        if lacking := list(dict.fromkeys(vocabulary.unknown(content))):
+            logger.warning(
+                f"warning: {modality} = {content!r}: the model's vocabulary lacks {', '.join(map(repr, lacking))}, "
+                "which it does not see; write it in the characters of its training text"
+            )
+        return tokens
 
     def generate_tokens(
         self,
@@ -359,7 +374,8 @@ class Model:
         units = np.asarray(output.content, np.int32)
         return Speech(self.vocode(units, output.modality), SAMPLE_RATE, units, output.truncated)
 
-    def _require(self, modality: str) -> None:
+    def require(self, modality: str) -> None:
+        """Raise UserError for an unknown modality."""
         if modality not in self.layout:
             raise UserError(f"this model has no modality {modality!r}; it has {', '.join(sorted(self.layout))}")
 
@@ -393,7 +409,7 @@ class Unimodal:
         return perplexity.perplexities(model.config, [model.params], model.layout, modality, tokens, fused=False)[0]
 
     def _encode(self, modality: str, content: Any) -> np.ndarray:
-        return np.asarray(self._model.vocabularies[modality].encode(content), np.int32)
+        return self._model.encode(modality, content)
 
     def _only_modality(self) -> str:
         found = [m for m, place in self._model.layout.items() if place.tower == self._tower]

@@ -6,6 +6,7 @@ Axis letters: N samples, C channels.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from pathlib import Path
@@ -27,6 +28,12 @@ _MUTE = 1e-3  # of full scale (-60 dB): audio whose peak is below counts as sile
 _LOST = 0.1  # seconds that a complete file may be shorter than its header states: some encoders round to blocks
 _BEYOND = 0.5  # seconds by which a segment may exceed its file: segment times are often rounded
 _STREAMED = 2**31 - 2**16
+_CHUNK = 2**20  # frames
+_SHORTEST = 0.01  # seconds
+
+
+TOO_SHORT = f"shorter than {_SHORTEST:g} s"
+TOO_LONG = "too long for the memory"
 
 
 class AudioError(UserError):
@@ -42,6 +49,7 @@ def load_audio(
     sample_rate: int | None = None,
     start: float = 0.0,
     seconds: float | None = None,
+    channel: int | None = None,
 ) -> Float[np.ndarray, " N"]:
     """Read a file, or convert an array, to float32 mono at 16 kHz.
 
@@ -51,9 +59,12 @@ def load_audio(
         sample_rate: Hz of an array; must be None for a file, which states its own.
         start: Start of the segment of a file, in seconds.
         seconds: Length of the segment; None: to the end of the file.
+        channel: Channel of a file, from 0; None: the mean of all.
 
     Raises:
-        UserError: Missing, unreadable, empty or non-finite audio; the message names the file (or "the audio array").
+        AudioError: Missing, unreadable, empty or non-finite audio, or less than 10 ms of it; the message names the file
+            (or "the audio array").
+        UserError: A wrong argument.
     """
     if isinstance(source, np.ndarray):
         name = "the audio array"
@@ -66,16 +77,16 @@ def load_audio(
         name = _name(source)
         if sample_rate is not None:
             raise UserError(f"sample_rate = {sample_rate}: {name} states its own; omit sample_rate")
-        waveform, rate = read_audio(source, start, seconds)
+        waveform, rate = read_audio(source, start, seconds, channel)
+    if is_too_short(waveform, rate):
+        raise AudioError(f"{name} is shorter than {_SHORTEST:g} s: give longer audio", TOO_SHORT)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
-        if not waveform.size:
-            raise UserError(f"{name} is shorter than one sample at {SAMPLE_RATE} Hz: give longer audio")
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
 def read_audio(
-    path: str | os.PathLike, start: float = 0.0, seconds: float | None = None
+    path: str | os.PathLike, start: float = 0.0, seconds: float | None = None, channel: int | None = None
 ) -> tuple[Float[np.ndarray, " N"], int]:
     """Read a file, or a segment of it, as float32 mono at its own rate; return it and the rate in Hz.
 
@@ -88,6 +99,9 @@ def read_audio(
             raise AudioError(f"{name} does not exist (or is not a file): check the path", "missing audio")
         with soundfile.SoundFile(path) as file:
             rate, whole = file.samplerate, _stated_frames(file)
+            if whole is None:
+                with _Stream(path) as stream:
+                    return _channel(_unstated(stream, name, start, seconds), channel, name), rate
             file.seek(min(round(start * rate), file.frames))
             left = max(0, whole - round(start * rate))
             wanted = left if seconds is None else round(seconds * rate)
@@ -102,9 +116,11 @@ def read_audio(
                     f"{name} ends {(min(wanted, left) - len(waveform)) / rate:.1f} s too early: download it again",
                     "corrupt audio",
                 )
-            return _mono(waveform, name), rate
+            return _channel(waveform, channel, name), rate
+    except MemoryError as error:
+        raise AudioError(f"{name} does not fit in memory: cut it into files of an hour or less", TOO_LONG) from error
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
-        # The others: a name that is too long, not UTF-8, or ends in .raw; a stated length that exceeds the memory.
+        # The others: a name that is too long, not UTF-8, or ends in .raw.
         raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
 
 
@@ -125,6 +141,11 @@ def save_audio(path: str | os.PathLike, waveform: Float[np.ndarray, " N"], sampl
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise UserError(f"cannot write {os.fspath(path)!r}: {error}; use an ending such as .wav or .flac") from error
     write_bytes(path, content.getvalue())
+
+
+def is_too_short(waveform: Float[np.ndarray, " N"], rate: int) -> bool:
+    """Return whether audio is shorter than 10 ms, which gives no unit that means anything."""
+    return len(waveform) < _SHORTEST * rate
 
 
 def is_silent(waveform: Float[np.ndarray, " N"]) -> bool:
@@ -169,12 +190,51 @@ def _name(path: str | os.PathLike) -> str:
     return f"audio file {os.fspath(path)!r}"
 
 
-def _stated_frames(file: soundfile.SoundFile) -> int:
-    """Return the number of frames that the header states.
+class _Stream(soundfile.SoundFile):
+    """A file whose header states no length: soundfile would seek behind every block that it reads, which fails then."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _unstated(file: _Stream, name: str, start: float, seconds: float | None) -> np.ndarray:
+    """Read a file whose header states no length, as far as it can be decoded."""
+    first, blocks, place = round(start * file.samplerate), [], 0
+    last = math.inf if seconds is None else first + round(seconds * file.samplerate)
+    while place < last:
+        block = file.read(_CHUNK, dtype="float32")
+        blocks.append(block[max(0, first - place) : int(min(last - place, len(block)))])
+        place += len(block)
+        if len(block) < _CHUNK:
+            break
+    if seconds is not None and place + _BEYOND * file.samplerate < last:
+        raise AudioError(
+            f"{name} has {place / file.samplerate:g} s, {start:g} to {start + seconds:g} s are asked for: fix it",
+            "part beyond its end",
+        )
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _channel(waveform: np.ndarray, channel: int | None, name: str) -> Float[np.ndarray, " N"]:
+    """Return one channel of ``waveform``, or the mean of all."""
+    if channel is None:
+        return _mono(waveform, name)
+    channels = 1 if waveform.ndim == 1 else waveform.shape[1]
+    if channel >= channels:
+        raise AudioError(
+            f"{name} has {channels} channels, there is no channel {channel}: count from 0", "no such channel"
+        )
+    return _mono(waveform if waveform.ndim == 1 else waveform[:, channel], name)
+
+
+def _stated_frames(file: soundfile.SoundFile) -> int | None:
+    """Return the number of frames that the header states; None if it states none, as a streamed FLAC may.
 
     For a truncated WAV or AIFF, libsndfile counts the existing frames and logs the stated size. The header of a
     streamed file states the maximum (about 2 or 4 GiB), which is ignored.
     """
+    if file.frames >= 2**62:
+        return None
     note = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     stated, there = map(int, note.groups()) if note else (1, 1)
     return file.frames if stated > _STREAMED or not there else round(file.frames * stated / there)

@@ -17,10 +17,11 @@ import logging
 import os
 import random
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 import soundfile
 
@@ -28,18 +29,64 @@ from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.locks import locked
 from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test", "test_other")
+Split = Literal["train", "validation", "test", "test_other"]
+SPLITS: tuple[str, ...] = get_args(Split)
 FORMAT_VERSION = 1
 LATER_FIELDS = {"grammar": "home"}
 """Field that older folders lack -> its value there."""
-CONTENT = {"text", "audio", "units"}
-"""Content fields; a row has at least one."""
+
+
+class _Header(msgspec.Struct):
+    """The fields of corpus.json that a reader needs; users may write one to describe given units."""
+
+    format_version: int = FORMAT_VERSION
+    settings: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    complete: bool = False
+    engine: str = ""
+
+
+class ManifestRow(msgspec.Struct):
+    """The fields of a manifest row and their types; absent, not null. Further ones belong to user-defined modalities.
+
+    Attributes:
+        id: Unique in the manifest.
+        split: One of `SPLITS`.
+        text: Transcript or document.
+        audio: File, relative to the corpus folder, or absolute.
+        units: Given units.
+        voice: Speaker.
+        start: Start of the segment in seconds, with ``seconds``; absent: the whole file.
+        seconds: Duration.
+        channel: Channel of the file, from 0; absent: the mean of all.
+    """
+
+    id: user_json.Name
+    split: Split
+    text: str | msgspec.UnsetType = msgspec.UNSET
+    audio: user_json.Name | msgspec.UnsetType = msgspec.UNSET
+    units: list[int] | msgspec.UnsetType = msgspec.UNSET
+    voice: str | msgspec.UnsetType = msgspec.UNSET
+    start: user_json.Number | msgspec.UnsetType = msgspec.UNSET
+    seconds: user_json.Number | msgspec.UnsetType = msgspec.UNSET
+    channel: user_json.Natural | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.start is not msgspec.UNSET and self.seconds is msgspec.UNSET:
+            raise UserError(f"start = {self.start:g}: without seconds; give both, or neither for the whole file")
+
+
+CONTENT: dict[str, type] = {"text": str, "audio": str, "units": list[int]}
+"""Content fields and their types; a row has at least one."""
+_REPAIR = "repair the line, or make the corpus again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +164,11 @@ def synthesise_corpus(
     Raises:
         UserError: No engine is available, a setting is out of range, or ``out`` holds a corpus of other settings.
     """
-    out = Path(out)
+    with locked(out):
+        return _synthesise(Path(out), settings, processes)
+
+
+def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> Path:
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
     found = read_header(out)
     if found is not None:
@@ -156,12 +207,17 @@ def synthesise_corpus(
 
 
 def read_manifest(
-    folder: str | os.PathLike, split: str | None = None, content: Collection[str] = CONTENT
+    folder: str | os.PathLike, split: str | None = None, content: Mapping[str, type] = CONTENT
 ) -> list[dict[str, Any]]:
     """Return the manifest's rows, of one split or all.
 
-    A row has ``id``, ``split``, at least one field of ``content``, and ``start`` and ``seconds`` if it is a segment of
-    its audio file. ``audio`` is relative to ``folder``, or absolute.
+    Args:
+        folder: Corpus folder.
+        split: One of `SPLITS`; None: all.
+        content: Content fields and their types, of user-defined modalities too.
+
+    Raises:
+        UserError: There is no manifest, or a row is not a `ManifestRow` with at least one field of ``content``.
     """
     path = Path(folder) / "manifest.jsonl"
     if split is not None and split not in SPLITS:
@@ -176,38 +232,29 @@ def read_manifest(
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.decode())
-            missing = {"id", "split"} - row.keys()
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"{str(path)!r} line {number} is not a JSON object in UTF-8: repair it or make the corpus again"
-            ) from error
-        if missing:
-            raise UserError(f"{str(path)!r} line {number} lacks {', '.join(sorted(missing))}: add the fields")
-        if not row.keys() & set(content):
-            raise UserError(
-                f"{str(path)!r} line {number} lacks {', '.join(sorted(content))}: give at least one of them"
-            )
+        place = f"{str(path)!r} line {number}"
+        row = user_json.decode(line, place, _REPAIR)
+        user_json.convert(row, ManifestRow, place, _REPAIR)
+        for field in content.keys() - CONTENT.keys() & row.keys():
+            user_json.convert(row[field], content[field], place, _REPAIR, field)
+        if not row.keys() & content.keys():
+            raise UserError(f"{place} lacks {', '.join(sorted(content))}: give at least one of them")
         if first := lines.get(row["id"]):
-            raise UserError(
-                f"{str(path)!r} line {number} has id {row['id']!r}, as line {first} has: give each row an id of its own"
-            )
+            raise UserError(f"{place} has id {row['id']!r}, as line {first} has: give each row an id of its own")
         lines[row["id"]] = number
         rows.append(row)
     return [row for row in rows if split in (None, row["split"])]
 
 
 def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return ``corpus.json``, or None if there is none. Raises UserError when it cannot be read."""
+    """Return ``corpus.json`` with the fields of `_Header`, or None if there is none. Raises UserError if it is bad."""
     path = Path(folder) / "corpus.json"
     if not path.is_file():
         return None
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        version = header["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged: delete the folder and make the corpus again") from error
+    fix = "repair it, or delete the folder and make the corpus again"
+    header = user_json.decode(path.read_bytes(), repr(str(path)), fix)
+    header = msgspec.structs.asdict(user_json.convert(header, _Header, repr(str(path)), fix)) | header
+    version = header["format_version"]
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
     return header

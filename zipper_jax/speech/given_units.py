@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
+import math
 import os
 import shlex
 import subprocess
@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from zipper_jax.speech.audio import load_audio
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
 FILE_NAME = "tokenizer.json"
 KIND = "given"
+_FIX = "give num_units and rate_hz, optionally name and vocoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +41,10 @@ class GivenUnits:
     vocoder: str = ""
 
     def __post_init__(self) -> None:
-        if type(self.num_units) is not int or self.num_units < 1:
-            raise UserError(f"num_units = {self.num_units!r}: give a whole number of at least 1")
-        if not isinstance(self.rate_hz, int | float) or not self.rate_hz > 0:
-            raise UserError(f"rate_hz = {self.rate_hz!r}: give units per second, e.g. 25")
+        if self.num_units < 1:
+            raise UserError(f"num_units = {self.num_units}: give a whole number of at least 1")
+        if not 0 < self.rate_hz < math.inf:
+            raise UserError(f"rate_hz = {self.rate_hz:g}: give units per second, e.g. 25")
         check_vocoder(self.vocoder)
 
     @classmethod
@@ -52,24 +54,17 @@ class GivenUnits:
             raise UserError(
                 f'{str(path)!r} does not exist: write {{"num_units": …, "rate_hz": …}} there, or give --header FILE'
             )
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            return cls.of(value)
-        except (ValueError, UserError) as error:
-            raise UserError(f"{str(path)!r}: {error}") from error
+        place = repr(str(path))
+        return cls.of(user_json.decode(path.read_bytes(), place, _FIX), place)
 
     @classmethod
-    def of(cls, value: Any) -> "GivenUnits":
-        """Build from a JSON object. Raises UserError for missing or unknown fields."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(value, dict) or not {"num_units", "rate_hz"} <= value.keys() <= set(names):
-            raise UserError(
-                f"{value!r} does not describe units: give an object with num_units, rate_hz (optional: name, vocoder)"
-            )
-        for field in ("name", "vocoder"):
-            if not isinstance(value.get(field, ""), str):
-                raise UserError(f"{field} = {value[field]!r}: give a string")
-        return cls(**value)
+    def of(cls, value: Any, place: str, field: str = "") -> "GivenUnits":
+        """Build from decoded JSON, the ``field`` of the object at ``place`` or all of it.
+
+        Raises:
+            UserError: Missing, unknown or wrong fields.
+        """
+        return user_json.convert(value, cls, place, _FIX, field, known=[f.name for f in dataclasses.fields(cls)])
 
     @property
     def digest(self) -> str:

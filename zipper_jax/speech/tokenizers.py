@@ -52,7 +52,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = about.pop("kind")
         if kind == given_units.KIND:
-            return given_units.GivenUnits.of(about)
+            return given_units.GivenUnits.of(about, repr(str(path)))
         if kind == hubert.KIND:
             return hubert.HubertTokenizer.load(folder, about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

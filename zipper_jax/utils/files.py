@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import LOCK, locked
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -59,19 +60,23 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """A temporary folder beside ``out``, renamed to ``out`` when the block succeeds, else removed.
 
     Raises:
-        UserError: ``out`` exists.
+        UserError: ``out`` exists, or another process is writing it.
     """
     require_new(out)
     target = Path(out).absolute()
     aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    aside.replace(target)
+    with locked(aside):
+        require_new(out)  # another process may have finished it meanwhile
+        for leftover in aside.iterdir():  # of a killed process
+            if leftover.name != LOCK:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            yield aside
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        (aside / LOCK).unlink()
+        aside.replace(target)
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -1,35 +1,90 @@
-"""Exclusive lock of a run folder."""
+"""Exclusive locks of output folders and files: two processes never write the same one."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from zipper_jax.utils.errors import UserError
 
+LOCK = ".lock"
+
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Lock the run folder, so that two processes never write to it; released when the process exits.
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Lock an output folder, created if missing, while the block runs.
+
+    The system releases the lock when the process ends, however it ends, so a crashed process's successor gets it.
 
     Raises:
         UserError: Another process holds the lock.
     """
-    import fcntl
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(
-                f"run folder {str(run_dir)!r} is in use by {holder}; wait for it, stop it, or give another MODEL_DIR"
-            ) from None
+    folder = Path(folder)
+    is_new = not folder.exists()
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = (folder / LOCK).open("a+")
+            except FileNotFoundError:  # its holder removed the folder
+                continue
+            _acquire(file, folder)
+            if _is(file, folder / LOCK):
+                stack.enter_context(file)
+                break
+            file.close()  # its holder finished in between
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # removes it if nothing was written
+                    folder.rmdir()
+
+
+@contextmanager
+def locked_file(path: str | os.PathLike) -> Iterator[None]:
+    """Lock an output file that is appended to, created if missing, while the block runs.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
+    with Path(path).open("a", encoding="utf-8") as file:
+        _acquire(file, Path(path))
+        try:
+            yield
+        finally:
+            if not os.fstat(file.fileno()).st_size:
+                Path(path).unlink(missing_ok=True)
+
+
+def _acquire(file: IO[str], path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = ""
+        if path.is_dir():
+            file.seek(0)
+            holder = file.read().strip()
+        file.close()
+        raise UserError(
+            f"{str(path)!r} is being written by {holder or 'another process'}; wait for it or choose another "
+            f"{'folder' if path.is_dir() else 'file'}"
+        ) from None
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Return whether ``path`` is still the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -51,6 +51,10 @@ class Vocabulary(Protocol):
         """Return the token ids of ``content``, without begin and end. Raises UserError if it cannot be represented."""
         ...
 
+    def unknown(self, content: Any) -> list[str]:
+        """Return the parts of ``content`` that no token represents, one per unknown token or dropped character."""
+        ...
+
     def decode(self, ids: Any) -> Any:
         """Return the content of ``ids`` (any sequence of integers); begin and end tokens are skipped."""
         ...

@@ -5,6 +5,7 @@ from ``rows`` on, whose embeddings the fused model stores beside the tower (``ad
 """
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from jaxtyping import Int32
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.vocabularies import files
+from zipper_jax.vocabularies.contents import require_text
+from zipper_jax.vocabularies.text import unknown_pieces
 
 DECISIVE = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
 FILES = (
@@ -56,8 +59,11 @@ class HuggingFaceVocabulary:
         parts = [self.contents[name] for name in DECISIVE if name in self.contents]
         self.digest = files.digest(b"hugging_face", *parts, f"{rows} {begin_id} {end_id}".encode())
 
-    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
-        return np.asarray(self._backend.encode(content), dtype=np.int32)
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
+        return np.asarray(self._backend.encode(require_text(content)), dtype=np.int32)
+
+    def unknown(self, content: str) -> list[str]:
+        return self._backend.unknown(content)
 
     def decode(self, ids: Any) -> str:
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -117,9 +123,27 @@ class _Tokenizers:
         special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self.size = 1 + max(set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - special, default=0)
         self.id_of = self._tokenizer.token_to_id
+        model = json.loads(self._tokenizer.to_str())["model"]
+        self._unknown_id = model.get("unk_id")  # of Unigram; the other models name the token
+        if model.get("unk_token") is not None:
+            self._unknown_id = self.id_of(model["unk_token"])
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the text of unknown tokens, and per letter, digit or mark that no token covers its word."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        covered: set[int] = set()
+        unknown = []
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            covered.update(range(start, end))
+            if number == self._unknown_id:
+                unknown.append(text[start:end])
+        # Not spaces, control characters and combining marks, which tokenizers normalise on purpose.
+        dropped = (n for n, one in enumerate(text) if n not in covered and unicodedata.category(one)[0] not in "ZCM")
+        # The word, because offsets of a BPE model without an unknown token are right only up to words.
+        return unknown + [text[:n].split(" ")[-1] + text[n:].split(" ")[0] for n in dropped]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -138,6 +162,9 @@ class _SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+    def unknown(self, text: str) -> list[str]:
+        return unknown_pieces(self._processor, text)
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)

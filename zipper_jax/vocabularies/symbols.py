@@ -9,6 +9,7 @@ from jaxtyping import Int32
 
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import files
+from zipper_jax.vocabularies.contents import require_text
 
 UNKNOWN = "<unk>"
 
@@ -37,8 +38,12 @@ class SymbolVocabulary:
         """Build the vocabulary of the symbols that occur in ``contents``, sorted."""
         return cls(sorted({symbol for content in contents for symbol in content.split()}))
 
-    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
-        return np.array([self._ids.get(symbol, self.unknown_id) for symbol in content.split()], np.int32)
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
+        symbols = require_text(content).split()
+        return np.array([self._ids.get(symbol, self.unknown_id) for symbol in symbols], np.int32)
+
+    def unknown(self, content: str) -> list[str]:
+        return [symbol for symbol in content.split() if symbol not in self._ids]
 
     def decode(self, ids: Any) -> str:
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)

@@ -15,6 +15,7 @@ from jaxtyping import Int32
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.vocabularies import files
+from zipper_jax.vocabularies.contents import require_text
 
 MODEL_NAME = "sentencepiece.model"
 _SENTENCEPIECES_LONGEST = 4192  # sentencepiece's default max_sentence_length, in bytes
@@ -51,8 +52,11 @@ class SentencePieceVocabulary:
                 f"these {len(self._model)} bytes are not a sentencepiece model ({error}): give a .model file"
             ) from error
 
-    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
-        return np.asarray(self._processor.encode(content), dtype=np.int32)
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
+        return np.asarray(self._processor.encode(require_text(content)), dtype=np.int32)
+
+    def unknown(self, content: str) -> list[str]:
+        return unknown_pieces(self._processor, content)
 
     def decode(self, ids: Any) -> str:
         return self._processor.decode([i for i in _checked(ids, self.size) if i not in (self.begin_id, self.end_id)])
@@ -80,8 +84,11 @@ class ByteVocabulary:
     def __init__(self) -> None:
         self.digest = files.digest(b"bytes")
 
-    def encode(self, content: str) -> Int32[np.ndarray, " n"]:
-        return np.frombuffer(content.encode(), dtype=np.uint8).astype(np.int32)
+    def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
+        return np.frombuffer(require_text(content).encode(), dtype=np.uint8).astype(np.int32)
+
+    def unknown(self, content: str) -> list[str]:
+        return []
 
     def decode(self, ids: Any) -> str:
         return bytes(i for i in _checked(ids, self.size) if i < 256).decode(errors="replace")
@@ -92,6 +99,15 @@ class ByteVocabulary:
     @classmethod
     def load(cls, folder: Path, header: Mapping[str, Any]) -> "ByteVocabulary":
         return cls()
+
+
+def unknown_pieces(processor: Any, content: str) -> list[str]:
+    """Return the text of each unknown token of a sentencepiece model."""
+    unknown, ids = processor.unk_id(), processor.encode(content)
+    if unknown not in ids:
+        return []
+    pieces = processor.encode(content, out_type=str)  # of an unknown token: its text
+    return [piece.replace("\u2581", " ").strip() for piece, own in zip(pieces, ids, strict=True) if own == unknown]
 
 
 def train_sentencepiece(

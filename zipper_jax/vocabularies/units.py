@@ -58,12 +58,21 @@ class UnitVocabulary:
         self.digest = files.digest(b"units", *(part.encode() for part in decisive))
 
     def encode(self, content: Any) -> Int32[np.ndarray, " n"]:
-        """Return the ids of unit numbers. Raises UserError for one outside ``[0, num_units)``."""
-        units = np.asarray(content, dtype=np.int64).reshape(-1)
+        """Return the ids of unit numbers. Raises UserError for one that is no integer in ``[0, num_units)``."""
+        try:
+            units = np.asarray(content).reshape(-1)
+        except ValueError:  # lists of different lengths
+            units = np.zeros(1)
+        if units.size and units.dtype.kind not in "iu":
+            raise UserError(f"content = {content!r}: expected a list of integers, the unit numbers")
+        units = units.astype(np.int64)
         wrong = units[(units < 0) | (units >= self.num_units)]
         if len(wrong):
             raise UserError(f"unit {wrong[0]} is outside 0 to {self.num_units - 1}: was another tokenizer used?")
         return (units + self.first).astype(np.int32)
+
+    def unknown(self, content: Any) -> list[str]:
+        return []
 
     def decode(self, ids: Any) -> Int32[np.ndarray, " n"]:
         """Return unit numbers; begin, end and other ids that are not units are skipped."""

@@ -1,4 +1,4 @@
-"""LibriSpeech layout: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt beside one .flac per utterance.
+"""LibriSpeech layout: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt beside one .flac (or .wav, …) per utterance.
 
 The subset's name gives the split: train-*, dev-*, test-clean, test-other.
 """
@@ -13,6 +13,7 @@ from zipper_jax.data.sources.rows import (
     ImportSettings,
     Row,
     audio_files,
+    beside,
     files_below,
     require_folder,
 )
@@ -37,7 +38,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
                 continue
             name, _, text = line.strip().partition(" ")
             if name:
-                audio = transcript.with_name(f"{name}.flac")
+                audio = beside(transcript.with_name(f"{name}.flac"))
                 named.add(audio)
                 problem = "" if text.strip() else NO_TEXT
                 yield Row(name, place, split, text.strip(), str(audio), voice=speaker, problem=problem)

@@ -11,7 +11,7 @@ from zipper_jax.utils.errors import UserError
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
-FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds")
+FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds", "channel")
 """Fields that a manifest row may have, besides the further ``fields`` of the settings."""
 
 NO_AUDIO = "transcript without audio"
@@ -39,7 +39,8 @@ class Row:
         units: List of unit numbers.
         voice: Speaker.
         start: Start of the segment in seconds; None: the whole file.
-        seconds: Duration of the segment.
+        seconds: Duration of the segment; None: to the end of the file.
+        channel: Channel of the file, from 0; None: the mean of all.
         problem: Why the row cannot be used, in a few words that are counted; "" if it can.
         more: Fields of further modalities, unchanged.
     """
@@ -53,6 +54,7 @@ class Row:
     voice: str | None = None
     start: float | None = None
     seconds: float | None = None
+    channel: int | None = None
     problem: str = ""
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -136,6 +138,12 @@ def files_below(folder: Path) -> list[Path]:
 def audio_files(folder: Path) -> list[Path]:
     """Return every audio file below ``folder``, sorted by path."""
     return [path for path in files_below(folder) if path.suffix.lower() in AUDIO_ENDINGS]
+
+
+def beside(path: Path) -> Path:
+    """Return ``path``, or the file of the same name in another audio format, where only that exists."""
+    others = (path.with_name(f"{path.stem}{ending}") for ending in AUDIO_ENDINGS)
+    return path if path.is_file() else next((other for other in others if other.is_file()), path)
 
 
 def id_of(path: Path, folder: Path) -> str:

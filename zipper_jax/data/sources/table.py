@@ -1,10 +1,13 @@
-"""Tables: .tsv or .csv with a header line of column names: audio, optionally text, id, split, voice."""
+"""Tables: .tsv or .csv with a header line of column names.
+
+Columns are audio, optionally text, id, split, voice, and of a segment in seconds start, end or duration.
+"""
 
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from zipper_jax.data.sources import lines
+from zipper_jax.data.sources import columns, lines
 from zipper_jax.data.sources.rows import NO_AUDIO, NO_TEXT, NOT_UTF8, ImportSettings, Row
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
@@ -26,6 +29,8 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
     try:
         header = [name.strip() for name in next(records, [])]
         audio, text, voice = _columns(path, header, settings)
+        used = columns.used_columns(settings, "id", "split", audio, text, voice, header=header)
+        columns.warn_unused(path, header, used)
         for record in records:
             if not record:
                 continue
@@ -35,13 +40,20 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             problem = NO_TEXT if text in header and not cells.get(text) else ""
             if any(cell.strip() for cell in record[len(header) :]):  # unquoted text with commas
                 problem = "more columns than the header"
+            try:
+                start, seconds = columns.times(cells)
+            except ValueError:
+                yield Row(place, place, problem="start, end or duration that is no time in seconds")
+                continue
             yield Row(
-                id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/"),
+                id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/") + _suffix(start),
                 place=place,
                 split=cells.get("split", ""),
                 text=cells.get(text),
                 audio=str(folder / file) if file else None,
                 voice=cells.get(voice) or None,
+                start=start,
+                seconds=seconds,
                 more=settings.more(cells),
                 problem=problem if file else NO_AUDIO,
             )
@@ -50,6 +62,11 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             f"{str(path)!r} line {records.line_num} is not valid {path.suffix} ({error}): repair it"
         ) from error
     yield from (Row(f"{path}:{number}", f"{path}:{number}", problem=NOT_UTF8) for number in bad)
+
+
+def _suffix(start: float | None) -> str:
+    """Return what distinguishes the segments of a file without ids of their own."""
+    return "" if start is None else f"-{start:.3f}"
 
 
 def _decoded(path: Path, bad: list[int]) -> Iterator[str]:

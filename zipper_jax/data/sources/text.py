@@ -1,12 +1,13 @@
 """Text without audio: .txt (one document per line or paragraph) and .jsonl, compressed or not; files or folders."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row, files_below, split_of
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 
 _ENDINGS = (".txt", ".jsonl")
@@ -62,7 +63,7 @@ def _txt(file: Path, name: str, split: str, settings: ImportSettings) -> Iterato
 
 
 def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Iterator[Row]:
-    field = settings.text_field or "text"
+    field, there = settings.text_field or "text", dict[str, None]()
     for number, line in lines.lines(file):
         own, place = f"{name}-{number}", f"{file}:{number}"
         if line is None:
@@ -71,12 +72,15 @@ def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Itera
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
+            value = user_json.decode(line, place, "")
+        except user_json.JsonError:
             yield Row(own, place, split, problem="line that is no JSON object")
-        elif not isinstance(value.get(field), str) or not value[field].strip():
+            continue
+        there |= dict.fromkeys(value)
+        if not isinstance(value.get(field), str) or not value[field].strip():
             yield Row(own, place, split, problem=f"no text in field {field!r}")
+        elif not isinstance(value.get("split"), str | None):
+            yield Row(own, place, split, problem="split that is no name")
         else:
-            yield Row(own, place, str(value.get("split") or split), value[field].strip(), more=settings.more(value))
+            yield Row(own, place, value.get("split") or split, value[field].strip(), more=settings.more(value))
+    warn_unused(file, there, [field, "split", *settings.fields], "fields")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import NO_TEXT, NOT_UTF8, ImportSettings, Row
 from zipper_jax.data.tensorflow_logging import quiet_stderr
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
@@ -39,6 +40,7 @@ def read(name: str, data_dir: Path | None, settings: ImportSettings, out: Path) 
     rate = settings.sample_rate or rate
     if not rate:
         raise UserError(f"tfds:{name} does not state its sample rate: give --sample_rate, in Hz")
+    warn_unused(f"tfds:{name}", features, [one for one in ("id", audio, text, voice) if one], "features")
     for split in sorted(builder.info.splits):
         home = out / "audio" / f"{builder.info.full_name.replace('/', '-')}-{audio}-{rate}" / split
         for number, example in enumerate(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))):

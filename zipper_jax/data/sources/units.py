@@ -5,15 +5,36 @@ name, number and rate are the same units) and "vocoder", a command that turns a 
 """
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from zipper_jax.data.sources import lines
+from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import NOT_UTF8, ImportSettings, Row
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+
+
+class _Line(msgspec.Struct):
+    id: user_json.Name | int
+    units: list[int]
+    text: str | None = None
+    split: str | None = None
+    voice: str | int | None = None
+    seconds: user_json.Number | None = None
+
+
+_PROBLEMS = {
+    "units": "units that are no list of integers",
+    "text": "text that is no string",
+    "split": "split that is no name",
+    "voice": "voice that is no name",
+    "seconds": "seconds that are no number",
+}
+_NO_LINE = 'line that is no JSON object with "id" and "units"'
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
@@ -22,6 +43,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
         raise UserError(
             f"{str(path)!r} has an unknown ending: give units as .jsonl (also {', '.join(lines.COMPRESSED)})"
         )
+    there: dict[str, None] = {}
     for number, line in lines.lines(path):
         place = f"{path}:{number}"
         if line is None:
@@ -30,28 +52,23 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-            own, units = str(value["id"]), value["units"]
-        except (ValueError, KeyError, TypeError):
-            yield Row(place, place, problem='line that is no JSON object with "id" and "units"')
+            value = user_json.decode(line, place, "")
+            there |= dict.fromkeys(value)
+            found = user_json.convert(value, _Line, place, "")
+        except user_json.JsonError as error:
+            yield Row(place, place, problem=_NO_LINE if error.missing else _PROBLEMS.get(error.field, _NO_LINE))
             continue
-        text, voice, seconds = value.get("text"), value.get("voice"), value.get("seconds")
-        problem = ""
-        if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
-            problem = "seconds that are no number"
-        if not isinstance(voice, str | int | None):
-            problem = "voice that is no name"
         yield Row(
-            id=own,
+            id=str(found.id),
             place=place,
-            split=str(value.get("split") or ""),
-            text=text.strip() if isinstance(text, str) and text.strip() else None,
-            units=units,
-            voice=None if problem or voice is None else str(voice),
-            seconds=None if problem else seconds,
-            problem=problem,
+            split=found.split or "",
+            text=(found.text or "").strip() or None,
+            units=found.units,
+            voice=None if found.voice is None else str(found.voice),
+            seconds=found.seconds,
             more=settings.more(value),
         )
+    warn_unused(path, there, [*_Line.__struct_fields__, *settings.fields], "fields")
 
 
 def header(path: Path, settings: ImportSettings) -> GivenUnits:
@@ -68,8 +85,6 @@ def checked(row: Row, what: GivenUnits) -> Row:
 
 def _problem(row: Row, what: GivenUnits) -> str:
     units = row.units
-    if not isinstance(units, list) or not all(type(unit) is int for unit in units):
-        return "units that are no list of integers"
     if not units:
         return "no units"
     if min(units) < 0:

@@ -1,0 +1,142 @@
+"""JSON that users write: decoded, checked against a type, and every error in one form.
+
+The form is ``PLACE: FIELD = VALUE: expected TYPE; FIX``. Types are msgspec Structs or dataclasses; files that
+zipper_jax writes itself (config.json, header.json, vocabulary.json) have readers of their own.
+"""
+
+import json
+import re
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+
+T = TypeVar("T")
+
+Number = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""A number of seconds, for example: from 0, neither NaN nor infinite."""
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+"""An integer from 0."""
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+"""A string that is not empty."""
+
+_WORDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+_MOST_SHOWN = 60  # characters of a value
+
+
+class JsonError(UserError):
+    """JSON of another type.
+
+    Attributes:
+        field: The top-level field at fault, "" for the whole.
+        missing: Whether it is not there.
+    """
+
+    def __init__(self, message: str, field: str = "", missing: bool = False):
+        super().__init__(message)
+        self.field, self.missing = field, missing
+
+
+def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
+    """Return the JSON object in ``content``.
+
+    Args:
+        content: One object.
+        place: File and line, for messages.
+        fix: What to do about an error.
+
+    Raises:
+        JsonError: It is not JSON in UTF-8, or no object.
+    """
+    try:
+        value = json.loads(content if isinstance(content, str) else content.decode())
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        if isinstance(error, UnicodeDecodeError):
+            why = "not UTF-8"
+        raise JsonError(f"{place} is not a JSON object in UTF-8 ({why}); {fix}") from error
+    if not isinstance(value, dict):
+        raise JsonError(f"{place} is not a JSON object but {_shown(value)}; {fix}")
+    return value
+
+
+def convert(value: Any, kind: type[T], place: str, fix: str, field: str = "", known: Iterable[str] = ()) -> T:
+    """Return the decoded JSON ``value`` as ``kind``.
+
+    Args:
+        value: From `decode`.
+        kind: A msgspec Struct, a dataclass or another type that msgspec converts to.
+        place: File and line, for messages.
+        fix: What to do about an error.
+        field: Name of the value, if it is a field of an object.
+        known: If given, other fields of an object are an error.
+
+    Raises:
+        JsonError: A field is missing, unknown, or of another type.
+    """
+    known = list(known)
+    for name in value if known and isinstance(value, dict) else ():
+        if name not in known:
+            raise JsonError(f"{place}: there is no field {name!r}{closest(name, known)}; {fix}", name)
+    try:
+        return msgspec.convert(value, kind)
+    except UserError as error:  # of a __post_init__
+        raise JsonError(f"{place}: {field}{': ' * bool(field)}{error}") from error
+    except msgspec.ValidationError as error:
+        text = str(error)
+        path = match.group(1) if (match := _AT.search(text)) else ""
+        text = _AT.sub("", text)
+        inside = _follow(value, path)
+        path = field + ("." if field and path and path[0] != "[" else "") + path
+        top = re.split(r"[.\[]", path)[0]
+        if (missing := re.fullmatch(r"Object missing required field `(.*)`", text)) is not None:
+            name = f"{path}.{missing[1]}" if path else missing[1]
+            raise JsonError(f"{place}: {name} is missing; {fix}", top or missing[1], missing=True) from error
+        what = f"{path} = {_shown(inside)}" if path else _shown(inside)
+        raise JsonError(f"{place}: {what}: {_expected(text, kind, top)}; {fix}", top) from error
+
+
+def read_file(path: Path, kind: type[T], fix: str, known: Iterable[str] = ()) -> T:
+    """Return the content of a file that holds one JSON object. Raises JsonError, which names the file."""
+    return convert(decode(path.read_bytes(), repr(str(path)), fix), kind, repr(str(path)), fix, known=known)
+
+
+def _follow(value: Any, path: str) -> Any:
+    """Return the value at a path as msgspec writes it, such as ``prompt[0][1]``."""
+    for name, index in re.findall(r"([^.\[\]]+)(?![^\[]*\])|\[(\d+)\]", path):
+        try:
+            value = value[int(index)] if index else value[name]
+        except (KeyError, IndexError, TypeError):
+            break
+    return value
+
+
+def _expected(text: str, kind: Any, field: str) -> str:
+    """Say msgspec's complaint in JSON's words."""
+    if text.startswith("Invalid enum value"):
+        choices = typing.get_args(typing.get_type_hints(kind).get(field)) if isinstance(kind, type) else ()
+        return f"expected one of {', '.join(map(str, choices))}" if choices else text
+    if text.startswith("Number out of range"):
+        return "expected a number that fits 64 bits"
+    wanted = text.split(", got")[0].removeprefix("Expected ")
+    said = re.sub(r"`([^`]*)`", lambda m: " or ".join(_WORDS.get(one, one) for one in m[1].split(" | ")), wanted)
+    return f"expected {said}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
