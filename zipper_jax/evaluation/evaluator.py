@@ -23,12 +23,12 @@ import numpy as np
 from zipper_jax.api import load
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.attention import cross_attention
-from zipper_jax.evaluation.controls import others, sounds
+from zipper_jax.evaluation.controls import Figure, partners, sounds
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, wer
+from zipper_jax.metrics.error_rates import NORMALISER, normalise, percent, wer
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -102,8 +102,10 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     test = _examples(sources.prepared, "test", settings.sentences)
     there = "test_other" in splits(sources.prepared)
     other = _examples(sources.prepared, "test_other", settings.sentences) if there else []
-    if len(test) < 2:
-        raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
+    if not test:
+        raise UserError(
+            f"{sources.prepared}: the test split has no sentence with words and audio: prepare one that has"
+        )
     spoken = test[: settings.speech_sentences or None]
     models["zipper"].vocode(spoken[0]["units"])  # fails now where the units have no vocoder
     raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
@@ -119,7 +121,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         prefix = "" if name == "zipper" else f"{name}_"
         rates, hypotheses[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
         results |= {prefix + key: value for key, value in rates.items()}
-        logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+        logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
         logger.info(f"{name}: text to speech")
         speech[name] = _text_to_speech(model, spoken, max_new_tokens, settings)
         results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
@@ -127,7 +129,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     logger.info("judging speech")
     rates, judged = _judge(models["zipper"], spoken, raw, speech, judged_by)
     results |= rates
-    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
     logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
@@ -161,7 +163,7 @@ def _grammar(corpus: Path) -> str:
     return settings.get("grammar", LATER_FIELDS["grammar"])
 
 
-def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[str, float], dict[str, list[str]]]:
+def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[str, Figure], dict[str, list[str]]]:
     """Judge generated speech and its controls with one setting; returns error rates and the judge's hypotheses."""
     audio = {
         **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
@@ -171,7 +173,8 @@ def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[st
     flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf(judged_by))
     judged = {name: flat[i * len(examples) : (i + 1) * len(examples)] for i, name in enumerate(audio)}
     texts = [e["text"] for e in examples]
-    rates = {
+    others = partners(texts)
+    rates: dict[str, Figure] = {
         "tts_wer_gold_units": wer(texts, judged["gold_units"]),
         "tts_wer_raw_audio": wer(texts, judged["raw_audio"]),
         "judge_wer_noise": wer(texts, judged["noise"]),
@@ -181,7 +184,9 @@ def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[st
         prefix = "" if name == "zipper" else f"{name}_"
         rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
         # Speech generated from another sentence, scored against this one.
-        rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, others(judged[name]))
+        rates[f"{prefix}tts_wer_shuffled_text"] = (
+            others if isinstance(others, str) else wer(texts, [judged[name][i] for i in others])
+        )
     return rates, judged
 
 

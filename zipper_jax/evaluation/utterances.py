@@ -21,7 +21,7 @@ from zipper_jax.evaluation.evaluator import EvalSettings, check_units
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors
+from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors, percent
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -45,16 +45,14 @@ def evaluate_split(
     """Transcribe the split, write the folder ``out`` and return the content of ``utterances.json``.
 
     Raises:
-        UserError: No such run or split, fewer than two sentences with words, units that are not the model's, or audio
+        UserError: No such run or split, no sentence with words, units that are not the model's, or audio
             missing from the corpus.
     """
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if normalise(example["text"] or "")]
     examples = spoken[: settings.sentences or None]
-    if len(examples) < 2:
-        raise UserError(
-            f"{prepared}: split {split!r} has {len(examples)} sentences with words; controls need at least 2"
-        )
+    if not examples:
+        raise UserError(f"{prepared}: split {split!r} has no sentence with words and audio: give another --split")
     sounds = None if corpus is None else recordings(corpus, examples)
     model = load(run)
     for modality in (SPEECH, TEXT):
@@ -70,7 +68,7 @@ def evaluate_split(
         played = ""
     logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
     rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
-    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}
         for example, errors in zip(

@@ -33,6 +33,13 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     return float(jiwer.wer([r for r, _ in pairs], [h for _, h in pairs]))
 
 
+def percent(figure: float | str | None, decimals: int = 1) -> str:
+    """``6.2 %``, ``not measured``, or what stands in place of a figure: "not possible: ..."."""
+    if isinstance(figure, str):
+        return figure
+    return "not measured" if figure is None else f"{100 * figure:.{decimals}f} %"
+
+
 def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[dict[str, Any]]:
     """Count word errors of each sentence.
 

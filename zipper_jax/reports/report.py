@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from zipper_jax.metrics.error_rates import normalise
+from zipper_jax.metrics.error_rates import normalise, percent
 from zipper_jax.reports.page import page, player, plots, section, table
 from zipper_jax.reports.plots import attention, curves
 from zipper_jax.reports.tables import (
@@ -32,9 +32,9 @@ from zipper_jax.reports.tables import (
     TTS_ROWS,
     Row,
     Verdict,
+    not_possible,
     number,
     other_figures,
-    percent,
     verdicts,
 )
 from zipper_jax.training.monitor import read_metrics
@@ -179,14 +179,16 @@ def _rows(rows: Sequence[Row], results: Mapping[str, Any], goals: Mapping[str, V
         else:
             kind = "n" if row.control else "n main"
             cells = "".join(
-                f'<td class="{kind}" data-of="{name}">{_percent(value)}</td>'
-                for name, value in zip(_COLUMNS, (own, other), strict=True)
+                f'<td class="{kind}" data-of="{name}">{_percent(value, not_possible(results, prefix + row.key))}</td>'
+                for name, value, prefix in zip(_COLUMNS, (own, other), ("", OTHER), strict=True)
             )
         lines.append(f'<tr class="{"control" if row.control else "result"}">{first}{cells}</tr>')
     return lines
 
 
-def _percent(value: float | None) -> str:
+def _percent(value: float | None, why_not: str = "") -> str:
+    if why_not:
+        return f'<span class="none">{escape(why_not)}</span>'
     return _NOT_MEASURED if value is None else percent(value)
 
 

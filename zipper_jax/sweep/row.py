@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from zipper_jax.api import load
-from zipper_jax.evaluation.controls import of_transcription, others
+from zipper_jax.evaluation.controls import of_transcription, partners
 from zipper_jax.inference.likelihood import Likelihood
 from zipper_jax.inference.model import Model
 from zipper_jax.inference.perplexity import perplexities
@@ -119,17 +119,20 @@ def _generated(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> d
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
     main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
-    for control, (controlled, prompts) in of_transcription(model, units).items():
-        key = "shuffled" if control == "shuffled_audio" else control  # as it is stored
-        transcripts[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
+    main_texts = [e["text"] for e in main]
+    for name, control in of_transcription(model, units, main_texts).items():
+        if not isinstance(control, str):  # `scores` says why it is not possible
+            key = "shuffled" if name == "shuffled_audio" else name  # as it is stored
+            transcripts[key] = _generate(control[0], SPEECH, control[1], TEXT, max_new_tokens)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
     speech[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
-    for task, given in (("asr", SPEECH), ("tts", TEXT)):
-        mismatched = [
-            {"contents": {**e["contents"], given: o["contents"][given]}}
-            for e, o in zip(main, others(main), strict=True)
-        ]
-        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
+    if not isinstance(others := partners(main_texts), str):
+        for task, given in (("asr", SPEECH), ("tts", TEXT)):
+            mismatched = [
+                {"contents": {**e["contents"], given: main[i]["contents"][given]}}
+                for e, i in zip(main, others, strict=True)
+            ]
+            nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
     found: dict[str, Any] = {"asr": transcripts, "tts": speech, "nats": nats}
     if row.arm.perplexity:
         logger.info(f"{row.name}: perplexities")

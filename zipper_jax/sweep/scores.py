@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.evaluation.controls import others, sounds
+from zipper_jax.evaluation.controls import partners, sounds
 from zipper_jax.metrics.error_rates import per_sentence_errors
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -92,6 +92,9 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
     vocabulary = load_vocabulary(places.prepared / "vocabularies" / TEXT)
     transcripts = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in outputs["asr"].items()}
     measures = {name: _errors(texts[split], transcripts[split]) for split, name in ASR_OF.items() if split in texts}
+    not_possible: dict[str, str] = {}
+    if isinstance(others := partners(texts[main]), str):
+        not_possible |= dict.fromkeys(("asr_shuffled", "asr_shuffled_nats", "tts_shuffled_nats"), others)
     for name in ("shuffled", "no_audio", "gates_zero"):
         if name in transcripts:
             measures[f"asr_{name}"] = _errors(texts[main], transcripts[name])
@@ -106,18 +109,22 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
         for name, half in (("tts_short", short), ("tts_long", ~short)):
             if half.any():
                 measures[name] = np.array(errors)[half].tolist()
-        measures["tts_shuffled"] = _errors(spoken, others(judged))
+        if isinstance(others := partners(spoken), str):
+            not_possible["tts_shuffled"] = others
+        else:
+            measures["tts_shuffled"] = _errors(spoken, [judged[i] for i in others])
         target = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))["heard"]["gold_units"]
         known = [i for i, text in enumerate(target) if text]
         measures["tts_target"] = _errors([target[i] for i in known], [judged[i] for i in known])
     for name, key in (("", main), ("_shuffled", "shuffled")):
-        for task in ("asr", "tts"):
+        for task in ("asr", "tts") if f"asr_{key}" in outputs["nats"] else ():
             measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in outputs["nats"][f"{task}_{key}"]]
     kept = {k: v for k, v in outputs.items() if k not in ("asr", "tts", "nats")}
     hypotheses = {"asr": transcripts[main][:8], "tts": judged[:8]}
     starts = [json.loads(places.outputs(name, 0).read_text(encoding="utf-8")) for name in row.arm.needs]
     kept["flops_before"] = sum(start["flops"] for start in starts)
-    return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
+    scored = {"measures": measures, "not_possible": not_possible, "hypotheses": hypotheses}
+    return {**kept, "judge": JUDGE, "letters": letters, **scored}
 
 
 def _judge_controls(sweep: Sweep, places: Places) -> None:
