@@ -18,6 +18,9 @@ With --split, only speech to text of one model on one split, with its controls: 
 aligned with its hypothesis, worst first. Without --corpus, the page plays vocoded units instead of recordings.
 
   zipper eval --run runs/fused --data data/prepared --split test --out errors
+
+Memory grows with --batch_size, not with the split; --out/outputs.jsonl holds what is finished, and the same command
+resumes from it.
 """
 
 
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="of text to speech (%(default)s: greedy)")
     parser.add_argument("--top_p", type=float, default=1.0, help="of text to speech (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text to speech (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="sentences decoded together (%(default)s)")
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
 
 
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
+    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, batch_size=args.batch_size)
     results = evaluate(sources, args.out, settings)
     seconds = _stage_seconds(args.stages)
     seconds["evaluate"] = round(time.monotonic() - began, 1)
@@ -82,7 +86,7 @@ def _split(args: argparse.Namespace) -> int:
     for name in ("single_decoder", "other_form", "stages"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
-    settings = EvalSettings(sentences=args.sentences, beams=args.beams)
+    settings = EvalSettings(sentences=args.sentences, beams=args.beams, batch_size=args.batch_size)
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
     return 0

@@ -53,9 +53,8 @@ def of_transcription(
     return found
 
 
-def sounds(recordings: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+def sounds(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
     """Control audio for the judge: the recordings, the recordings reversed, and white noise of the same lengths."""
-    rng = np.random.default_rng(0)
     return {
         "raw_audio": list(recordings),
         "reversed": [waveform[::-1].copy() for waveform in recordings],

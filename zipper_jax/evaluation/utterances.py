@@ -2,6 +2,7 @@
 
 Writes the input of `reports.utterances`:
 
+    outputs.jsonl       finished transcripts, from which a killed evaluation resumes
     utterances.json     the error rate and its controls; each sentence with its alignment and counts
     audio/*.flac        the corpus's audio where a corpus is given, else the vocoder's output, if there is one
 
@@ -17,7 +18,11 @@ import numpy as np
 
 from zipper_jax.api import load
 from zipper_jax.data.prepared import read_examples
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.evaluation.decoding import Decoding
 from zipper_jax.evaluation.evaluator import EvalSettings, check_units
+from zipper_jax.evaluation.outputs import FILE as OUTPUTS
+from zipper_jax.evaluation.outputs import Outputs
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
@@ -67,7 +72,9 @@ def evaluate_split(
         logger.info(f"the page will have no sound: {error}")
         played = ""
     logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
-    rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
+    outputs = Outputs(out / OUTPUTS)
+    how = Decoding(model.max_new_tokens, SamplingConfig(beams=settings.beams), settings.batch_size, outputs)
+    rates, hypotheses = speech_to_text(model, examples, [], how, "speech to text")
     logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}
@@ -93,6 +100,7 @@ def evaluate_split(
         "utterances": [rows[place] for place in worst],
     }
     write_json(out / FILE, results)
+    outputs.tidy()
     return results
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.evaluation.controls import partners, sounds
 from zipper_jax.metrics.error_rates import per_sentence_errors
 from zipper_jax.speech import grammar
@@ -135,11 +136,13 @@ def _judge_controls(sweep: Sweep, places: Places) -> None:
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["sentences"] == len(examples):
         return
     logger.info("the judge's controls")
-    raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
-    hypotheses = {
-        "gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples]),
-        **{name: transcribe_all(waveforms, _jsgf(sweep)) for name, waveforms in sounds(raw).items()},
-    }
+    hypotheses = {"gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples])}
+    rng = np.random.default_rng(0)
+    for first in range(0, len(examples), BATCH_SIZE):  # all recordings at once may not fit into memory
+        some = examples[first : first + BATCH_SIZE]
+        raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in some]
+        for name, waveforms in sounds(raw, rng).items():
+            hypotheses.setdefault(name, []).extend(transcribe_all(waveforms, _jsgf(sweep)))
     texts = [e["text"] for e in examples]
     errors = {name: _errors(texts, found) for name, found in hypotheses.items()}
     write_json(path, {"sentences": len(examples), "judge": JUDGE, "errors": errors, "heard": hypotheses})
@@ -150,8 +153,12 @@ def _judge(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> lis
     home = places.prepared / "vocabularies" / SPEECH
     tokenizer, vocabulary = UnitTokenizer.load(home), load_vocabulary(home)
     units = [np.asarray(vocabulary.decode(ids), np.int32) for ids in spoken]
-    waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in units]
-    return transcribe_all(waveforms, _jsgf(sweep))
+    hypotheses: list[str] = []
+    for first in range(0, len(units), BATCH_SIZE):
+        some = units[first : first + BATCH_SIZE]
+        waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in some]
+        hypotheses += transcribe_all(waveforms, _jsgf(sweep))
+    return hypotheses
 
 
 def _jsgf(sweep: Sweep) -> str:
