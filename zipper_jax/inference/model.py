@@ -31,6 +31,7 @@ from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
 from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import local_path
 from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
@@ -432,6 +433,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     """
     from zipper_jax.checkpoint.checkpoints import load_params
 
+    path = local_path(path, "path")
     header, params = load_params(Path(path), step)
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))
