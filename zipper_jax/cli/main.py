@@ -16,6 +16,7 @@ from typing import Any
 
 from zipper_jax.utils import logs
 from zipper_jax.utils.configs import closest
+from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.interrupts import interruptible
@@ -68,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _close_bars()
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, AssertionError) as error:
+        if (reason := no_device(error)) is None:
+            raise
+        _close_bars()
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _close_bars()

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from zipper_jax.utils import logs
+from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     try:
         result = train(config, provenance=text, infer=in_loop.make(config), began=began)
     except Exception as error:
-        if not args.coordinator or isinstance(error, UserError):
+        if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
         traceback.print_exc()
         sys.stderr.flush()
