@@ -15,7 +15,7 @@ from zipper_jax.cli.gin_path import search_paths
 from zipper_jax.cli.main import COMMANDS, command_parser, main
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path, path_text
+from zipper_jax.utils.paths import local_path, path_text, require_different
 
 URL = "gs://bucket/r"
 NO_PATHS = {
@@ -133,3 +133,27 @@ def test_configurations_refuse_urls_and_expand_home():
     for make in (lambda: DataConfig(URL, "asr", {}), lambda: RestoreCheckpointConfig(URL)):
         with pytest.raises(UserError, match="URLs and object stores are not supported"):
             make()
+
+
+def test_an_output_that_is_an_input_is_refused_and_the_input_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    lines = tmp_path / "p.jsonl"
+    lines.write_text('{"prompt": []}\n')
+    same = {
+        "--output = 'p.jsonl' is --input": ["generate", "--model", "d", "--input", "p.jsonl", "--output", "p.jsonl"],
+        "--out = 'link' is --data": ["eval", "--run", ".", "--data", "d", "--split", "test", "--out", "link"],
+        "--out = 'd' is --corpus": ["eval", "--run", ".", "--data", ".", "--corpus", "link", "--out", "d"],
+        "--out = './d' is the folder": ["data", "inspect", "d", "--out", "./d"],
+        "--out = 'd/' is --corpus": ["data", "prepare", "--corpus", "d", "--out", "d/"],
+    }
+    for message, words in same.items():
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith(f"error: {message}"), error
+    assert lines.read_text() == '{"prompt": []}\n'
+    assert not any((tmp_path / "d").iterdir())
+    with pytest.raises(UserError, match=r"RestoreCheckpointConfig.path, which is only read"):
+        require_different("d", "MODEL_DIR", {"RestoreCheckpointConfig.path": tmp_path / "link"})

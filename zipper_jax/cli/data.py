@@ -25,7 +25,7 @@ from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.files import new_folder, require_new
-from zipper_jax.utils.paths import local_path, path_text
+from zipper_jax.utils.paths import local_path, path_text, require_different
 from zipper_jax.vocabularies import UnitVocabulary
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, processes=args.processes)
         return 0
     if args.command == "inspect":
+        if args.out:
+            require_different(args.out, "--out", {"the folder": args.folder})
         for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
             print(line)
         return 0
@@ -130,6 +132,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
+    require_different(args.out, "--out", {"--corpus": args.corpus})
     prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, args.processes)
     return 0
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import require_different
 
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} = {path}: there is no such folder")
+    inputs = ("run", "single_decoder", "other_form", "data", "corpus")
+    require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
     if args.split:
         return _split(args)
     if args.corpus is None:

@@ -51,8 +51,9 @@ def write_report(sweep: Sweep, places: Places, out: Path, command: str) -> Path:
         if draw(figure, lines, out / f"{figure.name}.png"):
             parts.append(f"![{figure.title}]({figure.name}.png)")
     parts.append(_arms(sweep))
-    for name in ("results.jsonl", "judge.json"):
-        shutil.copy(places.root / name, out / name)
+    if not out.samefile(places.root):  # a page within the sweep's folder has them already
+        for name in ("results.jsonl", "judge.json"):
+            shutil.copy(places.root / name, out / name)
     page = out / PAGE
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page

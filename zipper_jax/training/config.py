@@ -11,7 +11,7 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path
+from zipper_jax.utils.paths import local_path, require_different
 from zipper_jax.utils.trees import compile_pattern
 
 
@@ -223,6 +223,11 @@ class TrainConfig:
         object.__setattr__(self, "model_dir", local_path(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)"))
         origins = {t: local_path(run, f"TrainConfig.initialise_from[{t!r}]") for t, run in self.initialise_from.items()}
         object.__setattr__(self, "initialise_from", origins)
+        sources = {f"TrainConfig.initialise_from[{tower!r}]": run for tower, run in origins.items()}
+        sources["DataConfig.folder (DATA)"] = self.data.folder
+        if self.restore is not None:
+            sources["RestoreCheckpointConfig.path"] = self.restore.path
+        require_different(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)", sources)
         for name in ("steps", "batch_size", "microbatches", "log_period", "eval_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 
 from zipper_jax.utils.errors import UserError
 
@@ -31,6 +32,14 @@ def local_path(path: str | os.PathLike, field: str) -> str:
     if expanded.startswith("~"):
         raise UserError(f"{field} = {text!r}: there is no such user; write ./{text} for a folder of that name")
     return expanded
+
+
+def require_different(out: str | os.PathLike, field: str, sources: Mapping[str, str | os.PathLike | None]) -> None:
+    """Raise UserError where ``out`` is one of the sources (field -> path), links resolved: no input is overwritten."""
+    for source_field, source in sources.items():
+        # A source that is missing is reported as such, by whoever reads it.
+        if source is not None and os.path.exists(source) and os.path.realpath(source) == os.path.realpath(out):
+            raise UserError(f"{field} = {os.fspath(out)!r} is {source_field}, which is only read: give another {field}")
 
 
 def path_text(text: str) -> str:
