@@ -15,7 +15,7 @@ TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
 Train the model that gin files describe. A rerun resumes from the newest checkpoint.
 
-  zipper train --gin_file=runs/pretrain_text.gin --gin.DATA='"prepared"' --gin.MODEL_DIR='"runs/text"'
+  zipper train --gin_file=runs/pretrain_text.gin --gin.DATA=prepared --gin.MODEL_DIR=runs/text
   zipper train --gin_file=runs/fuse.gin --gin.TRAIN_STEPS=2000 --gin.OptimizerConfig.learning_rate=1e-3
 
   zipper train --gin_file=runs/librispeech_fuse_qwen.gin --gin.DATA=... --dry_run    check the run, estimate its cost
