@@ -12,6 +12,7 @@ from tiny_run import UNITS, write_run
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.controls import partners
 from zipper_jax.metrics.error_rates import normalise
+from zipper_jax.metrics.normalisers import policy
 from zipper_jax.reports.report import write_report
 
 SPELLINGS = ("on", "On!", "ON", "off", "off.", "go on", "go  on", "don't", "don’t", "é", "e\u0301")
@@ -39,16 +40,24 @@ def test_sentences_read_by_several_speakers_are_never_their_own_control():
     assert partners(list("abcdef")) == [3, 4, 5, 0, 1, 2]  # all differ: half the list further on
 
 
+def test_controls_and_error_rates_use_one_policy(run, tmp_path):
+    """By the text as written, spellings differ; by the default they are one sentence."""
+    write_examples(run, ["go on", "Go on!", "go on.", "off"])
+    command = ["eval", "--run", str(run), "--data", str(run.parent / "prepared"), "--split", "test"]
+    assert main([*command, "--out", str(tmp_path), "--normaliser", "none"]) == 0
+    results = json.loads((tmp_path / "utterances.json").read_text())
+    assert isinstance(results["rates"]["asr_wer_shuffled_audio"], float)
+    assert results["normaliser"] == policy("none").about
+    assert {row["reference"] for row in results["utterances"]} == {"go on", "Go on!", "go on.", "off"}
+    assert policy("none").about in Page((tmp_path / "utterances.html").read_text()).text
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("controls"))
 
 
-@pytest.mark.parametrize(
-    ("texts", "possible"),
-    [(["go on", "off"] * 2, True), (["go on", "Go on!", "go on.", "off"], False), (["go on"], False)],
-)
-def test_a_page_says_what_is_not_possible(run, tmp_path, texts, possible):
+def write_examples(run, texts):
     examples = run.parent / "prepared" / "examples"
     examples.mkdir(exist_ok=True)
     lines = [
@@ -56,6 +65,14 @@ def test_a_page_says_what_is_not_possible(run, tmp_path, texts, possible):
         for k, text in enumerate(texts)
     ]
     (examples / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("texts", "possible"),
+    [(["go on", "off"] * 2, True), (["go on", "Go on!", "go on.", "off"], False), (["go on"], False)],
+)
+def test_a_page_says_what_is_not_possible(run, tmp_path, texts, possible):
+    write_examples(run, texts)
     command = ["eval", "--run", str(run), "--data", str(run.parent / "prepared"), "--split", "test"]
     assert main([*command, "--out", str(tmp_path)]) == 0
     rates = json.loads((tmp_path / "utterances.json").read_text())["rates"]

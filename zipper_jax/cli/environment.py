@@ -24,6 +24,7 @@ OPTIONAL = {
     "gradio": "for `zipper demo`: pip install --editable '.[demo]' in the checkout",
     "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install --editable '.[tpu]' in the checkout",
     "torch": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
+    "whisper-normalizer": "for `zipper eval --normaliser whisper-english`: pip install --editable '.[normalisers]'",
     "transformers": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
 }
 """Distribution -> its use and how to install it."""

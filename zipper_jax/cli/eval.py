@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.paths import require_different
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_p", type=float, default=1.0, help="of text to speech (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text to speech (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="sentences decoded together (%(default)s)")
+    parser.add_argument(
+        "--normaliser",
+        default="default",
+        help="of texts in error rates and controls: default, none, basic, whisper-english, or jiwer:TRANSFORM,...",
+    )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
 
 
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, batch_size=args.batch_size)
+    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **_text_and_batch(args))
     results = evaluate(sources, args.out, settings)
     seconds = _stage_seconds(args.stages)
     seconds["evaluate"] = round(time.monotonic() - began, 1)
@@ -89,10 +95,14 @@ def _split(args: argparse.Namespace) -> int:
     for name in ("single_decoder", "other_form", "stages"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
-    settings = EvalSettings(sentences=args.sentences, beams=args.beams, batch_size=args.batch_size)
+    settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
     return 0
+
+
+def _text_and_batch(args: argparse.Namespace) -> dict[str, Any]:
+    return {"batch_size": args.batch_size, "normaliser": args.normaliser}
 
 
 def _stage_seconds(folder: Path | None) -> dict[str, float]:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.inference.model import Model
-from zipper_jax.metrics.error_rates import normalise
+from zipper_jax.metrics.normalisers import DEFAULT, Policy
 
 Figure = float | str
 """A figure, or "not possible: ..." where the test set does not allow it."""
 
 
-def partners(texts: Sequence[str]) -> list[int] | str:
+def partners(texts: Sequence[str], policy: Policy = DEFAULT) -> list[int] | str:
     """The index of another sentence's row for each row, such that the normalised texts of the two differ.
 
     Every row is the partner of exactly one other. Such a matching exists if and only if no text is in more than half of
@@ -24,7 +24,7 @@ def partners(texts: Sequence[str]) -> list[int] | str:
     """
     # Equal texts are contiguous, in the order of their first rows, so that moving by half the rows leaves every group
     # of at most half of them. Where all texts differ, this is the order of the rows.
-    keys = [normalise(text) for text in texts]
+    keys = [policy(text) for text in texts]
     counts = Counter(keys)
     half, most = len(keys) // 2, max(counts.values(), default=0)
     if len(keys) < 2:
@@ -40,10 +40,10 @@ def partners(texts: Sequence[str]) -> list[int] | str:
 
 
 def of_transcription(
-    model: Model, units: Sequence[Any], texts: Sequence[str]
+    model: Model, units: Sequence[Any], texts: Sequence[str], policy: Policy = DEFAULT
 ) -> dict[str, tuple[Model, list[Any]] | str]:
     """Name -> the model and the units that it transcribes, against the same references ``texts``; or why it cannot."""
-    others = partners(texts)
+    others = partners(texts, policy)
     found: dict[str, tuple[Model, list[Any]] | str] = {
         "shuffled_audio": others if isinstance(others, str) else (model, [units[i] for i in others]),
         "no_audio": (model, [[] for _ in units]),

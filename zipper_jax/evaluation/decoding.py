@@ -11,6 +11,7 @@ from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.controls import of_transcription
 from zipper_jax.evaluation.outputs import Outputs, digest
 from zipper_jax.inference.model import Model
+from zipper_jax.metrics.normalisers import DEFAULT, Policy
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.configs import to_dict
 
@@ -85,14 +86,14 @@ def decode_set(
 
 
 def transcribe_with_controls(
-    model: Model, units: Sequence[Any], texts: Sequence[str], how: Decoding, what: str
+    model: Model, units: Sequence[Any], texts: Sequence[str], how: Decoding, what: str, policy: Policy = DEFAULT
 ) -> dict[str, list[Decoded] | str]:
     """Transcribe ``units``, token ids of speech, and the controls of these transcripts.
 
     Returns:
         "test" and the names of the controls -> what was decoded, or why a control is not possible.
     """
-    sets = {"test": (model, list(units)), **of_transcription(model, units, texts)}
+    sets = {"test": (model, list(units)), **of_transcription(model, units, texts, policy)}
     return {
         name: one if isinstance(one, str) else decode_set(one[0], SPEECH, one[1], TEXT, how, f"{what}, {name}")
         for name, one in sets.items()

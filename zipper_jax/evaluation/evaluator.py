@@ -33,7 +33,9 @@ from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, percent, wer
+from zipper_jax.metrics.error_rates import percent, wer
+from zipper_jax.metrics.normalisers import Policy
+from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -58,6 +60,7 @@ class EvalSettings:
         beams: Beam size of speech to text.
         speech_sampling: Sampling of text to speech.
         shown: Sentences with audio in the report.
+        normaliser: Name of the normalisation of texts, see `metrics.normalisers.policy`.
         batch_size: Sentences decoded, synthesised and judged together: memory grows with it, not with the test set.
     """
 
@@ -67,11 +70,13 @@ class EvalSettings:
     speech_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     shown: int = 6
     batch_size: int = BATCH_SIZE
+    normaliser: str = "default"
 
     def __post_init__(self):
         for name in ("sentences", "speech_sentences", "shown"):
             if getattr(self, name) < 0:
                 raise UserError(f"EvalSettings.{name} = {getattr(self, name)} must be 0 or positive")
+        normaliser(self.normaliser)  # fails now where it is unknown
         if self.batch_size < 1:
             raise UserError(f"EvalSettings.batch_size = {self.batch_size}: give at least 1")
 
@@ -108,9 +113,10 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     for name, model in models.items():
         check_units(sources.prepared, sources.runs[name], model)
-    test = _examples(sources.prepared, "test", settings.sentences)
+    policy = normaliser(settings.normaliser)
+    test = _examples(sources.prepared, "test", settings.sentences, policy)
     there = "test_other" in splits(sources.prepared)
-    other = _examples(sources.prepared, "test_other", settings.sentences) if there else []
+    other = _examples(sources.prepared, "test_other", settings.sentences, policy) if there else []
     if not test:
         raise UserError(
             f"{sources.prepared}: the test split has no sentence with words and audio: prepare one that has"
@@ -121,7 +127,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     for where in sounds_of:
         load_audio(**where)  # fails now where a recording cannot be read; all of them would not fit into memory
     max_new_tokens = models["zipper"].max_new_tokens  # the same for every model
-    results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
+    results: dict[str, Any] = {"normaliser": policy.about, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
 
@@ -133,9 +139,9 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     for name, model in models.items():
         logger.info(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
-        rates, hypotheses[name] = speech_to_text(model, test, other, read, f"{name}, speech to text")
+        rates, hypotheses[name] = speech_to_text(model, test, other, read, f"{name}, speech to text", policy)
         results |= {prefix + key: value for key, value in rates.items()}
-        logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
+        logger.info(_shown(rates, policy))
         logger.info(f"{name}: text to speech")
         texts = [model.vocabularies[TEXT].encode(e["text"]) for e in spoken]
         speech[name] = decode_set(model, TEXT, texts, SPEECH, say, f"{name}, text to speech")
@@ -145,9 +151,9 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     units = {
         name: [models[name].vocabularies[SPEECH].decode(one.tokens) for one in found] for name, found in speech.items()
     }
-    rates, judged = _judge(models["zipper"], spoken, sounds_of, units, judged_by, settings.batch_size, outputs)
+    rates, judged = _judge(models["zipper"], spoken, sounds_of, units, judged_by, settings.batch_size, outputs, policy)
     results |= rates
-    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
+    logger.info(_shown(rates, policy))
     logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
@@ -159,6 +165,11 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     write_json(out / "results.json", results)
     outputs.tidy()
     return results
+
+
+def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
+    figures = ", ".join(f"{key} {percent(value)}" for key, value in rates.items())
+    return f"  {figures} (text: {policy.name})"
 
 
 def _grammar(corpus: Path) -> str:
@@ -173,7 +184,7 @@ def _grammar(corpus: Path) -> str:
 
 
 def _judge(
-    model: Model, examples, sounds_of, units, judged_by: str, batch_size: int, outputs: Outputs
+    model: Model, examples, sounds_of, units, judged_by: str, batch_size: int, outputs: Outputs, policy: Policy
 ) -> tuple[dict[str, Figure], dict[str, list[str]]]:
     """Judge generated speech and its controls with one setting; returns error rates and the judge's hypotheses."""
     judged: dict[str, list[str]] = {}
@@ -193,19 +204,19 @@ def _judge(
         for name, waveforms in audio.items():
             judged.setdefault(name, []).extend(outputs.get(next(found)) for _ in waveforms)
     texts = [e["text"] for e in examples]
-    others = partners(texts)
+    others = partners(texts, policy)
     rates: dict[str, Figure] = {
-        "tts_wer_gold_units": wer(texts, judged["gold_units"]),
-        "tts_wer_raw_audio": wer(texts, judged["raw_audio"]),
-        "judge_wer_noise": wer(texts, judged["noise"]),
-        "judge_wer_reversed": wer(texts, judged["reversed"]),
+        "tts_wer_gold_units": wer(texts, judged["gold_units"], policy),
+        "tts_wer_raw_audio": wer(texts, judged["raw_audio"], policy),
+        "judge_wer_noise": wer(texts, judged["noise"], policy),
+        "judge_wer_reversed": wer(texts, judged["reversed"], policy),
     }
     for name in units:
         prefix = "" if name == "zipper" else f"{name}_"
-        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
+        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name], policy)
         # Speech generated from another sentence, scored against this one.
         rates[f"{prefix}tts_wer_shuffled_text"] = (
-            others if isinstance(others, str) else wer(texts, [judged[name][i] for i in others])
+            others if isinstance(others, str) else wer(texts, [judged[name][i] for i in others], policy)
         )
     return rates, judged
 
@@ -274,10 +285,10 @@ def form_of(config: ZipperConfig) -> str:
     return "identity" if kept and all(z.feed_forward == "where_visible" for z in config.zips) else "paper"
 
 
-def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
+def _examples(prepared: Path, split: str, most: int, policy: Policy) -> list[dict[str, Any]]:
     from zipper_jax.data.prepared import read_examples
 
-    rows = [row for row in read_examples(prepared, split) if row["units"] is not None and normalise(row["text"] or "")]
+    rows = [row for row in read_examples(prepared, split) if row["units"] is not None and policy(row["text"] or "")]
     return rows[: most or None]
 
 

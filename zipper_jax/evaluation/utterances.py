@@ -26,7 +26,8 @@ from zipper_jax.evaluation.outputs import Outputs
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors, percent
+from zipper_jax.metrics.error_rates import per_sentence_errors, percent
+from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -53,8 +54,9 @@ def evaluate_split(
         UserError: No such run or split, no sentence with words, units that are not the model's, or audio
             missing from the corpus.
     """
+    policy = normaliser(settings.normaliser)
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
-    spoken = [example for example in found if normalise(example["text"] or "")]
+    spoken = [example for example in found if policy(example["text"] or "")]
     examples = spoken[: settings.sentences or None]
     if not examples:
         raise UserError(f"{prepared}: split {split!r} has no sentence with words and audio: give another --split")
@@ -74,12 +76,12 @@ def evaluate_split(
     logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
     outputs = Outputs(out / OUTPUTS)
     how = Decoding(model.max_new_tokens, SamplingConfig(beams=settings.beams), settings.batch_size, outputs)
-    rates, hypotheses = speech_to_text(model, examples, [], how, "speech to text")
-    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()))
+    rates, hypotheses = speech_to_text(model, examples, [], how, "speech to text", policy)
+    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()) + f" (text: {policy.name})")
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}
         for example, errors in zip(
-            examples, per_sentence_errors([e["text"] for e in examples], hypotheses), strict=True
+            examples, per_sentence_errors([e["text"] for e in examples], hypotheses, policy), strict=True
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
@@ -91,7 +93,7 @@ def evaluate_split(
     results = {
         "run": str(run),
         "split": split,
-        "normaliser": NORMALISER,
+        "normaliser": policy.about,
         "beams": settings.beams,
         "heard": played,
         "without_words": len(found) - len(spoken),
