@@ -23,7 +23,8 @@ def table(runs: dict[str, dict]) -> str:
     """Return Markdown: word error rates in per cent of Zipper and Single Decoder, for each run."""
 
     def cell(results: dict, key: str) -> str:
-        return f"{100 * results[key]:.1f}" if key in results else "–"
+        found = results.get(key, "–")
+        return found if isinstance(found, str) else f"{100 * found:.1f}"
 
     heads = [f"{model}, {name}" for name in runs for model in ("Zipper", "Single Decoder")]
     lines = [f"| word error rate, % | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]

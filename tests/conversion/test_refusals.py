@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -297,8 +298,6 @@ def _tensors(folder, change):
 def test_tensors_that_do_not_fit(folder, tmp_path, change, message, capsys):
     _tensors(folder, change)
     assert main(["convert", "from-hf", str(folder), "--out", str(tmp_path / "out")]) == 2
-    import re
-
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -326,6 +325,70 @@ def test_pickles_are_refused_with_the_way_out_and_never_opened(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(UserError, match=r"pytorch_model.bin, a torch pickle.*save_pretrained\(NEW_FOLDER"):
         from_hf.plan(folder)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("self_attn.", "_orig_mod.self_attn."),
+        lambda name: name.replace("model.layers", "_fsdp_wrapped_module.model.layers"),
+        lambda name: f"_orig_mod.{name.removeprefix('model.')}",
+    ],
+    ids=["compiled", "parallel", "peft", "both", "layers compiled", "fsdp", "bare and compiled"],
+)
+def test_the_prefix_of_a_wrapper_is_stripped_and_reported(folder, tmp_path, rename, capsys):
+    plain = {move.tensor: (move.rule, move.layer) for move in from_hf.plan(folder).moves}
+    tensors = load_file(folder / FILE)
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / FILE, {"format": "pt"})
+    found = from_hf.plan(folder)
+    assert {move.tensor: (move.rule, move.layer) for move in found.moves} == {rename(n): r for n, r in plain.items()}
+    assert main(["convert", "from-hf", str(folder), "--out", str(tmp_path / "out"), "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    for prefix in found.wrappers:
+        assert f"names without {prefix!r}, which " in shown
+    assert found.wrappers
+
+
+def test_adapters_and_doubled_tensors_are_named(folder):
+    _tensors(folder, lambda t: t.update({"_orig_mod.model.norm.weight": t["model.norm.weight"]}))
+    with pytest.raises(UserError, match=r"'model.norm.weight' and '_orig_mod.model.norm.weight' are the same tensor"):
+        from_hf.plan(folder)
+    _tensors(folder, lambda t: t.update({"base_model.model.model.x.lora_A.default.weight": np.zeros(2, np.float32)}))
+    with pytest.raises(UserError, match=r"lora_A.default.weight' is of an adapter .*merge_and_unload"):
+        from_hf.plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter .* merge it into its model first: peft"),
+        (["consolidated.safetensors", "params.json"], "has consolidated.safetensors, .* maker's own layout"),
+        (["consolidated.00.pth"], "has consolidated.00.pth, .* maker's own layout"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            "has 2 shards .model-00001-of-00002.safetensors, .* and no model.safetensors.index.json",
+        ),
+        (["weights.safetensors"], "has weights.safetensors and neither .* rename the file"),
+        (["README.md", "notes.txt"], "; it has README.md, (config.json, )?notes.txt"),
+    ],
+)
+@pytest.mark.parametrize("config", [True, False])
+def test_a_folder_of_something_else_is_named_with_what_it_has(tmp_path, files, message, config, capsys):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_bytes(b"{}")
+    if config:
+        (folder / "config.json").write_text(json.dumps(LLAMA))
+    assert main(["convert", "from-hf", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert not (tmp_path / "out").exists()
 
 
 def _shard(folder):

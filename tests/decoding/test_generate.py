@@ -307,6 +307,32 @@ def test_a_row_does_not_depend_on_its_batch():
                 assert a.truncated == b.truncated
 
 
+@pytest.mark.parametrize(
+    "sampling", [SamplingConfig(), SamplingConfig(temperature=HOT, seed=1), SamplingConfig(beams=2)], ids=str
+)
+def test_the_batch_size_changes_no_row(sampling):
+    """Seven rows at once, and in batches by length, the last of them padded; draws go with the row, not its place."""
+    run = generator("pair")
+    rows = [[("speech", content(*range(n)))] for n in (3, 0, 9, 1, 16, 3, 5)]
+    whole = run(rows, ("text", "speech"), LIMITS, sampling, batch_size=14)
+    for a, b in zip(whole, run(rows, ("text", "speech"), LIMITS, sampling, batch_size=4), strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x.tokens, y.tokens)
+            np.testing.assert_allclose(x.log_probs, y.log_probs, atol=TOLERANCE)
+
+
+def test_batches_are_of_similar_length_and_skip_what_is_done():
+    run = generator("pair")
+    rows = [[("speech", content(*range(n)))] for n in (3, 0, 9, 1, 16, 3, 5)]
+    batches = list(run.batches(rows, ("text",), LIMITS, batch_size=3))
+    assert [numbers for numbers, _ in batches] == [[4, 2, 6], [0, 5, 3], [1]]
+    assert [len(found) for _, found in batches] == [3, 3, 1]
+    (again,) = run.batches(rows, ("text",), LIMITS, batch_size=3, done={4, 2, 6, 0, 5, 3})
+    assert again[0] == [1]
+    with pytest.raises(UserError, match="batch_size = 0: give at least 1"):
+        run(rows, ("text",), LIMITS, batch_size=0)
+
+
 def test_sampling_repeats_with_its_seed_and_differs_between_rows_spans_and_seeds():
     run, rows = generator("pair"), [GIVEN["pair"][0]] * 4
     sampling = SamplingConfig(temperature=HOT, seed=1)

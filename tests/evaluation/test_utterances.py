@@ -172,7 +172,6 @@ def test_a_browser_sorts_and_hides_without_a_script(tmp_path):
     ("more", "message"),
     [
         (["--split", "tset"], "tset.jsonl' does not exist (splits there: test)"),
-        (["--split", "test", "--sentences", "1"], "split 'test' has 1 sentences with words; controls need at least 2"),
         (["--split", "test", "--single_decoder", "RUN"], "--single_decoder cannot be combined with --split"),
         ([], "--corpus is missing"),
     ],

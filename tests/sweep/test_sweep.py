@@ -124,6 +124,8 @@ def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):
     on_a_bare_machine(tmp_path, *row)
     page = scored_and_reported(tmp_path, given)
     assert "1 of 7 rows are scored" in page
+    assert main(["sweep", "report", *map(str, given), "--to", str(tmp_path)]) == 0  # into the sweep's own folder
+    assert (tmp_path / "README.md").read_text() == page
     (line,) = read_results(tmp_path / "results.jsonl")
     assert (line["arm"], line["seed"], line["steps"]) == ("single_decoder", 1, 2)
     lengths = {name: len(pairs) for name, pairs in line["measures"].items()}

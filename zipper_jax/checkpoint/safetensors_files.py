@@ -7,7 +7,8 @@ decoding do not need it.
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ DTYPES: dict[str, Any] = {
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 
 class Tensor(NamedTuple):
@@ -101,14 +103,55 @@ class Reader:
     def _nothing(self) -> str:
         if not self.folder.is_dir():
             return f"folder {str(self.folder)!r} does not exist"
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickles:
+        names = sorted(path.name for path in self.folder.iterdir())
+        if known := other_layout(str(self.folder), names):
+            return known
+        if pickles := [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".ckpt")]:
             return (
                 f"{str(self.folder)!r} has {pickles[0]}, a torch pickle, which can run code when it is read, and no "
                 "safetensors file; where you trust it, turn it into one: transformers.AutoModelForCausalLM"
                 f".from_pretrained({str(self.folder)!r}).save_pretrained(NEW_FOLDER, safe_serialization=True)"
             )
-        return f"{str(self.folder)!r} has neither {FILE} nor {INDEX}"
+        return f"{str(self.folder)!r} has neither {FILE} nor {INDEX}: give the folder that has; it has {listed(names)}"
+
+
+def other_layout(where: str, names: Collection[str]) -> str:
+    """What a folder without `FILE` and `INDEX` is, and what to do; "" where it is nothing known.
+
+    Args:
+        where: The folder or hub id, for the message.
+        names: Names of its files.
+    """
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    shards = [name for name in weights if re.fullmatch(r".*-\d{5}-of-\d{5}\.safetensors", name)]
+    if ADAPTER in names:
+        return (
+            f"{where!r} is an adapter ({ADAPTER}), the change of a model: merge it into its model first: "
+            f"peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload().save_pretrained(NEW_FOLDER)"
+        )
+    if any(name.startswith("consolidated") for name in names):
+        found = next(name for name in sorted(names) if name.startswith("consolidated"))
+        return (
+            f"{where!r} has {found}, the weights in their maker's own layout, and no {FILE}: give transformers' form "
+            "of the model (often the same one on the hub, or its name with -hf)"
+        )
+    if shards:
+        return (
+            f"{where!r} has {len(shards)} shards ({shards[0]}, ...) and no {INDEX}, which lists what they hold: get "
+            "that file from where the shards are from"
+        )
+    if weights:
+        return (
+            f"{where!r} has {listed(weights)} and neither {FILE} nor {INDEX}: rename the file to {FILE} if it is the "
+            "whole model"
+        )
+    return ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, for a message."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "no file") + more
 
 
 class Writer:

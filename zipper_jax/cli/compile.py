@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import path_text
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default=SPEECH, help="with --what decode: the modality (%(default)s)")
     parser.add_argument("--slices", type=int, default=1, help="number of such slices (default 1)")
     parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to keep free (default 0.1)")
-    parser.add_argument("--json", help="also write the results to this file")
+    parser.add_argument("--json", type=path_text, help="also write the results to this file")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
 from zipper_jax.utils.configs import closest, to_dict
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import path_text
 from zipper_jax.utils.progress import progress
 
 TAKES_GIN_FLAGS = True
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     def out_and_dry_run(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--out", required=True, help="the folder to write; must not exist")
+        one.add_argument("--out", required=True, type=path_text, help="the folder to write; must not exist")
         one.add_argument("--dry_run", action="store_true", help="print the plan and stop")
 
     def vocabulary(one: argparse.ArgumentParser) -> None:
@@ -44,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--rate_hz", type=float, default=25.0, help="units per second (default 25)")
 
     one = command("from-hf", "convert a Hugging Face decoder to a tower")
-    one.add_argument("source", help="a folder with config.json and *.safetensors, or a hub id")
+    one.add_argument("source", type=path_text, help="a folder with config.json and *.safetensors, or a hub id")
     one.add_argument("--revision", help="branch, tag or commit of a hub id")
     vocabulary(one)
     one.add_argument("--ignore_field", action="append", default=[], help="a config.json field to ignore")
     out_and_dry_run(one)
 
     one = command("to-hf", "convert a tower to a folder for transformers")
-    one.add_argument("run", help="a run or model folder")
+    one.add_argument("run", type=path_text, help="a run or model folder")
     one.add_argument("--tower", help="tower to convert (default: the only one)")
     one.add_argument("--step", type=int, help="checkpoint of a run (default: the newest valid one)")
     one.add_argument("--family", help="model_type to write (default: that of its source, else one that fits)")
@@ -59,24 +60,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out_and_dry_run(one)
 
     one = command("from-t5x", "convert a T5X decoder-only checkpoint to a tower")
-    one.add_argument("source", help="a checkpoint folder (checkpoint_10000)")
+    one.add_argument("source", type=path_text, help="a checkpoint folder (checkpoint_10000)")
     one.epilog = "--gin_file=FILE, --gin.NAME=VALUE: the model's gin (default: config.gin beside the checkpoint)"
     one.add_argument("--ignore_field", action="append", default=[], help="a TransformerConfig field to ignore")
-    one.add_argument("--vocabulary", help="a sentencepiece model (.model); else give --units")
+    one.add_argument("--vocabulary", type=path_text, help="a sentencepiece model (.model); else give --units")
     vocabulary(one)
     out_and_dry_run(one)
 
     one = command("export", "write a run's model as one safetensors file, with its vocabularies")
-    one.add_argument("run", help="a run or model folder")
+    one.add_argument("run", type=path_text, help="a run or model folder")
     one.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
     one.add_argument("--bf16", action="store_true", help="store bfloat16")
     out_and_dry_run(one)
 
     one = command("verify", "compare a tower's logits with another model's")
-    one.add_argument("run", help="a run or model folder")
-    one.add_argument("--against", required=True, help="a Hugging Face folder or hub id, or a run or model folder")
+    one.add_argument("run", type=path_text, help="a run or model folder")
+    one.add_argument(
+        "--against", required=True, type=path_text, help="a Hugging Face folder or hub id, or a run or model folder"
+    )
     one.add_argument("--tower", help="tower to compare (default: the only one)")
-    one.add_argument("--text", help="a text file (default: random tokens)")
+    one.add_argument("--text", type=path_text, help="a text file (default: random tokens)")
     one.add_argument("--length", type=int, default=256, help="tokens per row (default 256)")
     one.add_argument("--rows", type=int, default=32, help="maximum number of rows (default 32)")
     one.add_argument("--tolerance", type=float, default=1e-4, help="relative to the largest logit (default 1e-4)")

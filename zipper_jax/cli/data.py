@@ -25,6 +25,7 @@ from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.files import new_folder, require_new
+from zipper_jax.utils.paths import local_path, path_text, require_different
 from zipper_jax.vocabularies import UnitVocabulary
 
 logger = logging.getLogger(__name__)
@@ -75,32 +76,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing = commands.add_parser("import", help="import your own data as a corpus", allow_abbrev=False)
     importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
     importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
-    importing.add_argument("--out", required=True, help="folder to write; audio files are not copied")
+    importing.add_argument("--out", required=True, type=path_text, help="folder to write; audio files are not copied")
     importing.add_argument("--strict", action="store_true", help="fail if a row cannot be used, instead of dropping it")
     importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
     _add_fields(importing, ImportSettings, {})
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
-    synth.add_argument("--out", required=True, help="folder to write; a rerun resumes")
+    synth.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
     _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
     prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
-    prepare.add_argument("--corpus", required=True, help="folder with manifest.jsonl and audio")
-    prepare.add_argument("--out", required=True, help="folder to write; a rerun resumes")
+    prepare.add_argument("--corpus", required=True, type=path_text, help="folder with manifest.jsonl and audio")
+    prepare.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
     prepare.add_argument("--overwrite", action="store_true", help="replace data that was made with other settings")
     _add_fields(prepare, PrepareSettings, {}, given_only=True)
     prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as for `zipper train`; options above win")
     tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
-    tokenizer.add_argument("--hubert", required=True, help="folder with config.json and weights; it is not copied")
+    tokenizer.add_argument(
+        "--hubert", required=True, type=path_text, help="folder with config.json and weights; it is not copied"
+    )
     tokenizer.add_argument(
         "--layer", required=True, type=int, help="layer of the features; 1: the first block's output"
     )
-    tokenizer.add_argument("--kmeans", required=True, help=".npy with the centroids [units, hidden size]")
+    tokenizer.add_argument(
+        "--kmeans", required=True, type=path_text, help=".npy with the centroids [units, hidden size]"
+    )
     tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged per unit (default: 1)")
     tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; stored, not executed")
-    tokenizer.add_argument("--out", required=True, help="folder to write, for prepare --tokenizer")
+    tokenizer.add_argument("--out", required=True, type=path_text, help="folder to write, for prepare --tokenizer")
     inspecting = commands.add_parser("inspect", help="summarise a corpus or prepared folder", allow_abbrev=False)
-    inspecting.add_argument("folder", help="a corpus or a prepared folder")
+    inspecting.add_argument("folder", type=path_text, help="a corpus or a prepared folder")
     inspecting.add_argument("--examples", type=int, default=3, help="number of examples to show (default: 3)")
-    inspecting.add_argument("--out", help="folder for lengths.png and the examples as WAV")
+    inspecting.add_argument("--out", type=path_text, help="folder for lengths.png and the examples as WAV")
     inspecting.add_argument("--run_vocoder", action="store_true", help="execute the vocoder command of external units")
     for command in (importing, synth, prepare):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
@@ -114,11 +119,13 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         return 0
     if args.command == "import":
         settings = _settings(ImportSettings, args)
-        import_corpus(
-            args.format, args.paths, args.out, settings, args.strict, args.overwrite, processes=args.processes
-        )
+        tfds = args.format.startswith("tfds:")  # its data_dir may be a bucket, which TFDS reads itself
+        paths = args.paths if tfds else [local_path(path, "paths") for path in args.paths]
+        import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, processes=args.processes)
         return 0
     if args.command == "inspect":
+        if args.out:
+            require_different(args.out, "--out", {"the folder": args.folder})
         for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
             print(line)
         return 0
@@ -126,6 +133,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         return _tokenizer(args)
     from zipper_jax.data.prepare_rows import prepare
 
+    require_different(args.out, "--out", {"--corpus": args.corpus})
     prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, args.processes)
     return 0
 
@@ -181,7 +189,7 @@ def _add_fields(
             *aliases.get(field.name, []),
             f"--{field.name}",
             dest=field.name,
-            type=kind,
+            type=path_text if field.name in _PATHS else kind,
             default=None if given_only else default,
             choices=choices,
             help=help_text.replace("%", "%%"),
@@ -203,6 +211,10 @@ def _dict_of(kind: type) -> Any:
 
     parse.__name__ = f"comma-separated NAME={kind.__name__}"
     return parse
+
+
+_PATHS = {"text_vocabulary", "tokenizer", "speech_vocabulary"}
+"""Fields of settings that are paths."""
 
 
 def _settings(cls: type, args: argparse.Namespace) -> Any:

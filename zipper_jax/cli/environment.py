@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 from zipper_jax.version import __version__
 
@@ -23,6 +24,7 @@ OPTIONAL = {
     "gradio": "for `zipper demo`: pip install --editable '.[demo]' in the checkout",
     "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install --editable '.[tpu]' in the checkout",
     "torch": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
+    "whisper-normalizer": "for `zipper eval --normaliser whisper-english`: pip install --editable '.[normalisers]'",
     "transformers": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
 }
 """Distribution -> its use and how to install it."""
@@ -124,8 +126,8 @@ def devices() -> Iterator[Finding]:
         import jax
 
         found = jax.devices()
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ImportError, RuntimeError, AssertionError) as error:
+        reason = next(iter(str(no_device(error) or error).strip().splitlines()), type(error).__name__)
         yield Finding("missing", "devices", reason, "jax must start: see JAX_PLATFORMS, or pip install --upgrade jax")
         return
     kinds = [device.device_kind for device in found]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import require_different
 
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
@@ -19,6 +20,9 @@ With --split, only speech to text of one model on one split, with its controls: 
 aligned with its hypothesis, worst first. Without --corpus, the page plays vocoded units instead of recordings.
 
   zipper eval --run runs/fused --data data/prepared --split test --out errors
+
+Memory grows with --batch_size, not with the split; --out/outputs.jsonl holds what is finished, and the same command
+resumes from it.
 """
 
 
@@ -39,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="of text to speech (%(default)s: greedy)")
     parser.add_argument("--top_p", type=float, default=1.0, help="of text to speech (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text to speech (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="sentences decoded together (%(default)s)")
+    parser.add_argument(
+        "--normaliser",
+        default="default",
+        help="of texts in error rates and controls: default, none, basic, whisper-english, or jiwer:TRANSFORM,...",
+    )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
 
 
@@ -49,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} = {path}: there is no such folder")
+    inputs = ("run", "single_decoder", "other_form", "data", "corpus")
+    require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
     from zipper_jax.utils.locks import locked
 
     if args.split:
@@ -65,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling)
+    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **_text_and_batch(args))
     with locked(args.out):
         return _evaluate(args, sources, settings, began)
 
@@ -93,10 +105,14 @@ def _split(args: argparse.Namespace) -> int:
     for name in ("single_decoder", "other_form", "stages"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
-    settings = EvalSettings(sentences=args.sentences, beams=args.beams)
+    settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
     return 0
+
+
+def _text_and_batch(args: argparse.Namespace) -> dict[str, Any]:
+    return {"batch_size": args.batch_size, "normaliser": args.normaliser}
 
 
 def _stage_seconds(folder: Path | None) -> dict[str, float]:

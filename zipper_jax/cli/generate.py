@@ -14,6 +14,7 @@ from zipper_jax.tasks import TEXT
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked_file
+from zipper_jax.utils.paths import require_different
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     default = [name.strip() for name in args.outputs.split(",") if name.strip()]
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise UserError(f"--output = {args.output}: the folder does not exist")
+    if args.output is not None:
+        require_different(args.output, "--output", {"--input": args.input})
     read = list(_read(args.input, default))
     from zipper_jax.api import load
     from zipper_jax.decoding.sampling import SamplingConfig

@@ -28,6 +28,7 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.utils.configs import from_dict, nearest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import local_path
 
 CONFIGURABLES = (
     TowerConfig,
@@ -80,7 +81,7 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
     """Return the total vocabulary size of these modalities in a prepared folder."""
     from zipper_jax.vocabularies import load_vocabulary
 
-    total = 0
+    total, folder = 0, local_path(folder, "DATA")
     for modality in modalities:
         path = Path(folder) / "vocabularies" / modality
         if not path.is_dir():
@@ -103,7 +104,7 @@ def stored_model(
     """
     from zipper_jax.checkpoint.run_format import read_config
 
-    model = from_dict(ZipperConfig, read_config(folder)["model"])
+    model = from_dict(ZipperConfig, read_config(local_path(folder, "FUSED"))["model"])
     changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
     return replace(model, **{name: value for name, value in changes.items() if value is not None})
 
@@ -117,9 +118,11 @@ def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
     try:
         configured = gin.get_configurable("PrepareSettings")
         task_set = gin.get_configurable("TaskSet")
-        return configured(**{"task_set": task_set(), **given})
+        found = configured(**{"task_set": task_set(), **given})
     except UserError as error:
         raise UserError(_WHERE_CALLED.sub("", str(error))) from error
+    paths = {name: getattr(found, name) for name in ("text_vocabulary", "tokenizer", "speech_vocabulary")}
+    return replace(found, **{name: local_path(path, f"--{name}") for name, path in paths.items() if path})
 
 
 def train_config() -> TrainConfig:

@@ -1,9 +1,11 @@
 """t5x-style gin flags: ``--gin_file=runs/pretrain_text.gin --gin.TRAIN_STEPS=100``.
 
-Files are read in the order given, then bindings are applied, so bindings win. A value is a gin value; a bare word or
-path that does not parse as one is a string: ``--gin.MODEL_DIR=runs/a`` means ``--gin.MODEL_DIR='"runs/a"'``.
+Files are read in the order given, then bindings are applied, so bindings win. A value is a gin value; one that does not
+parse as one and has no bracket or quote is a string. The value of a path (`PATHS`) is a string whatever it looks like,
+with or without quotes: ``--gin.MODEL_DIR=2024_11_28``, ``--gin.DATA='my data'``; ``%NAME`` is another macro's.
 """
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 from zipper_jax.cli.gin_path import known_files, search_paths
 from zipper_jax.utils.configs import RENAMED, closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import local_path
 
 T = TypeVar("T")
 
@@ -22,7 +25,16 @@ _MACRO = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
 _MACRO_USE = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
 _SCOPED = re.compile(r"^([\w/]+)/\w+(?:\.\w+)*\.\w+ = ")
 _SCOPE_USE = re.compile(r"(?:^\s*|@)([\w/]+)/[\w.]+", re.MULTILINE)
-_BARE_STRING = re.compile(r"[\w./+-]+$")
+_BARE_STRING = re.compile(r"[^'\"()\[\]{}%@,]+$")
+PATHS = frozenset(
+    {
+        *("MODEL_DIR", "DATA", "TTS_DATA", "TEXT_RUN", "SPEECH_RUN", "FUSED"),
+        *("TrainConfig.model_dir", "DataConfig.folder", "RestoreCheckpointConfig.path"),
+        *("PrepareSettings.tokenizer", "PrepareSettings.text_vocabulary", "PrepareSettings.speech_vocabulary"),
+        *("stored_model.folder", "vocabulary_size.folder"),
+    }
+)
+"""Macros and parameters that are paths."""
 _NO_CONFIGURABLE = re.compile(r"No configurable matching (?:reference )?'@?([^'()]+)(?:\(\))?'")
 _NO_PARAMETER = re.compile(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'")
 
@@ -122,7 +134,7 @@ def apply(flags: GinFlags, defaults: Sequence[str] = ()) -> str:
 
 def find(name: str) -> Path:
     """Return the gin file ``name`` along `search_paths`. Raises UserError with the closest existing name."""
-    folders = [Path(folder) for folder in search_paths()]
+    name, folders = local_path(name, "--gin_file"), [Path(folder) for folder in search_paths()]
     for path in (folder / name for folder in folders):  # an absolute name is unchanged
         if path.is_file():
             return path
@@ -133,12 +145,22 @@ def find(name: str) -> Path:
 def _binding(name: str, value: str) -> str:
     import gin
 
+    if name in PATHS and value[0] not in "%@":
+        return f"{name} = {local_path(_unquoted(value), f'--gin.{name}')!r}"
     if _BARE_STRING.match(value):
         try:
             gin.config.parse_value(value)
         except Exception:
             value = repr(value)
     return f"{name} = {value}"
+
+
+def _unquoted(value: str) -> str:
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return found if isinstance(found, str) else value
 
 
 def _parse_file(name: str, path: Path) -> list[str]:

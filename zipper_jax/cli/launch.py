@@ -10,7 +10,7 @@ DESCRIPTION = """\
 Run a zipper command as a group of processes on this machine. When one of them dies, all are killed and restarted;
 training resumes from its newest checkpoint.
 
-  zipper launch --processes 4 -- train --gin_file=runs/fuse.gin --gin.MODEL_DIR='"runs/fused"'
+  zipper launch --processes 4 -- train --gin_file=runs/fuse.gin --gin.MODEL_DIR=runs/fused
 
 Ctrl-C and SIGTERM are forwarded: the group saves a checkpoint and exits. A second one kills it.
 """

@@ -10,13 +10,17 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from zipper_jax.utils import logs
 from zipper_jax.utils.configs import closest
+from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.interrupts import interruptible
+from zipper_jax.utils.paths import local_path, path_text
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -65,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _close_bars()
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, AssertionError) as error:
+        if (reason := no_device(error)) is None:
+            raise
+        _close_bars()
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _close_bars()
@@ -126,7 +136,7 @@ def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     """The module of the command ``name``, and the parser of its own arguments."""
     module = command_module(name)
     # No abbreviations: --gin would match --gin_file, and a new flag would change what an old script means.
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"zipper {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -134,6 +144,15 @@ def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     )
     module.add_arguments(parser)
     return module, parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Checks and expands every path (`local_path`): options whose type is `Path` or `path_text`, subcommands' too."""
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type in (Path, path_text):
+            arg_string = local_path(arg_string, action.option_strings[0] if action.option_strings else action.dest)
+        return super()._get_value(action, arg_string)
 
 
 def _version(rest: list[str]) -> int:

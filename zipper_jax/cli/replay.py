@@ -2,6 +2,8 @@
 
 import argparse
 
+from zipper_jax.utils.paths import path_text
+
 DESCRIPTION = """\
 Restore a run to its exact state before a bad batch (from the preceding checkpoint, recomputing the updates since), and
 show that batch's loss per tower, task and row, and the largest and the non-finite parts of its gradient.
@@ -14,7 +16,7 @@ The run folder is not changed.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = DESCRIPTION
-    parser.add_argument("batch", help="a file below bad_batches/ of a run folder")
+    parser.add_argument("batch", type=path_text, help="a file below bad_batches/ of a run folder")
     parser.add_argument("--rows", type=int, default=8, help="number of rows to show, worst first (default 8)")
 
 

@@ -8,13 +8,14 @@ import traceback
 from collections.abc import Sequence
 
 from zipper_jax.utils import logs
+from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
 Train the model that gin files describe. A rerun resumes from the newest checkpoint.
 
-  zipper train --gin_file=runs/pretrain_text.gin --gin.DATA='"prepared"' --gin.MODEL_DIR='"runs/text"'
+  zipper train --gin_file=runs/pretrain_text.gin --gin.DATA=prepared --gin.MODEL_DIR=runs/text
   zipper train --gin_file=runs/fuse.gin --gin.TRAIN_STEPS=2000 --gin.OptimizerConfig.learning_rate=1e-3
 
   zipper train --gin_file=runs/librispeech_fuse_qwen.gin --gin.DATA=... --dry_run    check the run, estimate its cost
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     try:
         result = train(config, provenance=text, infer=in_loop.make(config), began=began)
     except Exception as error:
-        if not args.coordinator or isinstance(error, UserError):
+        if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
         traceback.print_exc()
         sys.stderr.flush()

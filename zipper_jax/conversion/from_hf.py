@@ -6,6 +6,7 @@ tensor at a time into the stacked layout, so that peak memory is the size of the
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.checkpoint.safetensors_files import Reader
+from zipper_jax.checkpoint.safetensors_files import Reader, listed, other_layout
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.hugging_face.family import TIED, Family
 from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
@@ -46,6 +47,7 @@ class Plan:
         moves: Tensors to copy, with their rules.
         leaves: Leaf -> (dtype, shape).
         left_out: Skipped tensor -> reason.
+        wrappers: Prefixes of the tensors' names that a wrapper of the model has added.
     """
 
     source: Path
@@ -56,6 +58,7 @@ class Plan:
     moves: tuple[Move, ...]
     leaves: Mapping[str, tuple[Any, Shape]]
     left_out: Mapping[str, str]
+    wrappers: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -74,6 +77,8 @@ class Plan:
             if move.layer in (None, 0):
                 layers = "" if move.layer is None else f"  ({t.num_layers} layers)"
                 yield f"  {move.rule.name} -> {', '.join(move.rule.leaves)}{layers}"
+        for prefix in self.wrappers:
+            yield f"  names without {prefix!r}, which {_WRAPPERS[prefix]} has added"
         for name, why in self.left_out.items():
             yield f"  {name}: skipped, {why}"
         read = sum(math.prod(self.reader.shape(move.tensor)) for move in self.moves)
@@ -104,14 +109,15 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
     config = read_json(source / "config.json")
     family, tower = read_tower(config, str(source / "config.json"), ignored)
     reader, shapes = Reader(source), tower_shapes(tower)
-    names = _full_names(reader, family, {rule.name for rule in family.rules})
+    names, wrappers = _full_names(reader, family, {rule.name for rule in family.rules})
     moves = []
     for rule in rules_for(family.rules, shapes):
         for layer in range(tower.num_layers) if rule.per_layer else (None,):
             wanted = rule.name.format(layer=layer)
             if wanted not in names:
                 raise UserError(
-                    f"{str(source)!r} has no tensor {wanted!r}: it is incomplete, or its config.json is wrong"
+                    f"{str(source)!r} has no tensor {wanted!r}: it is incomplete, or its config.json is wrong; its "
+                    f"{len(reader.names)} tensors are {listed(reader.names)}"
                 )
             moves.append(Move(names.pop(wanted), rule, layer))
             _check(reader, moves[-1], shapes)
@@ -130,7 +136,7 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
             )
         left_out[name] = why
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
-    return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out)
+    return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out, wrappers)
 
 
 def tower_shapes(tower: TowerConfig) -> dict[str, Shape]:
@@ -147,7 +153,12 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: The file is missing, damaged, or no object.
     """
     if not path.is_file():
-        raise UserError(f"{str(path.parent)!r} has no {path.name}: give a Hugging Face model folder, or the id of one")
+        names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise UserError(
+            other_layout(str(path.parent), names)
+            or f"{str(path.parent)!r} has no {path.name}: give a Hugging Face model folder, or the id of one; it has "
+            f"{listed(names)}"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -157,10 +168,45 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _full_names(reader: Reader, family: Family, patterns: set[str]) -> dict[str, str]:
-    """Full name -> name in the file; files saved from the bare model lack the family's prefix."""
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "base_model.model.": "peft",
+}
+"""Prefix of a tensor's name -> the wrapper that adds it when the wrapped model is saved."""
+
+
+def _full_names(reader: Reader, family: Family, patterns: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Full name -> name in the file, and the wrappers' prefixes that the file's names have.
+
+    Files saved from the bare model lack the family's prefix; a wrapper's prefix may also stand before a layer's part.
+
+    Raises:
+        UserError: Two tensors have one name without the prefixes, or there are adapters beside the weights.
+    """
     tops = {pattern.split(".")[0] for pattern in patterns}
-    return {name if name.split(".")[0] in tops else family.prefix + name: name for name in reader.names}
+    full: dict[str, str] = {}
+    stripped: dict[str, None] = {}
+    for name in reader.names:
+        if re.search(r"\.lora_[AB]\b|\.base_layer\.", name):
+            raise UserError(
+                f"{str(reader.folder)!r}: tensor {name!r} is of an adapter (LoRA) that is not merged: load the model "
+                "with peft, then model.merge_and_unload().save_pretrained(NEW_FOLDER)"
+            )
+        bare = name
+        while prefix := next((p for p in _WRAPPERS if bare.startswith(p)), ""):
+            bare = bare.removeprefix(prefix)
+            stripped[prefix] = None
+        for prefix in (p for p in _WRAPPERS if p.startswith("_") and f".{p}" in bare):
+            bare = bare.replace(f".{prefix}", ".")
+            stripped[prefix] = None
+        wanted = bare if bare.split(".")[0] in tops else family.prefix + bare
+        if wanted in full:
+            raise UserError(f"{str(reader.folder)!r}: {name!r} and {full[wanted]!r} are the same tensor: remove one")
+        full[wanted] = name
+    return full, tuple(stripped)
 
 
 def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.checkpoint.safetensors_files import FILE, INDEX
+from zipper_jax.checkpoint.safetensors_files import FILE, INDEX, listed, other_layout
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.readable import size as readable_size
 from zipper_jax.vocabularies.hugging_face import FILES
@@ -111,14 +111,16 @@ def _wanted(name: str, commit: str, sizes: Mapping[str, int | None]) -> list[str
     """
     from huggingface_hub import hf_hub_download
 
+    pickles = sorted(file for file in sizes if file.endswith(PICKLES))
+    if FILE not in sizes and INDEX not in sizes and not pickles and (other := other_layout(name, sizes)):
+        raise UserError(f"{other}; nothing was downloaded")
     if CONFIG not in sizes:
-        raise UserError(f"{name!r} has no {CONFIG}: it is no transformers model")
+        raise UserError(f"{name!r} has no {CONFIG}: it is no transformers model; it has {listed(sorted(sizes))}")
     if FILE in sizes:
         weights = [FILE]
     elif INDEX in sizes:
         weights = _indexed(Path(hf_hub_download(name, INDEX, revision=commit)))
     else:
-        pickles = sorted(file for file in sizes if file.endswith(PICKLES))
         found = f"only {pickles[0]}, a pickle, which can execute code" if pickles else "nor other weights"
         raise UserError(
             f"{name!r} has no safetensors, {found}; nothing was downloaded: give a revision that has them (perhaps a "

@@ -7,7 +7,7 @@ Axis letters: B rows, N = limit + 2, V vocabulary.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from zipper_jax.models.module import Params, Placer, unsharded
 from zipper_jax.models.zipper import bind_params
 from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
 from zipper_jax.utils.errors import UserError
+
+BATCH_SIZE = 32
+"""Rows decoded together; the cache of keys and values, which grows with them, is most of the memory."""
 
 Given = tuple[str, np.ndarray]
 """A span of the prompt: (modality, content token ids)."""
@@ -85,8 +88,11 @@ class Generator:
         outputs: Sequence[str],
         max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        batch_size: int = BATCH_SIZE,
     ) -> list[list[Generated]]:
         """Continue each row of ``given`` with one span per name in ``outputs``.
+
+        Memory grows with ``batch_size``, not with the number of rows.
 
         Args:
             given: Prompt of each row, spans of any modalities in order; rows may differ in length and modalities, and
@@ -94,16 +100,58 @@ class Generator:
             outputs: Modalities to generate, in order.
             max_new_tokens: Modality -> most content tokens of a generated span; longer ones are truncated and flagged.
             sampling: One setting, or one per output modality.
+            batch_size: Most rows decoded together; beams count as rows.
 
         Returns:
             The generated spans of each row, in the order of ``outputs``.
 
         Raises:
-            UserError: An unknown modality, a missing max_new_tokens, or a token outside its vocabulary.
+            UserError: An unknown modality, a missing max_new_tokens, a token outside its vocabulary, or a batch size
+                below 1.
+        """
+        results: list[list[Generated]] = [[] for _ in given]
+        for rows, found in self.batches(given, outputs, max_new_tokens, sampling, batch_size):
+            for row, spans in zip(rows, found, strict=True):
+                results[row] = spans
+        return results
+
+    def batches(
+        self,
+        given: Sequence[Sequence[Given]],
+        outputs: Sequence[str],
+        max_new_tokens: Mapping[str, int],
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        batch_size: int = BATCH_SIZE,
+        done: Collection[int] = (),
+    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
+        """`__call__` batch by batch: yields the numbers of a batch's rows and their spans.
+
+        Rows of similar length are decoded together, the longest first, so that too little memory shows at once. The
+        batches are a function of the lengths alone: a run that resumes decodes the same ones.
+
+        Args:
+            given, outputs, max_new_tokens, sampling, batch_size: See `__call__`.
+            done: Rows that need no decoding; a batch with none left is skipped.
         """
         self._check(given, outputs, max_new_tokens, sampling)
-        if not given:
-            return []
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size}: give at least 1")
+        settings = [sampling] if isinstance(sampling, SamplingConfig) else [sampling[m] for m in outputs]
+        size = max(1, batch_size // max(setting.beams for setting in settings))
+        lengths = [sum(len(tokens) + 2 for _, tokens in spans) for spans in given]
+        order = sorted(range(len(given)), key=lambda row: -lengths[row])
+        for first in range(0, len(order), size):
+            rows = order[first : first + size]
+            if any(row not in done for row in rows):
+                # The last batch repeats its last row up to the size of the others, which are compiled.
+                padded = [*rows, *rows[-1:] * (size - len(rows))] if len(order) > size else rows
+                found = self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, padded)
+                yield rows, found[: len(rows)]
+
+    def _batch(
+        self, given: Sequence[Sequence[Given]], outputs: Sequence[str], max_new_tokens: Any, sampling: Any, numbers: Any
+    ) -> list[list[Generated]]:
+        """One batch; a row's draws depend on its number in the whole set, not on its batch."""
         rows = len(given)
         cache = init_cache(self.config, rows, self._capacity(given, outputs, max_new_tokens), self.placer)
         if towers := self._towers(given):
@@ -119,7 +167,7 @@ class Generator:
                 )  # fmt: skip
             else:
                 key = jax.random.fold_in(jax.random.key(setting.seed), number)
-                keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+                keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
                 cache, spans = self._decode(self.params, cache, keys, place=place, limit=limit, sampling=setting)
             for b, span in enumerate(_to_host(spans, place)):
                 results[b].append(Generated(modality, *span))

@@ -1,30 +1,60 @@
 """Control inputs: a model's output must depend on its input (rule: no error rate is reported without controls)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from zipper_jax.inference.model import Model
+from zipper_jax.metrics.normalisers import DEFAULT, Policy
+
+Figure = float | str
+"""A figure, or "not possible: ..." where the test set does not allow it."""
 
 
-def others(items: Sequence[Any]) -> list[Any]:
-    """Mismatched pairs: the items rotated by half the list, so that each sentence gets another one's item."""
-    half = len(items) // 2
-    return [*items[half:], *items[:half]]
+def partners(texts: Sequence[str], policy: Policy = DEFAULT) -> list[int] | str:
+    """The index of another sentence's row for each row, such that the normalised texts of the two differ.
+
+    Every row is the partner of exactly one other. Such a matching exists if and only if no text is in more than half of
+    the rows: the rows of one text need as many rows of other texts.
+
+    Returns:
+        The partners, a function of the texts alone; or "not possible: ..." where there are none.
+    """
+    # Equal texts are contiguous, in the order of their first rows, so that moving by half the rows leaves every group
+    # of at most half of them. Where all texts differ, this is the order of the rows.
+    keys = [policy(text) for text in texts]
+    counts = Counter(keys)
+    half, most = len(keys) // 2, max(counts.values(), default=0)
+    if len(keys) < 2:
+        return "not possible: it takes two sentences"
+    if most > half:
+        return f"not possible: {most} of {len(keys)} sentences are the same, at most half may be"
+    first = {key: number for number, key in enumerate(counts)}
+    grouped = sorted(range(len(keys)), key=lambda row: first[keys[row]])
+    found = [0] * len(keys)
+    for row, partner in zip(grouped, [*grouped[half:], *grouped[:half]], strict=True):
+        found[row] = partner
+    return found
 
 
-def of_transcription(model: Model, units: Sequence[Any]) -> dict[str, tuple[Model, list[Any]]]:
-    """Name -> the model and the units that it transcribes, against the same references."""
-    found = {"shuffled_audio": (model, others(units)), "no_audio": (model, [[] for _ in units])}
+def of_transcription(
+    model: Model, units: Sequence[Any], texts: Sequence[str], policy: Policy = DEFAULT
+) -> dict[str, tuple[Model, list[Any]] | str]:
+    """Name -> the model and the units that it transcribes, against the same references ``texts``; or why it cannot."""
+    others = partners(texts, policy)
+    found: dict[str, tuple[Model, list[Any]] | str] = {
+        "shuffled_audio": others if isinstance(others, str) else (model, [units[i] for i in others]),
+        "no_audio": (model, [[] for _ in units]),
+    }
     if model.config.zips:
         found["gates_zero"] = (model.without_zips(), list(units))
     return found
 
 
-def sounds(recordings: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+def sounds(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
     """Control audio for the judge: the recordings, the recordings reversed, and white noise of the same lengths."""
-    rng = np.random.default_rng(0)
     return {
         "raw_audio": list(recordings),
         "reversed": [waveform[::-1].copy() for waveform in recordings],

@@ -5,6 +5,7 @@ Writes the input of the report:
     results.json     all figures (error rates are fractions), the settings, parameter counts, seconds
     samples.json     a few sentences with the hypotheses of every model
     audio/*.wav      their audio
+    outputs.jsonl    finished outputs and what the judge made of them, from which a killed evaluation resumes
     attention.npz    cross-attention weights of one sentence's text tokens over its speech
 
 Each error rate has controls: another sentence's input, no input, gates at zero. For generated speech the judge also
@@ -14,21 +15,27 @@ transcribes gold units, the raw audio, reversed audio and noise.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zipper_jax.api import load
+from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.attention import cross_attention
-from zipper_jax.evaluation.controls import others, sounds
+from zipper_jax.evaluation.controls import Figure, partners, sounds
+from zipper_jax.evaluation.decoding import Decoded, Decoding, decode_set
+from zipper_jax.evaluation.outputs import FILE as OUTPUTS
+from zipper_jax.evaluation.outputs import Outputs, digest
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, wer
+from zipper_jax.metrics.error_rates import percent, wer
+from zipper_jax.metrics.normalisers import Policy
+from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -53,6 +60,8 @@ class EvalSettings:
         beams: Beam size of speech to text.
         speech_sampling: Sampling of text to speech.
         shown: Sentences with audio in the report.
+        normaliser: Name of the normalisation of texts, see `metrics.normalisers.policy`.
+        batch_size: Sentences decoded, synthesised and judged together: memory grows with it, not with the test set.
     """
 
     sentences: int = 100
@@ -60,11 +69,16 @@ class EvalSettings:
     beams: int = 1
     speech_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     shown: int = 6
+    batch_size: int = BATCH_SIZE
+    normaliser: str = "default"
 
     def __post_init__(self):
         for name in ("sentences", "speech_sentences", "shown"):
             if getattr(self, name) < 0:
                 raise UserError(f"EvalSettings.{name} = {getattr(self, name)} must be 0 or positive")
+        normaliser(self.normaliser)  # fails now where it is unknown
+        if self.batch_size < 1:
+            raise UserError(f"EvalSettings.batch_size = {self.batch_size}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -99,55 +113,63 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     for name, model in models.items():
         check_units(sources.prepared, sources.runs[name], model)
-    test = _examples(sources.prepared, "test", settings.sentences)
+    policy = normaliser(settings.normaliser)
+    test = _examples(sources.prepared, "test", settings.sentences, policy)
     there = "test_other" in splits(sources.prepared)
-    other = _examples(sources.prepared, "test_other", settings.sentences) if there else []
-    if len(test) < 2:
-        raise UserError(f"{sources.prepared}: the test split has {len(test)} sentences; the controls need at least 2")
+    other = _examples(sources.prepared, "test_other", settings.sentences, policy) if there else []
+    if not test:
+        raise UserError(
+            f"{sources.prepared}: the test split has no sentence with words and audio: prepare one that has"
+        )
     spoken = test[: settings.speech_sentences or None]
     models["zipper"].vocode(spoken[0]["units"])  # fails now where the units have no vocoder
-    raw = [load_audio(**where) for where in recordings(sources.corpus, spoken).values()]
+    sounds_of = list(recordings(sources.corpus, spoken).values())
+    for where in sounds_of:
+        load_audio(**where)  # fails now where a recording cannot be read; all of them would not fit into memory
     max_new_tokens = models["zipper"].max_new_tokens  # the same for every model
-    results: dict[str, Any] = {"normaliser": NORMALISER, "judge": JUDGE, "settings": asdict(settings)}
+    results: dict[str, Any] = {"normaliser": policy.about, "judge": JUDGE, "settings": asdict(settings)}
     results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
 
     hypotheses: dict[str, list[str]] = {}
-    speech: dict[str, list[Speech]] = {}
+    speech: dict[str, list[Decoded]] = {}
+    outputs = Outputs(out / OUTPUTS)
+    read = Decoding(max_new_tokens, SamplingConfig(beams=settings.beams), settings.batch_size, outputs)
+    say = replace(read, sampling=settings.speech_sampling)
     for name, model in models.items():
         logger.info(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
-        rates, hypotheses[name] = speech_to_text(model, test, other, max_new_tokens, settings.beams)
+        rates, hypotheses[name] = speech_to_text(model, test, other, read, f"{name}, speech to text", policy)
         results |= {prefix + key: value for key, value in rates.items()}
-        logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+        logger.info(_shown(rates, policy))
         logger.info(f"{name}: text to speech")
-        speech[name] = _text_to_speech(model, spoken, max_new_tokens, settings)
+        texts = [model.vocabularies[TEXT].encode(e["text"]) for e in spoken]
+        speech[name] = decode_set(model, TEXT, texts, SPEECH, say, f"{name}, text to speech")
         results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
 
     logger.info("judging speech")
-    rates, judged = _judge(models["zipper"], spoken, raw, speech, judged_by)
+    units = {
+        name: [models[name].vocabularies[SPEECH].decode(one.tokens) for one in found] for name, found in speech.items()
+    }
+    rates, judged = _judge(models["zipper"], spoken, sounds_of, units, judged_by, settings.batch_size, outputs, policy)
     results |= rates
-    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    logger.info(_shown(rates, policy))
     logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_samples(out, models["zipper"], spoken[: settings.shown], raw, hypotheses, speech, judged)
+    _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, units, judged)
     _write_attention(out, models["zipper"], test[0])
     write_json(out / "results.json", results)
+    outputs.tidy()
     return results
 
 
-def _text_to_speech(model: Model, examples, max_new_tokens, settings: EvalSettings) -> list[Speech]:
-    rows = model.generate(
-        [[(TEXT, e["text"])] for e in examples],
-        (SPEECH,),
-        max_new_tokens=max_new_tokens,
-        sampling=settings.speech_sampling,
-    )
-    return [Speech(model.vocode(row[0].content), SAMPLE_RATE, row[0].content, row[0].truncated) for row in rows]
+def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
+    figures = ", ".join(f"{key} {percent(value)}" for key, value in rates.items())
+    return f"  {figures} (text: {policy.name})"
 
 
 def _grammar(corpus: Path) -> str:
@@ -161,27 +183,41 @@ def _grammar(corpus: Path) -> str:
     return settings.get("grammar", LATER_FIELDS["grammar"])
 
 
-def _judge(model: Model, examples, raw, speech, judged_by: str) -> tuple[dict[str, float], dict[str, list[str]]]:
+def _judge(
+    model: Model, examples, sounds_of, units, judged_by: str, batch_size: int, outputs: Outputs, policy: Policy
+) -> tuple[dict[str, Figure], dict[str, list[str]]]:
     """Judge generated speech and its controls with one setting; returns error rates and the judge's hypotheses."""
-    audio = {
-        **{name: [s.waveform for s in spoken] for name, spoken in speech.items()},
-        "gold_units": [model.vocode(e["units"]) for e in examples],
-        **sounds(raw),
-    }
-    flat = transcribe_all([w for waveforms in audio.values() for w in waveforms], grammar.jsgf(judged_by))
-    judged = {name: flat[i * len(examples) : (i + 1) * len(examples)] for i, name in enumerate(audio)}
+    judged: dict[str, list[str]] = {}
+    jsgf, rng = grammar.jsgf(judged_by), np.random.default_rng(0)
+    for first in range(0, len(examples), batch_size):
+        part = slice(first, first + batch_size)
+        audio = {
+            **{name: [model.vocode(u) for u in spoken[part]] for name, spoken in units.items()},
+            "gold_units": [model.vocode(e["units"]) for e in examples[part]],
+            **sounds([load_audio(**where) for where in sounds_of[part]], rng),
+        }
+        flat = [waveform for waveforms in audio.values() for waveform in waveforms]
+        keys = [digest(JUDGE, jsgf, waveform) for waveform in flat]
+        new = {key: waveform for key, waveform in zip(keys, flat, strict=True) if outputs.get(key) is None}
+        outputs.add(dict(zip(new, transcribe_all(list(new.values()), jsgf), strict=True)), {"set": "judge"})
+        found = iter(keys)
+        for name, waveforms in audio.items():
+            judged.setdefault(name, []).extend(outputs.get(next(found)) for _ in waveforms)
     texts = [e["text"] for e in examples]
-    rates = {
-        "tts_wer_gold_units": wer(texts, judged["gold_units"]),
-        "tts_wer_raw_audio": wer(texts, judged["raw_audio"]),
-        "judge_wer_noise": wer(texts, judged["noise"]),
-        "judge_wer_reversed": wer(texts, judged["reversed"]),
+    others = partners(texts, policy)
+    rates: dict[str, Figure] = {
+        "tts_wer_gold_units": wer(texts, judged["gold_units"], policy),
+        "tts_wer_raw_audio": wer(texts, judged["raw_audio"], policy),
+        "judge_wer_noise": wer(texts, judged["noise"], policy),
+        "judge_wer_reversed": wer(texts, judged["reversed"], policy),
     }
-    for name in speech:
+    for name in units:
         prefix = "" if name == "zipper" else f"{name}_"
-        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name])
+        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name], policy)
         # Speech generated from another sentence, scored against this one.
-        rates[f"{prefix}tts_wer_shuffled_text"] = wer(texts, others(judged[name]))
+        rates[f"{prefix}tts_wer_shuffled_text"] = (
+            others if isinstance(others, str) else wer(texts, [judged[name][i] for i in others], policy)
+        )
     return rates, judged
 
 
@@ -249,18 +285,18 @@ def form_of(config: ZipperConfig) -> str:
     return "identity" if kept and all(z.feed_forward == "where_visible" for z in config.zips) else "paper"
 
 
-def _examples(prepared: Path, split: str, most: int) -> list[dict[str, Any]]:
+def _examples(prepared: Path, split: str, most: int, policy: Policy) -> list[dict[str, Any]]:
     from zipper_jax.data.prepared import read_examples
 
-    rows = [row for row in read_examples(prepared, split) if row["units"] is not None and normalise(row["text"] or "")]
+    rows = [row for row in read_examples(prepared, split) if row["units"] is not None and policy(row["text"] or "")]
     return rows[: most or None]
 
 
-def _write_samples(out: Path, model: Model, examples, raw, hypotheses, speech, judged) -> None:
+def _write_samples(out: Path, model: Model, examples, sounds_of, hypotheses, units, judged) -> None:
     rows = []
     for i, example in enumerate(examples):
-        sounds = {"gold": raw[i], "gold_units": model.vocode(example["units"])}
-        sounds |= {name: spoken[i].waveform for name, spoken in speech.items()}
+        sounds = {"gold": load_audio(**sounds_of[i]), "gold_units": model.vocode(example["units"])}
+        sounds |= {name: model.vocode(spoken[i]) for name, spoken in units.items()}
         audio = {}
         for name, waveform in sounds.items():
             path = out / "audio" / f"{example['id']}_{name}.wav"

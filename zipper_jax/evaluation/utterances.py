@@ -2,6 +2,7 @@
 
 Writes the input of `reports.utterances`:
 
+    outputs.jsonl       finished transcripts, from which a killed evaluation resumes
     utterances.json     the error rate and its controls; each sentence with its alignment and counts
     audio/*.flac        the corpus's audio where a corpus is given, else the vocoder's output, if there is one
 
@@ -17,11 +18,16 @@ import numpy as np
 
 from zipper_jax.api import load
 from zipper_jax.data.prepared import read_examples
+from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.evaluation.decoding import Decoding
 from zipper_jax.evaluation.evaluator import EvalSettings, check_units
+from zipper_jax.evaluation.outputs import FILE as OUTPUTS
+from zipper_jax.evaluation.outputs import Outputs
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors
+from zipper_jax.metrics.error_rates import per_sentence_errors, percent
+from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -45,16 +51,15 @@ def evaluate_split(
     """Transcribe the split, write the folder ``out`` and return the content of ``utterances.json``.
 
     Raises:
-        UserError: No such run or split, fewer than two sentences with words, units that are not the model's, or audio
+        UserError: No such run or split, no sentence with words, units that are not the model's, or audio
             missing from the corpus.
     """
+    policy = normaliser(settings.normaliser)
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
-    spoken = [example for example in found if normalise(example["text"] or "")]
+    spoken = [example for example in found if policy(example["text"] or "")]
     examples = spoken[: settings.sentences or None]
-    if len(examples) < 2:
-        raise UserError(
-            f"{prepared}: split {split!r} has {len(examples)} sentences with words; controls need at least 2"
-        )
+    if not examples:
+        raise UserError(f"{prepared}: split {split!r} has no sentence with words and audio: give another --split")
     sounds = None if corpus is None else recordings(corpus, examples)
     model = load(run)
     for modality in (SPEECH, TEXT):
@@ -69,12 +74,14 @@ def evaluate_split(
         logger.info(f"the page will have no sound: {error}")
         played = ""
     logger.info(f"{run}: {len(examples)} sentences of {split}, and the controls")
-    rates, hypotheses = speech_to_text(model, examples, [], model.max_new_tokens, settings.beams)
-    logger.info("  " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in rates.items()))
+    outputs = Outputs(out / OUTPUTS)
+    how = Decoding(model.max_new_tokens, SamplingConfig(beams=settings.beams), settings.batch_size, outputs)
+    rates, hypotheses = speech_to_text(model, examples, [], how, "speech to text", policy)
+    logger.info("  " + ", ".join(f"{key} {percent(value)}" for key, value in rates.items()) + f" (text: {policy.name})")
     rows = [
         {"id": example["id"], "seconds": example.get("seconds"), **errors}
         for example, errors in zip(
-            examples, per_sentence_errors([e["text"] for e in examples], hypotheses), strict=True
+            examples, per_sentence_errors([e["text"] for e in examples], hypotheses, policy), strict=True
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
@@ -86,7 +93,7 @@ def evaluate_split(
     results = {
         "run": str(run),
         "split": split,
-        "normaliser": NORMALISER,
+        "normaliser": policy.about,
         "beams": settings.beams,
         "heard": played,
         "without_words": len(found) - len(spoken),
@@ -95,6 +102,7 @@ def evaluate_split(
         "utterances": [rows[place] for place in worst],
     }
     write_json(out / FILE, results)
+    outputs.tidy()
     return results
 
 

@@ -10,7 +10,7 @@ model.tower("text").perplexity(["turn the light on"])
 import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.decoding.generate import Generated, Generator
+from zipper_jax.decoding.generate import BATCH_SIZE, Generated, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.inference import perplexity
 from zipper_jax.models import zipper
@@ -32,6 +32,7 @@ from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
 from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import local_path
 from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
@@ -180,6 +181,7 @@ class Model:
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> list[list[Output]]:
         """Continue each prompt with one span per output modality, in order.
 
@@ -189,12 +191,15 @@ class Model:
             outputs: Modalities to generate, for example ``("text", "speech")``.
             sampling: One setting, or one per output modality.
             max_new_tokens: Modality -> most content tokens; overrides the model's own.
+            batch_size: Most prompts decoded together; beams count as prompts.
 
         Returns:
             The generated spans of each prompt.
         """
         given = [[(modality, self.encode(modality, content)) for modality, content in prompt] for prompt in prompts]
-        results = self.generate_tokens(given, outputs, sampling=sampling, max_new_tokens=max_new_tokens)
+        results = self.generate_tokens(
+            given, outputs, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
             for row in results
@@ -223,10 +228,25 @@ class Model:
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> list[list[Generated]]:
         """`generate` from token ids to token ids, without vocabularies."""
         max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
-        return self._generator(given, tuple(outputs), max_new_tokens, sampling)
+        return self._generator(given, tuple(outputs), max_new_tokens, sampling, batch_size)
+
+    def token_batches(
+        self,
+        given: Sequence[Sequence[tuple[str, np.ndarray]]],
+        outputs: Sequence[str] = (TEXT,),
+        *,
+        sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
+        max_new_tokens: Mapping[str, int] | None = None,
+        batch_size: int = BATCH_SIZE,
+        done: Collection[int] = (),
+    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
+        """`generate_tokens` batch by batch, see `decoding.generate.Generator.batches`."""
+        max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
+        return self._generator.batches(given, tuple(outputs), max_new_tokens, sampling, batch_size, done)
 
     def _room(self, given: Sequence[Sequence[tuple[str, np.ndarray]]], outputs: Sequence[str]) -> dict[str, int]:
         """The model's own max_new_tokens, lower where a tower's learned positions end earlier."""
@@ -256,9 +276,7 @@ class Model:
         """
         many = isinstance(audio, list | tuple)
         given = list(audio) if many else [audio]
-        found = list(
-            self.transcripts(given, sample_rate, beams=beams, source=source, target=target, batch_size=len(given) or 1)
-        )
+        found = list(self.transcripts(given, sample_rate, beams=beams, source=source, target=target))
         for one in found:
             if one.problem is not None:
                 raise one.problem
@@ -272,7 +290,7 @@ class Model:
         beams: int = 1,
         source: str = SPEECH,
         target: str = TEXT,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
     ) -> Iterator[Transcript]:
         """A `Transcript` per piece of audio, in order; audio that cannot be transcribed is one with a problem.
 
@@ -297,7 +315,7 @@ class Model:
                     found.append(Transcript(None, seconds))
                 except AudioError as problem:
                     found.append(Transcript(None, seconds, problem=problem))
-            rows = iter(self.generate(prompts, (target,), sampling=SamplingConfig(beams=beams)))
+            rows = iter(self.generate(prompts, (target,), sampling=SamplingConfig(beams=beams), batch_size=batch_size))
             for transcript in found:
                 if transcript.problem is None:
                     (output,) = next(rows)
@@ -431,6 +449,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     """
     from zipper_jax.checkpoint.checkpoints import load_params
 
+    path = local_path(path, "path")
     header, params = load_params(Path(path), step)
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))

@@ -1,25 +1,22 @@
-"""Word error rate through jiwer, with one named normaliser."""
+"""Word error rate through jiwer, with a named policy of normalisation."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from zipper_jax.metrics.normalisers import DEFAULT, Policy
 from zipper_jax.utils.errors import UserError
 
-NORMALISER = "lower case; only letters, digits and apostrophes inside words; single spaces"
+NORMALISER = DEFAULT.about
 
 
 def normalise(text: str) -> str:
-    """Normalise ``text`` for comparison, see `NORMALISER`."""
-    text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
-    # Combining marks belong to their letters: vowels of Hindi, accents without a composed form.
-    kept = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
-    return " ".join(word for piece in kept.split() if (word := piece.strip("'")))
+    """Normalise ``text`` by the default policy."""
+    return DEFAULT(text)
 
 
-def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+def wer(references: Sequence[str], hypotheses: Sequence[str], policy: Policy = DEFAULT) -> float:
     """Corpus-level word error rate as a fraction: all edits over all reference words (may exceed 1).
 
     Empty hypotheses count as deletions.
@@ -27,13 +24,22 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     Raises:
         UserError: Different numbers of references and hypotheses, no sentence at all, or an empty reference.
     """
-    pairs = _checked(references, hypotheses)
+    pairs = _checked(references, hypotheses, policy)
     import jiwer
 
     return float(jiwer.wer([r for r, _ in pairs], [h for _, h in pairs]))
 
 
-def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[dict[str, Any]]:
+def percent(figure: float | str | None, decimals: int = 1) -> str:
+    """``6.2 %``, ``not measured``, or what stands in place of a figure: "not possible: ..."."""
+    if isinstance(figure, str):
+        return figure
+    return "not measured" if figure is None else f"{100 * figure:.{decimals}f} %"
+
+
+def per_sentence_errors(
+    references: Sequence[str], hypotheses: Sequence[str], policy: Policy = DEFAULT
+) -> list[dict[str, Any]]:
     """Count word errors of each sentence.
 
     Returns:
@@ -44,7 +50,7 @@ def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) ->
     Raises:
         UserError: See `wer`.
     """
-    pairs = _checked(references, hypotheses)
+    pairs = _checked(references, hypotheses, policy)
     import jiwer
 
     rows = []
@@ -72,12 +78,12 @@ def per_sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) ->
     return rows
 
 
-def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[str, str]]:
+def _checked(references: Sequence[str], hypotheses: Sequence[str], policy: Policy) -> list[tuple[str, str]]:
     if len(references) != len(hypotheses):
         raise UserError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one of each per sentence")
     if not references:
         raise UserError("no sentences to score: give at least one reference and hypothesis")
-    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
+    pairs = [(policy(r), policy(h)) for r, h in zip(references, hypotheses, strict=True)]
     empty = [number for number, (reference, _) in enumerate(pairs) if not reference]
     if empty:
         raise UserError(f"reference {empty[0]} has no words: remove such sentences")

@@ -17,7 +17,7 @@ MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 def word_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Corpus-level word error rate, a fraction, over the sentences whose reference has words (nan if none has)."""
     pairs = [(t, p) for t, p in zip(targets, predictions, strict=True) if normalise(t)]
-    return {"wer": wer(*zip(*pairs, strict=True)) if pairs else float("nan")}
+    return {"wer": wer([t for t, _ in pairs], [p for _, p in pairs]) if pairs else float("nan")}
 
 
 def unit_error_rate(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:

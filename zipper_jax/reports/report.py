@@ -22,7 +22,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from zipper_jax.metrics.error_rates import normalise
+from zipper_jax.metrics.error_rates import percent
+from zipper_jax.metrics.normalisers import Policy, policy
 from zipper_jax.reports.page import page, player, plots, section, table
 from zipper_jax.reports.plots import attention, curves
 from zipper_jax.reports.tables import (
@@ -32,9 +33,9 @@ from zipper_jax.reports.tables import (
     TTS_ROWS,
     Row,
     Verdict,
+    not_possible,
     number,
     other_figures,
-    percent,
     verdicts,
 )
 from zipper_jax.training.monitor import read_metrics
@@ -79,7 +80,7 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         _header(folder, results, goals, finished),
         _error_rates(results, goals),
         _perplexities(results),
-        _samples(folder, samples),
+        _samples(folder, samples, policy(str(_mapping(results, "settings").get("normaliser", "default")))),
         _attention(folder / "attention.npz"),
         _losses(metrics),
         _gates(metrics),
@@ -179,14 +180,16 @@ def _rows(rows: Sequence[Row], results: Mapping[str, Any], goals: Mapping[str, V
         else:
             kind = "n" if row.control else "n main"
             cells = "".join(
-                f'<td class="{kind}" data-of="{name}">{_percent(value)}</td>'
-                for name, value in zip(_COLUMNS, (own, other), strict=True)
+                f'<td class="{kind}" data-of="{name}">{_percent(value, not_possible(results, prefix + row.key))}</td>'
+                for name, value, prefix in zip(_COLUMNS, (own, other), ("", OTHER), strict=True)
             )
         lines.append(f'<tr class="{"control" if row.control else "result"}">{first}{cells}</tr>')
     return lines
 
 
-def _percent(value: float | None) -> str:
+def _percent(value: float | None, why_not: str = "") -> str:
+    if why_not:
+        return f'<span class="none">{escape(why_not)}</span>'
     return _NOT_MEASURED if value is None else percent(value)
 
 
@@ -208,7 +211,7 @@ def _perplexities(results: Mapping[str, Any]) -> str:
     )
 
 
-def _samples(folder: Path, samples: Sequence[Any]) -> str:
+def _samples(folder: Path, samples: Sequence[Any], text: Policy) -> str:
     head = "Samples"
     if not samples:
         return section(head, _NOT_MEASURED)
@@ -223,11 +226,14 @@ def _samples(folder: Path, samples: Sequence[Any]) -> str:
         name = f' <span class="none">{escape(str(sample["id"]))}</span>' if "id" in sample else ""
         rows.append(f'<tr class="sentence"><th colspan="3" scope="rowgroup">{escape(reference)}{name}</th></tr>')
         for model, words in (sample.get("asr") or {}).items():
-            rows.append(f"<tr><td>{_label(model)} transcript</td><td></td><td>{_compare(reference, words)}</td></tr>")
+            compared = _compare(reference, words, text)
+            rows.append(f"<tr><td>{_label(model)} transcript</td><td></td><td>{compared}</td></tr>")
         kinds = [k for k in ("gold", "gold_units") if k in audio or k in judged]
         for kind in dict.fromkeys([*kinds, *audio, *judged]):
             what = "" if kind in kinds else " speech"
-            words = f'<span class="none">judge:</span> {_compare(reference, judged[kind])}' if kind in judged else ""
+            words = (
+                f'<span class="none">judge:</span> {_compare(reference, judged[kind], text)}' if kind in judged else ""
+            )
             sound = player(folder, audio[kind]) if kind in audio else ""
             rows.append(f"<tr><td>{_label(kind)}{what}</td><td>{sound}</td><td>{words}</td></tr>")
     return section(
@@ -238,9 +244,9 @@ def _samples(folder: Path, samples: Sequence[Any]) -> str:
     )
 
 
-def _compare(reference: str, hypothesis: Any) -> str:
+def _compare(reference: str, hypothesis: Any, text: Policy) -> str:
     """The hypothesis as HTML, with deletions and insertions marked."""
-    true, found = normalise(reference).split(), normalise(str(hypothesis or "")).split()
+    true, found = text(reference).split(), text(str(hypothesis or "")).split()
     if not found:
         return '<span class="none">(nothing)</span>'
     parts = []

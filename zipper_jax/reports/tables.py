@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zipper_jax.metrics.error_rates import percent
 from zipper_jax.utils.errors import UserError
 
 OTHER = "single_decoder_"
@@ -162,23 +163,24 @@ PERPLEXITY_ROWS = (
 _SHOWN_ELSEWHERE = {"parameters", "seconds", "normaliser", "judge", "sentences", "settings", "text_ppl_unimodal"}
 
 
+def not_possible(results: Mapping[str, Any], key: str) -> str:
+    """Why the control ``key`` is not possible, or ""."""
+    value = results.get(key)
+    return value if isinstance(value, str) and value.startswith("not possible: ") else ""
+
+
 def number(results: Mapping[str, Any], key: str) -> float | None:
-    """The figure ``key``; None where it is missing, null or not finite.
+    """The figure ``key``; None where it is missing, null, not finite or "not possible: ...".
 
     Raises:
         UserError: The value is no number.
     """
     value = results.get(key)
-    if value is None:
+    if value is None or not_possible(results, key):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"results.json: {key} is {value!r}: give a number, or omit it where it was not measured")
     return float(value) if math.isfinite(value) else None
-
-
-def percent(fraction: float | None, decimals: int = 1) -> str:
-    """``6.2 %``, or ``not measured``."""
-    return "not measured" if fraction is None else f"{100 * fraction:.{decimals}f} %"
 
 
 def verdicts(results: Mapping[str, Any]) -> dict[str, Verdict]:
@@ -188,7 +190,8 @@ def verdicts(results: Mapping[str, Any]) -> dict[str, Verdict]:
         figures = [number(results, key) for key in keys]
         found = [figure for figure in figures if figure is not None]
         if len(found) < len(keys):
-            return Verdict(None, f"{name}: not measured")
+            why_not = [not_possible(results, key) for key in keys]
+            return Verdict(None, f"{name}: {next(filter(None, why_not), 'not measured')}")
         most = bound(*found[1:])
         value, limit = percent(found[0]), percent(most)
         if value == limit:  # with one decimal, figure and bound would look equal

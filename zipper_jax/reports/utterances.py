@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.metrics.error_rates import percent
 from zipper_jax.reports.page import page, player, section, table
-from zipper_jax.reports.tables import ASR_ROWS, Row, percent
+from zipper_jax.reports.tables import ASR_ROWS, Row
 from zipper_jax.utils.files import write_bytes
 
 ORDERS = {
@@ -59,7 +60,7 @@ def _header(title: str, results: Mapping[str, Any]) -> str:
 </header>"""
 
 
-def _controls(rates: Mapping[str, float], split: str) -> str:
+def _controls(rates: Mapping[str, float | str], split: str) -> str:
     lines = []
     main = Row(
         "asr_wer_test",
@@ -70,7 +71,7 @@ def _controls(rates: Mapping[str, float], split: str) -> str:
         if row.key not in rates:
             continue
         kind = "control" if row.control else "result"
-        cell = f'<td class="n{"" if row.control else " main"}">{percent(rates[row.key])}</td>'
+        cell = f'<td class="n{"" if row.control else " main"}">{escape(percent(rates[row.key]))}</td>'
         first = f'<th scope="row">{escape(row.label)}<span class="why">{escape(row.why)}</span></th>'
         lines.append(f'<tr class="{kind}">{first}{cell}</tr>')
     return section(

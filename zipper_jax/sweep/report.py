@@ -51,8 +51,9 @@ def write_report(sweep: Sweep, places: Places, out: Path, command: str) -> Path:
         if draw(figure, lines, out / f"{figure.name}.png"):
             parts.append(f"![{figure.title}]({figure.name}.png)")
     parts.append(_arms(sweep))
-    for name in ("results.jsonl", "judge.json"):
-        shutil.copy(places.root / name, out / name)
+    if not out.samefile(places.root):  # a page within the sweep's folder has them already
+        for name in ("results.jsonl", "judge.json"):
+            shutil.copy(places.root / name, out / name)
     page = out / PAGE
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page
@@ -115,9 +116,11 @@ def _judge(places: Places) -> str:
 
 
 def _table(table: Table, lines: Mapping[str, Sequence[Any]]) -> str:
+    shown = [line for arm in table.arms for line in lines.get(arm, ())]
     known = [
-        m for m in table.measures if any(m in line["measures"] for arm in table.arms for line in lines.get(arm, ()))
+        m for m in table.measures if any(m in {**line["measures"], **line.get("not_possible", {})} for line in shown)
     ]
+    reasons: dict[str, None] = {}
     text = [
         f"## {table.title}",
         "",
@@ -126,9 +129,13 @@ def _table(table: Table, lines: Mapping[str, Sequence[Any]]) -> str:
         f"|---|{'---|' * len(known)}---|",
     ]
     for arm in table.arms:
-        cells = [_cell(*spread(lines.get(arm, ()), m)[:2], scale_of(m)) for m in known]
+        cells = []
+        for m in known:
+            why_not = [line["not_possible"][m] for line in lines.get(arm, ()) if m in line.get("not_possible", {})]
+            reasons |= dict.fromkeys(f"{MEASURES[m]}: {why}" for why in why_not)
+            cells.append("not possible" if why_not else _cell(*spread(lines.get(arm, ()), m)[:2], scale_of(m)))
         text.append(f"| {arm} | {' | '.join(cells)} | {len(lines.get(arm, ()))} |")
-    return "\n".join(text)
+    return "\n".join([*text, *(["", "; ".join(reasons) + "."] if reasons else [])])
 
 
 def _cell(mean: float, deviation: float, scale: float) -> str:

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 
 from zipper_jax.api import load
-from zipper_jax.evaluation.controls import of_transcription, others
+from zipper_jax.evaluation.controls import partners
+from zipper_jax.evaluation.decoding import Decoded, Decoding, decode_set, transcribe_with_controls
+from zipper_jax.evaluation.outputs import Outputs
 from zipper_jax.inference.likelihood import Likelihood
 from zipper_jax.inference.model import Model
 from zipper_jax.inference.perplexity import perplexities
@@ -109,27 +111,33 @@ def _generated(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> d
     sentences = {split: read_examples(places, split)[: sweep.scoring.sentences or None] for split in splits}
     likelihood = Likelihood(model.config, model.layout, model.lengths)
     max_new_tokens = {m: sweep.prepare[f"{m}_length"] - 2 for m in (TEXT, SPEECH)}
+    finished = Path(config.model_dir) / "outputs.jsonl"  # a killed row resumes from it
+    how = Decoding(max_new_tokens, outputs=Outputs(finished), show=False)
+    main = sentences[splits[0]]
+    main_texts = [e["text"] for e in main]
     transcripts: dict[str, Any] = {}
     speech: dict[str, Any] = {}
     nats: dict[str, Any] = {}
     for name, examples in sentences.items():
         logger.info(f"{row.name}: {name}")
         units = [e["contents"][SPEECH] for e in examples]
-        transcripts[name] = _generate(model, SPEECH, units, TEXT, max_new_tokens)
+        if examples is not main:
+            transcripts[name] = _tokens(decode_set(model, SPEECH, units, TEXT, how, name))
         nats |= {f"{task}_{name}": _nats(likelihood, model.params, task, examples) for task in ("asr", "tts")}
-    main = sentences[splits[0]]
     units = [e["contents"][SPEECH] for e in main]
-    for control, (controlled, prompts) in of_transcription(model, units).items():
-        key = "shuffled" if control == "shuffled_audio" else control  # as it is stored
-        transcripts[key] = _generate(controlled, SPEECH, prompts, TEXT, max_new_tokens)
+    for name, decoded in transcribe_with_controls(model, units, main_texts, how, splits[0]).items():
+        if not isinstance(decoded, str):  # `scores` says why it is not possible
+            stored = {"test": splits[0], "shuffled_audio": "shuffled"}.get(name, name)
+            transcripts[stored] = _tokens(decoded)
     texts = [e["contents"][TEXT] for e in main[: sweep.scoring.speech_sentences or None]]
-    speech[splits[0]] = _generate(model, TEXT, texts, SPEECH, max_new_tokens)
-    for task, given in (("asr", SPEECH), ("tts", TEXT)):
-        mismatched = [
-            {"contents": {**e["contents"], given: o["contents"][given]}}
-            for e, o in zip(main, others(main), strict=True)
-        ]
-        nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
+    speech[splits[0]] = _tokens(decode_set(model, TEXT, texts, SPEECH, how, f"{splits[0]}, text to speech"))
+    if not isinstance(others := partners(main_texts), str):
+        for task, given in (("asr", SPEECH), ("tts", TEXT)):
+            mismatched = [
+                {"contents": {**e["contents"], given: main[i]["contents"][given]}}
+                for e, i in zip(main, others, strict=True)
+            ]
+            nats[f"{task}_shuffled"] = _nats(likelihood, model.params, task, mismatched)
     found: dict[str, Any] = {"asr": transcripts, "tts": speech, "nats": nats}
     if row.arm.perplexity:
         logger.info(f"{row.name}: perplexities")
@@ -137,11 +145,8 @@ def _generated(sweep: Sweep, row: Row, places: Places, config: TrainConfig) -> d
     return found
 
 
-def _generate(
-    model: Model, given: str, contents: Sequence[Any], output: str, max_new_tokens: Mapping[str, int]
-) -> list[list[int]]:
-    prompts = [[(given, np.asarray(content, np.int32))] for content in contents]
-    return [row[0].tokens.tolist() for row in model.generate_tokens(prompts, (output,), max_new_tokens=max_new_tokens)]
+def _tokens(decoded: Sequence[Decoded]) -> list[list[int]]:
+    return [one.tokens for one in decoded]
 
 
 def _nats(likelihood: Likelihood, params: Any, task: str, examples: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from zipper_jax.evaluation.controls import others, sounds
+from zipper_jax.decoding.generate import BATCH_SIZE
+from zipper_jax.evaluation.controls import partners, sounds
 from zipper_jax.metrics.error_rates import per_sentence_errors
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
@@ -92,6 +93,9 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
     vocabulary = load_vocabulary(places.prepared / "vocabularies" / TEXT)
     transcripts = {name: [vocabulary.decode(ids) for ids in rows] for name, rows in outputs["asr"].items()}
     measures = {name: _errors(texts[split], transcripts[split]) for split, name in ASR_OF.items() if split in texts}
+    not_possible: dict[str, str] = {}
+    if isinstance(others := partners(texts[main]), str):
+        not_possible |= dict.fromkeys(("asr_shuffled", "asr_shuffled_nats", "tts_shuffled_nats"), others)
     for name in ("shuffled", "no_audio", "gates_zero"):
         if name in transcripts:
             measures[f"asr_{name}"] = _errors(texts[main], transcripts[name])
@@ -106,18 +110,22 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
         for name, half in (("tts_short", short), ("tts_long", ~short)):
             if half.any():
                 measures[name] = np.array(errors)[half].tolist()
-        measures["tts_shuffled"] = _errors(spoken, others(judged))
+        if isinstance(others := partners(spoken), str):
+            not_possible["tts_shuffled"] = others
+        else:
+            measures["tts_shuffled"] = _errors(spoken, [judged[i] for i in others])
         target = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))["heard"]["gold_units"]
         known = [i for i, text in enumerate(target) if text]
         measures["tts_target"] = _errors([target[i] for i in known], [judged[i] for i in known])
     for name, key in (("", main), ("_shuffled", "shuffled")):
-        for task in ("asr", "tts"):
+        for task in ("asr", "tts") if f"asr_{key}" in outputs["nats"] else ():
             measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in outputs["nats"][f"{task}_{key}"]]
     kept = {k: v for k, v in outputs.items() if k not in ("asr", "tts", "nats")}
     hypotheses = {"asr": transcripts[main][:8], "tts": judged[:8]}
     starts = [json.loads(places.outputs(name, 0).read_text(encoding="utf-8")) for name in row.arm.needs]
     kept["flops_before"] = sum(start["flops"] for start in starts)
-    return {**kept, "judge": JUDGE, "letters": letters, "measures": measures, "hypotheses": hypotheses}
+    scored = {"measures": measures, "not_possible": not_possible, "hypotheses": hypotheses}
+    return {**kept, "judge": JUDGE, "letters": letters, **scored}
 
 
 def _judge_controls(sweep: Sweep, places: Places) -> None:
@@ -128,11 +136,13 @@ def _judge_controls(sweep: Sweep, places: Places) -> None:
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["sentences"] == len(examples):
         return
     logger.info("the judge's controls")
-    raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in examples]
-    hypotheses = {
-        "gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples]),
-        **{name: transcribe_all(waveforms, _jsgf(sweep)) for name, waveforms in sounds(raw).items()},
-    }
+    hypotheses = {"gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples])}
+    rng = np.random.default_rng(0)
+    for first in range(0, len(examples), BATCH_SIZE):  # all recordings at once may not fit into memory
+        some = examples[first : first + BATCH_SIZE]
+        raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in some]
+        for name, waveforms in sounds(raw, rng).items():
+            hypotheses.setdefault(name, []).extend(transcribe_all(waveforms, _jsgf(sweep)))
     texts = [e["text"] for e in examples]
     errors = {name: _errors(texts, found) for name, found in hypotheses.items()}
     write_json(path, {"sentences": len(examples), "judge": JUDGE, "errors": errors, "heard": hypotheses})
@@ -143,8 +153,12 @@ def _judge(sweep: Sweep, places: Places, spoken: Sequence[Sequence[int]]) -> lis
     home = places.prepared / "vocabularies" / SPEECH
     tokenizer, vocabulary = UnitTokenizer.load(home), load_vocabulary(home)
     units = [np.asarray(vocabulary.decode(ids), np.int32) for ids in spoken]
-    waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in units]
-    return transcribe_all(waveforms, _jsgf(sweep))
+    hypotheses: list[str] = []
+    for first in range(0, len(units), BATCH_SIZE):
+        some = units[first : first + BATCH_SIZE]
+        waveforms = [synthesize(tokenizer, u) if len(u) else np.zeros(0, np.float32) for u in some]
+        hypotheses += transcribe_all(waveforms, _jsgf(sweep))
+    return hypotheses
 
 
 def _jsgf(sweep: Sweep) -> str:

@@ -11,6 +11,7 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.paths import local_path, require_different
 from zipper_jax.utils.trees import compile_pattern
 
 
@@ -40,6 +41,9 @@ class DataConfig:
     task_set: TaskSet = field(default_factory=TaskSet)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", local_path(self.folder, "DataConfig.folder (DATA)"))
+        folders = {t: local_path(path, f"DataConfig.task_folders[{t!r}]") for t, path in self.task_folders.items()}
+        object.__setattr__(self, "task_folders", folders)
         for start, stop in self.skip_batches:
             if not 0 <= start < stop:
                 raise UserError(f"DataConfig.skip_batches: ({start}, {stop}) is an empty range; give 0 <= start < stop")
@@ -105,6 +109,7 @@ class RestoreCheckpointConfig:
     strict: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", local_path(self.path, "RestoreCheckpointConfig.path"))
         for pattern, _ in self.assignment_map:
             compile_pattern(pattern, "RestoreCheckpointConfig.assignment_map")
 
@@ -215,6 +220,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.model_dir:
             raise UserError("TrainConfig.model_dir is empty: name the run folder, e.g. --gin.MODEL_DIR=\"'runs/text'\"")
+        object.__setattr__(self, "model_dir", local_path(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)"))
+        origins = {t: local_path(run, f"TrainConfig.initialise_from[{t!r}]") for t, run in self.initialise_from.items()}
+        object.__setattr__(self, "initialise_from", origins)
+        sources = {f"TrainConfig.initialise_from[{tower!r}]": run for tower, run in origins.items()}
+        sources["DataConfig.folder (DATA)"] = self.data.folder
+        if self.restore is not None:
+            sources["RestoreCheckpointConfig.path"] = self.restore.path
+        require_different(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)", sources)
         for name in ("steps", "batch_size", "microbatches", "log_period", "eval_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")

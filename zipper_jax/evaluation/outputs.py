@@ -1,0 +1,94 @@
+"""Finished outputs of an evaluation, one JSON line each: a killed evaluation resumes behind the last line.
+
+A line's key is a digest of all that determines its value (weights, prompts, decoding), so an output of another model or
+setting is never used.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_jax.checkpoint.manifest import name_of, table
+from zipper_jax.inference.model import Model
+from zipper_jax.utils.configs import to_dict
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.trees import flatten
+
+FILE = "outputs.jsonl"
+
+
+class Outputs:
+    """Key -> output, and the file that holds them; without a path they are in memory only.
+
+    Raises:
+        UserError: A line of the file is not such an output.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._used: dict[str, dict[str, Any]] = {}
+        self._lines: dict[str, dict[str, Any]] = {}
+        if path is None or not path.is_file():
+            return
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                found = json.loads(line)
+                self._lines[str(found["key"])] = {**found, "output": found["output"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{str(path)!r} line {number} is no finished output ({error!r}): remove the file or give another "
+                    "--out"
+                ) from error
+        if whole != text:  # the process was killed within a line
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def get(self, key: str) -> Any:
+        """The output stored under ``key``, or None."""
+        line = self._lines.get(key)
+        if line is None:
+            return None
+        self._used[key] = line
+        return line["output"]
+
+    def add(self, outputs: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Store outputs by key; those already there are not written again. ``about`` is for readers of the file."""
+        new = {key: {"key": key, **about, "output": value} for key, value in outputs.items() if key not in self._lines}
+        self._lines |= new
+        self._used |= new
+        if self._path is not None and new:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(b"".join(_line(line) for line in new.values()))
+
+    def tidy(self) -> None:
+        """Remove the lines that were neither read nor added: outputs of other models or settings."""
+        if self._path is not None and self._used.keys() != self._lines.keys():
+            write_bytes(self._path, b"".join(_line(self._used[key]) for key in self._lines if key in self._used))
+
+
+def digest(*parts: Any) -> str:
+    """Digest of JSON values, arrays, dataclasses and models, 32 hex digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(_bytes(part) + b"\0")
+    return found.hexdigest()[:32]
+
+
+def _bytes(part: Any) -> bytes:
+    if isinstance(part, Model):
+        part = [to_dict(part.config), name_of(table(flatten(part.params)))]
+    if isinstance(part, np.ndarray):
+        return f"{part.dtype} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes()
+    return json.dumps(part, sort_keys=True).encode()
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

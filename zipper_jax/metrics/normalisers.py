@@ -1,0 +1,102 @@
+"""Policies of text normalisation, by name: what counts as the same text, in error rates, controls and leak checks."""
+
+import functools
+import importlib
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zipper_jax.utils.configs import closest
+from zipper_jax.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A function from text to normalised text, and what it does.
+
+    Attributes:
+        name: Its name.
+        about: What it does to Unicode form, case, punctuation, numbers and apostrophes, in a line.
+        change: The function; white space is collapsed afterwards.
+    """
+
+    name: str
+    about: str
+    change: Callable[[str], str] = field(compare=False, repr=False)
+
+    def __call__(self, text: str) -> str:
+        return " ".join(self.change(text).split())
+
+
+def _letters(text: str) -> str:
+    text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
+    # Combining marks belong to their letters: vowels of Hindi, accents without a composed form.
+    kept = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return " ".join(word for piece in kept.split() if (word := piece.strip("'")))
+
+
+DEFAULT = Policy("default", "lower case; only letters, digits and apostrophes inside words; single spaces", _letters)
+"""Unicode NFC; numbers as written; ’ is '."""
+
+NONE = Policy("none", "none: the text as written; single spaces", lambda text: text)
+
+_WHISPER = {
+    "basic": (
+        "basic",
+        "BasicTextNormalizer",
+        "Whisper's basic: NFKC, lower case, no text in brackets, no symbols and punctuation, numbers as written",
+    ),
+    "whisper-english": (
+        "english",
+        "EnglishTextNormalizer",
+        "Whisper's English: NFKD, lower case, no text in brackets, fillers, symbols and punctuation, contractions "
+        "expanded, numbers as digits, British spelling as American",
+    ),
+}
+NAMES = ("default", "none", *_WHISPER, "jiwer:TRANSFORM,...")
+
+
+@functools.cache
+def policy(name: str) -> Policy:
+    """The policy called ``name``: one of `NAMES`; ``jiwer:ToLowerCase,RemovePunctuation`` applies jiwer's transforms.
+
+    Raises:
+        UserError: An unknown name or transform, or a package that is not installed.
+    """
+    if name in (DEFAULT.name, NONE.name):
+        return DEFAULT if name == DEFAULT.name else NONE
+    if name in _WHISPER:
+        module, made, about = _WHISPER[name]
+        try:
+            found = importlib.import_module(f"whisper_normalizer.{module}")
+        except ImportError:
+            raise UserError(
+                f"normaliser = {name!r} needs a package that is not installed: pip install 'whisper-normalizer>=0.1.15'"
+            ) from None
+        return Policy(name, about, getattr(found, made)())
+    if name.startswith("jiwer:"):
+        return _of_jiwer(name)
+    raise UserError(f"normaliser = {name!r} is unknown{closest(name, NAMES)}")
+
+
+def _of_jiwer(name: str) -> Policy:
+    import jiwer
+
+    steps: list[Callable[[str], str]] = []
+    known = [one for one in dir(jiwer) if isinstance(getattr(jiwer, one), type)]
+    for step in name.removeprefix("jiwer:").split(","):
+        try:
+            made = getattr(jiwer, step)()
+            if not isinstance(made("a b"), str):
+                raise TypeError
+        except (AttributeError, TypeError):
+            hint = closest(step, [one for one in known if issubclass(getattr(jiwer, one), jiwer.AbstractTransform)])
+            raise UserError(f"normaliser = {name!r}: {step!r} is no transform from text to text{hint}") from None
+        steps.append(made)
+    return Policy(name, f"jiwer's {', '.join(name.removeprefix('jiwer:').split(','))}", lambda text: _all(steps, text))
+
+
+def _all(steps: list[Callable[[str], str]], text: str) -> str:
+    for step in steps:
+        text = step(text)
+    return text
