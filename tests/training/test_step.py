@@ -1,5 +1,6 @@
 """The update: accumulation, devices, freezing and bad batches, on a tiny zipper."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +10,7 @@ import pytest
 from passes import forward
 from tiny_models import zipper_model
 
+from zipper_jax.aot.compile_train import batch_shapes
 from zipper_jax.models import zipper
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training import data_source, program
@@ -133,6 +135,20 @@ def test_a_loss_that_is_not_finite_changes_nothing(text_run, name):
     state, metrics = built.train_step(state, put_batch(batch, built.mesh))
     assert metrics.applied
     assert int(state.step) == 1
+
+
+def test_no_leaf_of_the_state_is_selected_or_copied(text_run):
+    """An update is applied in place, or the state stays where it is. Rows and lengths are such that no activation has
+    the shape of a leaf; the backward pass copies zeros that its sums start from."""
+    config = text_run(optimizer=OptimizerConfig(clip_norm=0.0), batch_size=3)
+    built = program.build(config, 1)
+    compiled = built.train_step.lower(built.like, *batch_shapes(config, built)).compile()
+    leaves = [leaf for leaf in jax.tree.leaves((built.like.trainable, built.like.opt_state)) if leaf.ndim]
+    shapes = {",".join(map(str, leaf.shape)) for leaf in leaves}
+    moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:select|copy|copy-start)\((?!%\w*broadcast)", compiled.as_text())
+    assert len(moved) > 10, "the pattern finds instructions"
+    assert not shapes.intersection(moved)
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.size * 4 for leaf in leaves), "all donated"
 
 
 def test_denominators_are_those_of_the_whole_batch(zipper_run, gradients):

@@ -203,19 +203,17 @@ def make_train_step(
         # The norm is also infinite when the squares of finite gradients overflow; clipping would divide by infinity.
         limit = spike_limit(state.guard, guard)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
 
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        def update(old: Any) -> Any:
+            step, trainable, opt_state, statistics = old
+            updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+            return step + 1, trainable, opt_state, observe(statistics, loss, guard.window)
 
-        new = TrainState(
-            state.step + good.astype(jnp.int32),
-            keep(trainable, state.trainable),
-            state.frozen,
-            keep(opt_state, state.opt_state),
-            keep(observe(state.guard, loss, guard.window), state.guard),
-        )
+        # A branch, not a select of each leaf: the state is updated in place, or neither read nor written.
+        old = (state.step, state.trainable, state.opt_state, state.guard)
+        number, trainable, opt_state, statistics = jax.lax.cond(good, update, lambda old: old, old)
+        new = TrainState(number, trainable, state.frozen, opt_state, statistics)
         leaves = {**new.frozen, **new.trainable}
         opened = {path: jnp.tanh(leaves[path]) for path in gates}
         return new, Metrics(loss, sums, _tokens(batch), grad_norm, opened, good, limit, jnp.sum(stop))
