@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from passes import forward
+from passes import losses
 from tiny_models import zipper_model
 
 from zipper_jax.aot.compile_train import batch_shapes
@@ -60,7 +60,7 @@ def _gradients(config, params):
     compute = jax.jit(
         partial(
             loss_and_gradients,
-            partial(forward, config.model),
+            partial(losses, config.model),
             num_tasks=2,
             loss_weights=config.loss_weights,
             microbatches=config.microbatches,
