@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +187,7 @@ def bind(module: M, params: Mapping[str, Any]) -> M:
 # ---- how a model is run ----------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Placer(Protocol):
     """Shards arrays by their logical axes: ``placer(x, tower, name or None per axis)``; ``batch`` names the rows.
 
