@@ -55,9 +55,7 @@ def _computed(config):
     params = {key: (0.3 * random.normal(size=s.shape)).astype(np.float32) for key, s in shapes.items()}
     state = built.start(unflatten(params))
     batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
-    compute = jax.jit(
-        partial(loss_and_gradients, built.losses, num_tasks=2, microbatches=config.microbatches)
-    )
+    compute = jax.jit(partial(loss_and_gradients, built.losses, num_tasks=2, microbatches=config.microbatches))
     return jax.device_get(compute(state.trainable, state.frozen, batch))
 
 
