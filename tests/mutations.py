@@ -346,8 +346,8 @@ MUTATIONS = (
         "3",
         "unimodal path goes through the input projection",
         "inference/perplexity.py",
-        "model(towers)[tower] if fused else model.towers[tower](batch)",
-        "model(towers)[tower]",
+        "model.losses(towers)[tower] if fused else own.losses(own.hidden(batch), batch)",
+        "model.losses(towers)[tower]",
         "tests/test_api.py -k lone_tower",
     ),
     Mutation(
@@ -480,6 +480,30 @@ MUTATIONS = (
         "segment_ids",
         f"{RANGES} -k chosen",
     ),
+    Mutation(
+        "5",
+        "a mesh's table gradient is that of one device's rows",
+        "ops/vocab_loss.py",
+        "if head.sharding is not None and head.sharding.row_axes:",
+        "if False:",
+        "tests/ops/test_vocab_loss.py -k sharded",
+    ),
+    Mutation(
+        "5",
+        "exponentials of a large vocabulary overflow",
+        "ops/vocab_loss.py",
+        "jax.lax.cond(_everywhere(found.others < _LARGEST, head), lambda first: first, again, found)",
+        "found",
+        "tests/ops/test_vocab_loss.py -k values",
+    ),
+    Mutation(
+        "5",
+        "the target's gradient lacks the z-loss",
+        "ops/vocab_loss.py",
+        "own_slope * (z * own_exp - others) / (1 + z)",
+        "own_slope * -others / (1 + z)",
+        "tests/ops/test_vocab_loss.py -k values",
+    ),
     # rule 6: a run that was disturbed
     Mutation(
         "6",
@@ -501,12 +525,17 @@ MUTATIONS = (
         "6",
         "a run counts a skipped batch as an update",
         STEP,
-        "state.step + good.astype(jnp.int32)",
-        "state.step + 1",
+        "TrainState(number, trainable,",
+        "TrainState(state.step + 1, trainable,",
         f"{GUARD} -k bad_batch_is_left_out",
     ),
     Mutation(
-        "6", "a run applies a bad update", STEP, "jnp.where(good, n, o)", "n", f"{GUARD} -k bad_batch_is_left_out"
+        "6",
+        "a run applies a bad update",
+        STEP,
+        "jax.lax.cond(good, update, lambda old: old, old)",
+        "update(old)",
+        f"{GUARD} -k bad_batch_is_left_out",
     ),
     Mutation(
         "6",

@@ -156,7 +156,7 @@ def program(name):
 def losses(config, params, towers):
     """The weighted sum of every tower's token losses: what every token's weight scales."""
     logits = forward(config, params, towers)
-    return sum(cross_entropy(logits[t], towers[t].targets, towers[t].weights)[0].sum() for t in towers)
+    return sum(cross_entropy(logits[t], towers[t].targets, towers[t].weights).total for t in towers)
 
 
 @cache

@@ -12,6 +12,11 @@ def forward(config, params, towers, placer=unsharded):
     return bind_params(config, params, placer)(towers)
 
 
+def losses(config, params, towers, placer=unsharded):
+    """The fused path: tower -> losses of its targets."""
+    return bind_params(config, params, placer).losses(towers)
+
+
 def unimodal(config, params, tower, batch):
     """One tower alone: logits [B, T, V]."""
     return bind_params(config, params).towers[tower](batch)

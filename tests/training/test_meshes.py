@@ -10,7 +10,8 @@ import pytest
 from zipper_jax.aot.bounds import bounds
 from zipper_jax.aot.compile_train import batch_shapes
 from zipper_jax.aot.hlo import collectives
-from zipper_jax.models import zipper
+from zipper_jax.models import tower, zipper
+from zipper_jax.ops.vocab_loss import vocab_loss
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.sharding.rules import param_specs
 from zipper_jax.training import data_source, program
@@ -54,7 +55,7 @@ def _computed(config):
     params = {key: (0.3 * random.normal(size=s.shape)).astype(np.float32) for key, s in shapes.items()}
     state = built.start(unflatten(params))
     batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
-    compute = jax.jit(partial(loss_and_gradients, built.forward, num_tasks=2))
+    compute = jax.jit(partial(loss_and_gradients, built.losses, num_tasks=2, microbatches=config.microbatches))
     return jax.device_get(compute(state.trainable, state.frozen, batch))
 
 
@@ -76,6 +77,33 @@ def test_fusion_with_a_frozen_tower(zipper_run, on_mesh, name):
 @pytest.mark.parametrize("name", [n for n in MESHES if n != "speech whole"])
 def test_pretraining(text_run, on_mesh, name):
     same(on_mesh(text_run(batch_size=8, mesh=MESHES[name])), on_mesh(text_run(batch_size=8)))
+
+
+def large(monkeypatch):
+    """Every vocabulary is processed in chunks from now on."""
+    monkeypatch.setattr(tower, "LARGE_VOCABULARY", 1)
+    monkeypatch.setattr(tower, "vocab_loss", partial(vocab_loss, chunk=16))
+
+
+def test_large_vocabularies_of_a_trained_tower(text_run, monkeypatch):
+    """In chunks on a mesh, in microbatches: the losses of the small vocabularies' path on one device."""
+    run = partial(text_run, batch_size=8, z_loss=0.01)
+    small = _computed(run())
+    large(monkeypatch)
+    same(_computed(run(mesh=MESHES["2x2x2"], microbatches=2)), small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [None, "2x2x2", "two slices", "heads whole"])
+def test_large_vocabularies_of_a_fusion(zipper_run, on_mesh, monkeypatch, name):
+    """Of a trained and a frozen tower, with added tokens."""
+    model = zipper_run().model
+    towers = {t: replace(config, vocab_size=config.vocab_size - 2) for t, config in model.towers.items()}
+    model = replace(model, towers=towers, added_tokens={"text": 2, "speech": 2})
+    run = partial(zipper_run, model=model, freeze=FreezeConfig(towers=("text",)))
+    small = on_mesh(run())
+    large(monkeypatch)
+    same(_computed(run(mesh=MESHES[name]) if name else run()), small)
 
 
 def test_a_tower_may_have_a_strategy_of_its_own(zipper_run):

@@ -1,15 +1,19 @@
 """The update: accumulation, devices, freezing and bad batches, on a tiny zipper."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from passes import forward
+from passes import equations, losses
 from tiny_models import zipper_model
 
-from zipper_jax.models import zipper
+from zipper_jax.aot.compile_train import batch_shapes
+from zipper_jax.inference import likelihood, perplexity
+from zipper_jax.models import tower, zipper
+from zipper_jax.ops.vocab_loss import LARGE_VOCABULARY, vocab_loss
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training import data_source, program
 from zipper_jax.training.optimizer import OptimizerConfig
@@ -58,7 +62,7 @@ def _gradients(config, params):
     compute = jax.jit(
         partial(
             loss_and_gradients,
-            partial(forward, config.model),
+            partial(losses, config.model),
             num_tasks=2,
             loss_weights=config.loss_weights,
             microbatches=config.microbatches,
@@ -133,6 +137,43 @@ def test_a_loss_that_is_not_finite_changes_nothing(text_run, name):
     state, metrics = built.train_step(state, put_batch(batch, built.mesh))
     assert metrics.applied
     assert int(state.step) == 1
+
+
+def test_no_leaf_of_the_state_is_selected_or_copied(text_run):
+    """An update is applied in place, or the state stays where it is. Rows and lengths are such that no activation has
+    the shape of a leaf; the backward pass copies zeros that its sums start from."""
+    config = text_run(optimizer=OptimizerConfig(clip_norm=0.0), batch_size=3)
+    built = program.build(config, 1)
+    compiled = built.train_step.lower(built.like, *batch_shapes(config, built)).compile()
+    leaves = [leaf for leaf in jax.tree.leaves((built.like.trainable, built.like.opt_state)) if leaf.ndim]
+    shapes = {",".join(map(str, leaf.shape)) for leaf in leaves}
+    moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:select|copy|copy-start)\((?!%\w*broadcast)", compiled.as_text())
+    assert len(moved) > 10, "the pattern finds instructions"
+    assert not shapes.intersection(moved)
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.size * 4 for leaf in leaves), "all donated"
+
+
+def test_no_step_holds_all_logits_of_a_large_vocabulary(zipper_run, monkeypatch):
+    """Training, validation, likelihood and perplexity, with towers of which one is frozen."""
+    config = zipper_run(freeze=FreezeConfig(towers=("text",)))
+    towers = {name: replace(t, vocab_size=LARGE_VOCABULARY + 8) for name, t in config.model.towers.items()}
+    config = replace(config, model=replace(config.model, towers=towers), batch_size=16)
+    monkeypatch.setattr(tower, "vocab_loss", partial(vocab_loss, chunk=64))
+    built = program.build(config, 2)
+    batch, stop = batch_shapes(config, built)
+    params, text = built.like.params, {"text": batch["towers"]["text"]}
+    programs = {
+        "training": jax.make_jaxpr(built.train_step)(built.like, batch, stop),
+        "validation": jax.make_jaxpr(built.eval_step)(params, batch),
+        "likelihood": jax.make_jaxpr(partial(likelihood._nats, config.model))(params, batch["towers"]),
+        "perplexity": jax.make_jaxpr(partial(perplexity._sums, config.model, "text", False))(params, text),
+        "fused perplexity": jax.make_jaxpr(partial(perplexity._sums, config.model, "text", True))(params, text),
+    }
+    for name, jaxpr in programs.items():
+        shapes = [v.aval.shape for e in equations(jaxpr.jaxpr) for v in e.outvars if hasattr(v.aval, "shape")]
+        logits = {shape for shape in shapes if shape and shape[-1] == LARGE_VOCABULARY + 8}
+        assert any(shape[0] == 64 for shape in logits), f"{name}: a chunk's"
+        assert max(np.prod(shape[:-1]) for shape in logits) == 64, (name, logits)
 
 
 def test_denominators_are_those_of_the_whole_batch(zipper_run, gradients):

@@ -31,7 +31,6 @@ from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Layout, TowerBatch, make_layout
 from zipper_jax.tasks import TEXT
 from zipper_jax.training.partition_tree import FreezeConfig, split
@@ -94,13 +93,13 @@ class ZipperModel(t5x_models.BaseModel):
         """The loss of ``zipper train``, and t5x metrics."""
         del dropout_rng
         towers = _towers(batch)
-        logits = zipper.bind_params(self.config, self._stopped(params))(towers)
+        losses = zipper.bind_params(self.config, self._stopped(params)).losses(towers)
         loss, weight, correct = jnp.float32(0.0), jnp.float32(0.0), jnp.float32(0.0)
         metrics: dict[str, Any] = {}
         for name, tower in sorted(towers.items()):
-            nll, right = cross_entropy(logits[name], tower.targets, tower.weights)
+            summed, nll, right = losses[name]
             total = jnp.sum(tower.weights)
-            of_tower = jnp.sum(nll) / jnp.where(total > 0, total, 1.0)
+            of_tower = summed / jnp.where(total > 0, total, 1.0)
             loss += self._loss_weights.get(name, 1.0) * of_tower
             weight, correct = weight + total, correct + jnp.sum(right)
             metrics[f"{name}/loss"] = clu_metrics.Average(total=jnp.sum(nll), count=total)
@@ -119,9 +118,8 @@ class ZipperModel(t5x_models.BaseModel):
         if return_intermediates:
             raise NotImplementedError("zipper models keep no intermediates")
         towers = _towers(batch)
-        logits = zipper.bind_params(self.config, _plain(params))(towers)
-        parts = [cross_entropy(logits[name], tower.targets, tower.weights)[0] for name, tower in towers.items()]
-        return -sum(jnp.sum(nll, axis=1) for nll in parts)  # type: ignore[return-value]
+        losses = zipper.bind_params(self.config, _plain(params)).losses(towers)
+        return -sum(jnp.sum(found.nll, axis=1) for found in losses.values())  # type: ignore[return-value]
 
     def predict_batch_with_aux(
         self, params: Params, batch: Batch, rng: Any = None

@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Example, Layout, fill_template, rows_to_towers, tower_lengths
 from zipper_jax.tasks import TaskConfig
 
@@ -59,9 +58,8 @@ class Likelihood:
 
 
 def _nats(config: ZipperConfig, params: Any, towers: Any) -> Any:
-    logits = zipper.bind_params(config, params)(towers)
+    losses = zipper.bind_params(config, params).losses(towers)
     total = count = jnp.zeros(())
     for name, batch in towers.items():
-        nats, _ = cross_entropy(logits[name], jnp.asarray(batch.targets), jnp.asarray(batch.weights))
-        total, count = total + nats.sum(axis=-1), count + batch.weights.sum(axis=-1)
+        total, count = total + losses[name].nll.sum(axis=-1), count + batch.weights.sum(axis=-1)
     return total / jnp.maximum(count, 1.0)

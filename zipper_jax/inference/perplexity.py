@@ -14,7 +14,6 @@ import numpy as np
 
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
-from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Layout, Span, TowerBatch, own_tokens, rows_to_towers
 from zipper_jax.utils.errors import UserError
@@ -82,6 +81,6 @@ def _towers(layout: Layout, modality: str, rows: Any, lengths: Mapping[str, int]
 def _sums(config: ZipperConfig, tower: str, fused: bool, params: Any, towers: Any) -> Any:
     batch = towers[tower]
     model = zipper.bind_params(config, params)
-    logits = model(towers)[tower] if fused else model.towers[tower](batch)
-    nats, _ = cross_entropy(logits, jnp.asarray(batch.targets), jnp.asarray(batch.weights))
-    return jnp.sum(nats), jnp.sum(batch.weights)
+    own = model.towers[tower]
+    losses = model.losses(towers)[tower] if fused else own.losses(own.hidden(batch), batch)
+    return jnp.sum(losses.nll), jnp.sum(batch.weights)

@@ -13,12 +13,13 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from zipper_jax.utils.trees import unflatten
@@ -185,14 +186,44 @@ def bind(module: M, params: Mapping[str, Any]) -> M:
 
 # ---- how a model is run ----------------------------------------------------------------------------------------------
 
-Placer = Callable[..., Array]
-"""(array, tower, one logical axis name or None per axis) -> the array, sharded; ``batch`` names the rows. With
-``in_use=True``: a parameter as it is used, gathered over the mesh axes that shard batch rows."""
+
+@runtime_checkable
+class Placer(Protocol):
+    """Shards arrays by their logical axes: ``placer(x, tower, name or None per axis)``; ``batch`` names the rows.
+
+    With ``in_use=True``: a parameter as it is used, gathered over the mesh axes that shard batch rows.
+
+    Attributes:
+        mesh: The devices; None: one device, nothing is sharded.
+    """
+
+    @property
+    def mesh(self) -> Mesh | None: ...
+
+    def __hash__(self) -> int: ...
+
+    def __call__(self, x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array: ...
+
+    def spec(self, shape: tuple[int, ...], tower: str, *names: str | None, in_use: bool = False) -> PartitionSpec:
+        """The spec of an array of this shape."""
+        ...
 
 
-def unsharded(x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
-    """The placer for one device: nothing is sharded."""
-    return x
+class Unsharded:
+    """The placer for one device."""
+
+    mesh = None
+
+    def __call__(self, x: Array, tower: str, *names: str | None, in_use: bool = False) -> Array:
+        """``x`` as it is."""
+        return x
+
+    def spec(self, shape: tuple[int, ...], tower: str, *names: str | None, in_use: bool = False) -> PartitionSpec:
+        """Of nothing sharded."""
+        return PartitionSpec()
+
+
+unsharded = Unsharded()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
 from zipper_jax.ops.interval_attention import interval_attention, merge_attention
+from zipper_jax.ops.losses import Losses, cross_entropy
+from zipper_jax.ops.vocab_loss import LARGE_VOCABULARY, OutputHead, Sharding, vocab_loss
 from zipper_jax.sequences import TowerBatch
 
 Keys = TowerCache | KeyValue
@@ -279,6 +281,10 @@ class Tower(Module):
 
         Token ids must be below vocab_size: `sequences.own_tokens` removes added tokens from a batch.
         """
+        return self.logits(self.hidden(batch))
+
+    def hidden(self, batch: TowerBatch) -> Float[Array, "B T D"]:
+        """The final states of the unimodal path after the final norm, the input of `logits`."""
         batch = jax.tree.map(jnp.asarray, batch)
         order = Order(batch.segment_ids, batch.global_positions)
         visible = attention_range(order, order, inclusive=True)
@@ -286,7 +292,7 @@ class Tower(Module):
         layers = np.arange(self.config.num_layers, dtype=np.int32)
         xs = {OWN: self.embed(batch=batch)}
         xs, _ = self.run(blocks=self.blocks, layers=layers, xs=xs, places={OWN: places}, caches={OWN: None})
-        return self.logits(self.norm(xs[OWN]))
+        return self.norm(xs[OWN])
 
     def distance_bias(self) -> Float[Array, "N W"] | None:
         """The output of `RelativeBias`; None if the tower has none."""
@@ -358,13 +364,41 @@ class Tower(Module):
         The head does not use the input projection (paper §3).
         """
         execution = self.execution
-        table = self.output_table or (self.embedding if self.head is None else self.head).table
-        logits = self._products(x, execution.gather(table[...].astype(x.dtype), "vocab", "embed"))
-        if added is None:
+        table, *rest = self._output_tables(added)
+        logits = self._products(x, execution.gather(table.astype(x.dtype), "vocab", "embed"))
+        if not rest:
             return execution.shard(logits, "batch", None, "vocab")
-        rows = (added.table if added.head_table is None else added.head_table)[...]
-        more = self._products(x, execution.gather(rows.astype(x.dtype), None, "embed"))
-        return jnp.concatenate([logits, more], axis=-1)
+        more = [self._products(x, execution.gather(rows.astype(x.dtype), None, "embed")) for rows in rest]
+        return jnp.concatenate([logits, *more], axis=-1)
+
+    def losses(
+        self, x: Float[Array, "B T D"], batch: TowerBatch, added: AddedEmbedding | None = None, z_loss: float = 0.0
+    ) -> Losses:
+        """Losses of the batch's targets, from the states that `logits` takes; of a large vocabulary without logits."""
+        targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
+        tables = self._output_tables(added)
+        if sum(len(table) for table in tables) <= LARGE_VOCABULARY:
+            return cross_entropy(self.logits(x, added), targets, weights, z_loss)
+        sharding = self._loss_sharding(x, tables)
+        head = OutputHead(self.config.logit_scale, self.config.logit_softcap, z_loss, sharding)
+        return vocab_loss(x, tables, targets, weights, head)
+
+    def _output_tables(self, added: AddedEmbedding | None) -> list[Float[Array, "_ D"]]:
+        own = self.output_table or (self.embedding if self.head is None else self.head).table
+        tables = [own[...]]
+        if added is not None:
+            tables.append((added.table if added.head_table is None else added.head_table)[...])
+        return tables
+
+    def _loss_sharding(self, x: Float[Array, "B T D"], tables: list[Float[Array, "_ D"]]) -> Sharding | None:
+        placer, tower = self.execution.placer, self.execution.tower
+        if placer.mesh is None or placer.mesh.size == 1:
+            return None
+        names = [("vocab", "embed"), (None, "embed")][: len(tables)]
+        stored = tuple(placer.spec(t.shape, tower, *n) for t, n in zip(tables, names, strict=True))
+        # Rows of a table may be sharded in use, embed_dim may not: it is what products sum over.
+        used = tuple(placer.spec(t.shape, tower, n[0], None, in_use=True) for t, n in zip(tables, names, strict=True))
+        return Sharding(placer.mesh, placer.spec(x.shape, tower, "batch", None, None), used, stored)
 
     def _products(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
         config = self.config

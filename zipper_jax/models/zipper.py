@@ -5,6 +5,7 @@
     logits, cache = model(batches, cache=cache)          # the same code: prefill of any towers, and single steps
     hidden = model.hidden(batches)                       # final states, before the head
     logits = model.head("a", hidden["a"])
+    losses = model.losses(batches)                       # of the batches' targets
     logits = model.towers["a"](batch_a)                  # the unimodal path: the tower as it was before fusion
 
 Outside ``models/`` parameters are nested dicts; `bind_params` puts them into a model inside a traced function. Their
@@ -34,6 +35,7 @@ from zipper_jax.models.layers import Projection
 from zipper_jax.models.module import Execution, Module, Params, Placer, stack, unsharded
 from zipper_jax.models.schedule import soft_tokens, zip_pairs
 from zipper_jax.models.tower import AddedEmbedding, Tower
+from zipper_jax.ops.losses import Losses
 from zipper_jax.utils.trees import unflatten
 
 
@@ -106,6 +108,13 @@ class Zipper(Module):
     def head(self, tower: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits of `hidden` states; those of added tokens come after the tower's own."""
         return self.towers[tower].logits(hidden, self.added_embeddings.get(tower))
+
+    def losses(self, batches: Batches, z_loss: float = 0.0) -> dict[str, Losses]:
+        """Losses of every batch's targets on the fused path; logits of a large vocabulary are not stored."""
+        return {
+            tower: self.towers[tower].losses(x, batches[tower], self.added_embeddings.get(tower), z_loss)
+            for tower, x in self.hidden(batches).items()
+        }
 
     def last_logits(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B V"]], Cache]:
         """Logits of each row's last token of this pass, and the cache; the head is computed for these tokens only.

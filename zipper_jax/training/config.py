@@ -182,6 +182,7 @@ class TrainConfig:
         seed: Seed of the initial parameters and of the data order.
         microbatches: Gradient accumulation: parts of a batch, run one after another.
         loss_weights: lambda per tower; 1 where not named.
+        z_loss: Factor of (log Z)^2 of each token, added to the minimised loss, not to the reported ones; 0: none.
         initialise_from: Tower -> run folder whose tower is copied; a smaller vocabulary is expanded (the Single
             Decoder). Towers that are not named start at random.
         restore: Alternatively, initial parameters from another run, path by path.
@@ -206,6 +207,7 @@ class TrainConfig:
     seed: int = 0
     microbatches: int = 1
     loss_weights: dict[str, float] = field(default_factory=dict)
+    z_loss: float = 0.0
     initialise_from: dict[str, str] = field(default_factory=dict)
     restore: RestoreCheckpointConfig | None = None
     save: SaveCheckpointConfig = field(default_factory=SaveCheckpointConfig)
@@ -231,6 +233,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "microbatches", "log_period", "eval_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")
+        if self.z_loss < 0:
+            raise UserError(f"TrainConfig.z_loss={self.z_loss}: give 0 (none) or more, for example 1e-4")
         if self.eval_period < 0:
             raise UserError(f"TrainConfig.eval_period={self.eval_period}: give 0 (never) or more")
         if self.save.keep_best and (not self.eval_period or self.save.period % self.eval_period):

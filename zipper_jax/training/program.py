@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
 from zipper_jax.models.flops import flops_per_row
+from zipper_jax.ops.losses import Losses
 from zipper_jax.sharding.chips import chip
 from zipper_jax.sharding.mesh import check_batch_size, make_mesh
 from zipper_jax.sharding.rules import Placement, optimizer_shardings, param_shardings
@@ -33,7 +34,7 @@ class Program:
         like: Abstract state: shapes, dtypes and shardings; the target of a checkpoint restore.
         optimizer: optax transformation over the flat trainable leaves.
         schedule: Learning rate of the update after ``step`` updates.
-        forward: ``(params, towers) -> logits``, with sharding constraints on its activations.
+        losses: ``(params, towers) -> losses per tower``, with sharding constraints on its activations.
         train_step: ``(state, batch, stop) -> (state, metrics)``, donating the state.
         eval_step: ``(params, batch) -> sums``.
         notes: Notes for the user, for example axes that are replicated because the mesh does not divide them.
@@ -47,7 +48,7 @@ class Program:
     like: TrainState
     optimizer: Any
     schedule: Any
-    forward: Any
+    losses: Any
     train_step: Any
     eval_step: Any
     notes: list[str]
@@ -140,11 +141,11 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     like = _state_shapes(trainable, frozen, placed, optimizer, mesh)
     placement = Placement(mesh, config.mesh)
 
-    def forward(params: dict[str, Any], towers: dict[str, Any]) -> dict[str, Any]:
-        return zipper.bind_params(config.model, params, placement)(towers)
+    def losses(params: dict[str, Any], towers: dict[str, Any]) -> dict[str, Losses]:
+        return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss)
 
     train_step = make_train_step(
-        forward,
+        losses,
         optimizer,
         num_tasks=num_tasks,
         loss_weights=config.loss_weights,
@@ -162,9 +163,9 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         like=like,
         optimizer=optimizer,
         schedule=learning_rate_schedule(config.optimizer, config.steps),
-        forward=forward,
+        losses=losses,
         train_step=train_step,
-        eval_step=make_eval_step(forward, num_tasks=num_tasks),
+        eval_step=make_eval_step(losses, num_tasks=num_tasks),
         notes=_kept(config) + [f"{idle} of {len(devices)} devices are idle (MeshConfig)"] * bool(idle) + notes,
         flops_per_step=flops_per_row(*counted) * config.batch_size,
         work_per_step=flops_per_row(*counted, recomputed=True) * config.batch_size,

@@ -15,7 +15,6 @@ import numpy as np
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
-from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sharding.mesh import put_batch
 from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
@@ -76,18 +75,14 @@ def _anatomy(
 ) -> Iterator[str]:
     placed = put_batch(batch, built.mesh)
 
-    def forward(params: Any, towers: Any) -> Any:
-        return zipper.bind_params(config.model, params)(towers)
+    def losses(params: Any, towers: Any) -> Any:
+        return zipper.bind_params(config.model, params).losses(towers, config.z_loss)
 
     def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:
         loss, _, gradients = loss_and_gradients(
-            forward, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=config.loss_weights
+            losses, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=config.loss_weights
         )
-        logits = forward(state.params, batch["towers"])
-        nll = {
-            name: jnp.sum(cross_entropy(logits[name], tower.targets, tower.weights)[0], axis=1)
-            for name, tower in batch["towers"].items()
-        }
+        nll = {name: jnp.sum(found.nll, axis=1) for name, found in losses(state.params, batch["towers"]).items()}
         norms = {key: jnp.linalg.norm(leaf.ravel()) for key, leaf in gradients.items()}
         return loss, nll, norms, spike_limit(state.guard, config.guard)
 

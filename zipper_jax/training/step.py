@@ -17,14 +17,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.checkpoint.state import Guard, TrainState
-from zipper_jax.ops.losses import cross_entropy
+from zipper_jax.ops.losses import Losses
 from zipper_jax.training.config import GuardConfig
 from zipper_jax.utils.trees import Flat, join
 
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
-Forward = Callable[[dict[str, Any], dict[str, Any]], dict[str, Float[Array, "B T V"]]]
-"""(params, towers) to logits per tower."""
+LossFunction = Callable[[dict[str, Any], dict[str, Any]], dict[str, Losses]]
+"""(params, towers) to the losses of each tower's tokens: `Zipper.losses`."""
 
 
 class Sums(NamedTuple):
@@ -90,26 +90,26 @@ def _denominators(batch: Batch) -> dict[str, Float[Array, ""]]:
 
 
 def _loss(
-    forward: Forward,
+    losses: LossFunction,
     params: dict[str, Any],
     batch: Batch,
     denominators: Mapping[str, Float[Array, ""]],
     loss_weights: Mapping[str, float],
     num_tasks: int,
 ) -> tuple[Float[Array, ""], dict[str, Sums]]:
-    logits = forward(params, batch["towers"])
+    found = losses(params, batch["towers"])
     loss = jnp.float32(0.0)
     sums: dict[str, Sums] = {}
     for name, tower in sorted(batch["towers"].items()):
-        nll, correct = cross_entropy(logits[name], tower.targets, tower.weights)
-        loss += loss_weights.get(name, 1.0) * jnp.sum(nll) / denominators[name]
+        total, nll, correct = found[name]
+        loss += loss_weights.get(name, 1.0) * total / denominators[name]
         rows = (jnp.sum(x, axis=1) for x in (nll, correct, tower.weights))
         sums[name] = Sums(*(jax.ops.segment_sum(x, batch["task"], num_tasks) for x in rows))
     return loss, sums
 
 
 def loss_and_gradients(
-    forward: Forward,
+    losses: LossFunction,
     trainable: Flat,
     frozen: Flat,
     batch: Batch,
@@ -121,7 +121,7 @@ def loss_and_gradients(
     """Compute the loss, sums per tower and task, and gradients of the trainable leaves only.
 
     Args:
-        forward: The model.
+        losses: The model, see ``LossFunction``.
         trainable: Flat leaves to differentiate.
         frozen: Flat leaves that are constants.
         batch: B rows; B is a multiple of ``microbatches``.
@@ -137,7 +137,7 @@ def loss_and_gradients(
     weights = loss_weights or {}
 
     def of(trainable: Flat, batch: Batch) -> tuple[Float[Array, ""], dict[str, Sums]]:
-        return _loss(forward, join(trainable, frozen), batch, denominators, weights, num_tasks)
+        return _loss(losses, join(trainable, frozen), batch, denominators, weights, num_tasks)
 
     value_and_grad = jax.value_and_grad(of, has_aux=True)
     if microbatches == 1:
@@ -161,7 +161,7 @@ def _tokens(batch: Batch) -> Float[Array, ""]:
 
 
 def make_train_step(
-    forward: Forward,
+    losses: LossFunction,
     optimizer: optax.GradientTransformationExtraArgs,
     *,
     num_tasks: int,
@@ -178,7 +178,7 @@ def make_train_step(
     so that every process sees the request at the same step without a separate collective.
 
     Args:
-        forward: The model, see ``Forward``.
+        losses: The model, see ``LossFunction``.
         optimizer: Over the flat trainable leaves, see ``optimizer.make_optimizer``.
         num_tasks: Number of tasks in the mixture.
         loss_weights: lambda per tower; 1 where not named.
@@ -191,7 +191,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
         loss, sums, gradients = loss_and_gradients(
-            forward,
+            losses,
             state.trainable,
             state.frozen,
             batch,
@@ -203,19 +203,17 @@ def make_train_step(
         # The norm is also infinite when the squares of finite gradients overflow; clipping would divide by infinity.
         limit = spike_limit(state.guard, guard)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
 
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        def update(old: Any) -> Any:
+            step, trainable, opt_state, statistics = old
+            updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+            return step + 1, trainable, opt_state, observe(statistics, loss, guard.window)
 
-        new = TrainState(
-            state.step + good.astype(jnp.int32),
-            keep(trainable, state.trainable),
-            state.frozen,
-            keep(opt_state, state.opt_state),
-            keep(observe(state.guard, loss, guard.window), state.guard),
-        )
+        # A branch, not a select of each leaf: the state is updated in place, or neither read nor written.
+        old = (state.step, state.trainable, state.opt_state, state.guard)
+        number, trainable, opt_state, statistics = jax.lax.cond(good, update, lambda old: old, old)
+        new = TrainState(number, trainable, state.frozen, opt_state, statistics)
         leaves = {**new.frozen, **new.trainable}
         opened = {path: jnp.tanh(leaves[path]) for path in gates}
         return new, Metrics(loss, sums, _tokens(batch), grad_norm, opened, good, limit, jnp.sum(stop))
@@ -225,10 +223,10 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
-def make_eval_step(forward: Forward, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:
+def make_eval_step(losses: LossFunction, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:
     """Build the compiled ``(params, batch) -> sums per tower and task``; add over batches, then divide."""
 
     def step(params: dict[str, Any], batch: Batch) -> dict[str, Sums]:
-        return _loss(forward, params, batch, _denominators(batch), {}, num_tasks)[1]
+        return _loss(losses, params, batch, _denominators(batch), {}, num_tasks)[1]
 
     return jax.jit(step)
