@@ -1,0 +1,312 @@
+"""Interval attention on TPUs: Pallas kernels that skip every block of scores that no query sees.
+
+One grid step is one query block of one head; it loops over the key blocks between the first and the last that any of
+its queries sees. Two facts make this cheap:
+
+* Scalars prefetched per (row, query block) give that range, and inside it the run of key blocks that *every* query of
+  the block sees. Only border blocks pay for a mask, which is one unsigned comparison, ``slot - start < end - start``.
+* All keys and values of a head stay in VMEM while its query blocks run, so that nothing is fetched twice.
+
+Scores are in units of log2 (exp2 is what the hardware has). The backward pass recomputes them, transposed, so that
+statistics of queries are rows and broadcast for free; dK, dV and dQ come from one pass. Keys beyond the VMEM bound are
+processed in parts that are merged by log-sum-exp.
+
+Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head_dim.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from zipper_jax.ops.interval_attention.merging import merge
+
+_LANES = 128
+_LOG2E = math.log2(math.e)
+_HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # score of an invisible key
+# The smallest running maximum: far above _HIDDEN, so that exp2 of an invisible score is exactly 0.
+_LOWEST = 0.5 * _HIDDEN
+_VMEM_LIMIT = 56 * 2**20  # of 64 MiB (v5p, tpu7x) or 128 MiB (v5e, v6e)
+_VMEM_FOR_KEYS = 40 * 2**20
+
+
+class Blocks(NamedTuple):
+    """Queries and keys per block of scores; multiples of 128."""
+
+    queries: int
+    keys: int
+
+
+class _Static(NamedTuple):
+    scale: float
+    softcap: float | None
+    blocks: Blocks
+
+
+def block_ranges(start: Int[Array, "B T"], end: Int[Array, "B T"], blocks: Blocks) -> Int[Array, "B Q 4"]:
+    """First and one-past-last key block that any query of a block sees, and the run of those that all its queries see.
+
+    Args:
+        start, end: Attention ranges; T is a multiple of the query block.
+        blocks: Block sizes.
+    """
+    start, end = (x.reshape(x.shape[0], -1, blocks.queries) for x in (start, end))
+    sees = end > start
+    last = jnp.max(jnp.where(sees, end, 0), axis=-1)
+    first = jnp.minimum(jnp.min(jnp.where(sees, start, jnp.iinfo(jnp.int32).max), axis=-1), last) // blocks.keys
+    last = -(-last // blocks.keys)
+    full = jnp.clip(-(-jnp.max(start, axis=-1) // blocks.keys), first, last)
+    full_end = jnp.clip(jnp.min(end, axis=-1) // blocks.keys, full, last)
+    return jnp.stack([first, last, full, full_end], axis=-1)
+
+
+def _loop(ranges: Any, block: Any, step: Any) -> None:
+    """``step(key block, masked)`` for the visible key blocks of a query block: first the border blocks, then the run
+    of full ones, so that each body is compiled once."""
+    first, last, full, full_end = (ranges[4 * block + i] for i in range(4))
+    before = full - first
+
+    def border(i: Any, _: None) -> None:
+        step(jnp.where(i < before, first + i, full_end + i - before), True)
+
+    jax.lax.fori_loop(0, before + last - full_end, border, None)
+    jax.lax.fori_loop(full, full_end, lambda i, _: step(i, False), None)
+
+
+def _scores(products: Array, static: _Static) -> tuple[Array, Array | None]:
+    """Scores in units of log2, and tanh of the capped ones."""
+    if static.softcap is None:
+        return products * (static.scale * _LOG2E), None
+    capped = jnp.tanh(products * (static.scale / static.softcap))
+    return capped * (static.softcap * _LOG2E), capped
+
+
+def _column(row: Array) -> Array:
+    """[1, X] -> [X, 128], the same value in every lane."""
+    return jnp.broadcast_to(row, (_LANES, row.shape[1])).T
+
+
+def _wide(x: Array, size: int) -> Array:
+    """[X, 128] with equal lanes -> [X, size]."""
+    return x[:, :size] if size < _LANES else jnp.tile(x, (1, size // _LANES))
+
+
+def _forward_kernel(ranges, start, end, q, k, v, out, lse, m, l, acc, first, width, *, static: _Static) -> None:  # type: ignore[no-untyped-def] # noqa: E741
+    bq, bk = static.blocks
+    block = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
+    m[...] = jnp.full_like(m, _LOWEST)
+    l[...] = jnp.zeros_like(l)
+    acc[...] = jnp.zeros_like(acc)
+    first[...] = _column(start[...])
+    width[...] = _column(end[...] - start[...])
+
+    def step(i: Any, masked: bool) -> None:
+        keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
+        products = jax.lax.dot_general(q[...], k[keys, :], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        x, _ = _scores(products, static)
+        if masked:
+            offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 1) - _wide(first[...] - i * bk, bk)
+            x = jnp.where(offset.astype(jnp.uint32) < _wide(width[...], bk).astype(jnp.uint32), x, _HIDDEN)
+        before = m[...]
+        now = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
+        p = jnp.exp2(x - _wide(now, bk))
+        shrink = jnp.exp2(before - now)
+        l[...] = shrink * l[...] + jnp.sum(p, axis=1, keepdims=True)
+        m[...] = now
+        new = jax.lax.dot(p.astype(v.dtype), v[keys, :], preferred_element_type=jnp.float32)
+        acc[...] = acc[...] * _wide(shrink, acc.shape[1]) + new
+
+    _loop(ranges, block, step)
+    total = l[...]
+    empty = total == 0.0
+    inverse = jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, total))
+    out[...] = (acc[...] * _wide(inverse, acc.shape[1])).astype(out.dtype)
+    lse[...] = jnp.where(empty, -jnp.inf, m[...] + jnp.log2(jnp.where(empty, 1.0, total))).T[:1]
+
+
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    ranges, start, end, lse, delta, q, do, k, v, dq, dk, dv, dq_acc, dk_acc, dv_acc, *, static: _Static
+) -> None:
+    bq, bk = static.blocks
+    group, number = pl.program_id(2), pl.program_id(3)
+
+    @pl.when((group == 0) & (number == 0))
+    def _() -> None:
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+
+    dq_acc[...] = jnp.zeros_like(dq_acc)
+    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    plain, transposed = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+
+    def step(i: Any, masked: bool) -> None:
+        keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
+        x, capped = _scores(dot(k[keys, :], q[...], transposed), static)  # [keys, queries]
+        p = jnp.exp2(x - lse[...])
+        if masked:
+            offset = jax.lax.broadcasted_iota(jnp.int32, (bk, bq), 0) - (start[...] - i * bk)
+            p = jnp.where(offset.astype(jnp.uint32) < (end[...] - start[...]).astype(jnp.uint32), p, 0.0)
+        dv_acc[keys, :] += dot(p.astype(do.dtype), do[...], plain)
+        ds = p * (dot(v[keys, :], do[...], transposed) - delta[...])
+        if capped is not None:
+            ds = ds * (1.0 - capped * capped)
+        ds = ds.astype(q.dtype)
+        dk_acc[keys, :] += dot(ds, q[...], plain)
+        dq_acc[...] += dot(k[keys, :], ds, (((0,), (0,)), ((), ())))  # [H, queries]
+
+    _loop(ranges, pl.program_id(0) * pl.num_programs(3) + number, step)
+    dq[...] = (dq_acc[...].T * static.scale).astype(dq.dtype)
+
+    @pl.when((group == pl.num_programs(2) - 1) & (number == pl.num_programs(3) - 1))
+    def _() -> None:
+        dk[...] = (dk_acc[...] * static.scale).astype(dk.dtype)
+        dv[...] = dv_acc[...].astype(dv.dtype)
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    blocks: Blocks | None = None,
+    max_keys: int | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Output and log-sum-exp of `interval_attention`, differentiable in query, key and value.
+
+    Compiled where it is lowered for a TPU, interpreted (slowly) elsewhere. Products of float32 arrays have the
+    precision that ``jax.default_matmul_precision`` says, as in the rest of a model.
+
+    Args:
+        query, key, value, start, end, scale, softcap: See `interval_attention`.
+        blocks: Block sizes; None: from `block_sizes`.
+        max_keys: Keys in VMEM at once; None: as many as fit, see `vmem_keys`.
+    """
+    t, s, h = query.shape[1], key.shape[1], query.shape[3]
+    blocks = block_sizes(t, s, h, query.dtype, softcap is not None) if blocks is None else blocks
+    static = _Static(float(scale), None if softcap is None else float(softcap), blocks)
+    start, end = start.astype(jnp.int32), end.astype(jnp.int32)
+    # Queries added as padding have the last query's range, so that they hide no full block; their gradients are 0.
+    more = [(0, 0), (0, -t % blocks.queries)]
+    start, end = (jnp.pad(x, more, mode="edge") for x in (start, end))
+    q = jnp.pad(query.swapaxes(1, 2), [(0, 0), *more, (0, 0)])
+    k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    most = max_keys or vmem_keys(h, key.dtype, blocks)
+    parts = []
+    for at in range(0, max(s, 1), most):
+        size = min(most, s - at)
+        pad = [(0, 0), (0, 0), (0, max(-size % blocks.keys, 0 if size else blocks.keys)), (0, 0)]
+        part = (jnp.pad(x[:, :, at : at + size], pad) for x in (k, v))
+        parts.append(_attention(q, *part, *(jnp.clip(x - at, 0, size) for x in (start, end)), static))
+    out, lse = parts[0] if len(parts) == 1 else merge(parts)
+    return out[:, :, :t].swapaxes(1, 2), lse[:, :, :t].swapaxes(1, 2)
+
+
+def block_sizes(t: int, s: int, h: int, dtype: Any, softcap: bool) -> Blocks:
+    """Block sizes for a shape, from the bundles of compiled kernels (benchmarks/attention_tpu.py)."""
+    most = 512 if h <= 128 and jnp.dtype(dtype).itemsize <= 2 else 256
+    return Blocks(*(min(most, -(-max(size, 1) // _LANES) * _LANES) for size in (t, s)))
+
+
+def vmem_keys(h: int, dtype: Any, blocks: Blocks) -> int:
+    """The largest number of keys whose rows of one head fit into VMEM: 13,312 for H 128 in bfloat16.
+
+    The backward pass holds keys, values and their gradients twice (one being transferred), and two float32 sums.
+    """
+    lanes = -(-h // _LANES) * _LANES
+    each = lanes * (8 * jnp.dtype(dtype).itemsize + 2 * 4)
+    return max(1, _VMEM_FOR_KEYS // each // blocks.keys) * blocks.keys
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, static: _Static) -> tuple[Array, Array]:
+    """Arrays with heads before positions, padded to blocks -> output, log-sum-exp [B, N, T]."""
+    return _attention_forward(q, k, v, start, end, static)[0]
+
+
+def _attention_forward(q: Array, k: Array, v: Array, start: Array, end: Array, static: _Static) -> Any:
+    out, lse = _by_platform(_forward_call, static)(q, k, v, start, end)
+    return (out, lse[:, :, 0] / _LOG2E), (q, k, v, start, end, out, lse)
+
+
+def _attention_backward(static: _Static, residuals: Any, gradients: Any) -> Any:
+    q, k, v, start, end, out, lse = residuals
+    do, dlse = gradients
+    seen = lse > -jnp.inf
+    delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    delta = delta[:, :, None] - jnp.where(seen, dlse[:, :, None], 0.0)
+    # Where no key is visible exp2(score - lse) must be 0.
+    lse = jnp.where(seen, lse, -_HIDDEN)
+    return *_by_platform(_backward_call, static)(q, k, v, start, end, lse, delta, do), None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _by_platform(call: Any, static: _Static) -> Any:
+    """``call``, compiled where it is lowered for a TPU (also ahead of time), interpreted elsewhere."""
+    compiled, interpreted = (functools.partial(call, static=static, interpret=x) for x in (False, True))
+    return lambda *args: jax.lax.platform_dependent(*args, tpu=compiled, default=interpreted)
+
+
+def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, static: _Static, interpret: bool) -> tuple[Array, Array]:
+    """Arrays with heads before positions, padded to blocks -> output, log-sum-exp in units of log2 [B, N, 1, T]."""
+    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.blocks.queries
+    group = n // kv
+    row = pl.BlockSpec((None, 1, bq), lambda b, n, i, *_: (b, 0, i))
+    query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, *_: (b, n, i, 0))
+    keys = pl.BlockSpec((None, None, s, h), lambda b, n, i, *_: (b, jax.lax.div(n, group), 0, 0))
+    stats = pltpu.VMEM((bq, _LANES), jnp.float32)
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, static=static),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b, n, t // bq),
+            in_specs=[row, row, query, keys, keys],
+            out_specs=[query, pl.BlockSpec((None, None, 1, bq), lambda b, n, i, *_: (b, n, 0, i))],
+            scratch_shapes=[stats, stats, pltpu.VMEM((bq, h), jnp.float32)]
+            + [pltpu.VMEM((bq, _LANES), jnp.int32)] * 2,
+        ),
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
+        ),
+        interpret=interpret,
+        name="interval_attention",
+    )(block_ranges(start, end, static.blocks).reshape(-1), start[:, None], end[:, None], q, k, v)
+
+
+def _backward_call(
+    q: Array, k: Array, v: Array, start: Array, end: Array, lse: Array, delta: Array, do: Array, *,
+    static: _Static, interpret: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.blocks.queries
+    group = n // kv
+    row = pl.BlockSpec((None, 1, bq), lambda b, k, g, i, *_: (b, 0, i))
+    stat = pl.BlockSpec((None, None, 1, bq), lambda b, k, g, i, *_: (b, k * group + g, 0, i))
+    query = pl.BlockSpec((None, None, bq, h), lambda b, k, g, i, *_: (b, k * group + g, i, 0))
+    keys = pl.BlockSpec((None, None, s, h), lambda b, k, g, i, *_: (b, k, 0, 0))
+    return pl.pallas_call(
+        functools.partial(_backward_kernel, static=static),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b, kv, group, t // bq),
+            in_specs=[row, row, stat, stat, query, query, keys, keys],
+            out_specs=[query, keys, keys],
+            scratch_shapes=[pltpu.VMEM((h, bq), jnp.float32)] + [pltpu.VMEM((s, h), jnp.float32)] * 2,
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
+        ),
+        interpret=interpret,
+        name="interval_attention_gradients",
+    )(block_ranges(start, end, static.blocks).reshape(-1), start[:, None], end[:, None], lse, delta, q, do, k, v)
