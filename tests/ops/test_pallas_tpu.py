@@ -195,6 +195,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from zipper_jax.aot.topology import devices
 from zipper_jax.ops.interval_attention import interval_attention
+from zipper_jax.ops.interval_attention.registry import Partition, Setting, using
 
 sharding = SingleDeviceSharding(devices(sys.argv[1])[0])
 for t, s, n, k, h, softcap, dtype in (
@@ -217,6 +218,18 @@ for t, s, n, k, h, softcap, dtype in (
     parts = -(-s // 13312)
     assert text.count("tpu_custom_call") >= 2 * parts, text.count("tpu_custom_call")
     print("compiled", sys.argv[1], t, s, h)
+
+# The choice follows the devices of the mesh, not those of this process (CPUs).
+mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=devices(sys.argv[1])[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+spec = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
+rows = jax.NamedSharding(mesh, jax.P("data"))
+with using(Setting("auto", lambda *_: Partition(mesh, "data", "tensor", "tensor"))):
+    x = jax.ShapeDtypeStruct((2, 256, 4, 128), "bfloat16", sharding=spec)
+    ranges = [jax.ShapeDtypeStruct((2, 256), "int32", sharding=rows)] * 2
+    text = jax.jit(interval_attention).lower(x, x, x, *ranges).compile().as_text()
+assert "tpu_custom_call" in text
+assert "all-gather" not in text
+print("compiled for a mesh")
 """
 
 
@@ -231,4 +244,4 @@ def test_it_compiles_ahead_of_time(topology):
         [sys.executable, "-c", COMPILE, topology], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled") == 4
+    assert done.stdout.count("compiled") == 5

@@ -225,6 +225,7 @@ class Pass:
             fusion, index = parts.fusions[source.zip, fused.tower, source.member]
             earlier = self.visible[fused.tower, source.tower]
 
+            @execution.attending
             def effect(
                 fusion: Fusion,
                 m: State,
@@ -252,6 +253,7 @@ class Pass:
         found = [parts.fusions[s.zip, fused.tower, s.member] for s in fused.sources]
         block, layer = parts.inside[fused.tower]
 
+        @tower.execution.attending
         def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
             for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):

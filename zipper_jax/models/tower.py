@@ -330,6 +330,7 @@ class Tower(Module):
         """
         execution = self.execution
 
+        @execution.attending
         def body(carry: Any, each: Any) -> tuple[Any, None]:
             (xs, caches), (block, layer) = carry, each
             xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
