@@ -8,8 +8,9 @@ its queries sees. Two facts make this cheap:
 * All keys and values of a head stay in VMEM while its query blocks run, so that nothing is fetched twice.
 
 Scores are in units of log2 (exp2 is what the hardware has). The backward pass recomputes them, transposed, so that
-statistics of queries are rows and broadcast for free; dK, dV and dQ come from one pass. Keys beyond the VMEM bound are
-processed in parts that are merged by log-sum-exp.
+statistics and ranges of queries are rows, which broadcast for free; dK, dV and dQ come from one pass. (Forward this
+costs more than it saves: weights would be the stationary operand.) Keys beyond the VMEM bound are processed in parts
+that are merged by log-sum-exp.
 
 Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head_dim.
 """
@@ -86,6 +87,17 @@ def _scores(products: Array, static: _Static) -> tuple[Array, Array | None]:
     return capped * (static.softcap * _LOG2E), capped
 
 
+def _visible(start: Any, end: Any, first: Any, blocks: Blocks) -> Array:
+    """Whether the queries (lanes) see the keys (sublanes) from ``first`` on: one unsigned comparison."""
+    offset = jax.lax.broadcasted_iota(jnp.int32, (blocks.keys, blocks.queries), 0) - (start - first)
+    return offset.astype(jnp.uint32) < (end - start).astype(jnp.uint32)
+
+
+_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+_PLAIN, _LEFT, _RIGHT = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+"""Matrix products: a b, a' b, a b'."""
+
+
 def _column(row: Array) -> Array:
     """[1, X] -> [X, 128], the same value in every lane."""
     return jnp.broadcast_to(row, (_LANES, row.shape[1])).T
@@ -96,76 +108,82 @@ def _wide(x: Array, size: int) -> Array:
     return x[:, :size] if size < _LANES else jnp.tile(x, (1, size // _LANES))
 
 
-def _forward_kernel(ranges, start, end, q, k, v, out, lse, m, l, acc, first, width, *, static: _Static) -> None:  # type: ignore[no-untyped-def] # noqa: E741
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    ranges, start, end, q, k, v, out, lse, largest, total, acc, first, width, *, static: _Static
+) -> None:
     bq, bk = static.blocks
-    block = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
-    m[...] = jnp.full_like(m, _LOWEST)
-    l[...] = jnp.zeros_like(l)
+    largest[...] = jnp.full_like(largest, _LOWEST)
+    total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)
     first[...] = _column(start[...])
     width[...] = _column(end[...] - start[...])
 
     def step(i: Any, masked: bool) -> None:
         keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
-        products = jax.lax.dot_general(q[...], k[keys, :], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        x, _ = _scores(products, static)
+        x, _ = _scores(_dot(q[...], k[keys, :], _RIGHT), static)  # [queries, keys]
         if masked:
             offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 1) - _wide(first[...] - i * bk, bk)
             x = jnp.where(offset.astype(jnp.uint32) < _wide(width[...], bk).astype(jnp.uint32), x, _HIDDEN)
-        before = m[...]
+        before = largest[...]
         now = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
         p = jnp.exp2(x - _wide(now, bk))
         shrink = jnp.exp2(before - now)
-        l[...] = shrink * l[...] + jnp.sum(p, axis=1, keepdims=True)
-        m[...] = now
-        new = jax.lax.dot(p.astype(v.dtype), v[keys, :], preferred_element_type=jnp.float32)
-        acc[...] = acc[...] * _wide(shrink, acc.shape[1]) + new
+        total[...] = shrink * total[...] + jnp.sum(p, axis=1, keepdims=True)
+        largest[...] = now
+        acc[...] = acc[...] * _wide(shrink, acc.shape[1]) + _dot(p.astype(v.dtype), v[keys, :], _PLAIN)
 
-    _loop(ranges, block, step)
-    total = l[...]
-    empty = total == 0.0
-    inverse = jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, total))
-    out[...] = (acc[...] * _wide(inverse, acc.shape[1])).astype(out.dtype)
-    lse[...] = jnp.where(empty, -jnp.inf, m[...] + jnp.log2(jnp.where(empty, 1.0, total))).T[:1]
+    _loop(ranges, pl.program_id(0) * pl.num_programs(2) + pl.program_id(2), step)
+    empty = total[...] == 0.0
+    known = jnp.where(empty, 1.0, total[...])
+    out[...] = (acc[...] * _wide(jnp.where(empty, 0.0, 1.0 / known), acc.shape[1])).astype(out.dtype)
+    lse[...] = jnp.where(empty, -jnp.inf, largest[...] + jnp.log2(known)).T[:1]
 
 
 def _backward_kernel(  # type: ignore[no-untyped-def]
     ranges, start, end, lse, delta, q, do, k, v, dq, dk, dv, dq_acc, dk_acc, dv_acc, *, static: _Static
 ) -> None:
-    bq, bk = static.blocks
+    bk = static.blocks.keys
     group, number = pl.program_id(2), pl.program_id(3)
+    blocks_of_keys = dk_acc.shape[0] // bk
+
+    def each(body: Any) -> None:
+        """``body(keys)`` for every block of keys, as a loop: unrolled it would be most of the program."""
+        jax.lax.fori_loop(0, blocks_of_keys, lambda i, _: body(pl.ds(pl.multiple_of(i * bk, bk), bk)), None)
 
     @pl.when((group == 0) & (number == 0))
     def _() -> None:
-        dk_acc[...] = jnp.zeros_like(dk_acc)
-        dv_acc[...] = jnp.zeros_like(dv_acc)
+        def clear(keys: Any) -> None:
+            dk_acc[keys, :] = jnp.zeros_like(dk_acc[keys, :])
+            dv_acc[keys, :] = jnp.zeros_like(dv_acc[keys, :])
+
+        each(clear)
 
     dq_acc[...] = jnp.zeros_like(dq_acc)
-    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    plain, transposed = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
     def step(i: Any, masked: bool) -> None:
         keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
-        x, capped = _scores(dot(k[keys, :], q[...], transposed), static)  # [keys, queries]
+        x, capped = _scores(_dot(k[keys, :], q[...], _RIGHT), static)  # [keys, queries]
         p = jnp.exp2(x - lse[...])
         if masked:
-            offset = jax.lax.broadcasted_iota(jnp.int32, (bk, bq), 0) - (start[...] - i * bk)
-            p = jnp.where(offset.astype(jnp.uint32) < (end[...] - start[...]).astype(jnp.uint32), p, 0.0)
-        dv_acc[keys, :] += dot(p.astype(do.dtype), do[...], plain)
-        ds = p * (dot(v[keys, :], do[...], transposed) - delta[...])
+            p = jnp.where(_visible(start[...], end[...], i * bk, static.blocks), p, 0.0)
+        dv_acc[keys, :] += _dot(p.astype(do.dtype), do[...], _PLAIN)
+        ds = p * (_dot(v[keys, :], do[...], _RIGHT) - delta[...])
         if capped is not None:
             ds = ds * (1.0 - capped * capped)
         ds = ds.astype(q.dtype)
-        dk_acc[keys, :] += dot(ds, q[...], plain)
-        dq_acc[...] += dot(k[keys, :], ds, (((0,), (0,)), ((), ())))  # [H, queries]
+        dk_acc[keys, :] += _dot(ds, q[...], _PLAIN)
+        dq_acc[...] += _dot(k[keys, :], ds, _LEFT)  # [H, queries]
 
     _loop(ranges, pl.program_id(0) * pl.num_programs(3) + number, step)
     dq[...] = (dq_acc[...].T * static.scale).astype(dq.dtype)
 
     @pl.when((group == pl.num_programs(2) - 1) & (number == pl.num_programs(3) - 1))
     def _() -> None:
-        dk[...] = (dk_acc[...] * static.scale).astype(dk.dtype)
-        dv[...] = dv_acc[...].astype(dv.dtype)
+        def store(keys: Any) -> None:
+            dk[keys, :] = (dk_acc[keys, :] * static.scale).astype(dk.dtype)
+            dv[keys, :] = dv_acc[keys, :].astype(dv.dtype)
+
+        each(store)
 
 
 def attention(
