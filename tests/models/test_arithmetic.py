@@ -14,6 +14,7 @@ from tiny import ZIP, is_gate, pair, paths, random_params, with_gates
 
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.models.zipper import abstract_params, init_params, param_axes
+from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
 
 # ---- scan, remat, dtype ----------------------------------------------------------------------------------------------
@@ -49,8 +50,9 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
 
 
 def test_an_unknown_implementation_of_attention_is_refused():
-    with pytest.raises(UserError, match="ZipperConfig.attention = 'pallas' is unknown; did you mean 'pallas_tpu'"):
-        dataclasses.replace(OPTIONS["paper"], attention="pallas")
+    stored = {**to_dict(OPTIONS["paper"]), "attention": "pallas"}
+    with pytest.raises(UserError, match="ZipperConfig.attention = 'pallas': give one of 'auto', 'dense'"):
+        from_dict(ZipperConfig, stored)
 
 
 @pytest.mark.parametrize("name", ["paper", "residual", "positions"])

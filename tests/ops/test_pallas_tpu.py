@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from zipper_jax.models.masks import Order, attention_range
 from zipper_jax.ops.interval_attention import interval_attention
-from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, attention, block_ranges, vmem_keys
+from zipper_jax.ops.interval_attention.pallas_tpu import (
+    Blocks,
+    Sizes,
+    attention,
+    block_ranges,
+    block_sizes,
+    seeing_queries,
+    vmem_keys,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBTPU = ROOT / ".cache" / "libtpu"
@@ -28,10 +36,10 @@ needs_libtpu = pytest.mark.skipif(
 # and rounding errors of a sum partly cancel.
 BOUND = {"float32": 4e-6, "bfloat16": 1.2e-2}
 SHAPES = {  # T, S, N, K, H, window, softcap, dtype, blocks, keys in VMEM at once
-    "grouped": (300, 300, 4, 2, 64, None, None, "float32", Blocks(128, 128), None),
-    "window": (390, 390, 2, 1, 64, 100, 3.0, "float32", Blocks(256, 128), None),
-    "cross": (200, 520, 2, 2, 128, None, None, "bfloat16", Blocks(128, 256), None),
-    "parts": (260, 410, 2, 1, 128, None, 5.0, "float32", Blocks(128, 128), 128),
+    "grouped": (300, 300, 4, 2, 64, None, None, "float32", (128, 128), None),
+    "window": (390, 390, 2, 1, 64, 100, 3.0, "float32", (256, 128), None),
+    "cross": (200, 520, 2, 2, 128, None, None, "bfloat16", (128, 256), None),
+    "parts": (260, 410, 2, 1, 128, None, 5.0, "float32", (128, 128), 128),
     "wide": (140, 260, 2, 2, 256, None, 2.0, "bfloat16", None, None),
 }
 
@@ -100,8 +108,13 @@ def kernel(q, k, v, start, end, g, g_lse, **options):
     return *results, *pull((g, g_lse))
 
 
+def sizes(blocks):
+    """Forward blocks as given, backward ones the other way round."""
+    return None if blocks is None else Sizes(Blocks(*blocks), Blocks(*blocks[::-1]))
+
+
 PROGRAMS = {
-    name: jax.jit(partial(kernel, softcap=shape[6], blocks=shape[8], max_keys=shape[9]))
+    name: jax.jit(partial(kernel, softcap=shape[6], sizes=sizes(shape[8]), max_keys=shape[9]))
     for name, shape in SHAPES.items()
 }
 
@@ -154,6 +167,26 @@ def test_block_ranges_are_exact(seed):
     assert (found[..., 0][~tight] == found[..., 1][~tight]).all()
 
 
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_the_queries_that_see_a_key_are_a_run(seed):
+    rng = np.random.default_rng(seed)
+    start, end = packed_ranges(rng, 64, 64 if rng.integers(2) else 96, int(rng.integers(4, 40)))
+    slots = np.arange(96)
+    mask = (slots >= np.asarray(start)[..., None]) & (slots < np.asarray(end)[..., None])
+    first, count = (np.asarray(x)[:, None] for x in seeing_queries(start, end, 96))
+    queries = np.arange(64)[:, None]
+    np.testing.assert_array_equal((queries >= first) & (queries < first + count), mask)
+
+
+def test_block_sizes_add_little_padding():
+    assert block_sizes(2048, 8192, 128, "bfloat16", False).forward == Blocks(512, 512)
+    assert block_sizes(640, 130, 128, "bfloat16", False).forward == Blocks(256, 128)
+    for t in range(1, 1500, 7):
+        found = block_sizes(t, t, 256, "float32", True)
+        assert all(-t % size <= max(t // 4, 127) for blocks in found for size in blocks)
+
+
 def test_an_invisible_block_is_never_read():
     """Blocks that no query sees may hold NaN; a mask alone would let it through (0 * NaN)."""
     rng = np.random.default_rng(0)
@@ -162,7 +195,7 @@ def test_an_invisible_block_is_never_read():
     start = np.where(np.arange(512) < 256, 0, 384)[None].astype(np.int32)
     end = np.where(np.arange(512) < 256, 256, 512)[None].astype(np.int32)
     ones = np.ones_like(q), np.ones((1, 512, 1), np.float32)
-    found = jax.jit(partial(kernel, blocks=Blocks(128, 128)))(q, k, v, start, end, *ones)
+    found = jax.jit(partial(kernel, sizes=sizes((128, 128))))(q, k, v, start, end, *ones)
     assert all(np.isfinite(x).all() for x in found)
     assert (np.asarray(found[3])[:, 256:384] == 0).all()
 

@@ -37,16 +37,33 @@ _VMEM_FOR_KEYS = 40 * 2**20
 
 
 class Blocks(NamedTuple):
-    """Queries and keys per block of scores; multiples of 128."""
+    """Queries and keys per block of scores, 128 times a power of two."""
 
     queries: int
     keys: int
 
 
+class Sizes(NamedTuple):
+    """Block sizes of the forward and the backward kernel."""
+
+    forward: Blocks
+    backward: Blocks
+
+
+# From the bundles of kernels compiled for v5e (benchmarks/attention_tpu.py): more than 128 lanes per head; soft cap or
+# float32, whose temporaries are larger.
+_SIZES = {
+    (False, False): Sizes(Blocks(512, 512), Blocks(512, 256)),
+    (False, True): Sizes(Blocks(256, 512), Blocks(512, 256)),
+    (True, False): Sizes(Blocks(256, 512), Blocks(256, 256)),
+    (True, True): Sizes(Blocks(256, 256), Blocks(256, 256)),
+}
+
+
 class _Static(NamedTuple):
     scale: float
     softcap: float | None
-    blocks: Blocks
+    sizes: Sizes
 
 
 def block_ranges(start: Int[Array, "B T"], end: Int[Array, "B T"], blocks: Blocks) -> Int[Array, "B Q 4"]:
@@ -64,6 +81,14 @@ def block_ranges(start: Int[Array, "B T"], end: Int[Array, "B T"], blocks: Block
     full = jnp.clip(-(-jnp.max(start, axis=-1) // blocks.keys), first, last)
     full_end = jnp.clip(jnp.min(end, axis=-1) // blocks.keys, full, last)
     return jnp.stack([first, last, full, full_end], axis=-1)
+
+
+def seeing_queries(start: Int[Array, "B T"], end: Int[Array, "B T"], s: int) -> tuple[Array, Array]:
+    """First query that sees each key, and how many do, [B, S] each: a run, because ranges never decrease."""
+    keys = jnp.arange(s, dtype=jnp.int32)
+    before = jnp.sum(end[..., None] <= keys, axis=1, dtype=jnp.int32)
+    begun = jnp.sum(start[..., None] <= keys, axis=1, dtype=jnp.int32)
+    return before, jnp.maximum(begun - before, 0)
 
 
 def _loop(ranges: Any, block: Any, step: Any) -> None:
@@ -98,32 +123,26 @@ _PLAIN, _LEFT, _RIGHT = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())), (((1
 """Matrix products: a b, a' b, a b'."""
 
 
-def _column(row: Array) -> Array:
-    """[1, X] -> [X, 128], the same value in every lane."""
-    return jnp.broadcast_to(row, (_LANES, row.shape[1])).T
-
-
 def _wide(x: Array, size: int) -> Array:
     """[X, 128] with equal lanes -> [X, size]."""
     return x[:, :size] if size < _LANES else jnp.tile(x, (1, size // _LANES))
 
 
 def _forward_kernel(  # type: ignore[no-untyped-def]
-    ranges, start, end, q, k, v, out, lse, largest, total, acc, first, width, *, static: _Static
+    ranges, first, count, q, k, v, out, lse, largest, total, acc, *, static: _Static
 ) -> None:
-    bq, bk = static.blocks
+    bq, bk = static.sizes.forward
     largest[...] = jnp.full_like(largest, _LOWEST)
     total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)
-    first[...] = _column(start[...])
-    width[...] = _column(end[...] - start[...])
+    base = pl.program_id(2) * bq
 
     def step(i: Any, masked: bool) -> None:
         keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
         x, _ = _scores(_dot(q[...], k[keys, :], _RIGHT), static)  # [queries, keys]
         if masked:
-            offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 1) - _wide(first[...] - i * bk, bk)
-            x = jnp.where(offset.astype(jnp.uint32) < _wide(width[...], bk).astype(jnp.uint32), x, _HIDDEN)
+            offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 0) - (first[:, keys] - base)
+            x = jnp.where(offset.astype(jnp.uint32) < count[:, keys].astype(jnp.uint32), x, _HIDDEN)
         before = largest[...]
         now = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
         p = jnp.exp2(x - _wide(now, bk))
@@ -142,7 +161,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 def _backward_kernel(  # type: ignore[no-untyped-def]
     ranges, start, end, lse, delta, q, do, k, v, dq, dk, dv, dq_acc, dk_acc, dv_acc, *, static: _Static
 ) -> None:
-    bk = static.blocks.keys
+    blocks = static.sizes.backward
+    bk = blocks.keys
     group, number = pl.program_id(2), pl.program_id(3)
     blocks_of_keys = dk_acc.shape[0] // bk
 
@@ -165,7 +185,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         x, capped = _scores(_dot(k[keys, :], q[...], _RIGHT), static)  # [keys, queries]
         p = jnp.exp2(x - lse[...])
         if masked:
-            p = jnp.where(_visible(start[...], end[...], i * bk, static.blocks), p, 0.0)
+            p = jnp.where(_visible(start[...], end[...], i * bk, blocks), p, 0.0)
         dv_acc[keys, :] += _dot(p.astype(do.dtype), do[...], _PLAIN)
         ds = p * (_dot(v[keys, :], do[...], _RIGHT) - delta[...])
         if capped is not None:
@@ -195,7 +215,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None = None,
-    blocks: Blocks | None = None,
+    sizes: Sizes | None = None,
     max_keys: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Output and log-sum-exp of `interval_attention`, differentiable in query, key and value.
@@ -205,33 +225,40 @@ def attention(
 
     Args:
         query, key, value, start, end, scale, softcap: See `interval_attention`.
-        blocks: Block sizes; None: from `block_sizes`.
+        sizes: Block sizes; None: from `block_sizes`.
         max_keys: Keys in VMEM at once; None: as many as fit, see `vmem_keys`.
     """
     t, s, h = query.shape[1], key.shape[1], query.shape[3]
-    blocks = block_sizes(t, s, h, query.dtype, softcap is not None) if blocks is None else blocks
-    static = _Static(float(scale), None if softcap is None else float(softcap), blocks)
+    sizes = block_sizes(t, s, h, query.dtype, softcap is not None) if sizes is None else sizes
+    static = _Static(float(scale), None if softcap is None else float(softcap), sizes)
+    block = Blocks(*(max(both) for both in zip(*sizes, strict=True)))  # a multiple of both
     start, end = start.astype(jnp.int32), end.astype(jnp.int32)
     # Queries added as padding have the last query's range, so that they hide no full block; their gradients are 0.
-    more = [(0, 0), (0, -t % blocks.queries)]
+    more = [(0, 0), (0, -t % block.queries)]
     start, end = (jnp.pad(x, more, mode="edge") for x in (start, end))
     q = jnp.pad(query.swapaxes(1, 2), [(0, 0), *more, (0, 0)])
     k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    most = max_keys or vmem_keys(h, key.dtype, blocks)
+    most = max_keys or vmem_keys(h, key.dtype, block)
     parts = []
     for at in range(0, max(s, 1), most):
         size = min(most, s - at)
-        pad = [(0, 0), (0, 0), (0, max(-size % blocks.keys, 0 if size else blocks.keys)), (0, 0)]
+        pad = [(0, 0), (0, 0), (0, -size % block.keys if size else block.keys), (0, 0)]
         part = (jnp.pad(x[:, :, at : at + size], pad) for x in (k, v))
         parts.append(_attention(q, *part, *(jnp.clip(x - at, 0, size) for x in (start, end)), static))
     out, lse = parts[0] if len(parts) == 1 else merge(parts)
     return out[:, :, :t].swapaxes(1, 2), lse[:, :, :t].swapaxes(1, 2)
 
 
-def block_sizes(t: int, s: int, h: int, dtype: Any, softcap: bool) -> Blocks:
-    """Block sizes for a shape, from the bundles of compiled kernels (benchmarks/attention_tpu.py)."""
-    most = 512 if h <= 128 and jnp.dtype(dtype).itemsize <= 2 else 256
-    return Blocks(*(min(most, -(-max(size, 1) // _LANES) * _LANES) for size in (t, s)))
+def block_sizes(t: int, s: int, h: int, dtype: Any, softcap: bool) -> Sizes:
+    """Block sizes for a shape: the largest of the table that do not add much padding."""
+
+    def fitting(size: int, most: int) -> int:
+        while most > _LANES and -size % most > size // 4:
+            most //= 2
+        return most
+
+    table = _SIZES[h > _LANES, softcap or jnp.dtype(dtype).itemsize > 2]
+    return Sizes(*(Blocks(fitting(t, most.queries), fitting(s, most.keys)) for most in table))
 
 
 def vmem_keys(h: int, dtype: Any, blocks: Blocks) -> int:
@@ -277,9 +304,9 @@ def _by_platform(call: Any, static: _Static) -> Any:
 
 def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, static: _Static, interpret: bool) -> tuple[Array, Array]:
     """Arrays with heads before positions, padded to blocks -> output, log-sum-exp in units of log2 [B, N, 1, T]."""
-    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.blocks.queries
+    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.forward.queries
     group = n // kv
-    row = pl.BlockSpec((None, 1, bq), lambda b, n, i, *_: (b, 0, i))
+    row = pl.BlockSpec((None, 1, s), lambda b, n, i, *_: (b, 0, 0))
     query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, *_: (b, n, i, 0))
     keys = pl.BlockSpec((None, None, s, h), lambda b, n, i, *_: (b, jax.lax.div(n, group), 0, 0))
     stats = pltpu.VMEM((bq, _LANES), jnp.float32)
@@ -290,8 +317,7 @@ def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, sta
             grid=(b, n, t // bq),
             in_specs=[row, row, query, keys, keys],
             out_specs=[query, pl.BlockSpec((None, None, 1, bq), lambda b, n, i, *_: (b, n, 0, i))],
-            scratch_shapes=[stats, stats, pltpu.VMEM((bq, h), jnp.float32)]
-            + [pltpu.VMEM((bq, _LANES), jnp.int32)] * 2,
+            scratch_shapes=[stats, stats, pltpu.VMEM((bq, h), jnp.float32)],
         ),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
@@ -299,14 +325,14 @@ def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, sta
         ),
         interpret=interpret,
         name="interval_attention",
-    )(block_ranges(start, end, static.blocks).reshape(-1), start[:, None], end[:, None], q, k, v)
+    )(block_ranges(start, end, static.sizes.forward).reshape(-1), *(x[:, None] for x in seeing_queries(start, end, s)), q, k, v)
 
 
 def _backward_call(
     q: Array, k: Array, v: Array, start: Array, end: Array, lse: Array, delta: Array, do: Array, *,
     static: _Static, interpret: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.blocks.queries
+    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.backward.queries
     group = n // kv
     row = pl.BlockSpec((None, 1, bq), lambda b, k, g, i, *_: (b, 0, i))
     stat = pl.BlockSpec((None, None, 1, bq), lambda b, k, g, i, *_: (b, k * group + g, 0, i))
@@ -327,4 +353,4 @@ def _backward_call(
         ),
         interpret=interpret,
         name="interval_attention_gradients",
-    )(block_ranges(start, end, static.blocks).reshape(-1), start[:, None], end[:, None], lse, delta, q, do, k, v)
+    )(block_ranges(start, end, static.sizes.backward).reshape(-1), start[:, None], end[:, None], lse, delta, q, do, k, v)
