@@ -114,6 +114,7 @@ def child(case: Case, sizes: Sizes) -> None:
     import re
 
     import jax
+    from jax.experimental.layout import Format, Layout
     from jax.sharding import SingleDeviceSharding
 
     from zipper_jax.aot.topology import devices
@@ -132,9 +133,13 @@ def child(case: Case, sizes: Sizes) -> None:
         out, pull = jax.vjp(call, q, k, v)
         return out, pull(g)
 
+    # As the kernels read them, heads before positions: in a model the projections around write and read this layout.
+    by_head = Format(Layout((0, 2, 1, 3)), sharding)
     q, kv = like(b, case.t, case.n, case.h), like(b, case.t, case.k, case.h)
     ranges = [like(b, case.t, dtype="int32")] * 2
-    text = jax.jit(both).lower(q, kv, kv, *ranges, q).compile().as_text()
+    placed = (by_head, by_head, by_head, sharding, sharding, by_head)
+    program = jax.jit(both, in_shardings=placed, out_shardings=(by_head, (by_head,) * 3))
+    text = program.lower(q, kv, kv, *ranges, q).compile().as_text()
     entry = text[text.index("\nENTRY") :]
     around = sum(int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', entry))
     print(json.dumps({"around": around, "libtpu": version("libtpu"), "jax": version("jax")}))
@@ -177,7 +182,8 @@ def kernel_seconds(
     item, group, lanes = np.dtype("float32").itemsize, case.n // case.k, max(case.h, 128)
     item = 2 if case.dtype == "bfloat16" else item
     block, keys = blocks.queries * lanes * item, 2 * case.t * lanes * item
-    reads = np.full(cycles.shape, block * (2 if backward else 1), float)
+    columns = blocks.queries * 128 * 4
+    reads = np.full(cycles.shape, 3 * block if backward else block + columns, float)
     reads[:, ::group, 0] += keys
     writes = np.full(cycles.shape, block, float)
     if backward:

@@ -22,7 +22,6 @@ from zipper_jax.ops.interval_attention.pallas_tpu import (
     attention,
     block_ranges,
     block_sizes,
-    seeing_queries,
     vmem_keys,
 )
 
@@ -165,18 +164,6 @@ def test_block_ranges_are_exact(seed):
     assert (found[..., 0][tight] == sees.argmax(-1)[tight]).all()
     assert (found[..., 1][tight] == 6 - sees[..., ::-1].argmax(-1)[tight]).all()
     assert (found[..., 0][~tight] == found[..., 1][~tight]).all()
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
-def test_the_queries_that_see_a_key_are_a_run(seed):
-    rng = np.random.default_rng(seed)
-    start, end = packed_ranges(rng, 64, 64 if rng.integers(2) else 96, int(rng.integers(4, 40)))
-    slots = np.arange(96)
-    mask = (slots >= np.asarray(start)[..., None]) & (slots < np.asarray(end)[..., None])
-    first, count = (np.asarray(x)[:, None] for x in seeing_queries(start, end, 96))
-    queries = np.arange(64)[:, None]
-    np.testing.assert_array_equal((queries >= first) & (queries < first + count), mask)
 
 
 def test_block_sizes_add_little_padding():

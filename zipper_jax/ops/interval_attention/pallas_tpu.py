@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from zipper_jax.ops.interval_attention.merging import merge
 
 _LANES = 128
+_HALF = 16  # bits; VMEM holds fewer than 2 ** 15 keys
 _LOG2E = math.log2(math.e)
 _HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # score of an invisible key
 # The smallest running maximum: far above _HIDDEN, so that exp2 of an invisible score is exactly 0.
@@ -83,12 +84,13 @@ def block_ranges(start: Int[Array, "B T"], end: Int[Array, "B T"], blocks: Block
     return jnp.stack([first, last, full, full_end], axis=-1)
 
 
-def seeing_queries(start: Int[Array, "B T"], end: Int[Array, "B T"], s: int) -> tuple[Array, Array]:
-    """First query that sees each key, and how many do, [B, S] each: a run, because ranges never decrease."""
-    keys = jnp.arange(s, dtype=jnp.int32)
-    before = jnp.sum(end[..., None] <= keys, axis=1, dtype=jnp.int32)
-    begun = jnp.sum(start[..., None] <= keys, axis=1, dtype=jnp.int32)
-    return before, jnp.maximum(begun - before, 0)
+def _columns(start: Int[Array, "B T"], end: Int[Array, "B T"]) -> Int[Array, "B T 128"]:
+    """Ranges as columns, the same in every lane: start in the upper half of the bits, end - start in the lower.
+
+    Turning rows into columns inside the kernel would cost as much as a third of a block of scores.
+    """
+    packed = (start << _HALF) | (end - start)
+    return jnp.broadcast_to(packed[..., None], (*packed.shape, _LANES))
 
 
 def _loop(ranges: Any, block: Any, step: Any) -> None:
@@ -129,20 +131,20 @@ def _wide(x: Array, size: int) -> Array:
 
 
 def _forward_kernel(  # type: ignore[no-untyped-def]
-    ranges, first, count, q, k, v, out, lse, largest, total, acc, *, static: _Static
+    ranges, columns, q, k, v, out, lse, largest, total, acc, *, static: _Static
 ) -> None:
     bq, bk = static.sizes.forward
     largest[...] = jnp.full_like(largest, _LOWEST)
     total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)
-    base = pl.program_id(2) * bq
 
     def step(i: Any, masked: bool) -> None:
         keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
         x, _ = _scores(_dot(q[...], k[keys, :], _RIGHT), static)  # [queries, keys]
         if masked:
-            offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 0) - (first[:, keys] - base)
-            x = jnp.where(offset.astype(jnp.uint32) < count[:, keys].astype(jnp.uint32), x, _HIDDEN)
+            first, width = columns[...] >> _HALF, columns[...] & ((1 << _HALF) - 1)
+            offset = jax.lax.broadcasted_iota(jnp.int32, (bq, bk), 1) - _wide(first - i * bk, bk)
+            x = jnp.where(offset.astype(jnp.uint32) < _wide(width, bk).astype(jnp.uint32), x, _HIDDEN)
         before = largest[...]
         now = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
         p = jnp.exp2(x - _wide(now, bk))
@@ -158,8 +160,18 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     lse[...] = jnp.where(empty, -jnp.inf, largest[...] + jnp.log2(known)).T[:1]
 
 
+def _row_sums(x: Array, parts: int) -> Array:
+    """Float32 [X, H] -> [1, X], by products of ones with ``parts`` bfloat16 parts of 8 bits each."""
+    total, ones = jnp.zeros((8, x.shape[0]), jnp.float32), jnp.ones((8, x.shape[1]), jnp.bfloat16)
+    for _ in range(parts):
+        part = x.astype(jnp.bfloat16)
+        total += _dot(ones, part, _RIGHT)
+        x -= part.astype(jnp.float32)
+    return total[:1]
+
+
 def _backward_kernel(  # type: ignore[no-untyped-def]
-    ranges, start, end, lse, delta, q, do, k, v, dq, dk, dv, dq_acc, dk_acc, dv_acc, *, static: _Static
+    ranges, start, end, lse, dlse, q, out, do, k, v, dq, dk, dv, delta, dq_acc, dk_acc, dv_acc, *, static: _Static
 ) -> None:
     blocks = static.sizes.backward
     bk = blocks.keys
@@ -179,6 +191,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         each(clear)
 
     dq_acc[...] = jnp.zeros_like(dq_acc)
+    products = do[...].astype(jnp.float32) * out[...].astype(jnp.float32)
+    delta[...] = _row_sums(products, parts=3 if do.dtype == jnp.float32 else 2) - dlse[...]  # exact to the last bit
 
     def step(i: Any, masked: bool) -> None:
         keys = pl.ds(pl.multiple_of(i * bk, bk), bk)
@@ -232,13 +246,14 @@ def attention(
     sizes = block_sizes(t, s, h, query.dtype, softcap is not None) if sizes is None else sizes
     static = _Static(float(scale), None if softcap is None else float(softcap), sizes)
     block = Blocks(*(max(both) for both in zip(*sizes, strict=True)))  # a multiple of both
-    start, end = start.astype(jnp.int32), end.astype(jnp.int32)
+    start = start.astype(jnp.int32)
+    end = jnp.maximum(start, end.astype(jnp.int32))
     # Queries added as padding have the last query's range, so that they hide no full block; their gradients are 0.
     more = [(0, 0), (0, -t % block.queries)]
     start, end = (jnp.pad(x, more, mode="edge") for x in (start, end))
     q = jnp.pad(query.swapaxes(1, 2), [(0, 0), *more, (0, 0)])
     k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    most = max_keys or vmem_keys(h, key.dtype, block)
+    most = min(max_keys or vmem_keys(h, key.dtype, block), 2 ** (_HALF - 1) - block.keys)
     parts = []
     for at in range(0, max(s, 1), most):
         size = min(most, s - at)
@@ -286,11 +301,10 @@ def _attention_backward(static: _Static, residuals: Any, gradients: Any) -> Any:
     q, k, v, start, end, out, lse = residuals
     do, dlse = gradients
     seen = lse > -jnp.inf
-    delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    delta = delta[:, :, None] - jnp.where(seen, dlse[:, :, None], 0.0)
+    dlse = jnp.where(seen, dlse[:, :, None], 0.0)
     # Where no key is visible exp2(score - lse) must be 0.
     lse = jnp.where(seen, lse, -_HIDDEN)
-    return *_by_platform(_backward_call, static)(q, k, v, start, end, lse, delta, do), None, None
+    return *_by_platform(_backward_call, static)(q, k, v, start, end, lse, dlse, out, do), None, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -306,7 +320,7 @@ def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, sta
     """Arrays with heads before positions, padded to blocks -> output, log-sum-exp in units of log2 [B, N, 1, T]."""
     (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.forward.queries
     group = n // kv
-    row = pl.BlockSpec((None, 1, s), lambda b, n, i, *_: (b, 0, 0))
+    columns = pl.BlockSpec((None, bq, _LANES), lambda b, n, i, *_: (b, i, 0))
     query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, *_: (b, n, i, 0))
     keys = pl.BlockSpec((None, None, s, h), lambda b, n, i, *_: (b, jax.lax.div(n, group), 0, 0))
     stats = pltpu.VMEM((bq, _LANES), jnp.float32)
@@ -315,7 +329,7 @@ def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, sta
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b, n, t // bq),
-            in_specs=[row, row, query, keys, keys],
+            in_specs=[columns, query, keys, keys],
             out_specs=[query, pl.BlockSpec((None, None, 1, bq), lambda b, n, i, *_: (b, n, 0, i))],
             scratch_shapes=[stats, stats, pltpu.VMEM((bq, h), jnp.float32)],
         ),
@@ -325,11 +339,11 @@ def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, sta
         ),
         interpret=interpret,
         name="interval_attention",
-    )(block_ranges(start, end, static.sizes.forward).reshape(-1), *(x[:, None] for x in seeing_queries(start, end, s)), q, k, v)
+    )(block_ranges(start, end, static.sizes.forward).reshape(-1), _columns(start, end), q, k, v)
 
 
 def _backward_call(
-    q: Array, k: Array, v: Array, start: Array, end: Array, lse: Array, delta: Array, do: Array, *,
+    q: Array, k: Array, v: Array, start: Array, end: Array, lse: Array, dlse: Array, out: Array, do: Array, *,
     static: _Static, interpret: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.backward.queries
@@ -343,9 +357,10 @@ def _backward_call(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b, kv, group, t // bq),
-            in_specs=[row, row, stat, stat, query, query, keys, keys],
+            in_specs=[row, row, stat, stat, query, query, query, keys, keys],
             out_specs=[query, keys, keys],
-            scratch_shapes=[pltpu.VMEM((h, bq), jnp.float32)] + [pltpu.VMEM((s, h), jnp.float32)] * 2,
+            scratch_shapes=[pltpu.VMEM((1, bq), jnp.float32), pltpu.VMEM((h, bq), jnp.float32)]
+            + [pltpu.VMEM((s, h), jnp.float32)] * 2,
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         compiler_params=pltpu.CompilerParams(
@@ -353,4 +368,4 @@ def _backward_call(
         ),
         interpret=interpret,
         name="interval_attention_gradients",
-    )(block_ranges(start, end, static.sizes.backward).reshape(-1), start[:, None], end[:, None], lse, delta, q, do, k, v)
+    )(block_ranges(start, end, static.sizes.backward).reshape(-1), start[:, None], end[:, None], lse, dlse, q, out, do, k, v)
