@@ -1,4 +1,4 @@
-"""Interval attention on TPUs by the compiler's cycles: the kernels' bundles x the blocks that run; needs libtpu, no TPU.
+"""Interval attention on TPUs by the compiler's cycles: their bundles x the blocks that run; needs libtpu, no TPU.
 
     python benchmarks/attention_tpu.py --out benchmarks/results/attention_tpu.json           all cases, minutes
     python benchmarks/attention_tpu.py --out benchmarks/results/attention_tpu.json --sweep   block sizes too
@@ -177,7 +177,6 @@ def kernel_seconds(
     border, full = (max(least, bundles) for bundles in schedule.loops[1 if backward else 0 :][:2])
     first, last, run, run_end = np.moveaxis(np.asarray(block_ranges(start, end, blocks)), -1, 0)
     arithmetic = schedule.step + (run_end - run) * full + (last - first - run_end + run) * border  # [rows, blocks]
-    rows, steps = arithmetic.shape
     cycles = np.repeat(arithmetic[:, None], case.n, axis=1)  # [rows, heads, blocks]
     item, group, lanes = np.dtype("float32").itemsize, case.n // case.k, max(case.h, 128)
     item = 2 if case.dtype == "bfloat16" else item

@@ -51,7 +51,7 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
 
 def test_an_unknown_implementation_of_attention_is_refused():
     stored = {**to_dict(OPTIONS["paper"]), "attention": "pallas"}
-    with pytest.raises(UserError, match="ZipperConfig.attention = 'pallas': give one of 'auto', 'dense'"):
+    with pytest.raises(UserError, match=r"ZipperConfig\.attention = 'pallas': give one of 'auto', 'dense'"):
         from_dict(ZipperConfig, stored)
 
 

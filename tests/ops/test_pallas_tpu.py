@@ -240,7 +240,8 @@ for t, s, n, k, h, softcap, dtype in (
     print("compiled", sys.argv[1], t, s, h)
 
 # The choice follows the devices of the mesh, not those of this process (CPUs).
-mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=devices(sys.argv[1])[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+auto = (jax.sharding.AxisType.Auto,) * 2
+mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=devices(sys.argv[1])[:4], axis_types=auto)
 spec = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
 rows = jax.NamedSharding(mesh, jax.P("data"))
 with using(Setting("auto", lambda *_: Partition(mesh, "data", "tensor", "tensor"))):

@@ -1,7 +1,7 @@
 """Cycles of a Pallas kernel on TPUs from the compiler's schedule: the compiler's count, not a measurement.
 
-libtpu gives no estimate of a custom kernel's time, but writes its schedule (``DUMP``): instructions packed into bundles,
-one per cycle when nothing stalls. Loops inside a kernel are marked by depth, so bundles are counted per loop body and
+libtpu gives no estimate of a custom kernel's time, but writes its schedule: instructions packed into bundles, one per
+cycle when nothing stalls. Loops inside a kernel are marked by depth, so bundles are counted per loop body and
 multiplied by how often it runs. Contention for memory, clock changes and stalls are not in it.
 """
 

@@ -62,9 +62,10 @@ class ZipperConfig:
 
     def __post_init__(self) -> None:
         freeze_fields(self, "towers", "modalities", "zips", "input_projections", "added_tokens")
+        kernels = get_args(Implementation)
         check(
-            self.attention in get_args(Implementation),
-            f"ZipperConfig.attention = {self.attention!r} is unknown{closest(self.attention, get_args(Implementation))}",
+            self.attention in kernels,
+            f"ZipperConfig.attention = {self.attention!r} is unknown{closest(self.attention, kernels)}",
         )
         known = sorted(self.towers)
         for name in known:

@@ -316,7 +316,9 @@ def _by_platform(call: Any, static: _Static) -> Any:
     return lambda *args: jax.lax.platform_dependent(*args, tpu=compiled, default=interpreted)
 
 
-def _forward_call(q: Array, k: Array, v: Array, start: Array, end: Array, *, static: _Static, interpret: bool) -> tuple[Array, Array]:
+def _forward_call(
+    q: Array, k: Array, v: Array, start: Array, end: Array, *, static: _Static, interpret: bool
+) -> tuple[Array, Array]:
     """Arrays with heads before positions, padded to blocks -> output, log-sum-exp in units of log2 [B, N, 1, T]."""
     (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.forward.queries
     group = n // kv
@@ -368,4 +370,15 @@ def _backward_call(
         ),
         interpret=interpret,
         name="interval_attention_gradients",
-    )(block_ranges(start, end, static.sizes.backward).reshape(-1), start[:, None], end[:, None], lse, dlse, q, out, do, k, v)
+    )(
+        block_ranges(start, end, static.sizes.backward).reshape(-1),
+        start[:, None],
+        end[:, None],
+        lse,
+        dlse,
+        q,
+        out,
+        do,
+        k,
+        v,
+    )
