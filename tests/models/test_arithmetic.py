@@ -14,6 +14,8 @@ from tiny import ZIP, is_gate, pair, paths, random_params, with_gates
 
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.models.zipper import abstract_params, init_params, param_axes
+from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.errors import UserError
 
 # ---- scan, remat, dtype ----------------------------------------------------------------------------------------------
 
@@ -29,6 +31,28 @@ def test_remat_and_unrolling_give_the_same_gradients(changes):
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
     for (path, g), (_, w) in zip(paths(numpy_tree(gradients)), paths(numpy_tree(wanted)), strict=True):
         np.testing.assert_allclose(g, w, atol=2e-5 * (1 + np.abs(w).max()), err_msg=str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_tpu_kernel_gives_the_same_gradients(name):
+    """Also for fusions, grouped heads, soft caps, windows; the kernel is interpreted. T5's bias stays with the rest."""
+    config = dataclasses.replace(OPTIONS[name], attention="pallas_tpu")
+    params = random_params(config)
+    _, towers = batch_of(config)
+    traced = str(jax.make_jaxpr(partial(forward, config))(params, towers))
+    assert "pallas_call" in traced
+    loss, gradients = jax.jit(jax.value_and_grad(partial(losses, config)))(params, towers)
+    wanted_loss, wanted = gradient_program(name)(params, towers)
+    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
+    for (path, g), (_, w) in zip(paths(numpy_tree(gradients)), paths(numpy_tree(wanted)), strict=True):
+        np.testing.assert_allclose(g, w, atol=5e-5 * (1 + np.abs(w).max()), err_msg=str(path))
+
+
+def test_an_unknown_implementation_of_attention_is_refused():
+    stored = {**to_dict(OPTIONS["paper"]), "attention": "pallas"}
+    with pytest.raises(UserError, match=r"ZipperConfig\.attention = 'pallas': give one of 'auto', 'dense'"):
+        from_dict(ZipperConfig, stored)
 
 
 @pytest.mark.parametrize("name", ["paper", "residual", "positions"])

@@ -1,4 +1,6 @@
-"""Interval attention against its definition in float64, in value and gradients, dense and blockwise."""
+"""Interval attention against its definition in float64, in value and gradients, every implementation.
+
+test_pallas_tpu.py has more about the TPU kernels."""
 
 import re
 from functools import partial
@@ -11,8 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipper_jax.ops import interval_attention as module
-from zipper_jax.ops.interval_attention import Implementation, interval_attention, interval_weights, merge_attention
+from zipper_jax.ops.interval_attention import (
+    Implementation,
+    blockwise,
+    interval_attention,
+    interval_weights,
+    merge_attention,
+)
 
 IMPLEMENTATIONS = [name for name in get_args(Implementation) if name != "auto"]
 TOLERANCE = 2e-6  # float32, values of order 1
@@ -91,7 +98,7 @@ def test_dense_is_the_definition(seed):
 @pytest.mark.parametrize("shape", [(19, 11), (16, 5), (1, 3), (3, 0)], ids=str)
 def test_blockwise_is_the_definition(monkeypatch, heads, shape):
     """Blocks of 8 queries: lengths that divide and do not, one query, no keys."""
-    monkeypatch.setattr(module, "_QUERY_BLOCK", 8)
+    monkeypatch.setattr(blockwise, "_QUERY_BLOCK", 8)
     program = jax.jit(partial(trace_value_and_gradients, implementation="blockwise"))  # traced with this block size
     rng, (t, s) = np.random.default_rng(0), shape
     q, k, v = arrays(rng, 2, t, s, *heads, 4)

@@ -134,6 +134,12 @@ def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_
     assert "towers/text/blocks/mlp/up/kernel [1, 96, 256] (-, fsdp, tensor): 1.5 KiB per device, + 3.0 KiB" in shown
     assert main(["inspect", str(tmp_path / "run"), "--sharding", "--mesh=fdsp=4"]) == 2
     assert "there is no 'fdsp'; did you mean 'fsdp'" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "run"), "--kernels", "--platform=tpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "kernels      on tpu, ZipperConfig.attention = 'auto'" in shown
+    assert "attention    tower text, one token: dense (at most 1,048,576 scores per head); 1 queries" in shown
+    assert main(["inspect", str(tmp_path / "run"), "--platform=tpu"]) == 2
+    assert "--platform needs --kernels" in capsys.readouterr().err
     with pytest.raises(UserError, match="does not exist"):
         list(inspect.summary(str(tmp_path / "nothing")))
 

@@ -92,7 +92,11 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
 
 @configurable
 def stored_model(
-    folder: str = gin.REQUIRED, dtype: str | None = None, scan: bool | None = None, remat: str | None = None
+    folder: str = gin.REQUIRED,
+    dtype: str | None = None,
+    scan: bool | None = None,
+    remat: str | None = None,
+    attention: str | None = None,
 ) -> ZipperConfig:
     """Return the model configuration stored in a run or model folder (`zipper fuse` writes one).
 
@@ -101,11 +105,12 @@ def stored_model(
         dtype: Compute dtype; None: as stored.
         scan: Whether to scan over blocks; None: as stored.
         remat: Rematerialisation; None: as stored.
+        attention: Implementation of attention; None: as stored.
     """
     from zipper_jax.checkpoint.run_format import read_config
 
     model = from_dict(ZipperConfig, read_config(local_path(folder, "FUSED"))["model"])
-    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
+    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat, "attention": attention}
     return replace(model, **{name: value for name, value in changes.items() if value is not None})
 
 

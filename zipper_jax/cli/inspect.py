@@ -17,15 +17,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh", default="", help="with --sharding: another mesh than the run's, for example fsdp=64,tensor=2"
     )
+    parser.add_argument(
+        "--kernels", action="store_true", help="show which implementation of attention each tower and zip uses"
+    )
+    parser.add_argument(
+        "--platform", choices=("cpu", "gpu", "tpu"), help="with --kernels: the devices (default: this machine's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the summary; returns 0."""
     if not args.sharding and (args.devices or args.mesh):
         raise UserError("--devices and --mesh need --sharding: add it")
-    for line in sharding(args.run, args.mesh, args.devices) if args.sharding else summary(args.run):
+    if args.platform and not args.kernels:
+        raise UserError("--platform needs --kernels: add it")
+    if args.kernels and args.sharding:
+        raise UserError("--kernels and --sharding are two reports: give one")
+    if args.sharding:
+        lines = sharding(args.run, args.mesh, args.devices)
+    else:
+        lines = kernels(args.run, args.platform) if args.kernels else summary(args.run)
+    for line in lines:
         print(line)
     return 0
+
+
+def kernels(run_dir: str, platform: str | None = None) -> Iterator[str]:
+    """Yield the lines of ``zipper inspect --kernels``: implementation of attention and reason, per tower and zip.
+
+    Raises:
+        UserError: Not a run folder.
+    """
+    from zipper_jax.checkpoint.run_format import read_config
+    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.models.fusion import fusion_class
+    from zipper_jax.ops.interval_attention.registry import Call, choose
+    from zipper_jax.utils.configs import from_dict
+
+    stored = read_config(run_dir)
+    model, lengths = from_dict(ZipperConfig, stored["model"]), stored.get("lengths", {})
+    if platform is None:
+        import jax
+
+        platform = jax.default_backend()
+    yield f"kernels      on {platform}, ZipperConfig.attention = {model.attention!r}"
+
+    def line(what: str, queries: int, keys: int, head_dim: int, bias: bool = False) -> str:
+        chosen = choose(Call(platform, queries, keys, head_dim, bias), model.attention)
+        shape = f"{queries} queries x {keys} keys, head_dim {head_dim}"
+        return f"attention    {what}: {chosen.implementation} ({chosen.reason}); {shape}"
+
+    for name, tower in sorted(model.towers.items()):
+        if length := lengths.get(name):
+            relative = tower.positions == "relative"
+            yield line(f"tower {name}, training", length, length, tower.head_dim, relative)
+            yield line(f"tower {name}, one token", 1, length, tower.head_dim, relative)
+    for z in model.zips:
+        for into in z.receivers:
+            heads, head_dim = fusion_class(z.fusion).heads(z, model.towers[into])
+            queries, keys = lengths.get(into), lengths.get(z.other(into))
+            if heads and queries and keys:
+                yield line(f"zip {z.name} into {into}, training", queries, keys, head_dim)
+                yield line(f"zip {z.name} into {into}, one token", 1, keys, head_dim)
+    if not lengths:
+        yield "attention    the folder stores no lengths of rows: the choice depends on each call's shapes"
 
 
 def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterator[str]:

@@ -5,7 +5,7 @@ The parts are defined in `models.config_parts` and re-exported here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from zipper_jax.models.config_parts import (
     Activation,
@@ -18,7 +18,8 @@ from zipper_jax.models.config_parts import (
 )
 from zipper_jax.models.fusion import fusion_class
 from zipper_jax.models.schedule import make_schedule
-from zipper_jax.utils.configs import freeze_fields
+from zipper_jax.ops.interval_attention.registry import Implementation
+from zipper_jax.utils.configs import closest, freeze_fields
 
 __all__ = [
     "Activation",
@@ -44,6 +45,9 @@ class ZipperConfig:
         dtype: Of matrix products; parameters, norms, softmax and losses are float32.
         scan: Run identical blocks under lax.scan (constant compile time) or unrolled (faster on CPU for small models).
         remat: What the backward pass recomputes: "none", "dots" (all but matrix products) or "full" (all of a block).
+        attention: Implementation of attention: "auto" chooses by platform and shapes, `zipper inspect --kernels` shows
+            what; "dense", "blockwise", "pallas_tpu" (interpreted, slowly, where there is no TPU), see
+            `ops.interval_attention`.
     """
 
     towers: Mapping[str, TowerConfig]
@@ -54,9 +58,15 @@ class ZipperConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = True
     remat: Literal["none", "dots", "full"] = "none"
+    attention: Implementation = "auto"
 
     def __post_init__(self) -> None:
         freeze_fields(self, "towers", "modalities", "zips", "input_projections", "added_tokens")
+        kernels = get_args(Implementation)
+        check(
+            self.attention in kernels,
+            f"ZipperConfig.attention = {self.attention!r} is unknown{closest(self.attention, kernels)}",
+        )
         known = sorted(self.towers)
         for name in known:
             check(

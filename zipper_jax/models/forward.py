@@ -234,6 +234,7 @@ class Pass:
             fusion, index = self.fusion(parts, source.zip, fused.tower, source.member)
             earlier = self.visible[fused.tower, source.tower]
 
+            @execution.attending
             def effect(
                 fusion: Fusion,
                 m: State,
@@ -262,6 +263,7 @@ class Pass:
         own, layer = parts.inside[fused.tower]
         block = self.block(fused.tower, own, layer)
 
+        @tower.execution.attending
         def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
             for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):

@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from zipper_jax.ops.interval_attention.registry import Implementation, Partition, Setting, using
 from zipper_jax.utils.trees import unflatten
 
 Params = dict[str, Any]
@@ -234,8 +235,9 @@ class Execution:
         dtype: Of matrix products.
         scan: Run identical blocks under ``lax.scan``, or unrolled.
         remat: What the backward pass recomputes, see `ZipperConfig`.
-        placer: Shards arrays.
+        placer: Shards arrays; one that shards over a mesh has a ``mesh``, and ``spec`` for the spec it applies.
         tower: The tower whose sharding rules apply.
+        attention: Implementation of attention, see `ZipperConfig`.
     """
 
     dtype: Any = jnp.float32
@@ -243,6 +245,7 @@ class Execution:
     remat: str = "none"
     placer: Placer = unsharded
     tower: str = ""
+    attention: Implementation = "auto"
 
     def shard(self, x: Array, *names: str | None) -> Array:
         """Shard an activation by its logical axes."""
@@ -276,6 +279,24 @@ class Execution:
             return variable.replace(self.gather(x.astype(self.dtype) if use == "product" else x, *axes))
 
         return jax.tree.map(of, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+    def attending(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """``body`` with this tower's implementation of attention, on its mesh, also in fusions of the user's."""
+        sharded = getattr(self.placer, "mesh", None) is not None
+        setting = Setting(self.attention, self.partition if sharded else None)
+
+        @functools.wraps(body)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with using(setting):
+                return body(*args, **kwargs)
+
+        return wrapped
+
+    def partition(self, query: tuple[int, ...], key: tuple[int, ...]) -> Partition:
+        """How an attention call's arrays of these shapes, [B, T, N, H] and [B, S, K, H], are sharded."""
+        placer: Any = self.placer
+        rows, _, heads, _ = placer.spec(query, self.tower, "batch", None, "heads", None)
+        return Partition(placer.mesh, rows, heads, placer.spec(key, self.tower, "batch", None, "kv_heads", None)[2])
 
     def recompute(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """``body`` under ``jax.checkpoint``, as ``remat`` says."""

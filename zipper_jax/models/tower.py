@@ -337,6 +337,7 @@ class Tower(Module):
         """
         execution = self.execution
 
+        @execution.attending
         def body(carry: Any, each: Any) -> tuple[Any, None]:
             (xs, caches), (block, layer) = carry, each
             block = member(self.blocks, layer) if block is None else block

@@ -51,7 +51,8 @@ class Zipper(Module):
     def __init__(self, config: ZipperConfig, *, rngs: nnx.Rngs, placer: Placer = unsharded):
         self.config = config
         dtype = jnp.dtype(config.dtype)
-        runs = {name: Execution(dtype, config.scan, config.remat, placer, name) for name in config.towers}
+        how = (dtype, config.scan, config.remat, placer)
+        runs = {name: Execution(*how, tower=name, attention=config.attention) for name in config.towers}
         self.towers = nnx.data({n: Tower(t, rngs=rngs, execution=runs[n]) for n, t in sorted(config.towers.items())})
         self.added_embeddings = nnx.data(
             {n: AddedEmbedding(config.towers[n], count, rngs=rngs) for n, count in sorted(config.added_tokens.items())}

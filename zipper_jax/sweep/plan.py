@@ -313,6 +313,8 @@ def digest(sweep: Sweep, row: Row, places: Places) -> str:
     """Digest of everything that determines a row's result, its data and source arms included; independent of paths."""
     run = resolved(train_config(sweep, row, places))
     del run["train"]["data"]["task_set"]  # packed rows store their tasks; and older sweeps lack it
+    if run["model"]["attention"] == "auto":  # older sweeps lack it
+        del run["model"]["attention"]
     decides: dict[str, Any] = {
         "run": _moved(run, str(places.root)),
         "data": data_settings(sweep),

@@ -1,0 +1,69 @@
+"""Interval attention with all scores at once.
+
+Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N // K, H head_dim, W distances.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def interval_weights(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    distance_bias: Float[Array, "N W"] | None = None,
+) -> Float[Array, "B K G T S"]:
+    """Attention weights, float32 (dense: for figures and tests); 0 for queries without visible keys."""
+    return _softmax(query, key, start, end, scale, softcap, distance_bias)[0]
+
+
+def _softmax(
+    query: Array, key: Array, start: Array, end: Array, scale: Any, softcap: Any, distance_bias: Array | None
+) -> tuple[Array, Array, Array]:
+    """(weights [B, K, G, T, S], largest score, sum of exp(score - largest)), both [B, K, G, T, 1]."""
+    b, t, n, h = query.shape
+    k, s = key.shape[2], key.shape[1]
+    scale = h**-0.5 if scale is None else scale
+    # Heads first and the group's queries in one axis: plain batched matrix products, forward and backward.
+    by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
+    scores = scale * jnp.einsum("BKXH,BKSH->BKXS", by_head, key.swapaxes(1, 2), preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, k, n // k, t, s)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    slots = jnp.arange(s)
+    if distance_bias is not None:
+        distance = jnp.clip(end[..., None] - 1 - slots, 0, distance_bias.shape[1] - 1)
+        by_slot = jnp.take(distance_bias.astype(jnp.float32), distance, axis=1)  # [N, B, T, S]
+        scores = scores + by_slot.reshape(k, n // k, b, t, s).transpose(2, 0, 1, 3, 4)
+    visible = (slots >= start[..., None]) & (slots < end[..., None])
+    visible = visible[:, None, None]
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    # With an empty range the largest score is the fill value: exp would be 1 everywhere, so exp is masked as well.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
+    unnormalised = jnp.where(visible, jnp.exp(scores - largest), 0.0)
+    total = jnp.sum(unnormalised, axis=-1, keepdims=True)
+    return unnormalised / jnp.where(total == 0.0, 1.0, total), largest, total
+
+
+def attention(
+    query: Array, key: Array, value: Array, start: Array, end: Array, scale: Any, softcap: Any,
+    distance_bias: Array | None, return_lse: bool,
+) -> Any:  # fmt: skip
+    b, t, n, h = query.shape
+    weights, largest, total = _softmax(query, key, start, end, scale, softcap, distance_bias)
+    _, k, g, _, s = weights.shape
+    by_head = weights.astype(value.dtype).reshape(b, k, g * t, s)
+    mixed = jnp.einsum("BKXS,BKSH->BKXH", by_head, value.swapaxes(1, 2)).reshape(b, k, g, t, h)
+    out = mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
+    if not return_lse:
+        return out, None
+    empty = total == 0.0
+    lse = jnp.where(empty, -jnp.inf, largest + jnp.log(jnp.where(empty, 1.0, total)))
+    return out, lse[..., 0].reshape(b, n, t).swapaxes(1, 2)
