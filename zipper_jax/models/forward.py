@@ -194,8 +194,8 @@ class Pass:
             saved[name, last, False] = _At(states[name][OWN], self.positions(name), None, None)
         for read in stage.reads:
             if read.inside:
-                own, layer = parts.inside.get(read.tower) or (None, read.block - 1)
-                block = self.block(read.tower, own, layer)
+                own_block, layer = parts.inside.get(read.tower) or (None, read.block - 1)
+                block = self.block(read.tower, own_block, layer)
                 at = _At(states[read.tower][OWN], self.positions(read.tower), block, layer)
                 saved[read.tower, read.block, True] = at
         for read in stage.reads if cache is not None else ():

@@ -274,7 +274,7 @@ class Tower(Module):
         self.final_norm = tower_norm(config, rngs=rngs)
         self.head = None if config.tied_head else Head(config, rngs=rngs)
         self.relative_bias = RelativeBias(config, rngs=rngs) if config.positions == "relative" else None
-        self.output_table: nnx.Param | None = nnx.data(None)  # the head's, already cast, see `Zipper.for_decoding`
+        self.output_table: nnx.Variable | None = nnx.data(None)  # the head's, already cast, see `Zipper.for_decoding`
 
     def __call__(self, batch: TowerBatch) -> Float[Array, "B T V"]:
         """The unimodal path: the tower as before fusion, without input projection, zips and added tokens.
