@@ -217,6 +217,7 @@ def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
     (tmp_path / "tensorflow.py").write_text("class config: set_visible_devices = print")
     folder = tmp_path / "p"
     arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(folder), "--text_vocabulary_size=24"]
+    arguments += ["--max_unknown=1"]
     done = subprocess.run(
         [sys.executable, "-c", PRESSED, stage, *arguments, "--num_units=8", "--processes=2"],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
@@ -295,7 +296,7 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
 
 def test_command_line(corpus, made, capsys):
     arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(made[0]), "--text_length", "24"]
-    more = ["--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3"]
+    more = ["--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3", "--max_unknown=1"]
     assert cli.main([*arguments, *more]) == 0
     assert "asr/train: 11 examples" in capsys.readouterr().err
     assert cli.main([*arguments, *more[:2], "--num_unit=8"]) == 2

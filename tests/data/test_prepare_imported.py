@@ -179,7 +179,7 @@ def test_a_second_corpus_reuses_the_units_and_the_text_vocabulary_of_the_first(t
     first, once = tmp_path / "first", dataclasses.replace(SETTINGS, tasks=("asr",))
     made("table", making.table(tmp_path / "t"), first, once, ImportSettings())
     theirs = {"tokenizer": str(first / "prepared"), "text_vocabulary": str(first / "prepared")}
-    settings = dataclasses.replace(once, num_units=1024, **theirs)
+    settings = dataclasses.replace(once, num_units=1024, max_unknown=1.0, **theirs)
     made("ljspeech", making.ljspeech(tmp_path / "lj"), tmp_path / "second", settings)
     for modality in ("text", "speech"):
         one, two = (load_vocabulary(tmp_path / n / "prepared" / "vocabularies" / modality) for n in ("first", "second"))

@@ -107,7 +107,7 @@ def encode_split(
         first = next(iter(lacking.values()))
         raise UserError(f"no row of split {split} can be used, of {len(lacking)}; the first: {first['message']}")
     os.replace(partial, path)
-    logger.info(f"{split}: {len(rows)} rows in {time.monotonic() - begun:.1f} s")
+    logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
     for line in describe_dropped(split, count_dropped(lacking)):
         logger.warning(line)
 

@@ -176,7 +176,7 @@ def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:
     )
 
 
-def content_types(task_set: TaskSet) -> dict[str, type]:
+def content_types(task_set: TaskSet) -> dict[str, Any]:
     """Return the content fields of a manifest and their types: those of every corpus, and those of ``task_set``."""
     further = {m.field: list[int] if m.vocabulary == "units" else str for m in task_set.modalities.values()}
     return further | CONTENT

@@ -84,7 +84,7 @@ class ManifestRow(msgspec.Struct):
             raise UserError(f"start = {self.start:g}: without seconds; give both, or neither for the whole file")
 
 
-CONTENT: dict[str, type] = {"text": str, "audio": str, "units": list[int]}
+CONTENT: dict[str, Any] = {"text": str, "audio": str, "units": list[int]}
 """Content fields and their types; a row has at least one."""
 _REPAIR = "repair the line, or make the corpus again"
 
@@ -207,7 +207,7 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
 
 
 def read_manifest(
-    folder: str | os.PathLike, split: str | None = None, content: Mapping[str, type] = CONTENT
+    folder: str | os.PathLike, split: str | None = None, content: Mapping[str, Any] = CONTENT
 ) -> list[dict[str, Any]]:
     """Return the manifest's rows, of one split or all.
 

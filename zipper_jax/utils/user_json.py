@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -74,7 +75,9 @@ def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
     return value
 
 
-def convert(value: Any, kind: type[T], place: str, fix: str, field: str = "", known: Iterable[str] = ()) -> T:
+def convert(
+    value: Any, kind: type[T] | GenericAlias, place: str, fix: str, field: str = "", known: Iterable[str] = ()
+) -> T:
     """Return the decoded JSON ``value`` as ``kind``.
 
     Args:
