@@ -1,5 +1,6 @@
 """Ahead-of-time compilation of the training step."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ def compile_train(config: TrainConfig, devices: list[Any]) -> Compiled:
     advice = [mesh_advice(config), f"TrainConfig.microbatches (now {config.microbatches}) higher"]
     if config.model.remat != "full":
         advice.append(f"ZipperConfig.remat = 'full' (now {config.model.remat!r})")
-    return compiled(lowered, advice, built.mesh, bounds(config, built), built.notes)
+    done = compiled(lowered, advice, built.mesh, bounds(config, built), built.notes)
+    return replace(done, model_flops=built.flops_per_step / built.mesh.size)
 
 
 def batch_shapes(config: TrainConfig, built: program.Program) -> tuple[dict[str, Any], Any]:

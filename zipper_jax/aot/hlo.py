@@ -17,11 +17,11 @@ _BITS = {
 _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(
+CALLED = re.compile(
     r"\b(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)="
     r"(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
-_WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
@@ -66,7 +66,7 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
     Raises:
         UnknownLoopError: A loop with collectives has an unknown trip count.
     """
-    computations, entry = _computations(text)
+    computations, entry = read_computations(text)
     found = (c for c in _walk(computations, entry, turns, num_devices) if c.devices > 1)
     return sorted(found, key=lambda c: -c.moved)
 
@@ -82,7 +82,7 @@ def size_of(shape: str) -> int:
     return total
 
 
-def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
+def read_computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
     """Computation -> pairs of (instruction name, its right-hand side); and the entry's name."""
     computations: dict[str, list[tuple[str, str]]] = {}
     entry = name = ""
@@ -111,13 +111,13 @@ def _walk(
     for channel, collective in _own(computations, name, num_devices):
         here.setdefault(channel, {}).setdefault(name, []).append(collective)
     for _, what in computations[name]:
-        opcode = _opcode(what)[1]
-        if opcode == "while" and (loop := _WHILE.search(what)):
+        opcode = split_opcode(what)[1]
+        if opcode == "while" and (loop := WHILE.search(what)):
             found = _walk(computations, loop[2], unknown, num_devices)
-            turns = _turns(computations, loop[1], what, unknown) if found else 0
+            turns = trip_count(computations, loop[1], what, unknown) if found else 0
             inside += [c._replace(times=c.times * turns) for c in found]
         else:
-            for several, one in _CALLED.findall(what):
+            for several, one in CALLED.findall(what):
                 for called in (several or one).split(","):
                     place = called.strip().lstrip("%")
                     if opcode != "fusion":
@@ -136,8 +136,8 @@ def _fused(
     """(channel, collective) of the collectives in a fusion and its nested fusions."""
     yield from _own(computations, name, num_devices)
     for _, what in computations[name]:
-        if _opcode(what)[1] == "fusion":
-            for _, one in _CALLED.findall(what):
+        if split_opcode(what)[1] == "fusion":
+            for _, one in CALLED.findall(what):
                 yield from _fused(computations, one, num_devices)
 
 
@@ -146,14 +146,14 @@ def _own(
 ) -> Iterator[tuple[str, Collective]]:
     """(channel, or the instruction's name without one; collective) of a computation's own instructions."""
     for instruction, what in computations[name]:
-        shape, opcode = _opcode(what)
+        shape, opcode = split_opcode(what)
         kind = opcode.removesuffix("-start")
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
             yield channel[1] if channel else instruction, _collective(kind, shape, opcode != kind, what, num_devices)
 
 
-def _opcode(what: str) -> tuple[str, str]:
+def split_opcode(what: str) -> tuple[str, str]:
     """(type, opcode) of ``f32[2]{0} add(...)``; a tuple's type has parentheses of its own."""
     depth = 0
     for at, letter in enumerate(what):
@@ -191,7 +191,7 @@ def _group(what: str, num_devices: int) -> int:
     return groups[1].count(",") + 1
 
 
-def _turns(computations: dict[str, list[tuple[str, str]]], condition: str, what: str, unknown: int | None) -> int:
+def trip_count(computations: dict[str, list[tuple[str, str]]], condition: str, what: str, unknown: int | None) -> int:
     """Trip count of a loop: XLA's annotation, or the constant that its counter (from 0, by 1) is compared with."""
     if known := _TRIPS.search(what):
         return int(known[1])

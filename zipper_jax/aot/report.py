@@ -30,6 +30,8 @@ class Compiled:
         compile_seconds: On this machine.
         bounds: Lower bounds on its cost.
         notes: Axes that are replicated because they do not divide.
+        hlo: The optimised program.
+        model_flops: Of one device in one step, without recomputation; None: not a training step.
     """
 
     device: str
@@ -40,6 +42,8 @@ class Compiled:
     compile_seconds: float
     bounds: Bounds
     notes: list[str] = field(default_factory=list)
+    hlo: str = field(default="", repr=False)
+    model_flops: float | None = None
 
     @property
     def sent(self) -> float:
@@ -51,7 +55,7 @@ class Compiled:
         kinds: dict[str, float] = {}
         for c in self.collectives:
             kinds[c.kind] = kinds.get(c.kind, 0.0) + c.moved
-        own = {k: v for k, v in asdict(self).items() if k not in ("collectives", "bounds", "notes")}
+        own = {k: v for k, v in asdict(self).items() if k not in ("collectives", "bounds", "notes", "hlo")}
         libtpu = ".".join(version("libtpu").split(".")[:3])  # figures change with the compiler
         return {**own, "libtpu": libtpu, "bounds": self.bounds._asdict(), "sent": self.sent, "sent_by_kind": kinds}
 
@@ -78,17 +82,18 @@ def compiled(
     except jax.errors.JaxRuntimeError as error:
         raise _explained(error, advice) from None
     took = time.perf_counter() - began
-    kind = mesh.devices.flat[0].device_kind
+    kind, text = mesh.devices.flat[0].device_kind, done.as_text()
     known = chip(kind)
     return Compiled(
         device=kind,
         mesh=dict(mesh.shape),
         peak=peak_memory(done),
         limit=known.memory if known else None,
-        collectives=collectives(done.as_text(), mesh.size, turns),
+        collectives=collectives(text, mesh.size, turns),
         compile_seconds=took,
         bounds=bounds,
         notes=notes,
+        hlo=text,
     )
 
 

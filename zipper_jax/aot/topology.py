@@ -14,7 +14,8 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     """The devices of one or more TPU slices, as targets of compilation.
 
     Args:
-        name: ``GENERATION:AxB`` or ``GENERATION:AxBxC``, chips along each side: ``v5e:16x16``.
+        name: ``GENERATION:AxB`` or ``GENERATION:AxBxC``, chips along each side: ``v5e:16x16``. ``1x1`` and ``1x1x1``
+            are one chip of the smallest slice that libtpu describes.
         slices: Number of such slices, joined by the data centre's network.
 
     Raises:
@@ -22,6 +23,8 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     """
     if not _NAME.match(name):
         raise UserError(f"--topology={name!r}: give GENERATION:AxB or AxBxC, in chips, for example {EXAMPLES}")
+    one = name.endswith((":1x1", ":1x1x1"))
+    described_name = re.sub(r":1x1", ":2x2", name) if one else name
     # Read by libtpu as it is loaded: keeps it from searching for TPUs and querying the cloud's metadata server.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -31,7 +34,7 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     try:
         import libtpu  # noqa: F401  (its absence would be told in many lines otherwise)
 
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=described_name, num_slices=slices)
     except ImportError:
         raise UserError(
             "compiling for TPUs needs libtpu (it runs without a TPU): pip install --editable '.[tpu]' in the checkout"
@@ -39,4 +42,4 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--topology={name!r}: {reason}; known, for example: {EXAMPLES}") from None
-    return list(described.devices)
+    return list(described.devices)[:1] if one else list(described.devices)

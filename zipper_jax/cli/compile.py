@@ -1,19 +1,22 @@
 """``zipper compile``: ahead-of-time compilation of the training step for a TPU slice, on a machine without one."""
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import path_text
+from zipper_jax.utils.files import write_json
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
 Compile the step that `zipper train` would run, for a TPU slice, on a machine without one (pip install --editable
 '.[tpu]' in the checkout).
 Prints memory per device and the chip's limit, communication between devices and its lower bound, and an estimated step
-time. Exit status 1: it does not fit, or leaves less than --spare.
+time. Exit status 1: it does not fit, or leaves less than --spare. --profile: a table by part of the model.
 
   zipper compile --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --topology v5e:8x8
 
@@ -29,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default=SPEECH, help="with --what decode: the modality (%(default)s)")
     parser.add_argument("--slices", type=int, default=1, help="number of such slices (default 1)")
     parser.add_argument("--spare", type=float, default=0.1, help="share of the memory to keep free (default 0.1)")
-    parser.add_argument("--json", type=path_text, help="also write the results to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also print where the time goes, by the compiler's own estimate of each operation (not a measurement)",
+    )
+    parser.add_argument("--against", type=Path, help="with --profile: compare with the profile in this --json file")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
@@ -45,6 +54,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         raise UserError("zipper compile needs --gin_file=..., for example --gin_file=runs/paper/tiny_128m.gin")
     gin_flags.apply(flags, [f"{name} = 'not given'" for name in ("MODEL_DIR", "DATA", "TEXT_RUN", "SPEECH_RUN")])
     config = gin_bindings.train_config()
+    if args.against is not None and not args.profile:
+        raise UserError(f"--against = {args.against}: give --profile, too")
     if args.slices < 1 or not 0 <= args.spare < 1:
         raise UserError(f"--slices={args.slices}, --spare={args.spare}: give 1 or more, and a share below 1")
     devices = topology.devices(args.topology, args.slices)
@@ -53,14 +64,40 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     else:
         done = compile_decode.compile_decode(config, args.output, devices)
     label = f"{args.topology}, {len(devices)} devices, {args.what}"
-    for line in report.lines(done, label, "step" if args.what == "train" else "token"):
+    per = "step" if args.what == "train" else "token"
+    for line in report.lines(done, label, per):
         print(line)
+    results = done.as_json()
+    if args.profile:
+        results["profile"] = _profile(done, per, args.against)
     if args.json:
-        import json
-        from pathlib import Path
-
-        Path(args.json).write_text(json.dumps(done.as_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, results)
     if done.limit is not None and done.peak > (1 - args.spare) * done.limit:
         print(f"--spare = {args.spare:g}: less memory than this share is free")
         return 1
     return 0
+
+
+def _profile(done: Any, per: str, against: Path | None) -> dict[str, Any]:
+    """Print the profile, and what changed against another; return it as JSON."""
+    from zipper_jax.aot import profile
+    from zipper_jax.sharding.chips import chip
+
+    known = chip(done.device)
+    if known is None:
+        raise UserError(f"--profile: no peak rates are known for {done.device!r}")
+    found = profile.profile(done.hlo, done.device, turns=1)
+    for line in profile.lines(found, known, done.model_flops, per):
+        print(line)
+    result = profile.as_json(found, known)
+    if against is not None:
+        for line in profile.compare(result, _stored(against)):
+            print(line)
+    return result
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["profile"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--against = {path}: not a file that --profile --json wrote: {error!r}") from error

@@ -244,9 +244,10 @@ class Pass:
                 index: Any = index,
                 earlier: Range = earlier,
             ) -> Any:
-                fusion = execution.in_use(fusion)
-                kept = self.kept(source, fused.tower, fusion, index, at, cache)
-                return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
+                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                    fusion = execution.in_use(fusion)
+                    kept = self.kept(source, fused.tower, fusion, index, at, cache)
+                    return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
 
             at = self.at(source, False, saved)
             total = total + (effect if cache is not None else execution.recompute(effect))(fusion, m, at)

@@ -86,6 +86,7 @@ class Norm(Module):
         self.scale = param((width,), (axis,), use="scale", fill=1.0 - offset)
         self.bias = param((width,), (axis,), use="scale") if kind == "layer" else None
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         if self.kind == "layer":

@@ -10,6 +10,7 @@ import math
 from functools import cache
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -46,6 +47,7 @@ def window(config: TowerConfig, layer: Layer) -> int | Int[Array, ""] | None:
     return sizes[0] if len(set(sizes)) == 1 else jnp.asarray(sizes, jnp.int32)[layer]
 
 
+@jax.named_scope("rope")
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], by: Rotation) -> Float[Array, "B T N H"]:
     """RoPE (arXiv 2104.09864), half-split: of the first 2R elements, i is paired with i + R; the rest is unchanged."""
     turned_size = 2 * by.frequencies.shape[0]

@@ -89,6 +89,7 @@ class Attention(Module):
             query, key = rotary.rotate(query, positions, by), rotary.rotate(key, positions, by)
         return query, key, self.value(y)
 
+    @jax.named_scope("self_attention")
     def attend(
         self,
         query: Float[Array, "B T N H"],
@@ -303,9 +304,11 @@ class Tower(Module):
     ) -> Float[Array, "B T D"]:
         """h0 = projection(embedding(tokens)) (paper §3); learned positions are added after the projection."""
         embedding = self.execution.in_use(self.embedding)
-        x = embedding(batch.tokens, None if added is None else added.table[...])
+        with jax.named_scope("embedding"):
+            x = embedding(batch.tokens, None if added is None else added.table[...])
         if projection is not None:
-            x = self.execution.in_use(projection)(x)
+            with jax.named_scope("input_projection"):
+                x = self.execution.in_use(projection)(x)
         return self.execution.shard(embedding.add_positions(x, batch.local_positions), "batch", None, None)
 
     def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -341,7 +344,8 @@ class Tower(Module):
         def body(carry: Any, each: Any) -> tuple[Any, None]:
             (xs, caches), (block, layer) = carry, each
             block = member(self.blocks, layer) if block is None else block
-            xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
+            with jax.named_scope(f"towers/{execution.tower}"):
+                xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
             xs = {name: execution.shard(x, "batch", None, None) for name, x in xs.items()}
             return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
 
@@ -359,6 +363,7 @@ class Tower(Module):
         """The final norm, before the head; zips read states without it."""
         return self.execution.in_use(self.final_norm)(x)
 
+    @jax.named_scope("logits")
     def logits(self, x: Float[Array, "B T D"], added: AddedEmbedding | None = None) -> Float[Array, "B T V"]:
         """Logits, accumulated and returned in float32, scaled and capped; those of ``added`` after the tower's own.
 
@@ -372,6 +377,7 @@ class Tower(Module):
         more = [self._products(x, execution.gather(rows.astype(x.dtype), None, "embed")) for rows in rest]
         return jnp.concatenate([logits, *more], axis=-1)
 
+    @jax.named_scope("loss")
     def losses(
         self, x: Float[Array, "B T D"], batch: TowerBatch, added: AddedEmbedding | None = None, z_loss: float = 0.0
     ) -> Losses:

@@ -206,8 +206,9 @@ def make_train_step(
 
         def update(old: Any) -> Any:
             step, trainable, opt_state, statistics = old
-            updates, opt_state = optimizer.update(gradients, opt_state, trainable)
-            trainable = optax.apply_updates(trainable, updates)
+            with jax.named_scope("optimizer"):
+                updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+                trainable = optax.apply_updates(trainable, updates)
             return step + 1, trainable, opt_state, observe(statistics, loss, guard.window)
 
         # A branch, not a select of each leaf: the state is updated in place, or neither read nor written.

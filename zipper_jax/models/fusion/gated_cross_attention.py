@@ -13,6 +13,7 @@ K key/value heads, G = N // K, H head_dim.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -53,7 +54,10 @@ class CrossAttention(Module):
     def __call__(self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range) -> Float[Array, "B T D"]:
         """Attention of each position of x over the visible keys; exactly 0 where no key is visible."""
         start, end = visible
-        y = self.output(interval_attention(self.query(x), kept.key, kept.value, start, end))
+        query = self.query(x)
+        with jax.named_scope("cross_attention"):
+            attended = interval_attention(query, kept.key, kept.value, start, end)
+        y = self.output(attended)
         # Without visible keys the output bias must not contribute.
         return y if self.output.bias is None else jnp.where((end > start)[..., None], y, 0)
 

@@ -1,0 +1,314 @@
+"""Where a compiled TPU program spends its time, by the compiler's own estimate: a model, not a measurement.
+
+The optimised program states the estimated cycles of every operation; each is counted as often as its loop runs, and
+assigned to a part of the model by the `jax.named_scope` that it came from. Contention for memory, stalls and changes
+of the clock are not in it. Custom kernels state no estimate; a profile with a kernel of unknown cycles is refused, so
+that no time can hide there.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from zipper_jax.aot.hlo import CALLED, WHILE, read_computations, size_of, split_opcode, trip_count
+from zipper_jax.sharding.chips import Chip
+from zipper_jax.utils.errors import UserError
+
+CLOCKS = {"TPU v5 lite": 1.5e9, "TPU v5": 1.75e9, "TPU v6 lite": 1.75e9}
+"""Cycles per second, by jax's ``device_kind``."""
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+_KERNEL = re.compile(r'kernel_name\\?"?\s*[=:]\s*\\?"([\w.\-]+)')
+_OPERANDS = re.compile(r"%([\w.\-]+)")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-")
+_MOVES = {
+    "copy", "convert_element_type", "broadcast_in_dim", "slice", "dynamic_slice", "dynamic_update_slice", "squeeze",
+    "reshape", "transpose", "concatenate", "pad", "gather", "dynamic_index_in_dim", "while", "body",
+}  # fmt: skip
+
+
+class Operation(NamedTuple):
+    """One operation of a program, or one custom kernel.
+
+    Attributes:
+        source: Path of scopes and primitive that it came from.
+        part: See `part_of`.
+        times: Executions per call of the program.
+        cycles: Of all executions.
+        flops: Of the matrix products of all executions.
+        moved: Bytes of operands and results of all executions.
+    """
+
+    source: str
+    part: str
+    times: int
+    cycles: int
+    flops: float
+    moved: float
+
+
+class Part(NamedTuple):
+    """Time of one part of the model.
+
+    Attributes:
+        name: Of the part.
+        seconds: By the compiler's cycles.
+        ideal: At the chip's peak rates: of each operation the longer of products and memory, never more than it takes.
+    """
+
+    name: str
+    seconds: float
+    ideal: float
+
+
+class Profile(NamedTuple):
+    """A program's operations.
+
+    Attributes:
+        device: jax's ``device_kind``.
+        operations: Most cycles first.
+    """
+
+    device: str
+    operations: list[Operation]
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second."""
+        return next(hertz for kind, hertz in sorted(CLOCKS.items(), reverse=True) if self.device.startswith(kind))
+
+    @property
+    def seconds(self) -> float:
+        """Of one run of the program."""
+        return sum(o.cycles for o in self.operations) / self.clock
+
+    def ideal(self, operation: Operation, chip: Chip) -> float:
+        """Seconds of an operation at the chip's peak rates, at most what it takes."""
+        memory = operation.moved / chip.bandwidth if chip.bandwidth else 0.0
+        return min(max(operation.flops / chip.flops, memory), operation.cycles / self.clock)
+
+    def parts(self, chip: Chip) -> list[Part]:
+        """The parts, longest first."""
+        found: dict[str, list[float]] = {}
+        for o in self.operations:
+            sums = found.setdefault(o.part, [0.0, 0.0])
+            sums[0] += o.cycles / self.clock
+            sums[1] += self.ideal(o, chip)
+        return sorted((Part(name, *sums) for name, sums in found.items()), key=lambda part: -part.seconds)
+
+
+def profile(text: str, device: str, kernels: Mapping[str, int] | None = None, turns: int | None = None) -> Profile:
+    """Profile ``compiled.as_text()``.
+
+    Args:
+        text: Optimised HLO for a TPU.
+        device: jax's ``device_kind``.
+        kernels: Custom kernel -> cycles of one call (`aot.bundles`).
+        turns: Iterations to assume for loops with a data-dependent trip count; None: there are none.
+
+    Raises:
+        UserError: No clock is known for the device, a custom kernel's cycles are not known, or nothing is estimated.
+    """
+    if not any(device.startswith(kind) for kind in CLOCKS):
+        raise UserError(f"no clock is known for {device!r}; known: {', '.join(CLOCKS)}")
+    computations, entry = read_computations(text)
+    reader = _Reader(computations, dict(kernels or {}), turns)
+    operations = sorted(reader.walk(entry, 1), key=lambda o: -o.cycles)
+    if not operations:
+        raise UserError("the program states no cycles: it was not compiled for a TPU, or libtpu has changed its format")
+    return Profile(device, operations)
+
+
+def part_of(source: str, opcode: str, flops: float) -> str:
+    """The part of the model that an operation belongs to, from its path of scopes: ``jit(step)/.../towers/a/norm/...``.
+
+    Args:
+        source: The path; transformations wrap components: ``transpose(jvp(norm))``.
+        opcode: HLO's, or the kind of the collective inside.
+        flops: Of matrix products; operations without any may only move data.
+    """
+    names = [re.sub(r"^(?:\w+\()*|\)*$", "", name) for name in source.split("/")]
+    if opcode.startswith(_COLLECTIVES):
+        return "collectives"
+    for scope, part in (("optimizer", "optimizer"), ("loss", "logits and loss"), ("logits", "logits and loss")):
+        if scope in names:
+            return part
+    for scope, part in (
+        ("self_attention", "self-attention"), ("cross_attention", "cross-attention"), ("rope", "RoPE"), ("norm", "norms"),
+    ):  # fmt: skip
+        if scope in names:
+            return part
+    if not flops and names[-1] in _MOVES:
+        return "casts and copies"
+    for scope in ("embedding", "input_projection"):
+        if scope in names:
+            return scope.replace("_", " ")
+    for top, label in (("zips", "zip"), ("towers", "tower")):
+        if top in names[:-1]:
+            return f"{label} {names[names.index(top) + 1]}"
+    return "casts and copies" if not flops else "other products"
+
+
+def lines(found: Profile, chip: Chip, model_flops: float | None, per: str) -> list[str]:
+    """The table that ``zipper compile --profile`` prints.
+
+    Args:
+        found: The profile.
+        chip: The device's peak rates.
+        model_flops: Of one step on one device, without recomputation; None: no MFU.
+        per: The unit of one run of the program, step or token.
+    """
+    total = found.seconds
+    mfu = f", MFU {model_flops / chip.flops / total:.1%}" if model_flops else ""
+    out = [f"{per:<12} {total * 1e3:.2f} ms by the compiler's cycles (its model, not a measurement){mfu}"]
+    out.append(f"{'part':<28} {'ms':>9} {'share':>7} {'ideal ms':>9}")
+    for part in found.parts(chip):
+        share = part.seconds / total
+        out.append(f"{part.name:<28} {part.seconds * 1e3:9.3f} {share:7.1%} {part.ideal * 1e3:9.3f}")
+    out.append("costliest operations: ms, ideal ms, executions, source")
+    for o in _by_source(found.operations)[:10]:
+        ideal = found.ideal(o, chip) * 1e3
+        out.append(f"  {o.cycles / found.clock * 1e3:9.3f} {ideal:9.3f} {o.times:6} {o.source[-100:]}")
+    return out
+
+
+def as_json(found: Profile, chip: Chip) -> dict[str, Any]:
+    """For result files and ``--against``: seconds of the program and of its parts."""
+    return {
+        "device": found.device,
+        "seconds": found.seconds,
+        "parts": {p.name: {"seconds": p.seconds, "ideal": p.ideal} for p in found.parts(chip)},
+    }
+
+
+def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Lines that compare two profiles of `as_json`.
+
+    Raises:
+        UserError: They are of different devices.
+    """
+    if now["device"] != before["device"]:
+        raise UserError(f"--against: a profile of {before['device']!r}, this one is of {now['device']!r}")
+    out = [f"{'part':<28} {'before':>9} {'now ms':>9} {'ratio':>6}"]
+    names = list(dict.fromkeys([*now["parts"], *before["parts"]]))
+    rows = [(n, *(p["parts"].get(n, {"seconds": 0.0})["seconds"] for p in (before, now))) for n in names]
+    for name, old, new in [*rows, ("all", before["seconds"], now["seconds"])]:
+        out.append(f"{name:<28} {old * 1e3:9.3f} {new * 1e3:9.3f} {f'{new / old:6.2f}' if old else '   new'}")
+    return out
+
+
+def _by_source(operations: Iterable[Operation]) -> list[Operation]:
+    found: dict[str, Operation] = {}
+    for o in operations:
+        if same := found.get(o.source):
+            o = same._replace(cycles=same.cycles + o.cycles, flops=same.flops + o.flops, moved=same.moved + o.moved)
+        found[o.source] = o
+    return sorted(found.values(), key=lambda o: -o.cycles)
+
+
+class _Reader:
+    def __init__(self, computations: dict[str, list[tuple[str, str]]], kernels: dict[str, int], turns: int | None):
+        self.computations, self.kernels, self.turns = computations, kernels, turns
+
+    def walk(self, name: str, times: int) -> list[Operation]:
+        """The operations of ``times`` runs of a computation; of a branch, those of the costliest side."""
+        found: list[Operation] = []
+        shapes = {instruction: split_opcode(what)[0] for instruction, what in self.computations[name]}
+        for instruction, what in self.computations[name]:
+            opcode = split_opcode(what)[1]
+            if opcode == "while" and (loop := WHILE.search(what)):
+                turns = trip_count(self.computations, loop[1], what, self.turns)
+                found += self.walk(loop[2], times * turns)
+            elif opcode == "conditional":
+                sides = [self.walk(called, times) for called in _called(what)]
+                found += max(sides, key=lambda side: sum(o.cycles for o in side), default=[])
+            elif opcode == "call":
+                found += [o for called in _called(what) for o in self.walk(called, times)]
+            else:
+                found += self._operation(instruction, opcode, what, shapes, times)
+        return found
+
+    def _operation(
+        self, instruction: str, opcode: str, what: str, shapes: Mapping[str, str], times: int
+    ) -> list[Operation]:
+        cycles, source = _CYCLES.search(what), _SOURCE.search(what)
+        path = source[1] if source else instruction
+        if opcode == "custom-call" and "tpu_custom_call" in what:
+            kernel = _KERNEL.search(what)
+            name = kernel[1] if kernel else path.split("/")[-1]
+            if name not in self.kernels:
+                known = f"; known: {', '.join(self.kernels)}" if self.kernels else ""
+                raise UserError(f"custom kernel {name!r} ({path}): its cycles are not known{known}")
+            count = self.kernels[name]
+        elif cycles:
+            count = int(cycles[1])
+        else:
+            return []
+        flops = sum(self._flops(called) for called in _called(what)) if opcode == "fusion" else self._product(what, shapes)
+        arguments = what.partition(", calls=")[0].partition(", metadata=")[0].partition("(")[2]
+        moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(a, "")) for a in _OPERANDS.findall(arguments))
+        part = part_of(path, self._kind(opcode, what), flops)
+        return [Operation(path, part, times, times * count, times * flops, float(times * moved))]
+
+    def _kind(self, opcode: str, what: str) -> str:
+        """The opcode; of a fusion around a collective, the collective's."""
+        if opcode != "fusion":
+            return opcode
+        inside = (split_opcode(w)[1] for called in _called(what) for _, w in self.computations.get(called, ()))
+        return next((kind for kind in inside if kind.startswith(_COLLECTIVES)), opcode)
+
+    def _flops(self, name: str) -> float:
+        """FLOPs of the matrix products in a fused computation."""
+        shapes = {instruction: split_opcode(what)[0] for instruction, what in self.computations.get(name, ())}
+        total = 0.0
+        for _, what in self.computations.get(name, ()):
+            total += self._product(what, shapes)
+            if split_opcode(what)[1] == "fusion":
+                total += sum(self._flops(called) for called in _called(what))
+        return total
+
+    def _product(self, what: str, shapes: Mapping[str, str]) -> float:
+        """2 * elements of the result * elements summed over; TPU programs have convolutions in place of dots."""
+        shape, opcode = split_opcode(what)
+        if opcode not in ("convolution", "dot"):
+            return 0.0
+        operands = _OPERANDS.findall(what.partition("(")[2].partition(")")[0])
+        left, right = (_dims(shapes.get(name, "")) for name in operands[:2])
+        result = 1.0
+        for size in _dims(shape):
+            result *= size
+        if opcode == "dot":
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", what)
+            axes = [int(a) for a in contracted[1].split(",") if a] if contracted else []
+            return 2 * result * _product_of(left[a] for a in axes)
+        labels = re.search(r"dim_labels=\w+_(\w+)->", what)
+        if labels is None:
+            return 0.0
+        # A batch axis is written as a window that is dilated, so that each result sums one element of it.
+        dilated = re.search(r"window=\{[^}]*lhs_dilate=([\dx]+)", what)
+        batch = [int(d) > 1 for d in dilated[1].split("x")] if dilated else []
+        summed = 1.0
+        for label, size in zip(labels[1], right, strict=False):
+            spatial = label.isdigit()
+            if label == "i" or (spatial and not (int(label) < len(batch) and batch[int(label)])):
+                summed *= size
+        return 2 * result * summed
+
+
+def _called(what: str) -> list[str]:
+    return [name.strip().lstrip("%") for several, one in CALLED.findall(what) for name in (several or one).split(",")]
+
+
+def _dims(shape: str) -> list[int]:
+    found = re.search(r"\[([\d,]*)\]", shape)
+    return [int(d) for d in found[1].split(",") if d] if found else []
+
+
+def _product_of(sizes: Iterable[int]) -> float:
+    total = 1.0
+    for size in sizes:
+        total *= size
+    return total
+
+
