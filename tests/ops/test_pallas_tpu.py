@@ -167,10 +167,10 @@ def test_block_ranges_are_exact(seed):
 
 
 def test_block_sizes_add_little_padding():
-    assert block_sizes(2048, 8192, 128, "bfloat16", False).forward == Blocks(512, 512)
-    assert block_sizes(640, 130, 128, "bfloat16", False).forward == Blocks(256, 128)
+    assert block_sizes(2048, 8192, 128).forward == Blocks(512, 512)
+    assert block_sizes(640, 130, 128).forward == Blocks(256, 128)
     for t in range(1, 1500, 7):
-        found = block_sizes(t, t, 256, "float32", True)
+        found = block_sizes(t, t, 256)
         assert all(-t % size <= max(t // 4, 127) for blocks in found for size in blocks)
 
 
