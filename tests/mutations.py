@@ -697,7 +697,7 @@ MUTATIONS = (
         KERNEL,
         "ds = ds * (1.0 - capped * capped)",
         "ds = ds * 1.0",
-        f"{KERNELS} -k 'packed_rows and window'",
+        f"{KERNELS} -k 'packed_rows and parts'",
     ),
     Mutation(
         "-",

@@ -118,7 +118,9 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("window", "wide") else ()) for name in SHAPES]
+)
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=3)
 def test_packed_rows_are_the_definition(name, seed):
