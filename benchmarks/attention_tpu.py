@@ -70,7 +70,7 @@ class Case(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        return block_sizes(self.t, self.t, self.h, self.dtype, self.softcap is not None)
+        return block_sizes(self.t, self.t, self.h)
 
 
 CASES = [

@@ -44,8 +44,10 @@ class Mutation(NamedTuple):
 ZIPPER, TOWER, MODULE, CACHE = "models/zipper.py", "models/tower.py", "models/module.py", "models/cache.py"
 PASS = "models/forward.py"
 MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attention.py", "models/schedule.py"
-ATTENTION, GENERATE, BEAM, SAMPLING = (
-    "ops/interval_attention.py", "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
+OPS = "ops/interval_attention"
+DENSE, MERGING, KERNEL = f"{OPS}/dense.py", f"{OPS}/merging.py", f"{OPS}/pallas_tpu.py"
+GENERATE, BEAM, SAMPLING = (
+    "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
 )  # fmt: skip
 LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "checkpoint/checkpoints.py"
 SEQUENCES, MIXTURES = "sequences.py", "data/mixtures.py"
@@ -57,6 +59,7 @@ FORWARD, DECODING, RANGES = (
 )
 DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
 OBJECT = "tests/models/test_model_object.py"
+KERNELS = "tests/ops/test_pallas_tpu.py"
 OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
 EQUATIONS, CAUSAL = f"{FORWARD} -k equations", f"{FORWARD} -k 'changes_nothing_before and paper'"
 CHUNKS = f"{DECODING} -k 'chunks and pair'"
@@ -378,7 +381,7 @@ MUTATIONS = (
     Mutation(
         "4",
         "exponential not masked",
-        ATTENTION,
+        DENSE,
         "jnp.where(visible, jnp.exp(scores - largest), 0.0)",
         "jnp.exp(scores - largest)",
         f"{OPERATION} -k zero",
@@ -386,7 +389,7 @@ MUTATIONS = (
     Mutation(
         "4",
         "empty rows divide by zero",
-        ATTENTION,
+        DENSE,
         "return unnormalised / jnp.where(total == 0.0, 1.0, total)",
         "return unnormalised / total",
         f"{OPERATION} -k zero",
@@ -394,7 +397,7 @@ MUTATIONS = (
     Mutation(
         "4",
         "masked scores beat very small ones",
-        ATTENTION,
+        DENSE,
         "jnp.where(visible, scores, jnp.finfo(jnp.float32).min)",
         "jnp.where(visible, scores, -1e4)",
         f"{OPERATION} -k far_apart",
@@ -402,8 +405,8 @@ MUTATIONS = (
     Mutation(
         "4",
         "empty rows divide by zero where several calls are merged",
-        ATTENTION,
-        "shares / jnp.where(total == 0.0, 1.0, total)",
+        MERGING,
+        "shares / known",
         "shares / total",
         f"{OPERATION} -k merging",
     ),
@@ -648,7 +651,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "heads grouped the other way",
-        ATTENTION,
+        DENSE,
         "query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)",
         "query.reshape(b, t, n // k, k, h).transpose(0, 3, 2, 1, 4)",
         f"{OPERATION} -k definition",
@@ -656,7 +659,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "merged attention leaves out its last call",
-        ATTENTION,
+        MERGING,
         "jnp.sum(outs * shares[..., None], axis=0)",
         "jnp.sum((outs * shares[..., None])[:-1], axis=0)",
         f"{OPERATION} -k merging",
@@ -664,7 +667,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "merged attention weighs its calls alike",
-        ATTENTION,
+        MERGING,
         "jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0))",
         "1.0",
         f"{OPERATION} -k merging",
@@ -672,7 +675,7 @@ MUTATIONS = (
     Mutation(
         "-",
         "log-sum-exp without the largest score",
-        ATTENTION,
+        DENSE,
         "largest + jnp.log(jnp.where(empty, 1.0, total))",
         "jnp.log(jnp.where(empty, 1.0, total))",
         f"{OPERATION} -k merging",
@@ -680,10 +683,50 @@ MUTATIONS = (
     Mutation(
         "-",
         "blockwise keeps its scores",
-        ATTENTION,
+        f"{OPS}/blockwise.py",
         "    @jax.checkpoint\n",
         "",
         f"{OPERATION} -k holds",
+    ),
+    Mutation(
+        "4",
+        "the TPU kernel's exponential of invisible keys is not 0",
+        KERNEL,
+        "_LOWEST = 0.5 * _HIDDEN",
+        "_LOWEST = _HIDDEN",
+        f"{KERNELS} -k packed_rows",
+    ),
+    Mutation(
+        "1",
+        "the TPU kernel takes border blocks for full ones",
+        KERNEL,
+        "full = jnp.clip(-(-jnp.max(start, axis=-1) // blocks.keys), first, last)",
+        "full = jnp.clip(jnp.max(start, axis=-1) // blocks.keys, first, last)",
+        f"{KERNELS} -k block_ranges",
+    ),
+    Mutation(
+        "-",
+        "the TPU kernel's gradients leave out that of the log-sum-exp",
+        KERNEL,
+        "- dlse[...]  #",
+        "- 0 * dlse[...]  #",
+        f"{KERNELS} -k packed_rows",
+    ),
+    Mutation(
+        "-",
+        "key gradients of grouped heads are cleared for each head",
+        KERNEL,
+        "@pl.when((group == 0) & (number == 0))",
+        "@pl.when(number == 0)",
+        f"{KERNELS} -k 'packed_rows and grouped'",
+    ),
+    Mutation(
+        "-",
+        "the TPU kernel drops the soft cap's slope",
+        KERNEL,
+        "ds = ds * (1.0 - capped * capped)",
+        "ds = ds * 1.0",
+        f"{KERNELS} -k 'packed_rows and parts'",
     ),
     Mutation(
         "-",

@@ -118,7 +118,9 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("window", "wide") else ()) for name in SHAPES]
+)
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=3)
 def test_packed_rows_are_the_definition(name, seed):
@@ -167,10 +169,10 @@ def test_block_ranges_are_exact(seed):
 
 
 def test_block_sizes_add_little_padding():
-    assert block_sizes(2048, 8192, 128, "bfloat16", False).forward == Blocks(512, 512)
-    assert block_sizes(640, 130, 128, "bfloat16", False).forward == Blocks(256, 128)
+    assert block_sizes(2048, 8192, 128).forward == Blocks(512, 512)
+    assert block_sizes(640, 130, 128).forward == Blocks(256, 128)
     for t in range(1, 1500, 7):
-        found = block_sizes(t, t, 256, "float32", True)
+        found = block_sizes(t, t, 256)
         assert all(-t % size <= max(t // 4, 127) for blocks in found for size in blocks)
 
 

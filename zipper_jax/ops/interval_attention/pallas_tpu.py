@@ -51,13 +51,11 @@ class Sizes(NamedTuple):
     backward: Blocks
 
 
-# From the bundles of kernels compiled for v5e (benchmarks/attention_tpu.py): more than 128 lanes per head; soft cap or
-# float32, whose temporaries are larger.
+# From the bundles of kernels compiled for v5e, by whether a head has more than 128 lanes; a soft cap or float32 change
+# little (benchmarks/attention_tpu.py). Backward, blocks of 512 x 256 are at the peak of the matrix units already.
 _SIZES = {
-    (False, False): Sizes(Blocks(512, 512), Blocks(512, 256)),
-    (False, True): Sizes(Blocks(256, 512), Blocks(512, 256)),
-    (True, False): Sizes(Blocks(256, 512), Blocks(256, 256)),
-    (True, True): Sizes(Blocks(256, 256), Blocks(256, 256)),
+    False: Sizes(Blocks(512, 512), Blocks(512, 256)),
+    True: Sizes(Blocks(256, 512), Blocks(256, 256)),
 }
 
 
@@ -243,7 +241,7 @@ def attention(
         max_keys: Keys in VMEM at once; None: as many as fit, see `vmem_keys`.
     """
     t, s, h = query.shape[1], key.shape[1], query.shape[3]
-    sizes = block_sizes(t, s, h, query.dtype, softcap is not None) if sizes is None else sizes
+    sizes = block_sizes(t, s, h) if sizes is None else sizes
     static = _Static(float(scale), None if softcap is None else float(softcap), sizes)
     block = Blocks(*(max(both) for both in zip(*sizes, strict=True)))  # a multiple of both
     start = start.astype(jnp.int32)
@@ -264,7 +262,7 @@ def attention(
     return out[:, :, :t].swapaxes(1, 2), lse[:, :, :t].swapaxes(1, 2)
 
 
-def block_sizes(t: int, s: int, h: int, dtype: Any, softcap: bool) -> Sizes:
+def block_sizes(t: int, s: int, h: int) -> Sizes:
     """Block sizes for a shape: the largest of the table that do not add much padding."""
 
     def fitting(size: int, most: int) -> int:
@@ -272,8 +270,7 @@ def block_sizes(t: int, s: int, h: int, dtype: Any, softcap: bool) -> Sizes:
             most //= 2
         return most
 
-    table = _SIZES[h > _LANES, softcap or jnp.dtype(dtype).itemsize > 2]
-    return Sizes(*(Blocks(fitting(t, most.queries), fitting(s, most.keys)) for most in table))
+    return Sizes(*(Blocks(fitting(t, most.queries), fitting(s, most.keys)) for most in _SIZES[h > _LANES]))
 
 
 def vmem_keys(h: int, dtype: Any, blocks: Blocks) -> int:
