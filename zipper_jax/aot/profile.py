@@ -27,6 +27,16 @@ _MOVES = {
     "reshape", "transpose", "concatenate", "pad", "gather", "dynamic_index_in_dim", "while", "body",
 }  # fmt: skip
 
+_SCOPES = {
+    "optimizer": "optimizer",
+    "loss": "logits and loss",
+    "logits": "logits and loss",
+    "self_attention": "self-attention",
+    "cross_attention": "cross-attention",
+    "rope": "RoPE",
+    "norm": "norms",
+}  # whichever comes first here
+
 
 class Operation(NamedTuple):
     """One operation of a program, or one custom kernel.
@@ -131,12 +141,7 @@ def part_of(source: str, opcode: str, flops: float) -> str:
     names = [re.sub(r"^(?:\w+\()*|\)*$", "", name) for name in source.split("/")]
     if opcode.startswith(_COLLECTIVES):
         return "collectives"
-    for scope, part in (("optimizer", "optimizer"), ("loss", "logits and loss"), ("logits", "logits and loss")):
-        if scope in names:
-            return part
-    for scope, part in (
-        ("self_attention", "self-attention"), ("cross_attention", "cross-attention"), ("rope", "RoPE"), ("norm", "norms"),
-    ):  # fmt: skip
+    for scope, part in _SCOPES.items():
         if scope in names:
             return part
     if not flops and names[-1] in _MOVES:
@@ -245,9 +250,9 @@ class _Reader:
             count = int(cycles[1])
         else:
             return []
-        flops = sum(self._flops(called) for called in _called(what)) if opcode == "fusion" else self._product(what, shapes)
-        arguments = what.partition(", calls=")[0].partition(", metadata=")[0].partition("(")[2]
-        moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(a, "")) for a in _OPERANDS.findall(arguments))
+        fused = _called(what) if opcode == "fusion" else []
+        flops = sum(self._flops(called) for called in fused) if fused else self._product(what, shapes)
+        moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(name, "")) for name in _operands(what))
         part = part_of(path, self._kind(opcode, what), flops)
         return [Operation(path, part, times, times * count, times * flops, float(times * moved))]
 
@@ -273,8 +278,7 @@ class _Reader:
         shape, opcode = split_opcode(what)
         if opcode not in ("convolution", "dot"):
             return 0.0
-        operands = _OPERANDS.findall(what.partition("(")[2].partition(")")[0])
-        left, right = (_dims(shapes.get(name, "")) for name in operands[:2])
+        left, right = (_dims(shapes.get(name, "")) for name in _operands(what)[:2])
         result = 1.0
         for size in _dims(shape):
             result *= size
@@ -296,6 +300,12 @@ class _Reader:
         return 2 * result * summed
 
 
+def _operands(what: str) -> list[str]:
+    """Names of an instruction's operands."""
+    shape, opcode = split_opcode(what)
+    return _OPERANDS.findall(what[len(shape) + 1 + len(opcode) :].partition(")")[0])
+
+
 def _called(what: str) -> list[str]:
     return [name.strip().lstrip("%") for several, one in CALLED.findall(what) for name in (several or one).split(",")]
 
@@ -310,5 +320,3 @@ def _product_of(sizes: Iterable[int]) -> float:
     for size in sizes:
         total *= size
     return total
-
-
