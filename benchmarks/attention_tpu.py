@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zipper_jax.aot.bundles import Schedule, dump_flags, schedules
-from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, Sizes, block_ranges, block_sizes
-from zipper_jax.sharding.chips import chip
+from zipper_jax.aot.bundles import dump_flags, schedules
+from zipper_jax.aot.kernels import NAMES, Kernel, kernel_seconds
+from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, Sizes, block_sizes
+from zipper_jax.sharding.chips import CHIPS, Chip
 
 ROOT = Path(__file__).resolve().parents[1]
 POSITIONS = 8192  # rows x T
@@ -37,18 +38,16 @@ PACKINGS = ("uneven", "even", "random")
 
 
 class Generation(NamedTuple):
-    """A TPU: jax's device kind, a topology, the clock, and the cores that share one device's grid."""
+    """A TPU: its rates, and a topology of one device."""
 
-    kind: str
+    chip: Chip
     topology: str
-    clock: float
-    cores: int
 
 
 GENERATIONS = {
-    "v5e": Generation("TPU v5 lite", "v5e:2x2", 1.5e9, 1),
-    "v5p": Generation("TPU v5", "v5p:2x2x1", 1.75e9, 2),
-    "v6e": Generation("TPU v6 lite", "v6e:2x2", 1.75e9, 1),
+    "v5e": Generation(CHIPS["TPU v5 lite"], "v5e:1x1"),
+    "v5p": Generation(CHIPS["TPU v5"], "v5p:1x1x1"),
+    "v6e": Generation(CHIPS["TPU v6 lite"], "v6e:1x1"),
 }
 
 
@@ -71,6 +70,10 @@ class Case(NamedTuple):
     @property
     def sizes(self) -> Sizes:
         return block_sizes(self.t, self.t, self.h)
+
+    def kernel(self, backward: bool) -> Kernel:
+        item = 2 if self.dtype == "bfloat16" else 4
+        return Kernel(POSITIONS // self.t, self.n, self.k, self.t, self.t, self.h, item, backward)
 
 
 CASES = [
@@ -165,53 +168,20 @@ def ranges(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return start, np.broadcast_to(np.arange(1, start.shape[1] + 1, dtype=np.int32), start.shape)
 
 
-def kernel_seconds(
-    case: Case, schedule: Schedule, blocks: Blocks, backward: bool, start: np.ndarray, end: np.ndarray
-) -> float:
-    """One kernel's time: per grid step the longer of its arithmetic and the transfers that overlap it."""
-    tpu, known = GENERATIONS[case.tpu], chip(GENERATIONS[case.tpu].kind)
-    assert known is not None
-    assert known.bandwidth is not None
-    per_cycle = known.flops / 2 / tpu.clock / tpu.cores  # multiply-adds
-    least = (5 if backward else 2) * blocks.queries * blocks.keys * case.h / per_cycle
-    border, full = (max(least, bundles) for bundles in schedule.loops[1 if backward else 0 :][:2])
-    first, last, run, run_end = np.moveaxis(np.asarray(block_ranges(start, end, blocks)), -1, 0)
-    arithmetic = schedule.step + (run_end - run) * full + (last - first - run_end + run) * border  # [rows, blocks]
-    cycles = np.repeat(arithmetic[:, None], case.n, axis=1)  # [rows, heads, blocks]
-    item, group, lanes = np.dtype("float32").itemsize, case.n // case.k, max(case.h, 128)
-    item = 2 if case.dtype == "bfloat16" else item
-    block, keys = blocks.queries * lanes * item, 2 * case.t * lanes * item
-    columns = blocks.queries * 128 * 4
-    reads = np.full(cycles.shape, 3 * block if backward else block + columns, float)
-    reads[:, ::group, 0] += keys
-    writes = np.full(cycles.shape, block, float)
-    if backward:
-        key_blocks = case.t // blocks.keys
-        cycles[:, ::group, 0] += schedule.loops[0] * key_blocks
-        cycles[:, group - 1 :: group, -1] += schedule.loops[3] * key_blocks
-        writes[:, group - 1 :: group, -1] += keys
-    seconds = cycles.reshape(-1) / tpu.clock
-    reads, writes = reads.reshape(-1), writes.reshape(-1)
-    transfers = (np.append(reads[1:], 0) + np.append(0, writes[:-1])) / known.bandwidth * tpu.cores
-    total = np.maximum(seconds, transfers).sum() + (reads[0] + writes[-1]) / known.bandwidth
-    return float(total) / tpu.cores + schedule.once / tpu.clock
-
-
 def ideal_seconds(case: Case, start: np.ndarray, end: np.ndarray) -> float:
     """Visible pairs at the peak of the matrix units, forward and backward."""
-    known = chip(GENERATIONS[case.tpu].kind)
-    assert known is not None
-    return 14 * float((end - start).sum()) * case.n * case.h / known.flops
+    return 14 * float((end - start).sum()) * case.n * case.h / GENERATIONS[case.tpu].chip.flops
 
 
 def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of a case by packing."""
-    found = compiled["schedules"]
-    names = ("interval_attention", "interval_attention_gradients")
+    found = {name.partition(".")[0]: schedule for name, schedule in compiled["schedules"].items()}
+    known = GENERATIONS[case.tpu].chip
+    assert known.clock is not None
     out: dict[str, Any] = {
         "sizes": sizes._asdict(),
-        "schedules": {name: found[name]._asdict() for name in names},
-        "around_ms": compiled["around"] / GENERATIONS[case.tpu].clock * 1e3,
+        "schedules": {name: found[name]._asdict() for name in NAMES},
+        "around_ms": compiled["around"] / known.clock * 1e3,
         "libtpu": compiled["libtpu"],
         "jax": compiled["jax"],
         "by": "the compiler's cycles, not measured",
@@ -221,8 +191,8 @@ def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any
         for rows in documents(packing, case.t):
             x = ranges(rows)
             each = [
-                kernel_seconds(case, found[name], blocks, name == names[1], *x)
-                for name, blocks in zip(names, sizes, strict=True)
+                kernel_seconds(case.kernel(name == NAMES[1]), found[name], blocks, *x, known)
+                for name, blocks in zip(NAMES, sizes, strict=True)
             ]
             parts.append([*each, ideal_seconds(case, *x)])
         forward, backward, ideal = (float(1e3 * x) for x in np.mean(parts, axis=0))

@@ -29,4 +29,4 @@ def test_bundles_are_counted_by_loop():
 def test_kernels_are_found_by_name(tmp_path):
     (tmp_path / "1795-interval_attention.1-72-final_bundles.txt").write_text(LISTING)
     (tmp_path / "1795-interval_attention.1-73-schedule-analysis_final_bundles.txt").write_text("")
-    assert schedules(tmp_path) == {"interval_attention": parse(LISTING)}
+    assert schedules(tmp_path) == {"interval_attention.1": parse(LISTING)}

@@ -32,10 +32,10 @@ class Schedule(NamedTuple):
 
 
 def schedules(folder: str | Path) -> dict[str, Schedule]:
-    """Kernel name -> its schedule, of all kernels dumped into a folder."""
+    """Instruction (``NAME`` or ``NAME.NUMBER``) -> its schedule, of everything dumped into a folder."""
     found = {}
     for path in sorted(Path(folder).glob("*-final_bundles.txt")):
-        name = re.match(r"\d+-(.+?)(?:\.\d+)?-\d+-", path.name)
+        name = re.match(r"\d+-(.+?)-\d+-", path.name)
         if name and "schedule-analysis" not in path.name:
             found[name[1]] = parse(path.read_text())
     return found

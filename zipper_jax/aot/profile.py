@@ -11,15 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from zipper_jax.aot.hlo import CALLED, WHILE, read_computations, size_of, split_opcode, trip_count
-from zipper_jax.sharding.chips import Chip
+from zipper_jax.aot.kernels import Cost
+from zipper_jax.sharding.chips import CHIPS, Chip, chip
 from zipper_jax.utils.errors import UserError
-
-CLOCKS = {"TPU v5 lite": 1.5e9, "TPU v5": 1.75e9, "TPU v6 lite": 1.75e9}
-"""Cycles per second, by jax's ``device_kind``."""
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-_KERNEL = re.compile(r'kernel_name\\?"?\s*[=:]\s*\\?"([\w.\-]+)')
 _OPERANDS = re.compile(r"%([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-")
 _MOVES = {
@@ -77,57 +74,55 @@ class Profile(NamedTuple):
 
     Attributes:
         device: jax's ``device_kind``.
+        clock: Cycles per second.
         operations: Most cycles first.
     """
 
     device: str
+    clock: float
     operations: list[Operation]
-
-    @property
-    def clock(self) -> float:
-        """Cycles per second."""
-        return next(hertz for kind, hertz in sorted(CLOCKS.items(), reverse=True) if self.device.startswith(kind))
 
     @property
     def seconds(self) -> float:
         """Of one run of the program."""
         return sum(o.cycles for o in self.operations) / self.clock
 
-    def ideal(self, operation: Operation, chip: Chip) -> float:
+    def ideal(self, operation: Operation, peak: Chip) -> float:
         """Seconds of an operation at the chip's peak rates, at most what it takes."""
-        memory = operation.moved / chip.bandwidth if chip.bandwidth else 0.0
-        return min(max(operation.flops / chip.flops, memory), operation.cycles / self.clock)
+        memory = operation.moved / peak.bandwidth if peak.bandwidth else 0.0
+        return min(max(operation.flops / peak.flops, memory), operation.cycles / self.clock)
 
-    def parts(self, chip: Chip) -> list[Part]:
+    def parts(self, peak: Chip) -> list[Part]:
         """The parts, longest first."""
         found: dict[str, list[float]] = {}
         for o in self.operations:
             sums = found.setdefault(o.part, [0.0, 0.0])
             sums[0] += o.cycles / self.clock
-            sums[1] += self.ideal(o, chip)
+            sums[1] += self.ideal(o, peak)
         return sorted((Part(name, *sums) for name, sums in found.items()), key=lambda part: -part.seconds)
 
 
-def profile(text: str, device: str, kernels: Mapping[str, int] | None = None, turns: int | None = None) -> Profile:
+def profile(text: str, device: str, kernels: Mapping[str, Cost] | None = None, turns: int | None = None) -> Profile:
     """Profile ``compiled.as_text()``.
 
     Args:
         text: Optimised HLO for a TPU.
         device: jax's ``device_kind``.
-        kernels: Custom kernel -> cycles of one call (`aot.bundles`).
+        kernels: Instruction of a custom kernel -> its cost (`aot.kernels`).
         turns: Iterations to assume for loops with a data-dependent trip count; None: there are none.
 
     Raises:
         UserError: No clock is known for the device, a custom kernel's cycles are not known, or nothing is estimated.
     """
-    if not any(device.startswith(kind) for kind in CLOCKS):
-        raise UserError(f"no clock is known for {device!r}; known: {', '.join(CLOCKS)}")
+    known = chip(device)
+    if known is None or known.clock is None:
+        raise UserError(f"no clock is known for {device!r}; known: {', '.join(k for k, c in CHIPS.items() if c.clock)}")
     computations, entry = read_computations(text)
     reader = _Reader(computations, dict(kernels or {}), turns)
     operations = sorted(reader.walk(entry, 1), key=lambda o: -o.cycles)
     if not operations:
         raise UserError("the program states no cycles: it was not compiled for a TPU, or libtpu has changed its format")
-    return Profile(device, operations)
+    return Profile(device, known.clock, operations)
 
 
 def part_of(source: str, opcode: str, flops: float) -> str:
@@ -155,35 +150,35 @@ def part_of(source: str, opcode: str, flops: float) -> str:
     return "casts and copies" if not flops else "other products"
 
 
-def lines(found: Profile, chip: Chip, model_flops: float | None, per: str) -> list[str]:
+def lines(found: Profile, peak: Chip, model_flops: float | None, per: str) -> list[str]:
     """The table that ``zipper compile --profile`` prints.
 
     Args:
         found: The profile.
-        chip: The device's peak rates.
+        peak: The device's peak rates.
         model_flops: Of one step on one device, without recomputation; None: no MFU.
         per: The unit of one run of the program, step or token.
     """
     total = found.seconds
-    mfu = f", MFU {model_flops / chip.flops / total:.1%}" if model_flops else ""
+    mfu = f", MFU {model_flops / peak.flops / total:.1%}" if model_flops else ""
     out = [f"{per:<12} {total * 1e3:.2f} ms by the compiler's cycles (its model, not a measurement){mfu}"]
     out.append(f"{'part':<28} {'ms':>9} {'share':>7} {'ideal ms':>9}")
-    for part in found.parts(chip):
+    for part in found.parts(peak):
         share = part.seconds / total
         out.append(f"{part.name:<28} {part.seconds * 1e3:9.3f} {share:7.1%} {part.ideal * 1e3:9.3f}")
     out.append("costliest operations: ms, ideal ms, executions, source")
     for o in _by_source(found.operations)[:10]:
-        ideal = found.ideal(o, chip) * 1e3
+        ideal = found.ideal(o, peak) * 1e3
         out.append(f"  {o.cycles / found.clock * 1e3:9.3f} {ideal:9.3f} {o.times:6} {o.source[-100:]}")
     return out
 
 
-def as_json(found: Profile, chip: Chip) -> dict[str, Any]:
+def as_json(found: Profile, peak: Chip) -> dict[str, Any]:
     """For result files and ``--against``: seconds of the program and of its parts."""
     return {
         "device": found.device,
         "seconds": found.seconds,
-        "parts": {p.name: {"seconds": p.seconds, "ideal": p.ideal} for p in found.parts(chip)},
+        "parts": {p.name: {"seconds": p.seconds, "ideal": p.ideal} for p in found.parts(peak)},
     }
 
 
@@ -213,7 +208,7 @@ def _by_source(operations: Iterable[Operation]) -> list[Operation]:
 
 
 class _Reader:
-    def __init__(self, computations: dict[str, list[tuple[str, str]]], kernels: dict[str, int], turns: int | None):
+    def __init__(self, computations: dict[str, list[tuple[str, str]]], kernels: dict[str, Cost], turns: int | None):
         self.computations, self.kernels, self.turns = computations, kernels, turns
 
     def walk(self, name: str, times: int) -> list[Operation]:
@@ -240,18 +235,14 @@ class _Reader:
         cycles, source = _CYCLES.search(what), _SOURCE.search(what)
         path = source[1] if source else instruction
         if opcode == "custom-call" and "tpu_custom_call" in what:
-            kernel = _KERNEL.search(what)
-            name = kernel[1] if kernel else path.split("/")[-1]
-            if name not in self.kernels:
-                known = f"; known: {', '.join(self.kernels)}" if self.kernels else ""
-                raise UserError(f"custom kernel {name!r} ({path}): its cycles are not known{known}")
-            count = self.kernels[name]
+            if instruction not in self.kernels:
+                raise UserError(f"custom kernel {instruction!r} ({path}): its cycles are not known")
+            count, flops = self.kernels[instruction]
         elif cycles:
-            count = int(cycles[1])
+            count, fused = int(cycles[1]), _called(what) if opcode == "fusion" else []
+            flops = sum(self._flops(called) for called in fused) if fused else self._product(what, shapes)
         else:
             return []
-        fused = _called(what) if opcode == "fusion" else []
-        flops = sum(self._flops(called) for called in fused) if fused else self._product(what, shapes)
         moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(name, "")) for name in _operands(what))
         part = part_of(path, self._kind(opcode, what), flops)
         return [Operation(path, part, times, times * count, times * flops, float(times * moved))]

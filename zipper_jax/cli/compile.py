@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also print where the time goes, by the compiler's own estimate of each operation (not a measurement)",
     )
+    parser.add_argument(
+        "--documents", type=int, default=1, help="with --profile: documents per packed row, for attention (%(default)s)"
+    )
     parser.add_argument("--against", type=Path, help="with --profile: compare with the profile in this --json file")
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Compile and print the report; return 0, or 1 if the memory does not suffice."""
+    with tempfile.TemporaryDirectory() as dumped:
+        return _run(args, extra, dumped)
+
+
+def _run(args: argparse.Namespace, extra: Sequence[str], dumped: str) -> int:
     # Set before jax is imported, so that libtpu does not search for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    from zipper_jax.aot import compile_decode, compile_train, report, topology
+    from zipper_jax.aot import bundles, compile_decode, compile_train, report, topology
     from zipper_jax.cli import gin_bindings, gin_flags
 
     flags = gin_flags.parse(extra)
@@ -56,6 +65,9 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     config = gin_bindings.train_config()
     if args.against is not None and not args.profile:
         raise UserError(f"--against = {args.against}: give --profile, too")
+    if args.profile:  # libtpu reads it when it is loaded, for the first topology
+        flags_of_libtpu = (os.environ.get("LIBTPU_INIT_ARGS"), bundles.dump_flags(dumped))
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join(filter(None, flags_of_libtpu))
     if args.slices < 1 or not 0 <= args.spare < 1:
         raise UserError(f"--slices={args.slices}, --spare={args.spare}: give 1 or more, and a share below 1")
     devices = topology.devices(args.topology, args.slices)
@@ -69,7 +81,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         print(line)
     results = done.as_json()
     if args.profile:
-        results["profile"] = _profile(done, per, args.against)
+        results["profile"] = _profile(done, per, dumped, args.documents, args.against)
     if args.json:
         write_json(args.json, results)
     if done.limit is not None and done.peak > (1 - args.spare) * done.limit:
@@ -78,15 +90,16 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     return 0
 
 
-def _profile(done: Any, per: str, against: Path | None) -> dict[str, Any]:
+def _profile(done: Any, per: str, dumped: str, documents: int, against: Path | None) -> dict[str, Any]:
     """Print the profile, and what changed against another; return it as JSON."""
-    from zipper_jax.aot import profile
+    from zipper_jax.aot import bundles, kernels, profile
     from zipper_jax.sharding.chips import chip
 
     known = chip(done.device)
     if known is None:
         raise UserError(f"--profile: no peak rates are known for {done.device!r}")
-    found = profile.profile(done.hlo, done.device, turns=1)
+    costs = kernels.kernel_costs(done.hlo, bundles.schedules(dumped), known, documents)
+    found = profile.profile(done.hlo, done.device, costs, turns=1)
     for line in profile.lines(found, known, done.model_flops, per):
         print(line)
     result = profile.as_json(found, known)

@@ -1,0 +1,156 @@
+"""Seconds of the attention kernel on TPUs: bundles of its schedule times the blocks that run, and exposed transfers.
+
+A count, not a measurement, see `aot.bundles`. A block costs at least what its matrix products take at the chip's peak.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from zipper_jax.aot.bundles import Schedule
+from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges, block_sizes
+from zipper_jax.sharding.chips import Chip
+
+NAMES = ("interval_attention", "interval_attention_gradients")
+"""The forward and the backward kernel."""
+
+_CALL = re.compile(
+    r"^\s+%?((?:interval_attention|interval_attention_gradients)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
+)
+_ARRAY = re.compile(r"([a-z]+\d+)\[(\d+),(\d+),(\d+),(\d+)\]")
+_LANES = 128
+
+
+class Kernel(NamedTuple):
+    """One call of a kernel, on one device.
+
+    Attributes:
+        rows, heads, kv_heads: B, N, K.
+        queries, keys: T and S, padded to blocks.
+        head_dim: H.
+        itemsize: Bytes of an element.
+        backward: Whether it is the kernel of the gradients.
+    """
+
+    rows: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    itemsize: int
+    backward: bool
+
+    @property
+    def blocks(self) -> Blocks:
+        """Its block sizes."""
+        return block_sizes(self.queries, self.keys, self.head_dim)[self.backward]
+
+
+def kernel_calls(hlo: str) -> dict[str, Kernel]:
+    """Instruction -> the call, of all attention kernels of an optimised program."""
+    found = {}
+    for line in hlo.splitlines():
+        if call := _CALL.match(line):
+            # Query and key are the first and the last of the four-dimensional arrays that are not statistics.
+            arrays = [a for a in _ARRAY.findall(call[2].partition("}}")[0]) if a[3] != "1"]
+            dtype, rows, heads, queries, size = next(
+                a for a in arrays if a[0] == arrays[-1][0] and a[4] == arrays[-1][4]
+            )
+            _, _, kv_heads, keys, _ = arrays[-1]
+            found[call[1]] = Kernel(
+                int(rows), int(heads), int(kv_heads), int(queries), int(keys), int(size), 2 if dtype == "bf16" else 4,
+                call[1].startswith(NAMES[1]),
+            )  # fmt: skip
+    return found
+
+
+def packed_ranges(
+    kernel: Kernel, documents: int, causal: bool
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+    """Attention ranges of rows with equal documents: causal, or (cross-attention) all keys of the document."""
+    at = np.arange(kernel.queries) * documents // kernel.queries
+    cuts = np.arange(documents + 1) * kernel.keys // documents
+    start = cuts[at]
+    end = np.minimum(np.arange(kernel.queries) + 1, kernel.keys) if causal else cuts[at + 1]
+    rows = (kernel.rows, kernel.queries)
+    return np.broadcast_to(start.astype(np.int32), rows), np.broadcast_to(end.astype(np.int32), rows)
+
+
+def kernel_seconds(
+    kernel: Kernel,
+    schedule: Schedule,
+    blocks: Blocks,
+    start: Int[np.ndarray, "B T"],
+    end: Int[np.ndarray, "B T"],
+    chip: Chip,
+) -> float:
+    """Seconds of one call: per grid step the longer of its arithmetic and the transfers that overlap it.
+
+    Args:
+        kernel: The call.
+        schedule: Its bundles.
+        blocks: Its block sizes.
+        start, end: Attention ranges.
+        chip: Rates of the device.
+    """
+    assert chip.bandwidth is not None
+    assert chip.clock is not None
+    per_cycle = chip.flops / 2 / chip.clock / chip.cores  # multiply-adds
+    least = (5 if kernel.backward else 2) * blocks.queries * blocks.keys * kernel.head_dim / per_cycle
+    loops = schedule.loops
+    if len(loops) != (4 if kernel.backward else 2):  # with one block of keys the compiler merges loops
+        once = sum(loops)
+        loops = (0, once, once, 0) if kernel.backward else (once, once)
+    border, full = (max(least, bundles) for bundles in loops[1 if kernel.backward else 0 :][:2])
+    ranges = block_ranges(jnp.asarray(start), jnp.asarray(end), blocks)
+    first, last, run, run_end = np.moveaxis(np.asarray(ranges), -1, 0)
+    arithmetic = schedule.step + (run_end - run) * full + (last - first - run_end + run) * border  # [rows, blocks]
+    cycles = np.repeat(arithmetic[:, None], kernel.heads, axis=1)  # [rows, heads, blocks]
+    group, lanes = kernel.heads // kernel.kv_heads, max(kernel.head_dim, _LANES)
+    block, keys = blocks.queries * lanes * kernel.itemsize, 2 * kernel.keys * lanes * kernel.itemsize
+    columns = blocks.queries * _LANES * 4
+    reads = np.full(cycles.shape, 3 * block if kernel.backward else block + columns, float)
+    reads[:, ::group, 0] += keys
+    writes = np.full(cycles.shape, block, float)
+    if kernel.backward:
+        key_blocks = kernel.keys // blocks.keys
+        cycles[:, ::group, 0] += loops[0] * key_blocks
+        cycles[:, group - 1 :: group, -1] += loops[3] * key_blocks
+        writes[:, group - 1 :: group, -1] += keys
+    read, written = reads.ravel(), writes.ravel()
+    transfers = (np.append(read[1:], 0) + np.append(0, written[:-1])) / chip.bandwidth * chip.cores
+    total = np.maximum(cycles.ravel() / chip.clock, transfers).sum() + (read[0] + written[-1]) / chip.bandwidth
+    return float(total) / chip.cores + schedule.once / chip.clock
+
+
+class Cost(NamedTuple):
+    """Of one call of a kernel: cycles, and FLOPs of the visible pairs."""
+
+    cycles: int
+    flops: float
+
+
+def kernel_costs(hlo: str, schedules: Mapping[str, Schedule], chip: Chip, documents: int) -> dict[str, Cost]:
+    """Instruction -> cost of one call, of the attention kernels whose schedule is known.
+
+    Args:
+        hlo: The optimised program.
+        schedules: Instruction -> bundles (`bundles.schedules`).
+        chip: Rates of the device.
+        documents: Per row, of equal length. In cross-attention every query sees its document's whole source, which is
+            the most there can be.
+    """
+    assert chip.clock is not None
+    found = {}
+    for instruction, kernel in kernel_calls(hlo).items():
+        if instruction in schedules:
+            start, end = packed_ranges(kernel, documents, causal=kernel.queries == kernel.keys)
+            seconds = kernel_seconds(kernel, schedules[instruction], kernel.blocks, start, end, chip)
+            pairs = float((end - start).sum()) * kernel.heads * kernel.head_dim
+            found[instruction] = Cost(round(seconds * chip.clock), (10 if kernel.backward else 4) * pairs)
+    return found
