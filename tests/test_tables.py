@@ -11,7 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    ("name", "page"), [("pods", "pods.md"), ("preparation", "your_data.md"), ("compute", "findings/README.md")]
+    ("name", "page"),
+    [
+        ("pods", "pods.md"),
+        ("preparation", "your_data.md"),
+        ("compute", "findings/README.md"),
+        ("attention_tpu", "performance.md"),
+        ("vocab_loss_tpu", "performance.md"),
+    ],
 )
 def test_a_table_is_that_of_its_results(name, page):
     command = [sys.executable, f"benchmarks/{name}.py", f"--out=benchmarks/results/{name}.json", "--table"]
