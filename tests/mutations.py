@@ -260,8 +260,8 @@ MUTATIONS = (
         "2",
         "blocks numbered from the start of their run",
         PASS,
-        "numbers[first - 1 : end].astype(np.int32)",
-        "numbers[: end - first + 1].astype(np.int32)",
+        "layers = np.arange(first - 1, end, dtype=np.int32)",
+        "layers = np.arange(0, end - first + 1, dtype=np.int32)",
         CHUNKS,
     ),
     Mutation(
@@ -324,8 +324,8 @@ MUTATIONS = (
         "2",
         "all rows draw the same",
         GENERATE,
-        "(jnp.arange(rows))",
-        "(jnp.zeros(rows, jnp.int32))",
+        "(jnp.asarray(numbers))",
+        "(jnp.zeros(len(numbers), jnp.int32))",
         f"{DECODING} -k sampling",
     ),
     Mutation(
@@ -616,20 +616,36 @@ MUTATIONS = (
         f"{FORWARD} -k 'equations and residual'",
     ),
     Mutation(
+        "2",
+        "a pass with a cache picks another zip of a scan",
+        PASS,
+        'return (member(self.model.zips[zip_][f"into_{into}"], number) if own is None else own), number',
+        'return (member(self.model.zips[zip_][f"into_{into}"], 0 * number) if own is None else own), number',
+        CHUNKS,
+    ),
+    Mutation(
+        "2",
+        "unrolled decoding runs the first block at every depth",
+        "models/module.py",
+        "return nnx.List([member(tree, i) for i in range(count)])",
+        "return nnx.List([member(tree, 0 * i) for i in range(count)])",
+        f"{DECODING} -k replayed",
+    ),
+    Mutation(
         "-",
         "zips of a scan have their neighbour's weights",
         PASS,
-        "cut(stacked, index + 1, index + stages), numbers",
-        "jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), cut(stacked, index + 1, index + stages)), numbers",
+        "else cut(stacked, index + 1, index + stages)",
+        "else jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), cut(stacked, index + 1, index + stages))",
         f"{FORWARD} -k 'equations and paper'",
     ),
     Mutation(
         "-",
         "a fusion inside a block reads the block's output",
         PASS,
-        "at = _At(states[read.tower][OWN], self.positions(read.tower), *block)",
-        "x = block[0](states[read.tower][OWN], places=self.streams[read.tower][OWN], layer=block[1])[0]\n"
-        "                at = _At(x, self.positions(read.tower), *block)",
+        "at = _At(states[read.tower][OWN], self.positions(read.tower), block, layer)",
+        "x = block(states[read.tower][OWN], places=self.streams[read.tower][OWN], layer=layer)[0]\n"
+        "                at = _At(x, self.positions(read.tower), block, layer)",
         f"{FORWARD} -k 'equations and shared'",
     ),
     Mutation(
