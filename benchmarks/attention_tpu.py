@@ -16,6 +16,7 @@ a step's arithmetic does not hide at the memory's peak bandwidth. Three packings
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,9 +72,9 @@ class Case(NamedTuple):
     def sizes(self) -> Sizes:
         return block_sizes(self.t, self.t, self.h)
 
-    def kernel(self, backward: bool) -> Kernel:
+    def kernel(self, backward: bool, blocks: Blocks) -> Kernel:
         item = 2 if self.dtype == "bfloat16" else 4
-        return Kernel(POSITIONS // self.t, self.n, self.k, self.t, self.t, self.h, item, backward)
+        return Kernel(POSITIONS // self.t, self.n, self.k, self.t, self.t, self.h, item, backward, True, blocks)
 
 
 CASES = [
@@ -114,8 +115,6 @@ def compile_case(case: Case, sizes: Sizes) -> dict[str, Any]:
 
 def child(case: Case, sizes: Sizes) -> None:
     """Compile forward and backward for one chip; prints JSON."""
-    import re
-
     import jax
     from jax.experimental.layout import Format, Layout
     from jax.sharding import SingleDeviceSharding
@@ -175,7 +174,7 @@ def ideal_seconds(case: Case, start: np.ndarray, end: np.ndarray) -> float:
 
 def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of a case by packing."""
-    found = {name.partition(".")[0]: schedule for name, schedule in compiled["schedules"].items()}
+    found = {re.sub(r"_\d+x\d+(\.\d+)?$", "", name): schedule for name, schedule in compiled["schedules"].items()}
     known = GENERATIONS[case.tpu].chip
     assert known.clock is not None
     out: dict[str, Any] = {
@@ -191,7 +190,7 @@ def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any
         for rows in documents(packing, case.t):
             x = ranges(rows)
             each = [
-                kernel_seconds(case.kernel(name == NAMES[1]), found[name], blocks, *x, known)
+                kernel_seconds(case.kernel(name == NAMES[1], blocks), found[name], *x, known)
                 for name, blocks in zip(NAMES, sizes, strict=True)
             ]
             parts.append([*each, ideal_seconds(case, *x)])

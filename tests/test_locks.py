@@ -1,4 +1,4 @@
-"""One lock for every output folder: two real processes, one killed, one that goes on."""
+"""One lock for every output folder: two real processes, one killed, one that resumes."""
 
 import json
 import os

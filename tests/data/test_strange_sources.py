@@ -211,6 +211,6 @@ def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
 
     (wav / "u9.wav").unlink()
     with pytest.raises(
-        UserError, match=r"no row of split test can be used, of 1; the first: .*u9\.wav' does not exist"
+        UserError, match=r"split test: none of its 1 rows can be used: .*first: .*u9\.wav' does not exist"
     ):
         prepared.write_examples(tmp_path / "c", tmp_path / "q", settings, False, 1)

@@ -85,7 +85,7 @@ def test_the_default_policy_is_the_normaliser_that_figures_were_made_with():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("whisper_english", "normaliser = 'whisper_english' is unknown; did you mean 'whisper-english'"),
+        ("whisper_english", "--normaliser = 'whisper_english' is unknown; did you mean 'whisper-english'"),
         ("jiwer:ToLowercase", "'ToLowercase' is no transform from text to text; did you mean 'ToLowerCase'"),
         ("jiwer:ReduceToListOfWords", "'ReduceToListOfWords' is no transform from text to text"),
         ("jiwer:", "'' is no transform from text to text"),

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Int
 
 from zipper_jax.aot.bundles import Schedule
-from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges, block_sizes
+from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges
 from zipper_jax.sharding.chips import Chip
 
 NAMES = ("interval_attention", "interval_attention_gradients")
 """The forward and the backward kernel."""
 
 _CALL = re.compile(
-    r"^\s+%?((?:interval_attention|interval_attention_gradients)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
+    r"^\s+%?(interval_attention(_gradients)?_(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
 )
 _ARRAY = re.compile(r"([a-z]+\d+)\[(\d+),(\d+),(\d+),(\d+)\]")
 _LANES = 128
@@ -34,6 +34,8 @@ class Kernel(NamedTuple):
         head_dim: H.
         itemsize: Bytes of an element.
         backward: Whether it is the kernel of the gradients.
+        causal: Whether it is self-attention; else each query sees its document's whole source.
+        blocks: Its block sizes.
     """
 
     rows: int
@@ -44,11 +46,8 @@ class Kernel(NamedTuple):
     head_dim: int
     itemsize: int
     backward: bool
-
-    @property
-    def blocks(self) -> Blocks:
-        """Its block sizes."""
-        return block_sizes(self.queries, self.keys, self.head_dim)[self.backward]
+    causal: bool
+    blocks: Blocks
 
 
 def kernel_calls(hlo: str) -> dict[str, Kernel]:
@@ -56,15 +55,15 @@ def kernel_calls(hlo: str) -> dict[str, Kernel]:
     found = {}
     for line in hlo.splitlines():
         if call := _CALL.match(line):
-            # Query and key are the first and the last of the four-dimensional arrays that are not statistics.
-            arrays = [a for a in _ARRAY.findall(call[2].partition("}}")[0]) if a[3] != "1"]
-            dtype, rows, heads, queries, size = next(
-                a for a in arrays if a[0] == arrays[-1][0] and a[4] == arrays[-1][4]
-            )
-            _, _, kv_heads, keys, _ = arrays[-1]
-            found[call[1]] = Kernel(
+            # Query and value are the first and the last of the four-dimensional arrays that are not statistics.
+            name, gradients, bq, bk, rest = call.groups()
+            arrays = [a for a in _ARRAY.findall(rest.partition("}}")[0]) if a[3] != "1"]
+            value = arrays[-1]
+            dtype, rows, heads, queries, size = next(a for a in arrays if (a[0], a[4]) == (value[0], value[4]))
+            kv_heads, keys = value[2:4]
+            found[name] = Kernel(
                 int(rows), int(heads), int(kv_heads), int(queries), int(keys), int(size), 2 if dtype == "bf16" else 4,
-                call[1].startswith(NAMES[1]),
+                gradients is not None, "cross_attention" not in rest, Blocks(int(bq), int(bk)),
             )  # fmt: skip
     return found
 
@@ -76,7 +75,7 @@ def packed_ranges(
     at = np.arange(kernel.queries) * documents // kernel.queries
     cuts = np.arange(documents + 1) * kernel.keys // documents
     start = cuts[at]
-    end = np.minimum(np.arange(kernel.queries) + 1, kernel.keys) if causal else cuts[at + 1]
+    end = np.minimum(np.arange(kernel.queries) + 1, kernel.keys) if kernel.causal else cuts[at + 1]
     rows = (kernel.rows, kernel.queries)
     return np.broadcast_to(start.astype(np.int32), rows), np.broadcast_to(end.astype(np.int32), rows)
 
@@ -84,7 +83,6 @@ def packed_ranges(
 def kernel_seconds(
     kernel: Kernel,
     schedule: Schedule,
-    blocks: Blocks,
     start: Int[np.ndarray, "B T"],
     end: Int[np.ndarray, "B T"],
     chip: Chip,
@@ -94,15 +92,14 @@ def kernel_seconds(
     Args:
         kernel: The call.
         schedule: Its bundles.
-        blocks: Its block sizes.
         start, end: Attention ranges.
         chip: Rates of the device.
     """
     assert chip.bandwidth is not None
     assert chip.clock is not None
+    loops, blocks = schedule.loops, kernel.blocks
     per_cycle = chip.flops / 2 / chip.clock / chip.cores  # multiply-adds
     least = (5 if kernel.backward else 2) * blocks.queries * blocks.keys * kernel.head_dim / per_cycle
-    loops = schedule.loops
     if len(loops) != (4 if kernel.backward else 2):  # with one block of keys the compiler merges loops
         once = sum(loops)
         loops = (0, once, once, 0) if kernel.backward else (once, once)
@@ -149,8 +146,8 @@ def kernel_costs(hlo: str, schedules: Mapping[str, Schedule], chip: Chip, docume
     found = {}
     for instruction, kernel in kernel_calls(hlo).items():
         if instruction in schedules:
-            start, end = packed_ranges(kernel, documents, causal=kernel.queries == kernel.keys)
-            seconds = kernel_seconds(kernel, schedules[instruction], kernel.blocks, start, end, chip)
+            start, end = packed_ranges(kernel, documents)
+            seconds = kernel_seconds(kernel, schedules[instruction], start, end, chip)
             pairs = float((end - start).sum()) * kernel.heads * kernel.head_dim
             found[instruction] = Cost(round(seconds * chip.clock), (10 if kernel.backward else 4) * pairs)
     return found

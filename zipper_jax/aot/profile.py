@@ -236,7 +236,9 @@ class _Reader:
         path = source[1] if source else instruction
         if opcode == "custom-call" and "tpu_custom_call" in what:
             if instruction not in self.kernels:
-                raise UserError(f"custom kernel {instruction!r} ({path}): its cycles are not known")
+                raise UserError(
+                    f"custom kernel {instruction!r} ({path}): its cycles are not known, only the attention kernel's"
+                )
             count, flops = self.kernels[instruction]
         elif cycles:
             count, fused = int(cycles[1]), _called(what) if opcode == "fusion" else []

@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace, extra: Sequence[str], dumped: str) -> int:
     # Set before jax is imported, so that libtpu does not search for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    from zipper_jax.aot import bundles, compile_decode, compile_train, report, topology
+    from zipper_jax.aot import bundles, compile_decode, compile_train, profile, report, topology
     from zipper_jax.cli import gin_bindings, gin_flags
 
     flags = gin_flags.parse(extra)
@@ -65,6 +65,9 @@ def _run(args: argparse.Namespace, extra: Sequence[str], dumped: str) -> int:
     config = gin_bindings.train_config()
     if args.against is not None and not args.profile:
         raise UserError(f"--against = {args.against}: give --profile, too")
+    if args.documents < 1:
+        raise UserError(f"--documents = {args.documents}: give 1 or more")
+    before = None if args.against is None else _stored(args.against)
     if args.profile:  # libtpu reads it when it is loaded, for the first topology
         flags_of_libtpu = (os.environ.get("LIBTPU_INIT_ARGS"), bundles.dump_flags(dumped))
         os.environ["LIBTPU_INIT_ARGS"] = " ".join(filter(None, flags_of_libtpu))
@@ -81,32 +84,31 @@ def _run(args: argparse.Namespace, extra: Sequence[str], dumped: str) -> int:
         print(line)
     results = done.as_json()
     if args.profile:
-        results["profile"] = _profile(done, per, dumped, args.documents, args.against)
+        results["profile"] = _profile(done, per, dumped, args.documents)
     if args.json:
         write_json(args.json, results)
+    if before is not None:
+        for line in profile.compare(results["profile"], before):
+            print(line)
     if done.limit is not None and done.peak > (1 - args.spare) * done.limit:
         print(f"--spare = {args.spare:g}: less memory than this share is free")
         return 1
     return 0
 
 
-def _profile(done: Any, per: str, dumped: str, documents: int, against: Path | None) -> dict[str, Any]:
-    """Print the profile, and what changed against another; return it as JSON."""
+def _profile(done: Any, per: str, dumped: str, documents: int) -> dict[str, Any]:
+    """Print the profile; return it as JSON."""
     from zipper_jax.aot import bundles, kernels, profile
     from zipper_jax.sharding.chips import chip
 
     known = chip(done.device)
     if known is None:
-        raise UserError(f"--profile: no peak rates are known for {done.device!r}")
+        raise UserError(f"--profile: no peak rates are known for {done.device!r}; give a --topology of v5e, v5p or v6e")
     costs = kernels.kernel_costs(done.hlo, bundles.schedules(dumped), known, documents)
     found = profile.profile(done.hlo, done.device, costs, turns=1)
     for line in profile.lines(found, known, done.model_flops, per):
         print(line)
-    result = profile.as_json(found, known)
-    if against is not None:
-        for line in profile.compare(result, _stored(against)):
-            print(line)
-    return result
+    return profile.as_json(found, known)
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -79,9 +79,14 @@ def run(args: argparse.Namespace) -> int:
         if args.output is not None:
             stack.enter_context(locked_file(args.output))
             out = stack.enter_context(args.output.open("w", encoding="utf-8"))
+        first = 0
         for batch in _batches((request for _, request in read), args.batch_size):
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
-            rows = model.generate(prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens)
+            rows = model.generate(
+                prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens,
+                batch_size=args.batch_size * args.beams, first_row=first,
+            )  # fmt: skip
+            first += len(batch)
             for request, row in zip(batch, rows, strict=True):
                 print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
     return 0

@@ -127,7 +127,8 @@ def prepare_settings(given: Mapping[str, Any]) -> PrepareSettings:
     except UserError as error:
         raise UserError(_WHERE_CALLED.sub("", str(error))) from error
     paths = {name: getattr(found, name) for name in ("text_vocabulary", "tokenizer", "speech_vocabulary")}
-    return replace(found, **{name: local_path(path, f"--{name}") for name, path in paths.items() if path})
+    own = {m: local_path(path, f"--vocabularies {m}") for m, path in found.vocabularies.items() if path}
+    return replace(found, vocabularies=own, **{n: local_path(path, f"--{n}") for n, path in paths.items() if path})
 
 
 def train_config() -> TrainConfig:

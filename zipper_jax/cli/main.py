@@ -150,7 +150,7 @@ class Parser(argparse.ArgumentParser):
     """Checks and expands every path (`local_path`): options whose type is `Path` or `path_text`, subcommands' too."""
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if action.type in (Path, path_text):
+        if action.type in (Path, path_text) and (arg_string or action.default != ""):  # "" where it is the default
             arg_string = local_path(arg_string, action.option_strings[0] if action.option_strings else action.dest)
         return super()._get_value(action, arg_string)
 

@@ -1,6 +1,6 @@
 """Encode the rows of a corpus as examples: audio to units, in worker processes; an interrupted split is resumed.
 
-A row whose audio cannot be used, because it changed after the import, is left out and recorded in ``<split>.dropped``.
+A row whose audio cannot be used, because it changed after the import, is skipped and recorded in ``<split>.dropped``.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_text
 from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -76,10 +77,12 @@ def encode_split(
     jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if dropped.is_file():  # a killed process may have left half a line
+        write_text(dropped, "".join(json.dumps(one) + "\n" for one in known.values()))
     with (
         contextlib.closing(encoded),
         partial.open("a", encoding="utf-8") as out,
-        dropped.open("a", encoding="utf-8") as left_out,
+        dropped.open("a", encoding="utf-8") as skipped,
     ):
         bar = progress(total=len(jobs), what=f"encoding {split}", unit="utterances")
         for row in rows:
@@ -89,8 +92,8 @@ def encode_split(
                 variants, seconds, reason, message = next(encoded)
                 bar.update()
                 if reason:
-                    left_out.write(json.dumps({"id": row["id"], "reason": reason, "message": message}) + "\n")
-                    left_out.flush()
+                    skipped.write(json.dumps({"id": row["id"], "reason": reason, "message": message}) + "\n")
+                    skipped.flush()
                     continue
             content = {field: row.get(field) or None for field in fields}
             about = {"id": row["id"], "split": split, **content, "voice": row.get("voice")}
@@ -105,7 +108,9 @@ def encode_split(
     if lacking and not partial.stat().st_size:
         dropped.unlink()  # the next run looks again
         first = next(iter(lacking.values()))
-        raise UserError(f"no row of split {split} can be used, of {len(lacking)}; the first: {first['message']}")
+        raise UserError(
+            f"split {split}: none of its {len(lacking)} rows can be used: mend their audio; first: {first['message']}"
+        )
     os.replace(partial, path)
     logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
     for line in describe_dropped(split, count_dropped(lacking)):
@@ -134,7 +139,7 @@ def count_dropped(found: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str,
 def describe_dropped(split: str, counted: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield one line per reason."""
     for reason, one in counted.items():
-        yield f"{split}: dropped {one['count']:,} {reason} (first: {one['first']})"
+        yield f"{split}: dropped {one['count']:,} {reason} (first: {one['first']}); --overwrite tries again"
 
 
 def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:

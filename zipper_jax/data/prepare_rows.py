@@ -140,7 +140,7 @@ def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> 
     """Return the SHA-256 of everything that determines the rows of a task."""
     decides = {
         "format": FORMAT_VERSION,
-        "examples": header["made_with"],
+        "examples": [header["made_with"], header["dropped"]] if header.get("dropped") else header["made_with"],
         "template": settings.task_set.tasks[task].spans,
         "lengths": _lengths(settings, task),
         "open_rows": settings.open_rows,

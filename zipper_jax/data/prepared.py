@@ -182,6 +182,10 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
         "settings": to_dict(settings.of_examples()),
     }
     header = _header_or_none(folder)
+    if header is not None and overwrite and header.get("dropped"):
+        logger.info("rows were dropped because of their audio: starting over")
+        (folder / "header.json").unlink()
+        header = None
     if header is not None and header["made_with"] != made_with:
         before = header["made_with"]["settings"]
         changes = [

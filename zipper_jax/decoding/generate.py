@@ -89,6 +89,7 @@ class Generator:
         max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         batch_size: int = BATCH_SIZE,
+        first_row: int = 0,
     ) -> list[list[Generated]]:
         """Continue each row of ``given`` with one span per name in ``outputs``.
 
@@ -101,6 +102,7 @@ class Generator:
             max_new_tokens: Modality -> most content tokens of a generated span; longer ones are truncated and flagged.
             sampling: One setting, or one per output modality.
             batch_size: Most rows decoded together; beams count as rows.
+            first_row: Number of the first row in a larger set: a row's draws depend on its number.
 
         Returns:
             The generated spans of each row, in the order of ``outputs``.
@@ -110,7 +112,7 @@ class Generator:
                 below 1.
         """
         results: list[list[Generated]] = [[] for _ in given]
-        for rows, found in self.batches(given, outputs, max_new_tokens, sampling, batch_size):
+        for rows, found in self.batches(given, outputs, max_new_tokens, sampling, batch_size, first_row=first_row):
             for row, spans in zip(rows, found, strict=True):
                 results[row] = spans
         return results
@@ -123,6 +125,7 @@ class Generator:
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         batch_size: int = BATCH_SIZE,
         done: Collection[int] = (),
+        first_row: int = 0,
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """`__call__` batch by batch: yields the numbers of a batch's rows and their spans.
 
@@ -130,7 +133,7 @@ class Generator:
         batches are a function of the lengths alone: a run that resumes decodes the same ones.
 
         Args:
-            given, outputs, max_new_tokens, sampling, batch_size: See `__call__`.
+            given, outputs, max_new_tokens, sampling, batch_size, first_row: See `__call__`.
             done: Rows that need no decoding; a batch with none left is skipped.
         """
         self._check(given, outputs, max_new_tokens, sampling)
@@ -145,7 +148,8 @@ class Generator:
             if any(row not in done for row in rows):
                 # The last batch repeats its last row up to the size of the others, which are compiled.
                 padded = [*rows, *rows[-1:] * (size - len(rows))] if len(order) > size else rows
-                found = self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, padded)
+                numbers = [first_row + row for row in padded]
+                found = self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, numbers)
                 yield rows, found[: len(rows)]
 
     def _batch(

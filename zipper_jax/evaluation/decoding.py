@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zipper_jax import __version__
 from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.controls import of_transcription
@@ -56,7 +57,7 @@ def decode_set(
         what: Name of the set, for the bar and the file of outputs.
     """
     prompts = [[(given, np.asarray(content, np.int32))] for content in contents]
-    settings = [given, output, dict(how.max_new_tokens), to_dict(how.sampling), how.batch_size]
+    settings = [given, output, dict(how.max_new_tokens), to_dict(how.sampling), how.batch_size, __version__]
     kind = digest(model, settings, *(tokens for [(_, tokens)] in prompts))
     keys = [digest(kind, row) for row in range(len(prompts))]
     found = {row: Decoded(*value) for row, key in enumerate(keys) if (value := how.outputs.get(key)) is not None}

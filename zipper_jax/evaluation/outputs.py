@@ -43,8 +43,7 @@ class Outputs:
                 self._lines[str(found["key"])] = {**found, "output": found["output"]}
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{str(path)!r} line {number} is no finished output ({error!r}): remove the file or give another "
-                    "--out"
+                    f"{str(path)!r} line {number} is no finished output: remove the file or give another --out"
                 ) from error
         if whole != text:  # the process was killed within a line
             with path.open("r+b") as file:

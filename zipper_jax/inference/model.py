@@ -182,6 +182,7 @@ class Model:
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
         batch_size: int = BATCH_SIZE,
+        first_row: int = 0,
     ) -> list[list[Output]]:
         """Continue each prompt with one span per output modality, in order.
 
@@ -192,13 +193,14 @@ class Model:
             sampling: One setting, or one per output modality.
             max_new_tokens: Modality -> most content tokens; overrides the model's own.
             batch_size: Most prompts decoded together; beams count as prompts.
+            first_row: Number of the first prompt in a larger set: what is sampled depends on a prompt's number.
 
         Returns:
             The generated spans of each prompt.
         """
         given = [[(modality, self.encode(modality, content)) for modality, content in prompt] for prompt in prompts]
         results = self.generate_tokens(
-            given, outputs, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size
+            given, outputs, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size, first_row=first_row
         )
         return [
             [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
@@ -229,10 +231,11 @@ class Model:
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
         batch_size: int = BATCH_SIZE,
+        first_row: int = 0,
     ) -> list[list[Generated]]:
         """`generate` from token ids to token ids, without vocabularies."""
         max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
-        return self._generator(given, tuple(outputs), max_new_tokens, sampling, batch_size)
+        return self._generator(given, tuple(outputs), max_new_tokens, sampling, batch_size, first_row)
 
     def token_batches(
         self,

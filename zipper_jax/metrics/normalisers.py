@@ -71,12 +71,12 @@ def policy(name: str) -> Policy:
             found = importlib.import_module(f"whisper_normalizer.{module}")
         except ImportError:
             raise UserError(
-                f"normaliser = {name!r} needs a package that is not installed: pip install 'whisper-normalizer>=0.1.15'"
+                f"--normaliser = {name!r} needs a package: pip install 'whisper-normalizer>=0.1.15'"
             ) from None
         return Policy(name, about, getattr(found, made)())
     if name.startswith("jiwer:"):
         return _of_jiwer(name)
-    raise UserError(f"normaliser = {name!r} is unknown{closest(name, NAMES)}")
+    raise UserError(f"--normaliser = {name!r} is unknown{closest(name, NAMES)}")
 
 
 def _of_jiwer(name: str) -> Policy:
@@ -91,7 +91,7 @@ def _of_jiwer(name: str) -> Policy:
                 raise TypeError
         except (AttributeError, TypeError):
             hint = closest(step, [one for one in known if issubclass(getattr(jiwer, one), jiwer.AbstractTransform)])
-            raise UserError(f"normaliser = {name!r}: {step!r} is no transform from text to text{hint}") from None
+            raise UserError(f"--normaliser = {name!r}: {step!r} is no transform from text to text{hint}") from None
         steps.append(made)
     return Policy(name, f"jiwer's {', '.join(name.removeprefix('jiwer:').split(','))}", lambda text: _all(steps, text))
 

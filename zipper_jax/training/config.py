@@ -1,5 +1,6 @@
 """Configuration of a training run: validated frozen dataclasses, built by gin, by flags or in Python."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -233,7 +234,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "microbatches", "log_period", "eval_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")
-        if self.z_loss < 0:
+        if not 0 <= self.z_loss < math.inf:
             raise UserError(f"TrainConfig.z_loss={self.z_loss}: give 0 (none) or more, for example 1e-4")
         if self.eval_period < 0:
             raise UserError(f"TrainConfig.eval_period={self.eval_period}: give 0 (never) or more")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,9 @@ def locked_file(path: str | os.PathLike) -> Iterator[None]:
         UserError: Another process holds the lock.
     """
     with Path(path).open("a", encoding="utf-8") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or a pipe
+            yield
+            return
         _acquire(file, Path(path))
         try:
             yield
@@ -79,6 +83,11 @@ def _acquire(file: IO[str], path: Path) -> None:
         raise UserError(
             f"{str(path)!r} is being written by {holder or 'another process'}; wait for it or choose another "
             f"{'folder' if path.is_dir() else 'file'}"
+        ) from None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{str(path)!r} cannot be locked ({error.strerror}): give a path on a file system with flock"
         ) from None
 
 

@@ -337,7 +337,7 @@ def _forward_call(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
         ),
         interpret=interpret,
-        name="interval_attention",
+        name=f"interval_attention_{bq}x{static.sizes.forward.keys}",
     )(block_ranges(start, end, static.sizes.forward).reshape(-1), _columns(start, end), q, k, v)
 
 
@@ -366,7 +366,7 @@ def _backward_call(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
         ),
         interpret=interpret,
-        name="interval_attention_gradients",
+        name=f"interval_attention_gradients_{bq}x{static.sizes.backward.keys}",
     )(
         block_ranges(start, end, static.sizes.backward).reshape(-1),
         start[:, None],

@@ -52,8 +52,8 @@ def choose(call: Call, implementation: Implementation = "auto") -> Choice:
 
     Args:
         call: Platform and shapes.
-        implementation: The one to use; calls that it cannot serve (pallas_tpu with a distance bias) are chosen for as
-            by "auto".
+        implementation: The one to use; calls that it cannot serve (pallas_tpu with a distance bias, or head_dim above
+            128 and not a multiple of it) are chosen for as by "auto".
 
     Raises:
         ValueError: There is no such implementation.
@@ -61,12 +61,15 @@ def choose(call: Call, implementation: Implementation = "auto") -> Choice:
     if implementation not in get_args(Implementation):
         known = ", ".join(get_args(Implementation))
         raise ValueError(f"unknown attention implementation {implementation!r}; known: {known}")
-    refused = implementation == "pallas_tpu" and call.distance_bias
+    fits = call.head_dim <= 128 or call.head_dim % 128 == 0
+    refused = implementation == "pallas_tpu" and (call.distance_bias or not fits)
     if implementation != "auto" and not refused:
         return Choice(implementation, "as configured")
-    if call.platform == "tpu" and not call.distance_bias and call.queries >= _KERNEL_QUERIES and call.keys > 0:
+    served = fits and not call.distance_bias
+    if call.platform == "tpu" and served and call.queries >= _KERNEL_QUERIES and call.keys > 0:
         return Choice("pallas_tpu", f"TPU, {_KERNEL_QUERIES} queries or more")
-    why = "; pallas_tpu has no distance bias" if call.distance_bias and (refused or call.platform == "tpu") else ""
+    lacks = "no distance bias" if call.distance_bias else f"no head_dim {call.head_dim}"
+    why = f"; pallas_tpu has {lacks}" if not served and (refused or call.platform == "tpu") else ""
     if call.queries * call.keys <= _DENSE_LIMIT:
         return Choice("dense", f"at most {_DENSE_LIMIT:,} scores per head{why}")
     return Choice("blockwise", f"more than {_DENSE_LIMIT:,} scores per head{why}")
@@ -134,6 +137,8 @@ def run(
     setting = current()
     partition = None if setting.partition is None else setting.partition(query.shape, key.shape)
     platform = jax.default_backend() if partition is None else partition.mesh.devices.flat[0].platform
+    if partition is None and platform == "tpu" and jax.device_count() > 1:
+        platform = "cpu"  # the program may span devices, over which the compiler cannot partition a kernel
     call = Call(platform, query.shape[1], key.shape[1], query.shape[3], distance_bias is not None)
     chosen = choose(call, implementation or setting.implementation).implementation
     if chosen == "pallas_tpu":
