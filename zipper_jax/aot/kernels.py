@@ -68,9 +68,7 @@ def kernel_calls(hlo: str) -> dict[str, Kernel]:
     return found
 
 
-def packed_ranges(
-    kernel: Kernel, documents: int, causal: bool
-) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+def packed_ranges(kernel: Kernel, documents: int) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
     """Attention ranges of rows with equal documents: causal, or (cross-attention) all keys of the document."""
     at = np.arange(kernel.queries) * documents // kernel.queries
     cuts = np.arange(documents + 1) * kernel.keys // documents
