@@ -106,7 +106,7 @@ def test_two_prepare_runs_into_one_folder_never_double_an_utterance(tmp_path):
     ]
     errors = [process.communicate()[1] for process in both]
     refused = [error for error in errors if "is being written by process" in error.splitlines()[-1]]
-    assert len(refused) == 1, errors
+    assert len(refused) <= 1, errors  # none where one had ended before the other began
     assert not any("Traceback" in error for error in errors)
     ids = [json.loads(line)["id"] for line in (out / "examples" / "train.jsonl").read_text().splitlines()]
     assert len(ids) == len(set(ids)) == 3000
