@@ -61,7 +61,7 @@ format: $(STAMP)
 
 # One set of versions for every Python and platform ("fewest"), so that all users run the tested versions.
 lock: .cache/uv/bin/uv
-	.cache/uv/bin/uv pip compile pyproject.toml --extra dev --extra espeak --output-file requirements.lock $(if $(UPGRADE),--upgrade) \
+	.cache/uv/bin/uv pip compile pyproject.toml --extra dev --extra espeak --extra normalisers --output-file requirements.lock $(if $(UPGRADE),--upgrade) \
 	  --universal --python-version 3.11 --fork-strategy requires-python --generate-hashes --no-config --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --quiet
 

@@ -12,7 +12,7 @@ from options import FUSIONS, OPTIONS, layout_of
 from passes import equations, forward
 from tiny import is_gate, paths
 
-from zipper_jax.models.module import pure
+from zipper_jax.models.module import Unsharded, pure
 from zipper_jax.models.zipper import Zipper, abstract_params, init_params, parameters
 from zipper_jax.sequences import rows_to_towers
 
@@ -70,12 +70,13 @@ def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
     """By the rules of the tower that the parameter belongs or writes to."""
     config, gathered = OPTIONS[name], set()
 
-    def placer(x, tower, *names, in_use=False):
-        if in_use:
-            gathered.add((tower, x.shape, names))
-        return x
+    class Recording(Unsharded):
+        def __call__(self, x, tower, *names, in_use=False):
+            if in_use:
+                gathered.add((tower, x.shape, names))
+            return x
 
-    jax.eval_shape(partial(forward, config, placer=placer), abstract_params(config), empty_batch(config))
+    jax.eval_shape(partial(forward, config, placer=Recording()), abstract_params(config), empty_batch(config))
     known = parameters(config).values()
     assert gathered == {(p.owner, *member(p)) for p in known if p.use != "lookup" or p.output}
 
