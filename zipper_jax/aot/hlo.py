@@ -17,7 +17,7 @@ _BITS = {
 _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-CALLED = re.compile(
+_CALLED = re.compile(
     r"\b(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)="
     r"(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
@@ -117,14 +117,12 @@ def _walk(
             turns = trip_count(computations, loop[1], what, unknown) if found else 0
             inside += [c._replace(times=c.times * turns) for c in found]
         else:
-            for several, one in CALLED.findall(what):
-                for called in (several or one).split(","):
-                    place = called.strip().lstrip("%")
-                    if opcode != "fusion":
-                        inside += _walk(computations, place, unknown, num_devices)
-                        continue
-                    for channel, collective in _fused(computations, place, num_devices):
-                        here.setdefault(channel, {}).setdefault(place, []).append(collective)
+            for place in called(what):
+                if opcode != "fusion":
+                    inside += _walk(computations, place, unknown, num_devices)
+                    continue
+                for channel, collective in _fused(computations, place, num_devices):
+                    here.setdefault(channel, {}).setdefault(place, []).append(collective)
     for copies in here.values():
         inside += sorted(copies.values(), key=len)[-1]
     return inside
@@ -137,8 +135,8 @@ def _fused(
     yield from _own(computations, name, num_devices)
     for _, what in computations[name]:
         if split_opcode(what)[1] == "fusion":
-            for _, one in CALLED.findall(what):
-                yield from _fused(computations, one, num_devices)
+            for place in called(what):
+                yield from _fused(computations, place, num_devices)
 
 
 def _own(
@@ -151,6 +149,11 @@ def _own(
         if kind in _KINDS:
             channel = re.search(r"channel_id=(\d+)", what)
             yield channel[1] if channel else instruction, _collective(kind, shape, opcode != kind, what, num_devices)
+
+
+def called(what: str) -> list[str]:
+    """Names of the computations that an instruction calls, in order."""
+    return [name.strip().lstrip("%") for several, one in _CALLED.findall(what) for name in (several or one).split(",")]
 
 
 def split_opcode(what: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from zipper_jax.aot.hlo import CALLED, WHILE, read_computations, size_of, split_opcode, trip_count
+from zipper_jax.aot.hlo import WHILE, called, read_computations, size_of, split_opcode, trip_count
 from zipper_jax.aot.kernels import Cost
 from zipper_jax.sharding.chips import CHIPS, Chip, chip
 from zipper_jax.utils.errors import UserError
@@ -221,10 +221,10 @@ class _Reader:
                 turns = trip_count(self.computations, loop[1], what, self.turns)
                 found += self.walk(loop[2], times * turns)
             elif opcode == "conditional":
-                sides = [self.walk(called, times) for called in _called(what)]
+                sides = [self.walk(place, times) for place in called(what)]
                 found += max(sides, key=lambda side: sum(o.cycles for o in side), default=[])
             elif opcode == "call":
-                found += [o for called in _called(what) for o in self.walk(called, times)]
+                found += [o for place in called(what) for o in self.walk(place, times)]
             else:
                 found += self._operation(instruction, opcode, what, shapes, times)
         return found
@@ -241,8 +241,8 @@ class _Reader:
                 )
             count, flops = self.kernels[instruction]
         elif cycles:
-            count, fused = int(cycles[1]), _called(what) if opcode == "fusion" else []
-            flops = sum(self._flops(called) for called in fused) if fused else self._product(what, shapes)
+            count, fused = int(cycles[1]), called(what) if opcode == "fusion" else []
+            flops = sum(self._flops(place) for place in fused) if fused else self._product(what, shapes)
         else:
             return []
         moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(name, "")) for name in _operands(what))
@@ -253,7 +253,7 @@ class _Reader:
         """The opcode; of a fusion around a collective, the collective's."""
         if opcode != "fusion":
             return opcode
-        inside = (split_opcode(w)[1] for called in _called(what) for _, w in self.computations.get(called, ()))
+        inside = (split_opcode(w)[1] for place in called(what) for _, w in self.computations.get(place, ()))
         return next((kind for kind in inside if kind.startswith(_COLLECTIVES)), opcode)
 
     def _flops(self, name: str) -> float:
@@ -263,7 +263,7 @@ class _Reader:
         for _, what in self.computations.get(name, ()):
             total += self._product(what, shapes)
             if split_opcode(what)[1] == "fusion":
-                total += sum(self._flops(called) for called in _called(what))
+                total += sum(self._flops(place) for place in called(what))
         return total
 
     def _product(self, what: str, shapes: Mapping[str, str]) -> float:
@@ -297,10 +297,6 @@ def _operands(what: str) -> list[str]:
     """Names of an instruction's operands."""
     shape, opcode = split_opcode(what)
     return _OPERANDS.findall(what[len(shape) + 1 + len(opcode) :].partition(")")[0])
-
-
-def _called(what: str) -> list[str]:
-    return [name.strip().lstrip("%") for several, one in CALLED.findall(what) for name in (several or one).split(",")]
 
 
 def _dims(shape: str) -> list[int]:
