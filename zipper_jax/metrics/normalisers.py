@@ -3,6 +3,7 @@
 import functools
 import importlib
 import unicodedata
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -68,7 +69,9 @@ def policy(name: str) -> Policy:
     if name in _WHISPER:
         module, made, about = _WHISPER[name]
         try:
-            found = importlib.import_module(f"whisper_normalizer.{module}")
+            with warnings.catch_warnings():  # compiling its docstrings warns of escapes
+                warnings.filterwarnings("ignore", ".*invalid escape sequence")
+                found = importlib.import_module(f"whisper_normalizer.{module}")
         except ImportError:
             raise UserError(
                 f"--normaliser = {name!r} needs a package: pip install 'whisper-normalizer>=0.1.15'"
