@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from zipper_jax.models import rotary
 from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write
 from zipper_jax.models.config_parts import TowerConfig
-from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm
+from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
@@ -409,7 +409,7 @@ class Tower(Module):
 
     def _products(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
         config = self.config
-        logits = jnp.einsum("BTD,VD->BTV", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = token_product("BTD,VD->BTV", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
         if config.logit_scale != 1:
             logits = logits * config.logit_scale
         if config.logit_softcap is not None:

@@ -7,7 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+EMPTY = float(np.finfo(np.float32).min) / 2
+"""The largest score of a query without visible keys; no real score is as low."""
 
 
 def interval_weights(
@@ -21,13 +25,17 @@ def interval_weights(
     distance_bias: Float[Array, "N W"] | None = None,
 ) -> Float[Array, "B K G T S"]:
     """Attention weights, float32 (dense: for figures and tests); 0 for queries without visible keys."""
-    return _softmax(query, key, start, end, scale, softcap, distance_bias)[0]
+    unnormalised, _, total = _exponentials(query, key, start, end, scale, softcap, distance_bias)
+    return unnormalised / total
 
 
-def _softmax(
+def _exponentials(
     query: Array, key: Array, start: Array, end: Array, scale: Any, softcap: Any, distance_bias: Array | None
 ) -> tuple[Array, Array, Array]:
-    """(weights [B, K, G, T, S], largest score, sum of exp(score - largest)), both [B, K, G, T, 1]."""
+    """(exp(score - largest) [B, K, G, T, S], largest score, their sum), the latter two [B, K, G, T, 1].
+
+    A query without visible keys has the exponentials 0, the sum 1 and the largest score `EMPTY`.
+    """
     b, t, n, h = query.shape
     k, s = key.shape[2], key.shape[1]
     scale = h**-0.5 if scale is None else scale
@@ -43,13 +51,12 @@ def _softmax(
         by_slot = jnp.take(distance_bias.astype(jnp.float32), distance, axis=1)  # [N, B, T, S]
         scores = scores + by_slot.reshape(k, n // k, b, t, s).transpose(2, 0, 1, 3, 4)
     visible = (slots >= start[..., None]) & (slots < end[..., None])
-    visible = visible[:, None, None]
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-    # With an empty range the largest score is the fill value: exp would be 1 everywhere, so exp is masked as well.
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
-    unnormalised = jnp.where(visible, jnp.exp(scores - largest), 0.0)
+    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # Never the fill value itself: its difference to the fill value would be 0 and exp 1, in queries without keys.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=EMPTY))
+    unnormalised = jnp.exp(scores - largest)
     total = jnp.sum(unnormalised, axis=-1, keepdims=True)
-    return unnormalised / jnp.where(total == 0.0, 1.0, total), largest, total
+    return unnormalised, largest, jnp.where(total == 0.0, 1.0, total)
 
 
 def attention(
@@ -57,13 +64,14 @@ def attention(
     distance_bias: Array | None, return_lse: bool,
 ) -> Any:  # fmt: skip
     b, t, n, h = query.shape
-    weights, largest, total = _softmax(query, key, start, end, scale, softcap, distance_bias)
+    weights, largest, total = _exponentials(query, key, start, end, scale, softcap, distance_bias)
     _, k, g, _, s = weights.shape
     by_head = weights.astype(value.dtype).reshape(b, k, g * t, s)
-    mixed = jnp.einsum("BKXS,BKSH->BKXH", by_head, value.swapaxes(1, 2)).reshape(b, k, g, t, h)
-    out = mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
+    mixed = jnp.einsum("BKXS,BKSH->BKXH", by_head, value.swapaxes(1, 2), preferred_element_type=jnp.float32)
+    # Divided after the product: H numbers a query instead of S.
+    out = mixed.reshape(b, k, g, t, h) / total
+    out = out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(query.dtype)
     if not return_lse:
         return out, None
-    empty = total == 0.0
-    lse = jnp.where(empty, -jnp.inf, largest + jnp.log(jnp.where(empty, 1.0, total)))
+    lse = jnp.where(largest == EMPTY, -jnp.inf, largest + jnp.log(total))
     return out, lse[..., 0].reshape(b, n, t).swapaxes(1, 2)
