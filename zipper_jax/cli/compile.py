@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 def _run(args: argparse.Namespace, extra: Sequence[str], dumped: str) -> int:
     # Set before jax is imported, so that libtpu does not search for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program from the cache leaves no dump for the profile
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     from zipper_jax.aot import bundles, compile_decode, compile_train, profile, report, topology
     from zipper_jax.cli import gin_bindings, gin_flags

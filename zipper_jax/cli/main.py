@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from zipper_jax.utils import logs
+from zipper_jax.utils.compile_cache import keep_compiled_programs
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from zipper_jax.cli import completion
 
         completion.answer(COMMANDS, command_module)
+    keep_compiled_programs()
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))

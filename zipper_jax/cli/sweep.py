@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,14 +115,9 @@ def _run(args, sweep, rows, places) -> int:
 
 
 def _one_row(sweep, places, name: str) -> int:
-    import jax
-
     from zipper_jax.sweep import plan
     from zipper_jax.sweep.row import run_row
 
-    # Rows of one arm differ only in their seed, so they share compiled programs.
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(places.root / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     arm, _, seed = name.rpartition("-")
     return run_row(sweep, plan.Row(sweep.arm(arm), int(seed)), places)
 

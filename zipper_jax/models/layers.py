@@ -26,9 +26,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def token_product(equation: str, x: Array, kernel: Array, **options: Any) -> Array:
-    """``jnp.einsum(equation, x, kernel)`` with the first two axes of ``x`` and of the output, rows and positions, taken as one.
+    """``jnp.einsum(equation, x, kernel)`` with the first two axes of ``x`` and of the result taken as one.
 
-    The kernel's gradient then is one product over tokens, in which XLA on CPU transposes nothing.
+    These are rows and positions. The kernel's gradient then is one product over tokens, in which XLA on CPU transposes
+    nothing.
     """
     b, t, *features = x.shape
     y = jnp.einsum(equation.replace(equation[:2], "X"), x.reshape(b * t, *features), kernel, **options)
