@@ -198,7 +198,7 @@ def _fill(pieces: Sequence[_Piece], rows: int, length: int) -> TowerBatch:
         return np.repeat(np.fromiter(values, dtype, len(pieces)), sizes)
 
     marks = {place: (np.array([place.begin]), np.array([place.end])) for place in {piece.place for piece in pieces}}
-    contents = []
+    contents: list[np.ndarray] = []
     for piece in pieces:
         begin, end = marks[piece.place]
         contents += begin, np.asarray(piece.span.tokens, np.int64), end
