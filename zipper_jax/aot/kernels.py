@@ -141,11 +141,13 @@ def kernel_costs(hlo: str, schedules: Mapping[str, Schedule], chip: Chip, docume
             the most there can be.
     """
     assert chip.clock is not None
-    found = {}
-    for instruction, kernel in kernel_calls(hlo).items():
-        if instruction in schedules:
+    found, calls = {}, kernel_calls(hlo)
+    for instruction, kernel in calls.items():
+        # The compiler schedules equal kernels once, under the name of one of them.
+        equal = [name for name in (instruction, *calls) if name in schedules and calls[name] == kernel]
+        if equal:
             start, end = packed_ranges(kernel, documents)
-            seconds = kernel_seconds(kernel, schedules[instruction], start, end, chip)
+            seconds = kernel_seconds(kernel, schedules[equal[0]], start, end, chip)
             pairs = float((end - start).sum()) * kernel.heads * kernel.head_dim
             found[instruction] = Cost(round(seconds * chip.clock), (10 if kernel.backward else 4) * pairs)
     return found

@@ -45,6 +45,9 @@ _HELP = {
     "audio_folder": "base folder of the paths in a table; empty: the table's folder",
     "header": "JSON file with num_units and rate_hz of given units; empty: header.json beside them",
     "sample_rate": "of a TFDS dataset that does not state it",
+    "normaliser": "policy by which sentences are equal (splits, leak checks, controls, error rates): default, none, "
+    "basic, whisper-english, or jiwer:TRANSFORM,...",
+    "encode_text": "whether models see texts as written, or normalised by that policy",
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak or auto (flite where its library is installed)",
     "voices": "comma-separated; empty for the engine's own choice",

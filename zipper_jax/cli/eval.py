@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="sentences decoded together (%(default)s)")
     parser.add_argument(
         "--normaliser",
-        default="default",
-        help="of texts in error rates and controls: default, none, basic, whisper-english, or jiwer:TRANSFORM,...",
+        help="of texts in error rates and controls: default, none, basic, whisper-english, or jiwer:TRANSFORM,...; "
+        "without it that of the data",
     )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
 

@@ -21,6 +21,7 @@ from typing import Any
 from zipper_jax.data import check_audio, splits
 from zipper_jax.data.sources import read_sources, units
 from zipper_jax.data.sources.rows import FIELDS, NO_AUDIO, ImportSettings, Row
+from zipper_jax.metrics.normalisers import TextForm, text_form
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.corpus import FORMAT_VERSION, SPLITS, read_header
 from zipper_jax.speech.given_units import GivenUnits
@@ -31,6 +32,7 @@ from zipper_jax.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 
+_LATER_FIELDS = ("fields", "normaliser", "encode_text")
 _MADE_UP = ("text", "audio")
 """Formats whose ids are derived from file names: rows with equal ids may be different rows."""
 
@@ -73,7 +75,9 @@ def _import(
     overwrite: bool,
     processes: int | None,
 ) -> dict[str, Any]:
-    what = {name: value for name, value in to_dict(settings).items() if name != "fields" or value}
+    default = to_dict(ImportSettings())
+    # Fields that older corpora lack count only if given.
+    what = {name: v for name, v in to_dict(settings).items() if name not in _LATER_FIELDS or v != default[name]}
     what |= {"format": kind, "sources": [str(Path(path).absolute()) for path in paths]}
     found = read_header(out)
     there = out / "manifest.jsonl"
@@ -95,7 +99,8 @@ def _import(
     rows, rates = _check(out, rows, settings, processes)
     if given is not None:
         rows = [row if row.problem else units.checked(row, given) for row in rows]
-    good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings))
+    form = settings.text_form
+    good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings), form)
     dropped = [row for row in [*rows, *good] if row.problem]
     kept = [piece for row in good if not row.problem for piece in _pieces(row, settings)]
     reasons = _reasons(dropped)
@@ -107,7 +112,8 @@ def _import(
             f"{f' ({_told(reasons)})' if reasons else ''}, {len(kept)} held out: check the source"
         )
     manifest = [_manifest_row(row) for row in kept]
-    header = {"format_version": FORMAT_VERSION, "settings": what, **figures(manifest)}
+    header = {"format_version": FORMAT_VERSION, "settings": what, "text": dataclasses.asdict(form)}
+    header |= figures(manifest, form)
     header |= {"sample_rates": dict(rates), "dropped": reasons, "complete": True}
     if given is not None:
         header["units"] = dataclasses.asdict(given)
@@ -126,6 +132,7 @@ def summary(header: dict[str, Any]) -> Iterator[str]:
         sizes = [f"{part['hours']:.2f} hours"] * bool(part["hours"])
         sizes += [f"{part[name]:,} {name}" for name in ("words", "units", "voices") if part[name]]
         yield f"{split}: {header['counts'][split]:,} rows, {', '.join(sizes)}"
+    yield f"text: {text_form(header).about()}"
     yield from leaks(header)
     others = {rate: count for rate, count in header.get("sample_rates", {}).items() if rate != str(SAMPLE_RATE)}
     if others:
@@ -210,8 +217,13 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
         yield dataclasses.replace(row, id=f"{row.id}~{number}", text=text)
 
 
-def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the totals of a manifest (rows, hours, words, units, voices) and the overlap of held-out and training."""
+def figures(rows: Sequence[Mapping[str, Any]], form: TextForm = TextForm()) -> dict[str, Any]:
+    """Return the totals of a manifest (rows, hours, words, units, voices) and the overlap of held-out and training.
+
+    Args:
+        rows: Rows of the manifest.
+        form: How sentences are compared.
+    """
     parts: dict[str, dict[str, Any]] = {}
     voices: dict[str, set[str]] = {}
     sentences: dict[str, set[str]] = {}
@@ -219,7 +231,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         mine = [row for row in rows if row["split"] == split]
         if mine:
             voices[split] = {row["voice"] for row in mine if row.get("voice")}
-            sentences[split] = {splits.sentence(row["text"]) for row in mine if row.get("text")}
+            sentences[split] = {form.key(row["text"]) for row in mine if row.get("text")}
             parts[split] = {
                 "hours": round(sum(row.get("seconds") or 0.0 for row in mine) / 3600, 4),
                 "words": sum(len(row["text"].split()) for row in mine if row.get("text")),

@@ -13,6 +13,7 @@ from zipper_jax.data.import_corpus import figures, summary
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
 from zipper_jax.data.unknown import count_unknown, describe_unknown
+from zipper_jax.metrics.normalisers import text_form
 from zipper_jax.speech.audio import load_audio, save_audio
 from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
 from zipper_jax.speech.given_units import run_vocoder
@@ -56,7 +57,7 @@ def _corpus(folder: Path, examples: int, out: Path | None) -> Iterator[str]:
     rows, header = read_manifest(folder), read_header(folder) or {}
     source = header.get("settings", {}).get("format") or header.get("engine") or "unknown"
     yield f"corpus {folder}, from {source}, {len(rows):,} rows"
-    yield from summary({**header, **figures(rows)})
+    yield from summary({**header, **figures(rows, text_form(header))})
     lengths = {
         "seconds": [row["seconds"] for row in rows if row.get("seconds")],
         "words": [len(row[_TEXT].split()) for row in rows if row.get(_TEXT)],
@@ -72,6 +73,7 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
     header = prepared.read_header(folder)
     state = "" if header["complete"] else ", not finished"
     yield f"prepared folder {folder}{state}, settings {json.dumps(header['made_with']['settings'])}"
+    yield f"text: {text_form(header).about()}"
     vocabularies = prepared.read_vocabularies(folder)
     for name, vocabulary in vocabularies.items():
         yield f"vocabulary {name}: {vocabulary.kind}, {vocabulary.size} tokens"

@@ -11,6 +11,7 @@ vocabulary, one without speech no units. A stage is finished when its file exist
 name and renamed; examples/<split>.jsonl.partial is resumed); header.json records the settings and the corpus digest.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -37,6 +38,8 @@ from zipper_jax.data.prepare_vocabularies import (
 from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import FIELDS
 from zipper_jax.data.unknown import count_unknown, refuse_unknown
+from zipper_jax.metrics.normalisers import TextForm, text_form
+from zipper_jax.speech.corpus import read_header as read_corpus_header
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils.configs import to_dict
@@ -80,6 +83,12 @@ def splits(folder: Any) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / "examples").glob("*.jsonl"))
 
 
+def read_text_form(folder: Any) -> TextForm | None:
+    """Return how the folder's texts are compared and encoded; None where no header.json says so."""
+    header = _header_or_none(Path(folder)) or {}
+    return text_form(header) if "text" in header else None
+
+
 def read_task_set(folder: Any) -> TaskSet:
     """Return the tasks and modalities that the folder was prepared with."""
     return stored_task_set(read_header(folder))
@@ -103,7 +112,8 @@ def write_examples(
         UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
     """
     corpus, folder, modalities = Path(corpus), Path(folder), settings.task_set.modalities
-    rows = read_manifest(corpus, content=content_types(settings.task_set))
+    form = text_form(read_corpus_header(corpus))
+    rows = _stored(read_manifest(corpus, content=content_types(settings.task_set)), settings.task_set, form)
     for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
             _refuse_unknown(rows, name, given_vocabulary(name, settings), settings)
@@ -115,10 +125,10 @@ def write_examples(
     named = sorted({row["split"] for row in rows})
     if "train" not in named:
         raise UserError(f"corpus {str(corpus)!r} has no training split (splits: {', '.join(named) or 'none'})")
-    _begin(corpus, folder, settings, overwrite)
+    _begin(corpus, folder, settings, overwrite, form)
     used = [*FIELDS, *_OF_SYNTHESIS, *(modality.field for modality in modalities.values())]
     warn_unused(corpus / "manifest.jsonl", (name for row in rows for name in row), used, "fields")
-    for line in leaks(figures(rows)):
+    for line in leaks(figures(rows, form)):
         logger.info(line)
     training = [row for row in rows if row["split"] == "train"]
     about: dict[str, Any] = {}
@@ -149,10 +159,17 @@ def write_examples(
         },
         "dropped": {split: count_dropped(found) for split, found in lacking.items() if found},
         "task_set": to_dict(settings.task_set),
+        "text": dataclasses.asdict(form),
         "complete": True,
     }
     write_json(folder / "header.json", header)
     return header
+
+
+def _stored(rows: list[dict[str, Any]], task_set: TaskSet, form: TextForm) -> list[dict[str, Any]]:
+    """Return the rows with their texts as vocabularies are fitted on them and models see them."""
+    fields = [m.field for m in task_set.modalities.values() if m.vocabulary == "subwords"]
+    return [row | {field: form.stored(row[field]) for field in fields if row.get(field)} for row in rows]
 
 
 def _refuse_unknown(
@@ -174,13 +191,15 @@ def _kinds(rows: Iterable[Mapping[str, Any]], task_set: TaskSet) -> list[list[st
     return [list(kind) for kind in sorted({tuple(_modalities(row, task_set)) for row in rows})]
 
 
-def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: bool) -> None:
+def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: bool, form: TextForm) -> None:
     """Pins settings and corpus in header.json; clears the folder when they changed and ``overwrite`` says so."""
     about = corpus / "corpus.json"
     made_with = {
         "corpus": hashlib.sha256((corpus / "manifest.jsonl").read_bytes()).hexdigest(),
         "settings": to_dict(settings.of_examples()),
     }
+    if form.normalised:
+        made_with["settings"]["encode_text"] = f"normalised by {form.normaliser}"
     header = _header_or_none(folder)
     if header is not None and overwrite and header.get("dropped"):
         logger.info("rows were dropped because of their audio: starting over")

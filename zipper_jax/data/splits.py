@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 from zipper_jax.data.sources.rows import ImportSettings, Row, split_of
+from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.speech.corpus import SPLITS
 from zipper_jax.utils.errors import UserError
 
@@ -33,18 +34,20 @@ def assign(rows: Sequence[Row], settings: ImportSettings) -> list[Row]:
             f"validation = {counts['validation']}, test = {counts['test']}: there are only {training} training rows to "
             "draw from; give fewer"
         )
-    drawn = _draw([row for row in named if row.split == "train"], counts)
+    form = settings.text_form
+    drawn = _draw([_key(row, form) for row in named if row.split == "train"], counts)
     return [
-        dataclasses.replace(row, split=drawn.get(_key(row), "train")) if row.split == "train" else row for row in named
+        dataclasses.replace(row, split=drawn.get(_key(row, form), "train")) if row.split == "train" else row
+        for row in named
     ]
 
 
-def drop_leaks(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows; a training row whose sentence is also held out gets a problem."""
-    held_out = {_key(row): row.split for row in rows if row.split != "train"}
+def drop_leaks(rows: Sequence[Row], form: TextForm) -> list[Row]:
+    """Return the rows; a training row whose sentence, as ``form`` compares it, is also held out gets a problem."""
+    held_out = {_key(row, form): row.split for row in rows if row.split != "train"}
     return [
-        dataclasses.replace(row, problem=f"sentence of {held_out[_key(row)]} in train")
-        if row.split == "train" and _key(row) in held_out
+        dataclasses.replace(row, problem=f"sentence of {held_out[_key(row, form)]} in train")
+        if row.split == "train" and _key(row, form) in held_out
         else row
         for row in rows
     ]
@@ -59,24 +62,17 @@ def _ours(row: Row) -> str:
     return split
 
 
-def sentence(text: str) -> str:
-    """Normalise case and whitespace, to compare sentences."""
-    return " ".join(text.casefold().split())
-
-
-def _key(row: Row) -> str:
+def _key(row: Row, form: TextForm) -> str:
     """Return the key that equal sentences share; a row without text has its own."""
-    return sentence(row.text) if row.text else f"\0{row.id}"
+    return form.key(row.text) if row.text else f"\0{row.id}"
 
 
-def _draw(rows: Sequence[Row], counts: dict[str, int]) -> dict[str, str]:
+def _draw(keys: Sequence[str], counts: dict[str, int]) -> dict[str, str]:
     """Return sentence -> split of the held-out ones: sentences in order of their hash, until there are enough rows.
 
     The order is independent of the other rows, so that a growing source keeps most of its splits.
     """
-    sizes: dict[str, int] = defaultdict(int)
-    for row in rows:
-        sizes[_key(row)] += 1
+    sizes = Counter(keys)
     left, drawn = iter(sorted(sizes, key=lambda key: hashlib.sha256(key.encode()).digest())), {}
     for split, count in counts.items():
         got = 0

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.api import load
+from zipper_jax.data.prepared import read_text_form
 from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.attention import cross_attention
@@ -34,7 +35,7 @@ from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
 from zipper_jax.metrics.error_rates import percent, wer
-from zipper_jax.metrics.normalisers import Policy
+from zipper_jax.metrics.normalisers import Policy, TextForm
 from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
@@ -60,7 +61,7 @@ class EvalSettings:
         beams: Beam size of speech to text.
         speech_sampling: Sampling of text to speech.
         shown: Sentences with audio in the report.
-        normaliser: Name of the normalisation of texts, see `metrics.normalisers.policy`.
+        normaliser: Name of the normalisation of texts, see `metrics.normalisers.policy`; None: that of the data.
         batch_size: Sentences decoded, synthesised and judged together: memory grows with it, not with the test set.
     """
 
@@ -70,13 +71,14 @@ class EvalSettings:
     speech_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     shown: int = 6
     batch_size: int = BATCH_SIZE
-    normaliser: str = "default"
+    normaliser: str | None = None
 
     def __post_init__(self):
         for name in ("sentences", "speech_sentences", "shown"):
             if getattr(self, name) < 0:
                 raise UserError(f"EvalSettings.{name} = {getattr(self, name)} must be 0 or positive")
-        normaliser(self.normaliser)  # fails now where it is unknown
+        if self.normaliser is not None:
+            normaliser(self.normaliser)  # fails now where it is unknown
         if self.batch_size < 1:
             raise UserError(f"EvalSettings.batch_size = {self.batch_size}: give at least 1")
 
@@ -113,7 +115,8 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     for name, model in models.items():
         check_units(sources.prepared, sources.runs[name], model)
-    policy = normaliser(settings.normaliser)
+    policy = policy_of(settings, sources.prepared)
+    settings = replace(settings, normaliser=policy.name)
     test = _examples(sources.prepared, "test", settings.sentences, policy)
     there = "test_other" in splits(sources.prepared)
     other = _examples(sources.prepared, "test_other", settings.sentences, policy) if there else []
@@ -165,6 +168,12 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     write_json(out / "results.json", results)
     outputs.tidy()
     return results
+
+
+def policy_of(settings: EvalSettings, prepared: Path) -> Policy:
+    """Return the normalisation of texts that the settings name, else that of the data."""
+    name = settings.normaliser
+    return (read_text_form(prepared) or TextForm()).policy if name is None else normaliser(name)
 
 
 def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:

@@ -20,14 +20,13 @@ from zipper_jax.api import load
 from zipper_jax.data.prepared import read_examples
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.decoding import Decoding
-from zipper_jax.evaluation.evaluator import EvalSettings, check_units
+from zipper_jax.evaluation.evaluator import EvalSettings, check_units, policy_of
 from zipper_jax.evaluation.outputs import FILE as OUTPUTS
 from zipper_jax.evaluation.outputs import Outputs
 from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import Model
 from zipper_jax.metrics.error_rates import per_sentence_errors, percent
-from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -54,7 +53,7 @@ def evaluate_split(
         UserError: No such run or split, no sentence with words, units that are not the model's, or audio
             missing from the corpus.
     """
-    policy = normaliser(settings.normaliser)
+    policy = policy_of(settings, prepared)
     found = [example for example in read_examples(prepared, split) if example["units"] is not None]
     spoken = [example for example in found if policy(example["text"] or "")]
     examples = spoken[: settings.sentences or None]

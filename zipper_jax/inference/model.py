@@ -23,6 +23,7 @@ from jaxtyping import Float
 from zipper_jax.decoding.generate import BATCH_SIZE, Generated, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.inference import perplexity
+from zipper_jax.metrics.normalisers import TextForm, text_form
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Placer, unsharded
@@ -105,6 +106,7 @@ class Model:
         vocabularies: Modality -> Vocabulary.
         max_new_tokens: Modality -> most content tokens of a generated span, from the row lengths of training.
         task_set: The tasks of its run.
+        text_form: How the texts of its training data were encoded: prompts are, too; None: as they are given.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Model:
         folder: Path | None = None,
         mesh: MeshConfig | None = None,
         task_set: TaskSet | None = None,
+        text_form: TextForm | None = None,
     ):
         self.params: dict[str, Any]
         placer: Placer = unsharded
@@ -128,7 +131,7 @@ class Model:
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
         self.lengths, self.folder = dict(lengths), folder
-        self.task_set = TaskSet() if task_set is None else task_set
+        self.task_set, self.text_form = TaskSet() if task_set is None else task_set, text_form
         self.layout = make_layout(config.modalities, vocabularies)
         self.max_new_tokens = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
         self._tokenizers: dict[str, Any] = {}
@@ -215,6 +218,9 @@ class Model:
         """
         self.require(modality)
         vocabulary = self.vocabularies[modality]
+        kind = self.task_set.modalities.get(modality)
+        if self.text_form is not None and kind is not None and kind.vocabulary == "subwords" and type(content) is str:
+            content = self.text_form.stored(content)
         tokens = np.asarray(vocabulary.encode(content), np.int32)
         if lacking := list(dict.fromkeys(vocabulary.unknown(content))):
             logger.warning(
@@ -457,7 +463,8 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     config = from_dict(ZipperConfig, header["model"])
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header))
+    form = text_form(header) if "text" in header else None
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header), form)
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -1,11 +1,16 @@
-"""Policies of text normalisation, by name: what counts as the same text, in error rates, controls and leak checks."""
+"""Policies of text normalisation, by name: what counts as the same text, in error rates, controls and leak checks.
+
+A corpus chooses its policy when it is imported. `TextForm` is what corpus.json, header.json of a prepared folder and
+config.json of a run keep of it, under ``text``.
+"""
 
 import functools
 import importlib
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
@@ -55,6 +60,43 @@ _WHISPER = {
     ),
 }
 NAMES = ("default", "none", *_WHISPER, "jiwer:TRANSFORM,...")
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How the texts of a corpus are compared, and whether they are stored as they are compared.
+
+    Attributes:
+        normaliser: Name of the policy by which sentences are equal (splits, leak checks, controls, error rates).
+        normalised: Whether texts went through the policy when they were imported, so that vocabularies are fitted on,
+            and models see, normalised text; a model then normalises its prompts, too. False: as written, in NFC.
+    """
+
+    normaliser: str = DEFAULT.name
+    normalised: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        """The policy. Raises UserError if it is unknown, or its package is not installed."""
+        return policy(self.normaliser)
+
+    def stored(self, text: str) -> str:
+        """Return ``text`` as it is stored and encoded."""
+        return self.policy(text) if self.normalised else unicodedata.normalize("NFC", text)
+
+    def key(self, text: str) -> str:
+        """Return what equal sentences share: the normalised text, or the text itself where nothing would be left."""
+        return self.policy(text) or text
+
+    def about(self) -> str:
+        """Return one line for people."""
+        encoded = "normalised" if self.normalised else "as written (NFC)"
+        return f"compared by {self.normaliser} ({self.policy.about}); encoded {encoded}"
+
+
+def text_form(header: Mapping[str, Any] | None) -> TextForm:
+    """Return the form that a header states; one without it is of texts as written, compared by the default policy."""
+    return TextForm(**(header or {}).get("text", {}))
 
 
 @functools.cache

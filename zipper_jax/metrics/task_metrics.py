@@ -5,19 +5,21 @@ They are the ``metric_fns`` of a prepared folder's seqio tasks, and the training
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, update_wrapper
 from typing import Any
 
-from zipper_jax.metrics.error_rates import normalise, wer
+from zipper_jax.metrics.error_rates import wer
+from zipper_jax.metrics.normalisers import DEFAULT, Policy
 from zipper_jax.tasks import TaskSet, VocabularyKind
 from zipper_jax.utils.errors import UserError
 
 MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
-def word_error_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def word_error_rate(targets: Sequence[str], predictions: Sequence[str], policy: Policy = DEFAULT) -> dict[str, float]:
     """Corpus-level word error rate, a fraction, over the sentences whose reference has words (nan if none has)."""
-    pairs = [(t, p) for t, p in zip(targets, predictions, strict=True) if normalise(t)]
-    return {"wer": wer([t for t, _ in pairs], [p for _, p in pairs]) if pairs else float("nan")}
+    pairs = [(t, p) for t, p in zip(targets, predictions, strict=True) if policy(t)]
+    return {"wer": wer([t for t, _ in pairs], [p for _, p in pairs], policy) if pairs else float("nan")}
 
 
 def unit_error_rate(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -51,6 +53,12 @@ def metrics_of(task_set: TaskSet, name: str) -> tuple[MetricFn, ...]:
     """Default metrics of the task ``name``; none for a task without a condition."""
     task = task_set.task(name)
     return METRICS[task_set.vocabulary_of(task.target)] if len(task.spans) > 1 else ()
+
+
+def under(policy: Policy, functions: Sequence[MetricFn]) -> tuple[MetricFn, ...]:
+    """Return the metrics with the normalisation of texts that a corpus chose, those that compare texts."""
+    compared = update_wrapper(partial(word_error_rate, policy=policy), word_error_rate)
+    return tuple(compared if function is word_error_rate else function for function in functions)
 
 
 def find(name: str) -> MetricFn:

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 import soundfile
 
+from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
@@ -52,6 +53,7 @@ class _Header(msgspec.Struct):
     counts: dict[str, int] = {}
     complete: bool = False
     engine: str = ""
+    text: TextForm = TextForm()
 
 
 class ManifestRow(msgspec.Struct):
@@ -194,6 +196,7 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
         "sample_rate": SAMPLE_RATE,
         "words": grammar.words(settings.grammar),
         "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
+        "text": dataclasses.asdict(TextForm()),
         "complete": False,
     }
     write_json(out / "corpus.json", header)
@@ -253,7 +256,8 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
         return None
     fix = "repair it, or delete the folder and make the corpus again"
     header = user_json.decode(path.read_bytes(), repr(str(path)), fix)
-    header = msgspec.structs.asdict(user_json.convert(header, _Header, repr(str(path)), fix)) | header
+    found = user_json.convert(header, _Header, repr(str(path)), fix)
+    header = msgspec.structs.asdict(found) | header | {"text": dataclasses.asdict(found.text)}
     version = header["format_version"]
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")

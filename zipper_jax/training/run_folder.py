@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.run_format import read_config, write_config
+from zipper_jax.data.prepared import read_text_form
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
@@ -72,7 +73,9 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     if note := check_run(config):
         logger.info(note)
     run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
-    write_config(run_dir, resolved(config))  # first, so that a rerun after a kill finds a run folder
+    form = read_text_form(config.data.folder)
+    text = {} if form is None else {"text": asdict(form)}
+    write_config(run_dir, resolved(config) | text)  # first, so that a rerun after a kill finds a run folder
     for modality in config.model.modalities:
         if (source / modality).is_dir():
             copy_folder(source / modality, run_dir / "vocabularies" / modality)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from zipper_jax.metrics.normalisers import DEFAULT, TextForm
 from zipper_jax.utils.errors import UserError
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -78,6 +79,8 @@ class ImportSettings:
         header: JSON file with num_units and rate_hz of given units; "": header.json beside them.
         sample_rate: Hz, for a TFDS dataset that does not state it.
         fields: Further columns of a table or fields of .jsonl to keep, for user-defined modalities.
+        normaliser: Policy by which sentences are equal: in splits, leak checks, controls and error rates.
+        encode_text: Whether models see texts as written (in NFC), or normalised by that policy.
     """
 
     validation: int = -1
@@ -93,6 +96,8 @@ class ImportSettings:
     header: str = ""
     sample_rate: int = 0
     fields: tuple[str, ...] = ()
+    normaliser: str = DEFAULT.name
+    encode_text: Literal["as_written", "normalised"] = "as_written"
 
     def __post_init__(self) -> None:
         for name in ("validation", "test"):
@@ -107,6 +112,12 @@ class ImportSettings:
         for name in self.fields:
             if name in FIELDS:
                 raise UserError(f"fields = {name!r}: this name is reserved; name only further fields")
+        _ = self.text_form.policy  # fails now where it is unknown
+
+    @property
+    def text_form(self) -> TextForm:
+        """How texts are compared and encoded."""
+        return TextForm(self.normaliser, self.encode_text == "normalised")
 
     def more(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the further ``fields`` of a source record."""
