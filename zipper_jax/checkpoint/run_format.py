@@ -9,19 +9,51 @@ Formats:
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import RENAMED
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 
 FORMAT_VERSION = 3
+_FIX = "the file is damaged: restore it from a copy"
 
 _SAVE_FIELDS_OF_1 = {
     "checkpoint_period": "period",
     "checkpoints_kept": "keep",
     "asynchronous_checkpoints": "asynchronous",
 }
+
+
+class _Model(msgspec.Struct):
+    """Objects whose field names `renamed_model` maps; `ZipperConfig` checks the fields themselves."""
+
+    towers: dict[str, dict[str, Any]] = {}
+    input_projections: dict[str, dict[str, Any]] = {}
+    zips: list[dict[str, Any]] = []
+
+
+class _Train(msgspec.Struct):
+    data: dict[str, Any] = {}
+
+
+class _Config(msgspec.Struct):
+    """Types of what readers take apart, or take as it is."""
+
+    format_version: user_json.Natural
+    model: _Model | msgspec.UnsetType = msgspec.UNSET
+    lengths: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]] = {}
+    train: _Train | msgspec.UnsetType = msgspec.UNSET
+
+
+def require(config: Mapping[str, Any], run_dir: str | Path, *fields: str) -> None:
+    """Raise UserError unless ``config``, from `read_config`, has the fields."""
+    for field in fields:
+        if field not in config:
+            raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {field} is missing; {_FIX}")
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -37,11 +69,8 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(run_dir)!r} has no config.json, so it is not a run folder; give one that `zipper train` wrote"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged (not JSON with a format_version); restore it from a copy") from None
+    config = user_json.read_object(path, _FIX)
+    version = user_json.convert(config, _Config, repr(str(path)), _FIX).format_version
     if version > FORMAT_VERSION:
         raise UserError(
             f"{path}: format_version {version} is newer than the {FORMAT_VERSION} this zipper_jax reads; upgrade it"

@@ -11,7 +11,6 @@ rows serve every model whose rows are long enough.
 A folder is written under a temporary name and renamed: if it exists, it is complete.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.sequences import Example, Span
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
@@ -108,7 +108,7 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = user_json.read_object(path, "delete the folder and prepare the rows again")
         version = meta["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

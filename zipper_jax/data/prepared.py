@@ -39,6 +39,7 @@ from zipper_jax.data.sources.rows import FIELDS
 from zipper_jax.data.unknown import count_unknown, refuse_unknown
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -68,9 +69,9 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
         raise UserError(f"{str(path)!r} does not exist (splits there: {known}): run `zipper data prepare`")
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            example = json.loads(line)
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            example = user_json.decode(line, f"{str(path)!r} line {number}", "it is damaged: prepare the data again")
             units = {name: np.array(value, np.int32) for name, value in example.items() if isinstance(value, list)}
             yield {"shift": 0, **example, **units}
 
@@ -233,7 +234,7 @@ def _header_or_none(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = user_json.read_object(path, "delete the folder and prepare it again")
         version, _ = header["format_version"], header["made_with"]["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error!r}): delete the folder and prepare it again") from error

@@ -451,13 +451,24 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
         UserError: No run folder, no complete checkpoint, vocabularies that do not match the model, or an invalid mesh.
     """
     from zipper_jax.checkpoint.checkpoints import load_params
+    from zipper_jax.checkpoint.run_format import require
 
     path = local_path(path, "path")
     header, params = load_params(Path(path), step)
-    config = from_dict(ZipperConfig, header["model"])
+    require(header, path, "model", "lengths")
+    try:
+        config = from_dict(ZipperConfig, header["model"])
+        task_set = stored_task_set(header)
+    except UserError as error:
+        raise UserError(f"{str(Path(path) / 'config.json')!r}: {error}") from error
+    require(
+        {f"lengths.{tower}": length for tower, length in header["lengths"].items()},
+        path,
+        *(f"lengths.{tower}" for tower in config.towers),
+    )
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header))
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, task_set)
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

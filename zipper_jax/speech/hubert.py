@@ -13,7 +13,6 @@ Axis letters: N samples, L frames, U units, D hidden size.
 import functools
 import hashlib
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from jaxtyping import Float, Int
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.given_units import FILE_NAME, check_vocoder, no_vocoder
 from zipper_jax.speech.kmeans import nearest_centroid
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 
@@ -188,8 +188,8 @@ def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return user_json.read_object(path, "get it again")
+    except (OSError, UserError) as error:
         raise UserError(
             f"{str(path)!r} cannot be read ({error}): give a folder of a HuBERT (config.json, weights)"
         ) from error

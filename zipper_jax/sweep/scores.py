@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.decoding.generate import BATCH_SIZE
@@ -27,6 +28,7 @@ from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
 from zipper_jax.sweep.statistics import rate
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 from zipper_jax.vocabularies import load_vocabulary
@@ -37,6 +39,12 @@ ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validatio
 """split -> measure."""
 
 Pairs = list[list[float]]
+
+
+class _Result(msgspec.Struct):
+    arm: str
+    seed: int
+    measures: dict[str, Any]
 
 
 def score(sweep: Sweep, places: Places) -> None:
@@ -56,8 +64,8 @@ def score(sweep: Sweep, places: Places) -> None:
     known: dict[tuple[str, int], dict[str, Any]] = {}
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
-        found = json.loads(content)
-        if row is None or found["digest"] != digest(sweep, row, places):
+        found = user_json.decode(content, repr(str(path)), "remove it and run `zipper sweep run` again")
+        if row is None or found.get("digest") != digest(sweep, row, places):
             logger.info(f"{path.stem}: skipped, it has another configuration than the sweep file's")
             continue
         if row.arm.scored == "no":
@@ -81,10 +89,18 @@ def _write(path: Path, lines: Mapping[tuple[str, int], Mapping[str, Any]]) -> No
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of ``results.jsonl``; none where the file is missing."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """Read the lines of ``results.jsonl``; none where the file is missing.
+
+    Raises:
+        UserError: A line is no result.
+    """
+    fix, found = "remove the file and run `zipper sweep score` again", []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        if line:
+            place = f"{str(path)!r} line {number}"
+            found.append(user_json.decode(line, place, fix))
+            user_json.convert(found[-1], _Result, place, fix)
+    return found
 
 
 def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any]) -> dict[str, Any]:
