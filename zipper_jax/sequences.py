@@ -11,7 +11,7 @@ Rules (see docs/architecture.md):
 Axis letters: B rows of a batch, T positions of a row in one tower.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,15 +123,12 @@ def rows_to_towers(
     Raises:
         UserError: A row is longer than T (examples are never truncated), or a token is outside its vocabulary.
     """
-    towers = {}
-    for tower, length in lengths.items():
-        ints = np.zeros((5, len(rows), length), np.int32)
-        towers[tower] = TowerBatch(ints[0], ints[1], np.zeros((len(rows), length), np.float32), *ints[2:])
+    pieces: dict[str, list[_Piece]] = {tower: [] for tower in lengths}
     for b, row in enumerate(rows):
         used = dict.fromkeys(lengths, 0)
         for segment, example in enumerate(row, start=1):
-            _place_example(towers, b, segment, example, layout, used)
-    return towers
+            _place_example(pieces, b, segment, example, layout, used, lengths)
+    return {tower: _fill(pieces[tower], len(rows), length) for tower, length in lengths.items()}
 
 
 def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
@@ -155,33 +152,73 @@ def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
     return kept
 
 
+class _Piece(NamedTuple):
+    """A span in its tower: its place in the batch, and what its positions count from."""
+
+    span: Span
+    place: Place
+    row: int
+    slot: int
+    positions: int
+    local: int
+    position: int
+    segment: int
+
+
 def _place_example(
-    towers: Mapping[str, TowerBatch], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int]
-) -> None:
-    """Write ``example`` into row ``b`` of its towers from position ``used[tower]`` on, and advance ``used``."""
+    pieces: Mapping[str, list[_Piece]], b: int, segment: int, example: Example, layout: Layout, used: dict[str, int],
+    lengths: Mapping[str, int],
+) -> None:  # fmt: skip
+    """Append the example's spans, in row ``b`` from slot ``used[tower]`` on, and advance ``used``."""
     first = dict(used)
     position = 0
     for span in example:
         place = layout[span.modality]
-        content = np.asarray(span.tokens, np.int32)
-        if len(content) and (content.min() < 0 or content.max() >= place.size):
+        tower, n = place.tower, len(span.tokens) + 2
+        start = used[tower]
+        if start + n > lengths[tower]:
             raise UserError(
-                f"{span.modality} token {int(content.min() if content.min() < 0 else content.max())} is outside "
-                f"its vocabulary of {place.size} tokens; was the data prepared with another vocabulary?"
+                f"row {b} needs {start + n} positions in tower {tower!r} but TASK_FEATURE_LENGTHS gives it "
+                f"{lengths[tower]}; increase the length or prepare the rows again"
             )
-        batch, start, n = towers[place.tower], used[place.tower], len(content) + 2
-        if start + n > batch.tokens.shape[1]:
-            raise UserError(
-                f"row {b} needs {start + n} positions in tower {place.tower!r} but TASK_FEATURE_LENGTHS gives it "
-                f"{batch.tokens.shape[1]}; increase the length or prepare the rows again"
-            )
-        slots = slice(start, start + n)
-        tokens = np.concatenate([[place.begin], content, [place.end]]) + place.offset
-        batch.tokens[b, slots] = tokens
-        batch.targets[b, start : start + n - 1] = tokens[1:]
-        batch.weights[b, start : start + n - 1] = span.weight
-        batch.local_positions[b, slots] = np.arange(start, start + n) - first[place.tower]
-        batch.global_positions[b, slots] = np.arange(position, position + n)
-        batch.segment_ids[b, slots] = segment
-        used[place.tower] += n
+        pieces[tower].append(_Piece(span, place, b, start, n, start - first[tower], position, segment))
+        used[tower] += n
         position += n
+
+
+def _fill(pieces: Sequence[_Piece], rows: int, length: int) -> TowerBatch:
+    """The batch of one tower, [rows, length]: all spans at once, since rows have many short ones."""
+    ints, weights = np.zeros((5, rows, length), np.int32), np.zeros((rows, length), np.float32)
+    batch = TowerBatch(ints[0], ints[1], weights, *ints[2:])
+    if not pieces:
+        return batch
+    sizes = np.array([piece.positions for piece in pieces])
+
+    def of_each(values: Iterable[Any], dtype: Any = np.int64) -> np.ndarray:
+        return np.repeat(np.fromiter(values, dtype, len(pieces)), sizes)
+
+    marks = {place: (np.array([place.begin]), np.array([place.end])) for place in {piece.place for piece in pieces}}
+    contents: list[np.ndarray] = []
+    for piece in pieces:
+        begin, end = marks[piece.place]
+        contents += begin, np.asarray(piece.span.tokens, np.int64), end
+    tokens = np.concatenate(contents)
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    outside = np.flatnonzero((tokens < 0) | (tokens >= of_each(piece.place.size for piece in pieces)))
+    if len(outside):
+        piece = pieces[int(np.searchsorted(np.cumsum(sizes), outside[0], side="right"))]
+        raise UserError(
+            f"{piece.span.modality} token {int(tokens[outside[0]])} is outside its vocabulary of {piece.place.size} "
+            "tokens; was the data prepared with another vocabulary?"
+        )
+    tokens += of_each(piece.place.offset for piece in pieces)
+    slots = of_each(piece.row * length + piece.slot for piece in pieces) + within
+    batch.tokens.flat[slots] = tokens
+    batch.local_positions.flat[slots] = of_each(piece.local for piece in pieces) + within
+    batch.global_positions.flat[slots] = of_each(piece.position for piece in pieces) + within
+    batch.segment_ids.flat[slots] = of_each(piece.segment for piece in pieces)
+    # A span's end token has no target.
+    followed = np.flatnonzero(within + 1 < np.repeat(sizes, sizes))
+    batch.targets.flat[slots[followed]] = tokens[followed + 1]
+    batch.weights.flat[slots[followed]] = of_each((piece.span.weight for piece in pieces), np.float32)[followed]
+    return batch

@@ -54,9 +54,9 @@ def test_products_are_those_of_the_declared_parameters_and_tokens(name):
         if equation.primitive.name != "dot_general" or any(equation.params["dimension_numbers"][1]):
             continue  # products of activations have batch axes
         shapes = [variable.aval.shape for variable in equation.invars]
-        of_tokens = [shape[:1] == (1,) and shape[1] in TOKENS.values() for shape in shapes]
+        of_tokens = [shape[0] in TOKENS.values() for shape in shapes]  # one row, taken as one axis with its positions
         assert sorted(of_tokens) == [False, True]
-        found[shapes[of_tokens.index(False)], shapes[of_tokens.index(True)][1]] += 1
+        found[shapes[of_tokens.index(False)], shapes[of_tokens.index(True)][0]] += 1
     wanted = Counter()
     for p in parameters(config).values():
         if p.use == "product" or p.output:

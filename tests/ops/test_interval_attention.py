@@ -161,10 +161,10 @@ def test_scores_far_apart_stay_finite():
     """Scores of about +-1e8: the last query sees only the second key, whose score is the smallest of all."""
     q = np.full((1, 2, 1, 2), 1e4, np.float32)
     k = np.stack([np.full((1, 1, 2), x, np.float32) for x in (1e4, -1e4, 1e4)], axis=1)
-    v = np.arange(6, dtype=np.float32).reshape(1, 3, 1, 2)
+    v = np.square(np.arange(6, dtype=np.float32)).reshape(1, 3, 1, 2)  # no key's values are the mean of the others'
     start, end = np.array([[0, 1]], np.int32), np.array([[2, 2]], np.int32)
     out, *gradients = value_and_gradients(q, k, v, start, end, np.ones_like(q), "dense")
-    np.testing.assert_array_equal(out[0, :, 0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(out[0, :, 0], [[0, 1], [4, 9]])
     assert all(np.isfinite(x).all() for x in gradients)
 
 

@@ -14,7 +14,8 @@ _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s*(LB)?\s*[A-Z]*\s*:\s*(>*)\s*\{(\})
 
 def dump_flags(folder: str) -> str:
     """Value of LIBTPU_INIT_ARGS with which libtpu writes schedules; it is read when libtpu is loaded."""
-    return f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    only = "--xla_jf_dump_llo_pass_label_regex=final_bundles"  # all passes of a step would be tens of gigabytes
+    return f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true {only}"
 
 
 class Schedule(NamedTuple):

@@ -157,11 +157,16 @@ class RowStore:
         """Return the examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} rows in {self.folder}")
+        spans = self._spans[self._rows[index] : self._rows[index + 1]].tolist()
+        if not spans:
+            return []
+        # Spans lie in the order of their tokens, so a row is read, and converted, at once.
+        first, last = spans[0][3], spans[-1][3] + spans[-1][4]
+        tokens = np.array(self._tokens[first:last], dtype=np.int32)
         examples: list[list[Span]] = []
-        for span in self._spans[self._rows[index] : self._rows[index + 1]]:
-            start, length = int(span["start"]), int(span["length"])
-            tokens = np.array(self._tokens[start : start + length], dtype=np.int32)
-            if span["segment"] > len(examples):
+        for segment, modality, weight, start, length in spans:
+            if segment > len(examples):
                 examples.append([])
-            examples[-1].append(Span(self._modalities[span["modality"]], tokens, float(span["weight"])))
+            content = tokens[start - first : start - first + length]
+            examples[-1].append(Span(self._modalities[modality], content, weight))
         return [tuple(example) for example in examples]
