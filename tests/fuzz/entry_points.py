@@ -7,7 +7,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,7 +123,7 @@ def _units(source: Path, out: Path) -> None:
 def _table(source: Path, out: Path) -> None:
     for number, name in enumerate(("t.tsv", "t.csv")):
         rows, dropped = _import("table", source / name, out / str(number))
-        records = [line for line in (source / name).read_bytes().split(b"\n")]
+        records = (source / name).read_bytes().split(b"\n")
         if name == "t.csv" and b'"' not in (source / name).read_bytes():
             filled = [line for line in records if line.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf")]
             assert len(rows) + dropped == len(filled) - 1, f"{len(rows)} rows, {dropped} dropped, {len(filled)} lines"

@@ -1,14 +1,16 @@
-"""The long form of test_fuzz.py: one entry point for some minutes.
+"""The long form of test_fuzz.py: entry points for some minutes of CPU time each.
 
-    PYTHONPATH=. python tests/fuzz/long_run.py --minutes 10 manifest
+    PYTHONPATH=. python tests/fuzz/long_run.py --minutes 10 --out benchmarks/results/fuzz.json manifest table
+    PYTHONPATH=. python tests/fuzz/long_run.py --out benchmarks/results/fuzz.json --table
 
-Prints the examples run, the different error messages, and the lines of functions reached in the modules that are
-fuzzed. Each fault found is shrunk and saved in corpus/ENTRY, where test_fuzz.py runs it from then on; the run then
-continues, and reports no further one from the same place. Status 1 if there was a fault.
+Prints the examples run, the different error messages, and the branches taken in the modules that are fuzzed. Each
+fault found is shrunk and saved in corpus/ENTRY, where test_fuzz.py runs it from then on; the run then continues, and
+reports no further one from the same place. Status 1 if there was a fault.
 """
 
 import argparse
 import hashlib
+import json
 import random
 import re
 import sys
@@ -16,16 +18,18 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
+
+import coverage
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+# ruff: noqa: E402
 import conftest  # noqa: F401 (devices, and shapes checked on every call, as in the tests)
 from entry_points import ENTRIES
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
-from property import CORPUS, check
+from property import CORPUS, Entry, check
 
 import zipper_jax
 
@@ -36,92 +40,109 @@ PART = settings(
 )  # fmt: skip
 
 
-class Lines:
-    """The lines of functions of some source files, and those that were run."""
-
-    def __init__(self, modules: tuple[str, ...]):
-        self.paths = {str(PACKAGE / module) for module in modules}
-        self.run: set[tuple[str, int]] = set()
-        self.all = {(path, line) for path in self.paths for line in _function_lines(path)}
-
-    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename not in self.paths:
-            return None
-        if event == "line":
-            self.run.add((frame.f_code.co_filename, frame.f_lineno))
-        return self.trace
-
-
-def _function_lines(path: str) -> set[int]:
-    found: set[int] = set()
-
-    def visit(code: CodeType, inside: bool) -> None:
-        # CO_NEWLOCALS and CO_OPTIMIZED: a function, not a module or class body.
-        inside = inside or code.co_flags & 3 == 3
-        if inside:
-            found.update(line for _, _, line in code.co_lines() if line and line != code.co_firstlineno)
-        for constant in code.co_consts:
-            if isinstance(constant, CodeType):
-                visit(constant, inside)
-
-    visit(compile(Path(path).read_text(encoding="utf-8"), path, "exec"), False)
-    return found
-
-
 def place_of(error: BaseException) -> str:
     """The last line of the package in the traceback, and the type of the error; for a message, its form."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if str(PACKAGE) in f.filename]
     where = f"{Path(frames[-1].filename).relative_to(PACKAGE)}:{frames[-1].lineno}" if frames else ""
-    text = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "…", str(error))[:80] if not frames else ""
+    text = form_of(str(error))[:80] if not frames else ""
     return f"{type(error).__name__} {where}{text}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("entry", choices=ENTRIES)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    args = parser.parse_args()
-    entry = ENTRIES[args.entry]()
-    lines, messages, faults = Lines(entry.modules), set[str](), dict[str, tuple[str, bytes]]()
-    count, began = 0, time.monotonic()
-    end = began + 60 * args.minutes
+def form_of(message: str) -> str:
+    """The message without its values."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "…", message)
+
+
+def branches(measured: coverage.Coverage, entry: Entry) -> tuple[int, int]:
+    """The branches taken in the entry's modules, and all."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        measured.json_report(morfs=[str(PACKAGE / module) for module in entry.modules], outfile=file.name)
+        totals = json.loads(Path(file.name).read_bytes())["totals"]
+    return totals["covered_branches"], totals["num_branches"]
+
+
+def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
+    """Run examples for some minutes, and save the faults; return the result for the table."""
+    measured = coverage.Coverage(
+        data_file=None, config_file=False, branch=True, include=[str(PACKAGE / module) for module in entry.modules]
+    )
+    messages, faults, known = set[str](), dict[str, tuple[str, bytes]](), set[str]()  # known: of earlier parts
+    count, began, began_at = 0, time.process_time(), time.monotonic()
+    end = began + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
 
         def run(example: tuple[str, bytes]) -> None:
             nonlocal count
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 return
             count += 1
-            sys.settrace(lines.trace)
             try:
-                message = check(entry, Path(folder), *example)
-                messages.add(re.sub(r"\d+|'[^']*'|\"[^\"]*\"", "…", message))
+                messages.add(form_of(check(entry, Path(folder), *example)))
             except Exception as error:
                 if place_of(error) not in known:
                     faults[place_of(error)] = example
                     raise
-            finally:
-                sys.settrace(None)
 
-        known: set[str] = set()  # faults of earlier parts
-        while time.monotonic() < end:
+        measured.start()
+        while time.process_time() < end:
             try:
                 seed(random.randrange(2**32))(PART(given(entry.examples())(run)))()
             except Flaky:  # the time ended while an input was shrunk
                 pass
             except Exception as error:
-                print(f"fault: {place_of(error)}: {' '.join(str(error).split())[:300]}", flush=True)
+                print(f"{entry.name}: fault: {place_of(error)}: {' '.join(str(error).split())[:300]}", flush=True)
             known |= faults.keys()
+        measured.stop()
     for file, content in faults.values():
         (CORPUS / entry.name).mkdir(parents=True, exist_ok=True)
         name = f"{file.replace('/', '+')}@{hashlib.sha256(content).hexdigest()[:8]}"
         (CORPUS / entry.name / name).write_bytes(content)
-    messages.discard("")
-    print(
-        f"{entry.name}: {count:,} examples in {time.monotonic() - began:.0f} s, {len(messages)} different messages, "
-        f"{len(lines.run & lines.all)} of {len(lines.all)} lines of functions in {', '.join(entry.modules)}, "
-        f"{len(faults)} faults"
-    )
+    taken, of = branches(measured, entry)
+    return {
+        "cpu_seconds": round(time.process_time() - began),
+        "wall_seconds": round(time.monotonic() - began_at),
+        "examples": count,
+        "messages": len(messages - {""}),
+        "branches": taken,
+        "branches_of": of,
+        "faults": len(faults),
+        "modules": list(entry.modules),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    lines = ["| entry point | CPU minutes | examples | different messages | branches taken | faults left |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for name, one in sorted(results.items()):
+        share = f"{one['branches']} of {one['branches_of']} ({one['branches'] / one['branches_of']:.0%})"
+        lines.append(
+            f"| `{name}` | {one['cpu_seconds'] / 60:.1f} | {one['examples']:,} | {one['messages']} | {share} | "
+            f"{one['faults']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help=f"all by default: {', '.join(ENTRIES)}")
+    parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes of each (%(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON file, entry -> result; other entries in it are kept")
+    parser.add_argument("--table", action="store_true", help="only print the results of --out in Markdown")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.out.read_bytes())))
+        return 0
+    if unknown := set(args.entries) - ENTRIES.keys():
+        parser.error(f"no entry points: {', '.join(unknown)}")
+    faults = 0
+    for name in args.entries or ENTRIES:
+        result = fuzz(ENTRIES[name](), args.minutes)
+        faults += result["faults"]
+        print(json.dumps({name: result}), flush=True)
+        if args.out:
+            results = json.loads(args.out.read_bytes()) if args.out.exists() else {}
+            args.out.write_text(json.dumps(dict(sorted((results | {name: result}).items())), indent=1) + "\n")
     return 1 if faults else 0
 
 

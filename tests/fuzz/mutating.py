@@ -15,13 +15,15 @@ STRANGE = st.sampled_from(
     ]
 )  # fmt: skip
 VALUES = STRANGE | st.recursive(
-    SMALL, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4
+    SMALL,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
 )  # fmt: skip
 TOKENS = st.sampled_from(
     [
         b"\xef\xbb\xbf", b"\0", b"\r", b"\r\n", b"\n", b"\n\n", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xa8",
-        b"\x1c", b"\x85", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 25, b"9" * 5000, b"[" * 20_000, b'{"a":' * 20_000, b"null",
-        b'"', b"'", b",", b"\t", b"|", b" ", b"%", b"@", b"=", b"(", b"#", b"/", b"\\", b"../", b"{", b"}", b"[", b"]", b"-", b".",
+        b"\x1c", b"\x85", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 25, b"9" * 5000, b"[" * 20_000,
+        b'{"a":' * 20_000, b"null", b"../", *(bytes([letter]) for letter in b"\"',\t| %@=(#/\\{}[]-."),
     ]
 )  # fmt: skip
 PLACES = st.integers(0, 2**20)
@@ -113,7 +115,10 @@ CHANGES = st.one_of(
     ]),
 )  # fmt: skip
 JSON_CHANGES = st.builds(
-    lambda n, v, how: lambda c: replace_value(c, n, v, how), PLACES, VALUES, st.sampled_from(["set", "set", "remove", "add"])
+    lambda n, v, how: lambda c: replace_value(c, n, v, how),
+    PLACES,
+    VALUES,
+    st.sampled_from(["set", "set", "remove", "add"]),
 )  # fmt: skip
 
 
