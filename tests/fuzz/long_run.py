@@ -11,6 +11,8 @@ reports no further one from the same place. Status 1 if there was a fault.
 import argparse
 import hashlib
 import json
+import logging
+import os
 import random
 import re
 import sys
@@ -23,6 +25,8 @@ from typing import Any
 import coverage
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported
 
 # ruff: noqa: E402
 import conftest  # noqa: F401 (devices, and shapes checked on every call, as in the tests)
@@ -135,6 +139,7 @@ def main() -> int:
         return 0
     if unknown := set(args.entries) - ENTRIES.keys():
         parser.error(f"no entry points: {', '.join(unknown)}")
+    logging.disable(logging.WARNING)
     faults = 0
     for name in args.entries or ENTRIES:
         result = fuzz(ENTRIES[name](), args.minutes)

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mutating import mutated
 
 from zipper_jax.utils.errors import UserError
 
+ENTRIES: dict[str, Callable[[], "Entry"]] = {}
+"""Name -> its entry, built when it is first used, because some need a model or a vocabulary."""
 CORPUS = Path(__file__).parent / "corpus"
 _LONGEST = 2000  # characters of a message
 _JSON = (".json", ".jsonl")
@@ -55,6 +58,12 @@ class Entry:
         return [(path.name.rpartition("@")[0].replace("+", "/"), path.read_bytes()) for path in paths]
 
 
+def entry_point(build: Callable[[], Entry]) -> Callable[[], Entry]:
+    """Register a function that builds an entry; the entry has its name."""
+    ENTRIES[build.__name__] = cache(build)
+    return build
+
+
 def check(entry: Entry, folder: Path, file: str, content: bytes) -> str:
     """Run one example; return the message of its error, or "".
 
@@ -71,6 +80,7 @@ def check(entry: Entry, folder: Path, file: str, content: bytes) -> str:
         (source / name).write_bytes(content if name == file else contents[0])
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", RuntimeWarning)
             entry.call(source, out)
     except UserError as error:
