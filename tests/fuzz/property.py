@@ -22,7 +22,7 @@ ENTRIES: dict[str, Callable[[], "Entry"]] = {}
 """Name -> its entry, built when it is first used, because some need a model or a vocabulary."""
 CORPUS = Path(__file__).parent / "corpus"
 _LONGEST = 2000  # characters of a message
-_JSON = (".json", ".jsonl")
+_JSON = (".json", ".jsonl", ".partial", ".dropped", "metadata", "METADATA")
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 """Entry points that read what runs, evaluations and sweeps write, and lines of `generate`."""
 
+import io
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from property import Entry, entry_point
 from valid_files import lines, model_files
 
 from zipper_jax.api import load
+from zipper_jax.cli import eval as eval_command
 from zipper_jax.cli import generate as generate_command
 from zipper_jax.cli import transcribe
 from zipper_jax.evaluation.outputs import Outputs
-from zipper_jax.sweep.scores import read_results
+from zipper_jax.reports.report import write_report
 
 
 @cache
@@ -57,11 +61,6 @@ def _outputs(source: Path, out: Path) -> None:
     assert Outputs(path).get("new") == "text"
 
 
-def _results(source: Path, out: Path) -> None:
-    rows = read_results(source / "results.jsonl")
-    assert len(rows) == sum(bool(line) for line in (source / "results.jsonl").read_text("utf-8").split("\n"))
-
-
 @entry_point
 def generate() -> Entry:
     rows = [{"prompt": [["text", "a b"], ["speech", [1, 2]]], "outputs": ["speech"]}, {"prompt": []}]
@@ -83,7 +82,44 @@ def outputs() -> Entry:
     return Entry("outputs", {"outputs.jsonl": [lines(rows)]}, _outputs, ("evaluation/outputs.py",))
 
 
+_FIGURES = {
+    "asr_wer_test": 0.06,
+    "asr_wer_test_other": 0.13,
+    "asr_wer_shuffled_audio": "not possible: one sentence",
+    "tts_wer_test": 0.2,
+    "tts_wer_gold_units": 0.1,
+    "text_ppl_unimodal_before": 6.7,
+    "parameters": {"zipper": {"frozen": 3, "trained": 4}},
+    "seconds": {"fuse": 240.2, "total": 471.6},
+    "sentences": {"test": 100},
+    "settings": {"beams": 1, "normaliser": "default", "speech_sampling": {"top_p": None}},
+    "another": 0.5,
+}
+_SAMPLES = [
+    {
+        "id": "a", "reference": "open the door", "asr": {"zipper": "open a door"}, "audio": {"gold": "audio/a.wav"},
+        "tts_judged": {"zipper": "the door", "raw_audio": None},
+    }
+]  # fmt: skip
+
+
+def _report(source: Path, out: Path) -> None:
+    shutil.copytree(source / "eval", out / "eval")
+    write_report(out / "eval", {"zipper": source / "run"})
+    assert (out / "eval" / "report.html").read_text("utf-8").endswith("</html>\n")
+    eval_command._stage_seconds(source / "stages")
+
+
 @entry_point
-def results() -> Entry:
-    rows = [{"arm": "a", "seed": n, "outputs": "x", "measures": {"asr": [[1, 4]]}} for n in range(2)]
-    return Entry("results", {"results.jsonl": [lines(rows)]}, _results, ("sweep/scores.py",))
+def report() -> Entry:
+    attention = io.BytesIO()
+    np.savez(attention, tokens=np.array(["a", "b"]), seconds_per_unit=0.04, weights_0=np.ones((2, 2, 3), np.float32))
+    rows = [{"step": n, "split": s, "loss": 2.5 - n} for n in (1, 2) for s in ("train", "validation")]
+    files = {
+        "eval/results.json": [json.dumps(_FIGURES).encode()],
+        "eval/samples.json": [json.dumps(_SAMPLES).encode()],
+        "eval/attention.npz": [attention.getvalue()],
+        "run/metrics.jsonl": [lines([*rows, rows[-1] | {"gates": {"a-b": {"into_a/gate": [0.1, 0.2]}}}])],
+        "stages/01_fuse.seconds": [b"12.5\n"],
+    }
+    return Entry("report", files, _report, ("reports/report.py", "reports/tables.py", "reports/plots.py"))

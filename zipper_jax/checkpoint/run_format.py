@@ -9,14 +9,17 @@ Formats:
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from zipper_jax.models.config import ZipperConfig
 from zipper_jax.utils import user_json
-from zipper_jax.utils.configs import RENAMED
+from zipper_jax.utils.configs import RENAMED, from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 3
 _FIX = "the file is damaged: restore it from a copy"
@@ -36,8 +39,23 @@ class _Model(msgspec.Struct):
     zips: list[dict[str, Any]] = []
 
 
+class _Data(msgspec.Struct):
+    mixture: str = ""
+    folder: str = ""
+    rates: dict[str, float] = {}
+    task_set: dict[str, Any] = {}
+
+
+class _Restore(msgspec.Struct):
+    path: str = ""
+
+
 class _Train(msgspec.Struct):
-    data: dict[str, Any] = {}
+    steps: int = 0
+    data: _Data = msgspec.field(default_factory=_Data)
+    save: dict[str, Any] = {}
+    initialise_from: dict[str, str] | None = None
+    restore: _Restore | None = None
 
 
 class _Config(msgspec.Struct):
@@ -47,6 +65,7 @@ class _Config(msgspec.Struct):
     model: _Model | msgspec.UnsetType = msgspec.UNSET
     lengths: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]] = {}
     train: _Train | msgspec.UnsetType = msgspec.UNSET
+    source: dict[str, Any] = {}
 
 
 def require(config: Mapping[str, Any], run_dir: str | Path, *fields: str) -> None:
@@ -54,6 +73,28 @@ def require(config: Mapping[str, Any], run_dir: str | Path, *fields: str) -> Non
     for field in fields:
         if field not in config:
             raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {field} is missing; {_FIX}")
+
+
+def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | Path, *path: str) -> T:
+    """The part of a ``config`` from `read_config` at ``path``, as a dataclass; a part that is missing has the defaults.
+
+    Raises:
+        UserError: It is not of that kind; the message names config.json.
+    """
+    part: Any = config
+    for name in path:
+        part = part.get(name, {})
+    try:
+        return from_dict(kind, part)
+    except UserError as error:
+        raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {error}") from error
+
+
+def read_model(run_dir: str | Path) -> tuple[dict[str, Any], ZipperConfig]:
+    """`read_config`, and the model it describes; raises UserError, which names the file."""
+    config = read_config(run_dir)
+    require(config, run_dir, "model")
+    return config, part_of(config, ZipperConfig, run_dir, "model")
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

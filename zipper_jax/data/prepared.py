@@ -12,13 +12,13 @@ name and renamed; examples/<split>.jsonl.partial is resumed); header.json record
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.data.encode import count_dropped, encode_split, read_dropped
@@ -49,8 +49,40 @@ from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _OF_SYNTHESIS = ("rate", "pitch", "snr_db")
 """Fields of synthesised corpora, which describe how the audio was made."""
+
+
+class _Dropped(msgspec.Struct):
+    count: user_json.Natural
+    first: str
+
+
+class _MadeWith(msgspec.Struct):
+    corpus: str
+    settings: dict[str, Any]
+
+
+class _Header(msgspec.Struct):
+    """The fields of ``header.json`` that readers use."""
+
+    format_version: int
+    made_with: _MadeWith
+    complete: bool
+    dropped: dict[str, dict[str, _Dropped]] = {}
+    vocabularies: dict[str, str] = {}
+    modalities: dict[str, list[list[str]]] = {}
+    task_set: dict[str, Any] = {}
+
+
+class _Example(msgspec.Struct):
+    """The fields of every example; those of modalities are checked by what they hold."""
+
+    id: user_json.Name
+    seconds: user_json.Number = 0.0
+    shift: user_json.Natural = 0
+    voice: str | None = None
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -69,9 +101,17 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
         raise UserError(f"{str(path)!r} does not exist (splits there: {known}): run `zipper data prepare`")
+    task_set = read_task_set(folder)
+    contents = [task_set.field_of(modality) for modality in task_set.modalities]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            example = user_json.decode(line, f"{str(path)!r} line {number}", "it is damaged: prepare the data again")
+            place, fix = f"{str(path)!r} line {number}", "it is damaged: prepare the data again"
+            example = user_json.decode(line, place, fix)
+            user_json.convert(example, _Example, place, fix)
+            for field in contents:
+                if field not in example:
+                    raise UserError(f"{place}: {field} is missing; {fix}")
+                user_json.convert(example[field], list[_Id] | str | None, place, fix, field)
             units = {name: np.array(value, np.int32) for name, value in example.items() if isinstance(value, list)}
             yield {"shift": 0, **example, **units}
 
@@ -83,7 +123,11 @@ def splits(folder: Any) -> list[str]:
 
 def read_task_set(folder: Any) -> TaskSet:
     """Return the tasks and modalities that the folder was prepared with."""
-    return stored_task_set(read_header(folder))
+    header = read_header(folder)
+    try:
+        return stored_task_set(header)
+    except UserError as error:
+        raise UserError(f"{str(Path(folder) / 'header.json')!r}: {error}") from error
 
 
 def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
@@ -218,7 +262,9 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
             "made_with": made_with,
             "provenance": {
                 "zipper_jax": __version__,
-                "corpus": json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {},
+                "corpus": user_json.read_object(about, "it is damaged: import the corpus again")
+                if about.is_file()
+                else {},
             },
             "complete": False,
         }
@@ -230,14 +276,11 @@ def _examples(folder: Path, split: str) -> Path:
 
 
 def _header_or_none(folder: Path) -> dict[str, Any] | None:
-    path = folder / "header.json"
+    path, fix = folder / "header.json", "it is damaged: delete the folder and prepare it again"
     if not path.is_file():
         return None
-    try:
-        header = user_json.read_object(path, "delete the folder and prepare it again")
-        version, _ = header["format_version"], header["made_with"]["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({error!r}): delete the folder and prepare it again") from error
+    header = user_json.read_object(path, fix)
+    version = user_json.convert(header, _Header, repr(str(path)), fix).format_version
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version reads {FORMAT_VERSION}: prepare it again")
     return header

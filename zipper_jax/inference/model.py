@@ -30,7 +30,6 @@ from zipper_jax.sequences import make_layout, own_tokens
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
-from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.paths import local_path
 from zipper_jax.utils.trees import flatten, unflatten
@@ -451,13 +450,13 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
         UserError: No run folder, no complete checkpoint, vocabularies that do not match the model, or an invalid mesh.
     """
     from zipper_jax.checkpoint.checkpoints import load_params
-    from zipper_jax.checkpoint.run_format import require
+    from zipper_jax.checkpoint.run_format import part_of, require
 
     path = local_path(path, "path")
     header, params = load_params(Path(path), step)
     require(header, path, "model", "lengths")
+    config = part_of(header, ZipperConfig, path, "model")
     try:
-        config = from_dict(ZipperConfig, header["model"])
         task_set = stored_task_set(header)
     except UserError as error:
         raise UserError(f"{str(Path(path) / 'config.json')!r}: {error}") from error

@@ -7,9 +7,9 @@ zipper_jax writes itself (config.json, header.json, vocabulary.json) are decoded
 import json
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import GenericAlias
+from types import GenericAlias, UnionType
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -68,6 +68,15 @@ def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
     Raises:
         JsonError: It is not JSON in UTF-8, or no object.
     """
+    return _decode(content, place, fix, dict, "object")
+
+
+def decode_list(content: str | bytes, place: str, fix: str) -> list[Any]:
+    """Return the JSON list in ``content``; as `decode`."""
+    return _decode(content, place, fix, list, "list")
+
+
+def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str) -> Any:
     try:
         value = json.loads(content if isinstance(content, str) else content.decode())
     except (ValueError, RecursionError) as error:
@@ -76,14 +85,19 @@ def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
             why = "not UTF-8"
         if isinstance(error, RecursionError):
             why = "nested too deeply"
-        raise JsonError(f"{place} is not a JSON object in UTF-8 ({why}); {fix}") from error
-    if not isinstance(value, dict):
-        raise JsonError(f"{place} is not a JSON object but {_shown(value)}; {fix}")
+        raise JsonError(f"{place} is not a JSON {called} in UTF-8 ({why}); {fix}") from error
+    if not isinstance(value, kind):
+        raise JsonError(f"{place} is not a JSON {called} but {_shown(value)}; {fix}")
     return value
 
 
 def convert(
-    value: Any, kind: type[T] | GenericAlias, place: str, fix: str, field: str = "", known: Iterable[str] = ()
+    value: Any,
+    kind: type[T] | GenericAlias | UnionType,
+    place: str,
+    fix: str,
+    field: str = "",
+    known: Iterable[str] = (),
 ) -> T:
     """Return the decoded JSON ``value`` as ``kind``.
 
@@ -132,6 +146,30 @@ def read_file(path: Path, kind: type[T], fix: str, known: Iterable[str] = ()) ->
 def read_object(path: Path, fix: str) -> dict[str, Any]:
     """Return the one JSON object that a file holds. Raises JsonError, which names the file."""
     return decode(path.read_bytes(), repr(str(path)), fix)
+
+
+def read_list(path: Path, kind: type[T], fix: str) -> list[T]:
+    """Return the JSON list that a file holds, of values of a kind. Raises JsonError, which names the file."""
+    place = repr(str(path))
+    return convert(decode_list(path.read_bytes(), place, fix), list[kind], place, fix)
+
+
+def read_lines(path: Path, fix: str, unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the object of each line that is not empty; a file that is missing has none.
+
+    Args:
+        path: A file with one JSON object per line.
+        fix: What to do about an error.
+        unfinished: Whether a last line without its end is dropped: the process that wrote it was killed.
+
+    Raises:
+        JsonError: A line is no object; it names file and line.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    for number, line in enumerate(content.split(b"\n")[: -1 if unfinished else None], 1):
+        if line:
+            place = f"{str(path)!r} line {number}"
+            yield place, decode(line, place, fix)
 
 
 def _is_unicode(value: Any) -> bool:
