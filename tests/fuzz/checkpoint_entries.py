@@ -102,7 +102,6 @@ def _describe(source: Path) -> None:
         lambda: tools.listing(str(source)),
         lambda: list(inspect.summary(str(source))),
         lambda: list(inspect.kernels(str(source), "cpu")),
-        lambda: list(inspect.sharding(str(source), "fsdp=2", 2)),
         lambda: stored_config(source),
         lambda: eval_command._pretraining_runs(source),
         lambda: Goodput(source / "goodput.json", 0.0).summary(),
@@ -149,7 +148,7 @@ def _params() -> dict[str, bytes]:
 def run_config() -> Entry:
     modules = ("checkpoint/run_format.py", "utils/configs.py", "cli/inspect.py", "training/monitor.py", "tasks.py")
     files = {name: [content] for name, content in _run_files().items()}
-    return Entry("run_config", files, lambda source, out: _describe(source), modules, _UNCHECKED)
+    return Entry("run_config", files, lambda source, out: _describe(source), modules, _UNCHECKED, short=10)
 
 
 @entry_point
@@ -157,7 +156,7 @@ def checkpoint() -> Entry:
     modules = tuple(f"checkpoint/{name}.py" for name in ("checkpoints", "manifest", "orbax_trees", "frozen", "tools"))
     files = {name: [content] for name, content in _run_files().items()}
     fuzzed = tuple(name for name in files if name not in _UNCHECKED and "vocabularies" not in name)
-    return Entry("checkpoint", files, lambda source, out: _load(source), modules, fuzzed)
+    return Entry("checkpoint", files, lambda source, out: _load(source), modules, fuzzed, short=6)
 
 
 def _bad_batch(source: Path, out: Path) -> None:

@@ -36,6 +36,7 @@ class Entry:
         modules: Source files, relative to the package, whose lines the long form counts.
         fuzzed: The files that vary; none: all.
         names_file: Whether messages name the file or its folder; arguments are in no file.
+        short: Examples of the short form.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Entry:
     modules: tuple[str, ...]
     fuzzed: tuple[str, ...] = ()
     names_file: bool = True
+    short: int = 25
 
     def examples(self) -> st.SearchStrategy[tuple[str, bytes]]:
         """File, and its content."""
@@ -51,6 +53,12 @@ class Entry:
             st.tuples(st.just(name), mutated(self.files[name], name.endswith(_JSON)))
             for name in self.fuzzed or self.files
         )
+
+    def valid(self) -> list[tuple[str, bytes]]:
+        """The valid files as examples: all first contents at once, then each of the others."""
+        first = next(iter(self.files))
+        others = [(name, content) for name, contents in self.files.items() for content in contents[1:]]
+        return [(first, self.files[first][0]), *others]
 
     def kept(self) -> list[tuple[str, bytes]]:
         """The inputs of the corpus; each is named FILE@DIGEST, with "+" for "/"."""
