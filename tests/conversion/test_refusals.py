@@ -471,7 +471,10 @@ def test_a_writer_is_whole_or_nothing(tmp_path):
     [
         ({}, "there is no tokenizer .none of tokenizer.json"),
         ({"tokenizer.json": "{"}, "the tokenizer's files are damaged"),
-        ({"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": "["}, "tokenizer_config.json is damaged"),
+        (
+            {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": "["},
+            "tokenizer_config.json is not a JSON object.*; it is damaged: get it again",
+        ),
         (
             {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'},
             "read as plain GPT-2's, but this is Qwen2Tokenizer",

@@ -14,7 +14,6 @@ A step is complete when Orbax has renamed it into place. A step is good when its
 its manifest: every restore checks that, and a run resumes from the newest good step.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -43,7 +42,7 @@ from zipper_jax.checkpoint.model_folder import is_model_folder, read_model_folde
 from zipper_jax.checkpoint.orbax_trees import Leaf, join_leaves, open_folder, proven
 from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.checkpoint.state import TrainState
-from zipper_jax.utils import distributed
+from zipper_jax.utils import distributed, user_json
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.trees import Flat, join_flat, unflatten
@@ -338,10 +337,10 @@ def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
     old = folder / "progress" / "metadata"
     try:
         if old.is_file():
-            progress = json.loads(old.read_text(encoding="utf-8"))
-            return {**progress, "progress": progress, "arrays": {"trainable": None, "optimizer": None}}
-        stored = json.loads((folder / "manifest" / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+            progress = user_json.read_object(old, "")
+            return {"frozen": "", **progress, "progress": progress, "arrays": {"trainable": None, "optimizer": None}}
+        stored = user_json.read_object(folder / "manifest" / "metadata", "")
+    except (OSError, UserError) as error:
         raise DamagedError(what, [f"its manifest cannot be read ({type(error).__name__})"]) from error
     return manifest.unsealed(stored, what)
 

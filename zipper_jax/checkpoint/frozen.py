@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 
 from zipper_jax.checkpoint import manifest, orbax_trees
 from zipper_jax.checkpoint.orbax_trees import Leaf, open_folder, proven
-from zipper_jax.utils import distributed
-from zipper_jax.utils.errors import DamagedError
+from zipper_jax.utils import distributed, user_json
+from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.trees import Flat, unflatten
 
@@ -60,14 +60,14 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
         frozen = distributed.together(orbax_trees.read_folder, folder, like, what)
         table = folder.parent / TABLE.format(name)
         if table.is_file() and manifest.name_of(manifest.table(frozen)) != name:
-            stored = json.loads(table.read_text(encoding="utf-8"))
+            stored = user_json.read_object(table, "")
             manifest.check_arrays(frozen, stored, what)
             raise DamagedError(what, [f"{table.name} is not what was saved"])
     except DamagedError as damage:
         raise FrozenDamagedError(
             what, [*damage.problems, "restore it from a copy, or start again from the towers"]
         ) from None
-    except ValueError:
+    except user_json.JsonError:
         raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
     return {key: leaf if like is None else orbax_trees.cast(leaf, like[key]) for key, leaf in frozen.items()}
 
@@ -87,8 +87,8 @@ def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
     stored = None
     if table.is_file():
         try:
-            stored = json.loads(table.read_text(encoding="utf-8"))
-        except ValueError:
+            stored = user_json.read_object(table, "")
+        except UserError:
             stored = {}
         if manifest.name_of(stored) != name:
             raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"])
@@ -103,11 +103,11 @@ def check_frozen_files(run_dir: Path, name: str) -> list[str]:
         return [f"folder frozen/{name} is missing"]
     problems = [f"frozen/{name}: {problem}" for problem in manifest.check_files(folder)]
     try:
-        if manifest.name_of(json.loads(table.read_text(encoding="utf-8"))) != name:
+        if manifest.name_of(user_json.read_object(table, "")) != name:
             problems.append(f"file frozen/{table.name} is not what was saved")
     except FileNotFoundError:
         problems.append(f"file frozen/{table.name} is missing")
-    except ValueError:
+    except UserError:
         problems.append(f"file frozen/{table.name} is not what was saved")
     return problems
 

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from zipper_jax.utils.errors import DamagedError
+from zipper_jax.utils import user_json
+from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import write_text
 
 FILES = "files.json"
@@ -92,10 +93,10 @@ def is_sealed(folder: Path) -> bool:
 def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]:
     """The differences from ``files.json``, a line per file; empty if there are none. ``below``: only these folders."""
     try:
-        stored = unsealed(json.loads((folder / FILES).read_text(encoding="utf-8")), FILES)
+        stored = unsealed(user_json.read_object(folder / FILES, ""), FILES)
     except FileNotFoundError:
         return [f"{FILES} is missing"]
-    except (ValueError, DamagedError):
+    except UserError:
         return [f"file {FILES} is not what was saved"]
     problems = []
     for name, want in sorted(stored.items()):

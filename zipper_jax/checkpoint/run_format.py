@@ -9,19 +9,92 @@ Formats:
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from zipper_jax.utils.configs import RENAMED
+import msgspec
+
+from zipper_jax.models.config import ZipperConfig
+from zipper_jax.utils import user_json
+from zipper_jax.utils.configs import RENAMED, from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 3
+_FIX = "the file is damaged: restore it from a copy"
 
 _SAVE_FIELDS_OF_1 = {
     "checkpoint_period": "period",
     "checkpoints_kept": "keep",
     "asynchronous_checkpoints": "asynchronous",
 }
+
+
+class _Model(msgspec.Struct):
+    """Objects whose field names `renamed_model` maps; `ZipperConfig` checks the fields themselves."""
+
+    towers: dict[str, dict[str, Any]] = {}
+    input_projections: dict[str, dict[str, Any]] = {}
+    zips: list[dict[str, Any]] = []
+
+
+class _Data(msgspec.Struct):
+    mixture: str = ""
+    folder: str = ""
+    rates: dict[str, float] = {}
+    task_set: dict[str, Any] = {}
+
+
+class _Restore(msgspec.Struct):
+    path: str = ""
+
+
+class _Train(msgspec.Struct):
+    steps: int = 0
+    data: _Data = msgspec.field(default_factory=_Data)
+    save: dict[str, Any] = {}
+    initialise_from: dict[str, str] | None = None
+    restore: _Restore | None = None
+
+
+class _Config(msgspec.Struct):
+    """Types of what readers take apart, or take as it is."""
+
+    format_version: user_json.Natural
+    model: _Model | msgspec.UnsetType = msgspec.UNSET
+    lengths: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]] = {}
+    train: _Train | msgspec.UnsetType = msgspec.UNSET
+    source: dict[str, Any] = {}
+
+
+def require(config: Mapping[str, Any], run_dir: str | Path, *fields: str) -> None:
+    """Raise UserError unless ``config``, from `read_config`, has the fields."""
+    for field in fields:
+        if field not in config:
+            raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {field} is missing; {_FIX}")
+
+
+def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | Path, *path: str) -> T:
+    """The part of a ``config`` from `read_config` at ``path``, as a dataclass; a part that is missing has the defaults.
+
+    Raises:
+        UserError: It is not of that kind; the message names config.json.
+    """
+    part: Any = config
+    for name in path:
+        part = part.get(name, {})
+    try:
+        return from_dict(kind, part)
+    except UserError as error:
+        raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {error}") from error
+
+
+def read_model(run_dir: str | Path) -> tuple[dict[str, Any], ZipperConfig]:
+    """`read_config`, and the model it describes; raises UserError, which names the file."""
+    config = read_config(run_dir)
+    require(config, run_dir, "model")
+    return config, part_of(config, ZipperConfig, run_dir, "model")
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -37,11 +110,8 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(run_dir)!r} has no config.json, so it is not a run folder; give one that `zipper train` wrote"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged (not JSON with a format_version); restore it from a copy") from None
+    config = user_json.read_object(path, _FIX)
+    version = user_json.convert(config, _Config, repr(str(path)), _FIX).format_version
     if version > FORMAT_VERSION:
         raise UserError(
             f"{path}: format_version {version} is newer than the {FORMAT_VERSION} this zipper_jax reads; upgrade it"

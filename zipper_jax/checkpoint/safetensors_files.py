@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 
 DTYPES: dict[str, Any] = {
@@ -88,13 +90,10 @@ class Reader:
             return {self.folder / FILE: None}
         if not index.is_file():
             raise UserError(self._nothing())
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} is damaged ({error!r}); get it again") from error
+        weight_map = read_weight_map(index, "it is damaged: get it again")
+        files = sorted(set(weight_map.values()))
         for name in files:
-            if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
+            if Path(name).name != name or name in (".", ".."):
                 raise UserError(f"{index} names the file {name!r}, which is not in this folder: not read")
             if not (self.folder / name).is_file():
                 raise UserError(f"{str(self.folder)!r} lacks {name}, which {INDEX} names; get the rest of the model")
@@ -146,6 +145,15 @@ def other_layout(where: str, names: Collection[str]) -> str:
             "whole model"
         )
     return ""
+
+
+def read_weight_map(index: Path, fix: str) -> dict[str, str]:
+    """Tensor -> file, from an index. Raises UserError with ``fix`` if it is damaged."""
+    return user_json.convert(user_json.read_object(index, fix), _Index, repr(str(index)), fix).weight_map
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 def listed(names: Sequence[str]) -> str:

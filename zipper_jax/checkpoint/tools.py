@@ -8,8 +8,7 @@ from pathlib import Path
 from zipper_jax.checkpoint import checkpoints, manifest
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.checkpoint.frozen import TABLE
-from zipper_jax.checkpoint.run_format import read_config, write_config
-from zipper_jax.utils.configs import from_dict
+from zipper_jax.checkpoint.run_format import part_of, read_config, write_config
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import copy_folder, copy_tree, new_folder, require_new
 from zipper_jax.utils.locks import locked
@@ -151,7 +150,7 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
 
 
 def _save_config(run_dir: str) -> SaveCheckpointConfig:
-    return from_dict(SaveCheckpointConfig, read_config(run_dir)["train"]["save"])
+    return part_of(read_config(run_dir), SaveCheckpointConfig, run_dir, "train", "save")
 
 
 def _folders(parent: Path) -> list[Path]:

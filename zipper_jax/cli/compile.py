@@ -1,14 +1,14 @@
 """``zipper compile``: ahead-of-time compilation of the training step for a TPU slice, on a machine without one."""
 
 import argparse
-import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from zipper_jax.tasks import SPEECH
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
@@ -112,8 +112,21 @@ def _profile(done: Any, per: str, dumped: str, documents: int) -> dict[str, Any]
     return profile.as_json(found, known)
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["profile"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--against = {path}: not a file that --profile --json wrote: {error!r}") from error
+def _stored(path: Path) -> Mapping[str, Any]:
+    fix = "give a file that --profile --json wrote"
+    found = user_json.decode(path.read_bytes(), f"--against = {str(path)!r}", fix)
+    return user_json.convert(found, _Against, f"--against = {str(path)!r}", fix)["profile"]
+
+
+class _Part(TypedDict):
+    seconds: user_json.Number
+
+
+class _Profile(TypedDict):
+    device: str
+    seconds: user_json.Number
+    parts: dict[str, _Part]
+
+
+class _Against(TypedDict):
+    profile: _Profile

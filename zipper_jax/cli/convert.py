@@ -246,13 +246,10 @@ def _open(folder: str, step: int | None) -> tuple[Any, Any, dict[str, Any]]:
     """Return (model configuration, weights, config.json) of a run or model folder."""
     from zipper_jax.checkpoint.checkpoints import load_params
     from zipper_jax.checkpoint.model_folder import Loaded, is_model_folder
-    from zipper_jax.checkpoint.run_format import read_config
+    from zipper_jax.checkpoint.run_format import read_model
     from zipper_jax.checkpoint.safetensors_files import Reader
-    from zipper_jax.models.config import ZipperConfig
-    from zipper_jax.utils.configs import from_dict
 
-    header = read_config(folder)
-    model = from_dict(ZipperConfig, header["model"])
+    header, model = read_model(folder)
     if is_model_folder(folder) and step is None:
         return model, Reader(folder), header
     return model, Loaded(load_params(folder, step)[1]), header

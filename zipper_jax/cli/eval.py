@@ -120,12 +120,18 @@ def _stage_seconds(folder: Path | None) -> dict[str, float]:
     if folder is None or not folder.is_dir():
         return {}
     files = sorted(folder.glob("*.seconds"))
-    return {path.stem.split("_", 1)[-1]: float(path.read_text()) for path in files}
+    seconds = {}
+    for path in files:
+        try:
+            seconds[path.stem.split("_", 1)[-1]] = float(path.read_bytes())
+        except ValueError:
+            raise UserError(f"{str(path)!r} holds no number of seconds: remove it") from None
+    return seconds
 
 
 def _pretraining_runs(run: Path) -> dict[str, Path]:
     """Return the tower runs that initialised the zipper, for their loss curves."""
     from zipper_jax.checkpoint.run_format import read_config
 
-    sources = read_config(run)["train"].get("initialise_from") or {}
+    sources = read_config(run).get("train", {}).get("initialise_from") or {}
     return {f"{tower} tower": Path(path) for tower, path in sources.items() if Path(path).is_dir()}

@@ -107,9 +107,9 @@ def stored_model(
         remat: Rematerialisation; None: as stored.
         attention: Implementation of attention; None: as stored.
     """
-    from zipper_jax.checkpoint.run_format import read_config
+    from zipper_jax.checkpoint.run_format import read_model
 
-    model = from_dict(ZipperConfig, read_config(local_path(folder, "FUSED"))["model"])
+    model = read_model(local_path(folder, "FUSED"))[1]
     changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat, "attention": attention}
     return replace(model, **{name: value for name, value in changes.items() if value is not None})
 

@@ -171,7 +171,10 @@ def _parse_file(name: str, path: Path) -> list[str]:
     """
     import gin
 
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"gin file {name!r} is not UTF-8 ({error}): save it as UTF-8") from error
     texts, done = [text], 0
     for include in [*_INCLUDE.finditer(text), None]:
         end = len(text) if include is None else include.start()

@@ -1,6 +1,7 @@
 """``zipper inspect RUN``: summary of a run folder, without loading the model onto a device."""
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,14 +49,12 @@ def kernels(run_dir: str, platform: str | None = None) -> Iterator[str]:
     Raises:
         UserError: Not a run folder.
     """
-    from zipper_jax.checkpoint.run_format import read_config
-    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.checkpoint.run_format import read_model
     from zipper_jax.models.fusion import fusion_class
     from zipper_jax.ops.interval_attention.registry import Call, choose
-    from zipper_jax.utils.configs import from_dict
 
-    stored = read_config(run_dir)
-    model, lengths = from_dict(ZipperConfig, stored["model"]), stored.get("lengths", {})
+    stored, model = read_model(run_dir)
+    lengths = stored.get("lengths", {})
     if platform is None:
         import jax
 
@@ -91,16 +90,14 @@ def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterat
     """
     import dataclasses
 
-    from zipper_jax.checkpoint.run_format import read_config
-    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.checkpoint.run_format import part_of, read_model
     from zipper_jax.sharding.mesh import MeshConfig
     from zipper_jax.training.optimizer import OptimizerConfig
     from zipper_jax.training.partition_tree import FreezeConfig
     from zipper_jax.training.sharding_report import sharding_lines
-    from zipper_jax.utils.configs import closest, from_dict
+    from zipper_jax.utils.configs import closest
 
-    stored = read_config(run_dir)
-    train = stored.get("train", {})
+    stored, model = read_model(run_dir)
     changes: dict[str, Any] = {}
     for part in filter(None, mesh.split(",")):
         name, _, value = part.partition("=")
@@ -115,10 +112,10 @@ def sharding(run_dir: str, mesh: str = "", devices: int | None = None) -> Iterat
         import jax
 
         devices = jax.device_count()
-    config = dataclasses.replace(from_dict(MeshConfig, train.get("mesh", {})), **changes)
-    freeze = from_dict(FreezeConfig, train.get("freeze", {}))
-    optimizer = from_dict(OptimizerConfig, train.get("optimizer", {}))
-    yield from sharding_lines(from_dict(ZipperConfig, stored["model"]), freeze, optimizer, config, devices)
+    config = dataclasses.replace(part_of(stored, MeshConfig, run_dir, "train", "mesh"), **changes)
+    freeze = part_of(stored, FreezeConfig, run_dir, "train", "freeze")
+    optimizer = part_of(stored, OptimizerConfig, run_dir, "train", "optimizer")
+    yield from sharding_lines(model, freeze, optimizer, config, devices)
 
 
 def summary(run_dir: str) -> Iterator[str]:
@@ -128,22 +125,20 @@ def summary(run_dir: str) -> Iterator[str]:
         UserError: Not a run folder.
     """
     from zipper_jax.checkpoint import checkpoints, model_folder
-    from zipper_jax.checkpoint.run_format import read_config
-    from zipper_jax.models.config import ZipperConfig
+    from zipper_jax.checkpoint.run_format import part_of, read_model
     from zipper_jax.training.monitor import read_metrics
-    from zipper_jax.utils.configs import from_dict
+    from zipper_jax.training.partition_tree import FreezeConfig
 
-    stored = read_config(run_dir)
-    model = from_dict(ZipperConfig, stored["model"])
+    stored, model = read_model(run_dir)
     done = checkpoints.steps(run_dir)
-    train = stored.get("train", {})
+    train, rules = stored.get("train", {}), part_of(stored, FreezeConfig, run_dir, "train", "freeze")
     yield f"run          {run_dir} (format {stored['format_version']})"
     if model_folder.is_model_folder(run_dir):
         yield f"weights      {_weights(run_dir)}; no run: a model folder"
         for tower, source in stored.get("source", {}).items():
             yield f"source       {tower}: {source}"
         yield from model_lines(model, stored.get("lengths", {}))
-        yield from parameter_lines(model, train)
+        yield from parameter_lines(model, rules)
         return
     where = f"{done[-1]} of {train.get('steps', '?')}" if done else "no checkpoint yet"
     yield f"step         {where}; checkpoints: {', '.join(map(str, done)) or 'none'}"
@@ -151,7 +146,7 @@ def summary(run_dir: str) -> Iterator[str]:
     rates = ", ".join(f"{task} {rate:g}" for task, rate in data.get("rates", {}).items())
     yield f"data         {data.get('mixture', '?')}{f' ({rates})' if rates else ''} from {data.get('folder', '?')}"
     yield from model_lines(model, stored.get("lengths", {}))
-    yield from parameter_lines(model, train)
+    yield from parameter_lines(model, rules)
     lines = read_metrics(run_dir)
     for split in ("train", "validation"):
         last = next((line for line in reversed(lines) if line["split"] == split), None)
@@ -190,15 +185,13 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
         yield f"zip          {z.name}: blocks {'-'.join(z.towers)}: {pairs}; into {', '.join(z.receivers)}"
 
 
-def parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the numbers of trained and frozen parameters per part; ``train`` is that of ``config.json``."""
+def parameter_lines(model: Any, rules: Any) -> Iterator[str]:
+    """Yield the numbers of parameters per part that a FreezeConfig trains and freezes."""
     import numpy as np
 
     from zipper_jax.models import zipper
-    from zipper_jax.training.partition_tree import FreezeConfig, split
-    from zipper_jax.utils.configs import from_dict
+    from zipper_jax.training.partition_tree import split
 
-    rules = from_dict(FreezeConfig, train.get("freeze", {}))
     counts: dict[str, list[int]] = {}
     for place, part in enumerate(split(zipper.abstract_params(model), rules)):
         for key, leaf in part.items():
@@ -212,6 +205,8 @@ def parameter_lines(model: Any, train: Mapping[str, Any]) -> Iterator[str]:
 def _losses(record: Mapping[str, Any]) -> str:
     text = ""
     for group in ("towers", "tasks"):
-        parts = ", ".join(f"{k} {v['loss']:.4f} ({v['accuracy']:.1%} right)" for k, v in record[group].items())
+        parts = ", ".join(
+            f"{k} {v['loss']:.4f} ({v.get('accuracy', math.nan):.1%} right)" for k, v in record.get(group, {}).items()
+        )
         text += f"; {group}: {parts}" if parts else ""
     return text

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked_file
 from zipper_jax.utils.progress import progress
@@ -24,6 +27,12 @@ A rerun with the same --out resumes: files that have a line are skipped. Files t
 longer than the model's training rows are named and skipped; the exit status is then 1. The real-time factor is
 processing time over duration of the audio.
 """
+
+
+class _Line(msgspec.Struct):
+    audio: str
+    model: str
+    beams: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,19 +134,18 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
     Raises:
         UserError: A line is not a transcript, or is of another model or beam width.
     """
-    text = out.read_bytes().decode("utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
+    text = out.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
     done = set()
-    for number, line in enumerate(whole.split("\n")[:-1], 1):
-        try:
-            found = json.loads(line)
-            done.add(str(found["audio"]))
-            before = {name: found[name] for name in about}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out = {out}: line {number} is no transcript ({error!r}); give another --out") from error
+    fix = "give another --out"
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        place = f"--out = {out}: line {number}"
+        found = user_json.decode(line, place, fix)
+        done.add(user_json.convert(found, _Line, place, fix).audio)
+        before = {name: found[name] for name in about}
         if before != about:
-            raise UserError(f"--out = {out}: line {number} was made with {before}, now {about}; give another --out")
+            raise UserError(f"{place} was made with {before}, now {about}; {fix}")
     if whole != text:
         with out.open("r+b") as file:
-            file.truncate(len(whole.encode()))
+            file.truncate(len(whole))
     return done

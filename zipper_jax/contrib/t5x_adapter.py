@@ -16,6 +16,7 @@ from typing import Any
 import clu.metrics as clu_metrics
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from clu.data import dataset_iterator
 from flax.core import freeze as freeze_dict
@@ -34,12 +35,18 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Layout, TowerBatch, make_layout
 from zipper_jax.tasks import TEXT
 from zipper_jax.training.partition_tree import FreezeConfig, split
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten, join_flat, unflatten
 from zipper_jax.vocabularies import load_vocabulary
 
 UNNAMED = "unnamed"
 """Name of unnamed axes: t5x requires a name for each."""
+
+
+class _Position(msgspec.Struct):
+    step: user_json.Natural
+
 
 Params = Any
 Batch = Mapping[str, Any]
@@ -177,7 +184,7 @@ class PackedRows(dataset_iterator.DatasetIterator):
 
     def restore(self, filename: Any) -> None:
         """Restore the position from `save`."""
-        self._step = int(json.loads(Path(filename).read_text(encoding="utf-8"))["step"])
+        self._step = user_json.read_file(Path(filename), _Position, "it is damaged: restore it from a copy").step
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
         towers = self._rows.get(step)["towers"]

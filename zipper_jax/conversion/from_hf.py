@@ -4,7 +4,6 @@
 tensor at a time into the stacked layout, so that peak memory is the size of the largest tensor.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_lay
 from zipper_jax.conversion.to_tower import Progress, Put
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten
 
@@ -159,13 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
             or f"{str(path.parent)!r} has no {path.name}: give a Hugging Face model folder, or the id of one; it has "
             f"{listed(names)}"
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object; download it again")
-    return found
+    return user_json.read_object(path, "it is damaged: download it again")
 
 
 _WRAPPERS = {

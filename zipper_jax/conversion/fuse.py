@@ -8,11 +8,10 @@ import numpy as np
 
 from zipper_jax.checkpoint.checkpoints import load_params
 from zipper_jax.checkpoint.model_folder import Loaded, Weights, is_model_folder, write_model_folder
-from zipper_jax.checkpoint.run_format import read_config
+from zipper_jax.checkpoint.run_format import read_model
 from zipper_jax.checkpoint.safetensors_files import Reader, Writer
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig, ZipperConfig
-from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten
 
@@ -26,7 +25,7 @@ class TowerSource:
 
     def __init__(self, name: str, folder: str | Path):
         self.name, self.folder = name, Path(folder)
-        model = from_dict(ZipperConfig, read_config(folder)["model"])
+        model = read_model(folder)[1]
         self.there = name if name in model.towers else next(iter(model.towers))
         if name not in model.towers and len(model.towers) > 1:
             raise UserError(f"--tower {name}={folder}: it has the towers {', '.join(sorted(model.towers))}; name one")

@@ -8,7 +8,6 @@ can execute code, never code, never a second copy of the weights. They are store
 
 import fnmatch
 import glob
-import json
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.checkpoint.safetensors_files import FILE, INDEX, listed, other_layout
+from zipper_jax.checkpoint.safetensors_files import FILE, INDEX, listed, other_layout, read_weight_map
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.readable import size as readable_size
 from zipper_jax.vocabularies.hugging_face import FILES
@@ -136,10 +135,7 @@ def _wanted(name: str, commit: str, sizes: Mapping[str, int | None]) -> list[str
 
 
 def _indexed(index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged ({error!r}); delete it and run this again") from error
+    names = sorted(set(read_weight_map(index, "it is damaged: delete it and run this again").values()))
     wrong = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if wrong:
         raise UserError(f"{index} lists {wrong[0]!r}, which is no safetensors file in the same folder: not downloaded")

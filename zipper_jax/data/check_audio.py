@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from zipper_jax.speech.audio import TOO_SHORT, AudioError, is_silent, is_too_short, read_audio
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils import user_json
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -17,6 +21,15 @@ _JOURNAL = "checked.jsonl"
 
 Part = tuple[str, float, float | None, int | None]
 """(file, start in seconds, length in seconds or None for the rest of the file, channel or None for the mean)"""
+
+
+class _Line(msgspec.Struct, array_like=True):
+    """A line of the journal: key, and `Checked`."""
+
+    key: str
+    seconds: user_json.Number
+    rate: user_json.Natural
+    problem: str
 
 
 class Checked(NamedTuple):
@@ -85,7 +98,7 @@ def _read(journal: Path) -> dict[str, Checked]:
 
 
 def _lines(journal: Path) -> Iterator[tuple[str, Checked]]:
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # truncated line of a killed run
-            key, seconds, rate, problem = json.loads(line)
-            yield key, Checked(seconds, rate, problem)
+    for line in journal.read_bytes().split(b"\n"):
+        with contextlib.suppress(UserError):  # truncated line of a killed run
+            found = user_json.convert(user_json.decode_list(line, "", ""), _Line, "", "")
+            yield found.key, Checked(found.seconds, found.rate, found.problem)

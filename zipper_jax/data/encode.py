@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.progress import progress
@@ -23,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 _DROPPED = ".dropped"
+
+
+class _Id(TypedDict):
+    id: str
+
+
+class _Dropped(_Id):
+    reason: str
+    message: str
 
 
 class Encoded(NamedTuple):
@@ -121,10 +131,10 @@ def read_dropped(path: Path) -> dict[str, dict[str, str]]:
     """Return id -> ``reason`` and ``message`` of the rows that the examples in ``path`` lack."""
     found: dict[str, dict[str, str]] = {}
     record = path.with_suffix(_DROPPED)
-    for line in record.read_text(encoding="utf-8").split("\n") if record.is_file() else ():
-        with contextlib.suppress(ValueError):  # truncated line of a killed run
-            one = json.loads(line)
-            found[one["id"]] = one
+    for line in record.read_bytes().split(b"\n") if record.is_file() else ():
+        with contextlib.suppress(UserError):  # truncated line of a killed run
+            one = user_json.convert(user_json.decode(line, "", ""), _Dropped, "", "")
+            found[one["id"]] = {"id": one["id"], "reason": one["reason"], "message": one["message"]}
     return found
 
 
@@ -150,8 +160,8 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
     with partial.open("rb") as lines:
         for line in lines:
             try:
-                name = json.loads(line)["id"]
-            except (ValueError, KeyError, TypeError):  # truncated line
+                name = user_json.convert(user_json.decode(line, "", ""), _Id, "", "")["id"]
+            except UserError:  # truncated line
                 break
             if name != last:
                 if last is not None:  # the previous row is complete

@@ -107,8 +107,9 @@ def _import(
     if dropped and strict:
         raise UserError(f"--strict, and {len(dropped)} of {len(rows)} rows cannot be used: {_told(reasons)}")
     if not any(row.split == "train" for row in kept):
+        sources = ", ".join(repr(str(path)) for path in paths) or kind
         raise UserError(
-            f"there is nothing to train on: {len(rows)} rows read, {len(dropped)} dropped"
+            f"{sources}: there is nothing to train on: {len(rows)} rows read, {len(dropped)} dropped"
             f"{f' ({_told(reasons)})' if reasons else ''}, {len(kept)} held out: check the source"
         )
     manifest = [_manifest_row(row) for row in kept]

@@ -11,22 +11,41 @@ rows serve every model whose rows are long enough.
 A folder is written under a temporary name and renamed: if it exists, it is complete.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.sequences import Example, Span
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
 FORMAT_VERSION = 1
 META = "meta.json"
 _SPAN = np.dtype([("segment", "<u4"), ("modality", "u1"), ("weight", "<f4"), ("start", "<i8"), ("length", "<i4")])
+
+
+class _Meta(msgspec.Struct):
+    """The fields of ``meta.json`` that readers use."""
+
+    format_version: int
+    modalities: list[str]
+    rows: user_json.Natural
+    examples: user_json.Natural
+    tokens: dict[str, user_json.Natural]
+    slots: dict[str, user_json.Natural] = {}
+    longest: dict[str, user_json.Natural] = {}
+    lengths: dict[str, user_json.Natural] = {}
+    fill: dict[str, float] = {}
+    dropped: dict[str, user_json.Natural] = {}
+    task: str = ""
+    split: str = ""
+    made_with: str = ""
 
 
 def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,13 +126,9 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
     path = Path(folder) / META
     if not path.is_file():
         return None
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        version = meta["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(path)!r} is damaged ({error!r}): delete the folder and prepare the rows again"
-        ) from error
+    fix = "it is damaged: delete the folder and prepare the rows again"
+    meta = user_json.read_object(path, fix)
+    version = user_json.convert(meta, _Meta, repr(str(path)), fix).format_version
     if version != FORMAT_VERSION:
         raise UserError(
             f"{str(path)!r} has format {version}, this version reads {FORMAT_VERSION}: prepare the rows again"
@@ -138,13 +153,17 @@ class RowStore:
             self._tokens, self._spans, self._rows = (
                 np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "spans", "rows")
             )
+            if self._spans.dtype != _SPAN or self._rows.dtype != np.int64 or self._tokens.dtype.kind not in "ui":
+                raise ValueError("arrays of other types")
             last = self._spans[-1] if len(self._spans) else np.zeros((), _SPAN)
             whole = (
-                len(self._rows) == meta["rows"] + 1
+                self._tokens.ndim == self._spans.ndim == self._rows.ndim == 1
+                and len(self._rows) == meta["rows"] + 1
+                and int(self._rows[0]) == 0
                 and int(self._rows[-1]) == len(self._spans)
                 and int(last["start"]) + int(last["length"]) == len(self._tokens)
             )
-        except (OSError, ValueError, LookupError, EOFError) as error:
+        except (OSError, ValueError, LookupError, EOFError, TypeError, OverflowError, SyntaxError) as error:
             raise UserError(f"packed rows {str(folder)!r} are damaged ({error}): prepare the rows again") from error
         if not whole:
             raise UserError(f"packed rows {str(folder)!r} are damaged (sizes do not agree): prepare the rows again")
@@ -157,16 +176,27 @@ class RowStore:
         """Return the examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} rows in {self.folder}")
-        spans = self._spans[self._rows[index] : self._rows[index + 1]].tolist()
+        begin, end = int(self._rows[index]), int(self._rows[index + 1])
+        if not 0 <= begin <= end <= len(self._spans):
+            raise self._damaged(index)
+        spans = self._spans[begin:end].tolist()
         if not spans:
             return []
         # Spans lie in the order of their tokens, so a row is read, and converted, at once.
         first, last = spans[0][3], spans[-1][3] + spans[-1][4]
         tokens = np.array(self._tokens[first:last], dtype=np.int32)
         examples: list[list[Span]] = []
+        place = first if 0 <= first <= last <= len(self._tokens) else -1
         for segment, modality, weight, start, length in spans:
             if segment > len(examples):
                 examples.append([])
+            # A damaged span would be other tokens, or those of another row, without any error.
+            if start != place or length < 0 or segment != len(examples) or modality >= len(self._modalities):
+                raise self._damaged(index)
+            place += length
             content = tokens[start - first : start - first + length]
             examples[-1].append(Span(self._modalities[modality], content, weight))
         return [tuple(example) for example in examples]
+
+    def _damaged(self, index: int) -> UserError:
+        return UserError(f"packed rows {str(self.folder)!r}: row {index} is damaged: prepare the rows again")

@@ -63,13 +63,13 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
             home = folder / "rows" / task / split
             digest = _digest(header, settings, task)
             meta = read_meta(home)
-            if meta is not None and meta["made_with"] == digest:
+            if meta is not None and meta.get("made_with") == digest:
                 metas[task, split] = meta
                 logger.info(summary(meta))
                 continue
             if meta is not None and not overwrite:
                 raise UserError(
-                    f"rows in {str(home)!r} were packed with other settings (lengths {meta['lengths']}, now "
+                    f"rows in {str(home)!r} were packed with other settings (lengths {meta.get('lengths')}, now "
                     f"{_lengths(settings, task)}): give --overwrite or another --out"
                 )
             to_do.append((task, split, home, digest))
@@ -119,11 +119,13 @@ def pack_examples(
 def summary(meta: Mapping[str, Any]) -> str:
     """Return one line about a store: examples, tokens, rows, their fill, dropped examples by reason."""
     tokens = ", ".join(f"{count:,} {modality}" for modality, count in meta["tokens"].items()) or "no"
-    fill = ", ".join(f"{modality} {share:.0%}" for modality, share in meta["fill"].items())
-    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in meta["dropped"].items() if count)
+    fill = ", ".join(f"{modality} {share:.0%}" for modality, share in meta.get("fill", {}).items())
+    dropped = ", ".join(
+        f"{count} {reason.replace('_', ' ')}" for reason, count in meta.get("dropped", {}).items() if count
+    )
     return (
-        f"{meta['task']}/{meta['split']}: {meta['examples']:,} examples, {tokens} tokens, {meta['rows']:,} rows "
-        f"(filled: {fill}), dropped: {dropped or 'none'}"
+        f"{meta.get('task')}/{meta.get('split')}: {meta['examples']:,} examples, {tokens} tokens, "
+        f"{meta['rows']:,} rows (filled: {fill}), dropped: {dropped or 'none'}"
     )
 
 

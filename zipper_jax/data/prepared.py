@@ -13,13 +13,13 @@ name and renamed; examples/<split>.jsonl.partial is resumed); header.json record
 
 import dataclasses
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.data.encode import count_dropped, encode_split, read_dropped
@@ -42,6 +42,7 @@ from zipper_jax.metrics.normalisers import TextForm, text_form
 from zipper_jax.speech.corpus import read_header as read_corpus_header
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -51,8 +52,41 @@ from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _OF_SYNTHESIS = ("rate", "pitch", "snr_db")
 """Fields of synthesised corpora, which describe how the audio was made."""
+
+
+class _Dropped(msgspec.Struct):
+    count: user_json.Natural
+    first: str
+
+
+class _MadeWith(msgspec.Struct):
+    corpus: str
+    settings: dict[str, Any]
+
+
+class _Header(msgspec.Struct):
+    """The fields of ``header.json`` that readers use."""
+
+    format_version: int
+    made_with: _MadeWith
+    complete: bool
+    dropped: dict[str, dict[str, _Dropped]] = {}
+    vocabularies: dict[str, str] = {}
+    modalities: dict[str, list[list[str]]] = {}
+    task_set: dict[str, Any] = {}
+    text: TextForm = TextForm()
+
+
+class _Example(msgspec.Struct):
+    """The fields of every example; those of modalities are checked by what they hold."""
+
+    id: user_json.Name
+    seconds: user_json.Number = 0.0
+    shift: user_json.Natural = 0
+    voice: str | None = None
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -71,9 +105,17 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
         raise UserError(f"{str(path)!r} does not exist (splits there: {known}): run `zipper data prepare`")
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            example = json.loads(line)
+    task_set = read_task_set(folder)
+    contents = [task_set.field_of(modality) for modality in task_set.modalities]
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place, fix = f"{str(path)!r} line {number}", "it is damaged: prepare the data again"
+            example = user_json.decode(line, place, fix)
+            user_json.convert(example, _Example, place, fix)
+            for field in contents:
+                if field not in example:
+                    raise UserError(f"{place}: {field} is missing; {fix}")
+                user_json.convert(example[field], list[_Id] | str | None, place, fix, field)
             units = {name: np.array(value, np.int32) for name, value in example.items() if isinstance(value, list)}
             yield {"shift": 0, **example, **units}
 
@@ -91,7 +133,11 @@ def read_text_form(folder: Any) -> TextForm | None:
 
 def read_task_set(folder: Any) -> TaskSet:
     """Return the tasks and modalities that the folder was prepared with."""
-    return stored_task_set(read_header(folder))
+    header = read_header(folder)
+    try:
+        return stored_task_set(header)
+    except UserError as error:
+        raise UserError(f"{str(Path(folder) / 'header.json')!r}: {error}") from error
 
 
 def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
@@ -236,7 +282,9 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
             "made_with": made_with,
             "provenance": {
                 "zipper_jax": __version__,
-                "corpus": json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {},
+                "corpus": user_json.read_object(about, "it is damaged: import the corpus again")
+                if about.is_file()
+                else {},
             },
             "complete": False,
         }
@@ -248,14 +296,11 @@ def _examples(folder: Path, split: str) -> Path:
 
 
 def _header_or_none(folder: Path) -> dict[str, Any] | None:
-    path = folder / "header.json"
+    path, fix = folder / "header.json", "it is damaged: delete the folder and prepare it again"
     if not path.is_file():
         return None
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = header["format_version"], header["made_with"]["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({error!r}): delete the folder and prepare it again") from error
+    header = user_json.read_object(path, fix)
+    version = user_json.convert(header, _Header, repr(str(path)), fix).format_version
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version reads {FORMAT_VERSION}: prepare it again")
     return header

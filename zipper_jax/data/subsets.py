@@ -3,7 +3,6 @@
 Subsets are nested: a larger share contains the pairs of a smaller one. Validation and test are copied unchanged.
 """
 
-import json
 import shutil
 import zlib
 from pathlib import Path
@@ -13,7 +12,8 @@ from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
 from zipper_jax.data.prepare_rows import pack_examples
 from zipper_jax.data.prepare_settings import PrepareSettings
-from zipper_jax.data.prepared import read_examples, read_vocabularies
+from zipper_jax.data.prepared import read_examples, read_header, read_vocabularies
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import copy_folder, write_json
 
@@ -56,14 +56,14 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
     chosen = {sentences[i] for i in order[:count]}
     kept = [e for e in examples if e["id"] in chosen]
     about = {
-        "of": json.loads((prepared / "header.json").read_text(encoding="utf-8"))["made_with"],
+        "of": read_header(prepared)["made_with"],
         "lengths": settings.row_lengths,
         "share": share,
         "seed": seed,
         "sentences": count,
         "hours": round(sum(e["seconds"] for e in kept if not e["shift"]) / 3600, 5),
     }
-    if out.is_dir() and (out / ABOUT).is_file() and json.loads((out / ABOUT).read_text(encoding="utf-8")) != about:
+    if out.is_dir() and (out / ABOUT).is_file() and user_json.read_object(out / ABOUT, "delete the folder") != about:
         raise UserError(f"{str(out)!r} holds a subset of other data: delete the folder, or give another")
     vocabularies = read_vocabularies(prepared)
     for task in settings.tasks:

@@ -265,7 +265,9 @@ def _check_origins(sources: Sources) -> None:
             raise UserError(
                 f"{str(run)!r} is a model folder: evaluation compares a run with its step 0, so give the run folder"
             )
-        origins = {f"its tower {tower!r}": path for tower, path in header["train"]["initialise_from"].items()}
+        origins = {
+            f"its tower {tower!r}": path for tower, path in (header["train"].get("initialise_from") or {}).items()
+        }
         if header["train"].get("restore"):
             origins["its start"] = header["train"]["restore"]["path"]
         for what, origin in origins.items():

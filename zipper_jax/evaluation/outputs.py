@@ -10,16 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.checkpoint.manifest import name_of, table
 from zipper_jax.inference.model import Model
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.trees import flatten
 
 FILE = "outputs.jsonl"
+
+
+class _Line(msgspec.Struct):
+    key: str
+    output: Any
 
 
 class Outputs:
@@ -39,12 +46,13 @@ class Outputs:
         whole = text[: text.rfind(b"\n") + 1]
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             try:
-                found = json.loads(line)
-                self._lines[str(found["key"])] = {**found, "output": found["output"]}
-            except (ValueError, KeyError, TypeError) as error:
+                found = user_json.decode(line, repr(str(path)), "")
+                user_json.convert(found, _Line, repr(str(path)), "")
+            except user_json.JsonError as error:
                 raise UserError(
                     f"{str(path)!r} line {number} is no finished output: remove the file or give another --out"
                 ) from error
+            self._lines[found["key"]] = found
         if whole != text:  # the process was killed within a line
             with path.open("r+b") as file:
                 file.truncate(len(whole))

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from zipper_jax.decoding.generate import BATCH_SIZE, Generated, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.inference import perplexity
-from zipper_jax.metrics.normalisers import TextForm, text_form
+from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Placer, unsharded
@@ -31,7 +31,6 @@ from zipper_jax.sequences import make_layout, own_tokens
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
-from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.paths import local_path
 from zipper_jax.utils.trees import flatten, unflatten
@@ -457,14 +456,25 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
         UserError: No run folder, no complete checkpoint, vocabularies that do not match the model, or an invalid mesh.
     """
     from zipper_jax.checkpoint.checkpoints import load_params
+    from zipper_jax.checkpoint.run_format import part_of, require
 
     path = local_path(path, "path")
     header, params = load_params(Path(path), step)
-    config = from_dict(ZipperConfig, header["model"])
+    require(header, path, "model", "lengths")
+    config = part_of(header, ZipperConfig, path, "model")
+    try:
+        task_set = stored_task_set(header)
+    except UserError as error:
+        raise UserError(f"{str(Path(path) / 'config.json')!r}: {error}") from error
+    require(
+        {f"lengths.{tower}": length for tower, length in header["lengths"].items()},
+        path,
+        *(f"lengths.{tower}" for tower in config.towers),
+    )
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    form = text_form(header) if "text" in header else None
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, stored_task_set(header), form)
+    form = part_of(header, TextForm, path, "text") if "text" in header else None
+    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, task_set, form)
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

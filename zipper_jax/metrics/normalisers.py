@@ -68,12 +68,16 @@ class TextForm:
 
     Attributes:
         normaliser: Name of the policy by which sentences are equal (splits, leak checks, controls, error rates).
-        normalised: Whether texts went through the policy when they were imported, so that vocabularies are fitted on,
+        normalised: Whether `zipper data prepare` puts texts through the policy, so that vocabularies are fitted on,
             and models see, normalised text; a model then normalises its prompts, too. False: as written, in NFC.
     """
 
     normaliser: str = DEFAULT.name
     normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if self.normaliser not in _WHISPER:  # whose package may be missing where only a model is used
+            policy(self.normaliser)
 
     @property
     def policy(self) -> Policy:

@@ -8,7 +8,6 @@
 Axes: N heads, T text tokens, S speech units.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,9 @@ from difflib import SequenceMatcher
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, TypedDict
 
+import msgspec
 import numpy as np
 
 from zipper_jax.metrics.error_rates import percent
@@ -39,6 +38,8 @@ from zipper_jax.reports.tables import (
     verdicts,
 )
 from zipper_jax.training.monitor import read_metrics
+from zipper_jax.utils import user_json
+from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.readable import duration
@@ -51,8 +52,26 @@ _LABELS = {
     "gold": "True recording",
     "raw_audio": "True recording",
 }
+_FIX = "run the evaluation again"
 _COLUMNS = ("Zipper", "Single Decoder")
 _NOT_MEASURED = '<span class="none">not measured</span>'
+
+
+class _Results(msgspec.Struct):
+    """The objects in ``results.json``; its figures are read by `tables.number`."""
+
+    settings: dict[str, Any] | None = None
+    seconds: dict[str, float | None] | None = None
+    sentences: dict[str, int] | None = None
+    parameters: dict[str, dict[str, float | None]] | None = None
+
+
+class _Sample(TypedDict, total=False):
+    id: str | int
+    reference: str
+    audio: dict[str, str] | None
+    asr: dict[str, str | None] | None
+    tts_judged: dict[str, str | None] | None
 
 
 def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
@@ -69,10 +88,13 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         UserError: results.json is missing, or a file is malformed.
     """
     folder = Path(folder)
-    results = _read_json(folder / "results.json", dict)
-    if results is None:
-        raise UserError(f"{folder / 'results.json'} is missing: run the evaluation first")
-    samples = _read_json(folder / "samples.json", list) or []
+    path = folder / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run the evaluation first")
+    results = user_json.read_object(path, _FIX)
+    user_json.convert(results, _Results, repr(str(path)), _FIX)
+    path = folder / "samples.json"
+    samples = user_json.read_list(path, _Sample, _FIX) if path.is_file() else []
     metrics = {name: read_metrics(path) for name, path in runs.items()}
     goals = verdicts(results)
     finished = datetime.fromtimestamp((folder / "results.json").stat().st_mtime, UTC)
@@ -92,27 +114,12 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
     return path
 
 
-def _read_json(path: Path, kind: type) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): run the evaluation again") from error
-    if not isinstance(value, kind):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: run the evaluation again")
-    return value
-
-
 def _label(name: str) -> str:
     return escape(_LABELS.get(name, name.replace("_", " ")))
 
 
 def _mapping(results: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = results.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"results.json: {key} is {value!r}: give an object, or omit it")
-    return value
+    return results.get(key) or {}
 
 
 def _total(seconds: Mapping[str, Any]) -> float | None:
@@ -217,8 +224,6 @@ def _samples(folder: Path, samples: Sequence[Any], text: Policy) -> str:
         return section(head, _NOT_MEASURED)
     rows = []
     for sample in samples:
-        if not isinstance(sample, Mapping):
-            raise UserError(f"samples.json: {sample!r} is no sample: run the evaluation again")
         reference = str(sample.get("reference", ""))
         audio, judged = dict(sample.get("audio") or {}), dict(sample.get("tts_judged") or {})
         if "raw_audio" in judged:  # the judge's row of the true recording
@@ -263,14 +268,13 @@ def _attention(path: Path) -> str:
     head = "Cross-attention from text to speech"
     if not path.is_file():
         return section(head, _NOT_MEASURED)
+    found = read_archive(path, _FIX)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise UserError(f"{path} is no NumPy archive of plain arrays ({error}): run the evaluation again") from error
-    if "tokens" not in found or "seconds_per_unit" not in found:
-        raise UserError(f"{path} has {sorted(found)}: it needs tokens, seconds_per_unit and weights_0, weights_1, …")
-    tokens, step = [str(token) for token in found["tokens"]], float(found["seconds_per_unit"])
+        tokens, step = [str(token) for token in found["tokens"]], float(found["seconds_per_unit"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} has {sorted(found)} ({error}): it needs tokens, seconds_per_unit and weights_0, weights_1, …"
+        ) from error
     pictures = []
     for name in sorted((n for n in found if re.fullmatch(r"weights_\d+", n)), key=lambda n: int(n.split("_")[1])):
         weights, zip_number = found[name], int(name.split("_")[1]) + 1

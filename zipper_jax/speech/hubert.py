@@ -13,7 +13,6 @@ Axis letters: N samples, L frames, U units, D hidden size.
 import functools
 import hashlib
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from jaxtyping import Float, Int
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.speech.given_units import FILE_NAME, check_vocoder, no_vocoder
 from zipper_jax.speech.kmeans import nearest_centroid
+from zipper_jax.utils import user_json
+from zipper_jax.utils.arrays import read_array
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 
@@ -174,22 +175,21 @@ class HubertTokenizer:
 
 def read_centroids(path: str | os.PathLike) -> Float[np.ndarray, "num_units D"]:
     """Read a k-means file, .npy of floats [num_units, hidden_size]; pickles are rejected, because they can run code."""
-    try:
-        centroids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"k-means file {os.fspath(path)!r} cannot be read ({error}): give a .npy, for example of scikit-learn's by "
-            'numpy.save("km.npy", joblib.load("km.bin").cluster_centers_)'
-        ) from error
-    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not np.isfinite(centroids).all():
+    centroids = read_array(
+        Path(path),
+        "give a .npy of k-means centroids, for example of scikit-learn's by "
+        'numpy.save("km.npy", joblib.load("km.bin").cluster_centers_)',
+    )
+    numbers = np.issubdtype(centroids.dtype, np.floating) or np.issubdtype(centroids.dtype, np.integer)
+    if centroids.ndim != 2 or not numbers or not centroids.size or not np.isfinite(centroids).all():
         raise UserError(f"k-means file {os.fspath(path)!r} holds no finite array of shape [units, width]")
     return centroids
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return user_json.read_object(path, "get it again")
+    except (OSError, UserError) as error:
         raise UserError(
             f"{str(path)!r} cannot be read ({error}): give a folder of a HuBERT (config.json, weights)"
         ) from error

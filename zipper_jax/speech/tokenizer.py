@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from zipper_jax.speech import features
 from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
+from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 
@@ -121,11 +122,11 @@ class UnitTokenizer:
             raise UserError(
                 f"speech tokenizer {str(path)!r} does not exist: check the folder, or prepare the data again"
             )
+        data = read_archive(path, "the speech tokenizer is damaged: prepare the data again")
         try:
-            with np.load(path, allow_pickle=False) as data:
-                version, centroids = int(data["format_version"]), data["centroids"]
-                lifter = data["lifter"] if version > 1 else np.ones(features.NUM_BANDS, np.float32)
-        except Exception as error:  # numpy raises many unrelated exception types for a damaged archive
+            version, centroids = int(data["format_version"]), data["centroids"]
+            lifter = data["lifter"] if version > 1 else np.ones(features.NUM_BANDS, np.float32)
+        except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error}): prepare the data again") from error
         if version > _FORMAT_VERSION:
             raise UserError(

@@ -1,15 +1,15 @@
 """Unit tokenizers of every kind, loaded from the folder that also holds the vocabulary."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from zipper_jax.speech import given_units, hubert
 from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 
 
@@ -49,7 +49,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if not path.is_file():
         return UnitTokenizer.load(folder)
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about = user_json.read_object(path, "it is damaged: prepare the data again")
         kind = about.pop("kind")
         if kind == given_units.KIND:
             return given_units.GivenUnits.of(about, repr(str(path)))

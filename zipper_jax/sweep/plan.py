@@ -10,7 +10,9 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -302,7 +304,11 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
 
 def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
     """The row's training configuration."""
-    config = replace(row.arm.config(places, row.seed), model_dir=places.run(row.arm.name, row.seed), seed=row.seed)
+    with _errors_of(f"arm {row.arm.name!r}"):
+        found = row.arm.config(places, row.seed)
+    if not isinstance(found, TrainConfig):
+        raise UserError(f"arm {row.arm.name!r}: config returned {type(found).__name__}, not a TrainConfig")
+    config = replace(found, model_dir=places.run(row.arm.name, row.seed), seed=row.seed)
     if sweep.steps is None:
         return config
     warmup_steps = min(config.optimizer.warmup_steps, sweep.steps // 2)
@@ -343,11 +349,24 @@ def _moved(value: Any, root: str) -> Any:
     return f"ROOT/{Path(value).relative_to(root)}" if within else value
 
 
+@contextmanager
+def _errors_of(what: str | Path) -> Iterator[None]:
+    """Raise the errors of the user's Python code as UserErrors of one line, which name the line of code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({frame.filename}, line {frame.lineno})" if Path(frame.filename) != Path(__file__) else ""
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{str(what)!r}: {kind}{' '.join(str(error).split())}{where}") from error
+
+
 def load_sweep(path: str | Path, size: str) -> Sweep:
     """Load the sweep that a Python file's function ``sweep(size)`` returns.
 
     Raises:
-        UserError: The file or its function is missing, or the function does not return a Sweep.
+        UserError: The file or its function is missing, its code raises an error, or the function does not return a
+            Sweep.
     """
     path = Path(path)
     if not path.is_file():
@@ -356,14 +375,13 @@ def load_sweep(path: str | Path, size: str) -> Sweep:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_of(path):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as Python: {error}") from error
     make = getattr(module, "sweep", None)
     if not callable(make):
         raise UserError(f"{str(path)!r} has no function sweep(size) that returns a zipper_jax.sweep.plan.Sweep")
-    found = make(size)
+    with _errors_of(path):
+        found = make(size)
     if not isinstance(found, Sweep):
         raise UserError(f"{str(path)!r}: sweep({size!r}) returned {type(found).__name__}, not a Sweep")
     return found

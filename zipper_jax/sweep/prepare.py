@@ -4,14 +4,16 @@ The scored sentences are stored as token ids, so that rows run without vocabular
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from zipper_jax.sweep.plan import Places, Sweep, data_settings
 from zipper_jax.tasks import MODALITIES
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -32,14 +34,19 @@ def prepared(sweep: Sweep, places: Places) -> bool:
     path = places.root / MADE_WITH
     if not path.is_file():
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))
+    fix = "it is damaged: give another --out"
+    found = user_json.read_object(path, fix)
     for part, wanted in data_settings(sweep).items():
-        if found[part] != wanted:
+        if found.get(part) != wanted:
             raise UserError(
-                f"{str(places.root)!r} holds data that was made with {part} = {found[part]}, the sweep file has "
+                f"{str(places.root)!r} holds data that was made with {part} = {found.get(part)}, the sweep file has "
                 f"{wanted}: give another --out"
             )
-    return set(sweep.shares) <= set(found["shares"])
+    return set(sweep.shares) <= set(user_json.convert(found, _MadeWith, repr(str(path)), fix).shares)
+
+
+class _MadeWith(msgspec.Struct):
+    shares: list[float]
 
 
 def prepare(sweep: Sweep, places: Places, prose: Sequence[Path] = ()) -> None:

@@ -1,6 +1,5 @@
 """Report page of a sweep: tables with spread over seeds, verdicts on claims, figures, and the commands used."""
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from zipper_jax.sweep.plan import MEASURES, Places, Sweep, Table, rows
 from zipper_jax.sweep.plots import draw, scale_of
-from zipper_jax.sweep.scores import read_results
+from zipper_jax.sweep.scores import read_judge, read_results
 from zipper_jax.sweep.statistics import LEVEL, compare, rate, spread
 from zipper_jax.utils.errors import UserError
 
@@ -106,11 +105,11 @@ def _claims(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _judge(places: Places) -> str:
-    found = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))
+    found = read_judge(places)
     heads = {"raw_audio": "raw audio", "gold_units": "gold units", "reversed": "reversed audio", "noise": "noise"}
-    rates = " | ".join(f"{100 * rate(found['errors'][name]):.1f}" for name in heads)
+    rates = " | ".join(f"{100 * rate(found.errors[name]):.1f}" for name in heads)
     return (
-        f"## The judge\n\nWER in percent of {found['judge']} on {found['sentences']} test sentences.\n\n"
+        f"## The judge\n\nWER in percent of {found.judge} on {found.sentences} test sentences.\n\n"
         f"| {' | '.join(heads.values())} |\n|{'---|' * len(heads)}\n| {rates} |"
     )
 

@@ -3,13 +3,13 @@
 Needs only jax, flax, optax and orbax-checkpoint; `scores` decodes text and audio and computes error rates.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import jax
+import msgspec
 import numpy as np
 
 from zipper_jax.api import load
@@ -25,10 +25,21 @@ from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.cost import cost, parameters
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.loop import train
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 
 logger = logging.getLogger(__name__)
+
+_FIX = "the file is damaged: remove it and run `zipper sweep run` again"
+
+
+class Sentence(TypedDict):
+    """A scored sentence; ``contents``: modality -> token ids."""
+
+    id: str
+    text: str
+    contents: dict[str, list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]]
 
 
 def finished(sweep: Sweep, row: Row, places: Places) -> bool:
@@ -40,7 +51,7 @@ def finished(sweep: Sweep, row: Row, places: Places) -> bool:
     path = places.outputs(row.arm.name, row.seed)
     if not path.is_file():
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))["digest"]
+    found = user_json.read_object(path, _FIX).get("digest")
     wanted = digest(sweep, row, places)
     if found != wanted:
         raise UserError(
@@ -76,19 +87,19 @@ def run_row(sweep: Sweep, row: Row, places: Places) -> int:
 
 def _begin(path: Path, wanted: str, config: TrainConfig) -> None:
     """Raise UserError when the run folder was started with another configuration; a row must not mix two."""
-    if path.is_file() and path.read_text(encoding="utf-8") != wanted:
+    if path.is_file() and path.read_bytes() != wanted.encode():
         raise UserError(
             f"{config.model_dir!r} was started with another configuration: remove it and {str(path)!r} to start again"
         )
     write_bytes(path, wanted.encode())
 
 
-def read_examples(places: Places, split: str) -> list[dict[str, Any]]:
-    """Read the scored sentences: {"id", "text", "contents": {modality: ids}}; see `prepare`."""
+def read_examples(places: Places, split: str) -> list[Sentence]:
+    """Read the scored sentences; see `prepare`. Raises UserError for a file that is missing or damaged."""
     path = places.root / "sentences" / f"{split}.json"
     if not path.is_file():
         raise UserError(f"{str(path)!r} does not exist: run `zipper sweep prepare` first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return user_json.read_list(path, Sentence, "run `zipper sweep prepare` again")
 
 
 def _cost(config: TrainConfig) -> dict[str, Any]:
@@ -100,7 +111,9 @@ def _cost(config: TrainConfig) -> dict[str, Any]:
         "slots": found.slots,
         "flops": found.flops,
         **parameters(config),
-        "goodput": json.loads((Path(config.model_dir) / "goodput.json").read_text(encoding="utf-8")),
+        "goodput": user_json.read_object(
+            Path(config.model_dir) / "goodput.json", "remove the run and run the row again"
+        ),
         "device": jax.devices()[0].device_kind,
     }
 

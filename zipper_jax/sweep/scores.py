@@ -9,8 +9,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.decoding.generate import BATCH_SIZE
@@ -27,6 +28,7 @@ from zipper_jax.sweep.plan import rows as all_rows
 from zipper_jax.sweep.row import read_examples
 from zipper_jax.sweep.statistics import rate
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 from zipper_jax.vocabularies import load_vocabulary
@@ -37,6 +39,67 @@ ASR_OF = {"test": "asr", "test_other": "asr_other", "validation": "asr_validatio
 """split -> measure."""
 
 Pairs = list[list[float]]
+_FIX = "it is damaged: remove it and run `zipper sweep run` again"
+
+
+_Pair = tuple[user_json.Number, user_json.Number]
+
+
+class _Result(msgspec.Struct):
+    """What a report reads of a row."""
+
+    arm: str
+    seed: int
+    steps: int
+    rows_per_step: int
+    flops: float
+    flops_before: float
+    trained: int
+    frozen: int
+    measures: dict[str, Annotated[list[_Pair], msgspec.Meta(min_length=1)]]
+    letters: list[int]
+    not_possible: dict[str, str] = {}
+    perplexity: dict[str, float] = {}
+    outputs: str = ""
+
+
+class _Heard(msgspec.Struct):
+    gold_units: list[str]
+
+
+class Judge(msgspec.Struct):
+    """``judge.json``: errors and hypotheses of the judge for sounds with known words."""
+
+    sentences: int
+    judge: str
+    errors: dict[str, Annotated[list[_Pair], msgspec.Meta(min_length=1)]]
+    heard: _Heard
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in ("raw_audio", "gold_units", "reversed", "noise") if name not in self.errors]:
+            raise UserError(f"errors.{missing[0]} is missing")
+
+
+def read_judge(places: Places) -> Judge:
+    """Read ``judge.json``. Raises UserError if it is missing or damaged."""
+    path, fix = places.root / "judge.json", "remove it and run `zipper sweep score` again"
+    if not path.is_file():
+        raise UserError(f"{str(path)!r} does not exist: run `zipper sweep score` first")
+    return user_json.read_file(path, Judge, fix)
+
+
+class _Start(msgspec.Struct):
+    flops: float
+
+
+class _Scored(msgspec.Struct):
+    """What the scores are made of, in a row's outputs."""
+
+    scored: str
+    asr: dict[str, list[list[int]]]
+    tts: dict[str, list[list[int]]]
+    nats: dict[str, list[float]]
+    flops: float
 
 
 def score(sweep: Sweep, places: Places) -> None:
@@ -56,8 +119,8 @@ def score(sweep: Sweep, places: Places) -> None:
     known: dict[tuple[str, int], dict[str, Any]] = {}
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
-        found = json.loads(content)
-        if row is None or found["digest"] != digest(sweep, row, places):
+        found = user_json.decode(content, repr(str(path)), _FIX)
+        if row is None or found.get("digest") != digest(sweep, row, places):
             logger.info(f"{path.stem}: skipped, it has another configuration than the sweep file's")
             continue
         if row.arm.scored == "no":
@@ -66,6 +129,7 @@ def score(sweep: Sweep, places: Places) -> None:
         if before.get(key, {}).get("outputs") == made_of:
             known[key] = before[key]
             continue
+        user_json.convert(found, _Scored, repr(str(path)), _FIX)
         known[key] = {**_score_row(sweep, places, row, found), "outputs": made_of}
         rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
         logger.info(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
@@ -81,10 +145,19 @@ def _write(path: Path, lines: Mapping[tuple[str, int], Mapping[str, Any]]) -> No
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of ``results.jsonl``; none where the file is missing."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """Read the lines of ``results.jsonl``; none where the file is missing.
+
+    Raises:
+        UserError: A line is no result, or the second of a row.
+    """
+    fix = "remove the file and run `zipper sweep score` again"
+    found: list[dict[str, Any]] = []
+    for place, line in user_json.read_lines(path, fix):
+        user_json.convert(line, _Result, place, fix)
+        if any((line["arm"], line["seed"]) == (other["arm"], other["seed"]) for other in found):
+            raise UserError(f"{place}: a second result of arm {line['arm']!r}, seed {line['seed']}; {fix}")
+        found.append(line)
+    return found
 
 
 def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +189,7 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
             not_possible["tts_shuffled"] = others
         else:
             measures["tts_shuffled"] = _errors(spoken, [judged[i] for i in others])
-        target = json.loads((places.root / "judge.json").read_text(encoding="utf-8"))["heard"]["gold_units"]
+        target = read_judge(places).heard.gold_units
         known = [i for i, text in enumerate(target) if text]
         measures["tts_target"] = _errors([target[i] for i in known], [judged[i] for i in known])
     for name, key in (("", main), ("_shuffled", "shuffled")):
@@ -124,8 +197,8 @@ def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any
             measures[f"{task}{name}_nats"] = [[nats, 1.0] for nats in outputs["nats"][f"{task}_{key}"]]
     kept = {k: v for k, v in outputs.items() if k not in ("asr", "tts", "nats")}
     hypotheses = {"asr": transcripts[main][:8], "tts": judged[:8]}
-    starts = [json.loads(places.outputs(name, 0).read_text(encoding="utf-8")) for name in row.arm.needs]
-    kept["flops_before"] = sum(start["flops"] for start in starts)
+    starts = [user_json.read_file(places.outputs(name, 0), _Start, _FIX) for name in row.arm.needs]
+    kept["flops_before"] = sum(start.flops for start in starts)
     scored = {"measures": measures, "not_possible": not_possible, "hypotheses": hypotheses}
     return {**kept, "judge": JUDGE, "letters": letters, **scored}
 
@@ -135,7 +208,7 @@ def _judge_controls(sweep: Sweep, places: Places) -> None:
     path = places.root / "judge.json"
     count = sweep.scoring.speech_sentences or None
     examples = read_examples(places, "test")[:count]
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["sentences"] == len(examples):
+    if path.is_file() and read_judge(places).sentences == len(examples):
         return
     logger.info("the judge's controls")
     hypotheses = {"gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples])}

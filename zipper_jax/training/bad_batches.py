@@ -7,10 +7,12 @@ import numpy as np
 
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.training.skips import Skips
+from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_with
 
 Batch = dict[str, Any]
+_FIX = "give a bad_batches/*.npz"
 
 
 def path_of(run_dir: Path, number: int) -> Path:
@@ -46,15 +48,15 @@ def read(path: Path) -> tuple[Batch, int, int, Skips]:
     Raises:
         UserError: The file is missing or is no stored batch.
     """
+    arrays = read_archive(path, _FIX)
     try:
-        with np.load(path) as arrays:
-            names = sorted({key.split("/")[1] for key in arrays if key.startswith("towers/")})
-            towers = {n: TowerBatch(*(arrays[f"towers/{n}/{field}"] for field in TowerBatch._fields)) for n in names}
-            return (
-                {"towers": towers, "task": arrays["task"]},
-                int(arrays["number"]),
-                int(arrays["step"]),
-                Skips(arrays["skipped"].tolist()),
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no stored batch of `zipper train` ({error}); give a bad_batches/*.npz") from None
+        names = sorted({key.split("/")[1] for key in arrays if key.startswith("towers/")})
+        towers = {n: TowerBatch(*(arrays[f"towers/{n}/{field}"] for field in TowerBatch._fields)) for n in names}
+        shapes = {value.shape for tower in towers.values() for value in tower}
+        rows = {shape[:1] for shape in shapes} | {arrays["task"].shape}
+        number, step, skipped = int(arrays["number"]), int(arrays["step"]), Skips(arrays["skipped"].tolist())
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is no stored batch of `zipper train` ({error}); {_FIX}") from error
+    if not towers or len(rows) != 1 or any(len(shape) != 2 for shape in shapes) or number < 0 or step < 0:
+        raise UserError(f"{path} is no stored batch of `zipper train` (arrays of other shapes); {_FIX}")
+    return {"towers": towers, "task": arrays["task"]}, number, step, skipped

@@ -5,13 +5,20 @@ because the newest checkpoint was older, counts as recovery. Time in which no pr
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
+from zipper_jax.utils import user_json
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.readable import duration
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "recovery", "start", "other")
 """Categories. start: imports, opening the data, initialising or loading the parameters. other: the remainder."""
@@ -32,11 +39,11 @@ class Goodput:
     def __init__(self, path: Path | None, began: float, furthest: int = 0) -> None:
         self._path, self._began, self._written = path, began, began
         before = _read(path)
-        self._before = {part: float(before.get("seconds", {}).get(part, 0.0)) for part in PARTS}
+        self._before = {part: before.seconds.get(part, 0.0) for part in PARTS}
         self._now = dict.fromkeys(PARTS, 0.0)
         self._inner = 0.0
-        self.furthest = max(furthest, int(before.get("furthest", 0)))
-        self.attempts = int(before.get("attempts", 0)) + 1
+        self.furthest = max(furthest, before.furthest)
+        self.attempts = before.attempts + 1
         self._now["start"] = time.perf_counter() - began
         self.write()
 
@@ -85,8 +92,17 @@ class Goodput:
         return f"goodput {100 * self.share():.1f} % of {duration(wall)}{attempts}" + (f" ({where})" if where else "")
 
 
-def _read(path: Path | None) -> dict:
+class _Stored(msgspec.Struct):
+    seconds: dict[str, user_json.Number] = {}
+    furthest: user_json.Natural = 0
+    attempts: user_json.Natural = 0
+
+
+def _read(path: Path | None) -> _Stored:
+    if path is None or not path.is_file():
+        return _Stored()
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
-    except ValueError:
-        return {}
+        return user_json.read_file(path, _Stored, "the times of earlier attempts are lost")
+    except UserError as error:  # times are no reason not to train
+        logger.warning(str(error))
+        return _Stored()

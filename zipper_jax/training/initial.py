@@ -11,12 +11,11 @@ import numpy as np
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.model_folder import is_model_folder
 from zipper_jax.checkpoint.orbax_trees import Leaf
-from zipper_jax.checkpoint.run_format import read_config
+from zipper_jax.checkpoint.run_format import read_model
 from zipper_jax.checkpoint.safetensors_files import Reader
 from zipper_jax.models import zipper
 from zipper_jax.models.config import TowerConfig, ZipperConfig
 from zipper_jax.training.config import RestoreCheckpointConfig
-from zipper_jax.utils.configs import from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten, require_match, unflatten
 
@@ -109,7 +108,7 @@ def check_sources(
         _check_options(model, restore.path, sorted(model.towers), allow_changes)
     for tower, run_dir in sorted(initialise_from.items()):
         _check_options(model, run_dir, [tower], allow_changes)
-        stored = from_dict(ZipperConfig, read_config(run_dir)["model"])
+        stored = read_model(run_dir)[1]
         name = checkpoints.tower_name(run_dir, stored.towers, tower)
         wanted, source = (zipper.abstract_params(m)["towers"][n] for m, n in ((model, tower), (stored, name)))
         added = 0 if tower in model.added_tokens else stored.added_tokens.get(name, 0)
@@ -209,7 +208,7 @@ _SEEN_IN_NOTHING = ("family", "max_positions")
 
 def _check_options(model: ZipperConfig, run_dir: str, towers: list[str], allow_changes: bool) -> None:
     """UserError when a tower of the source has an option that no shape shows (its windows) and this model not."""
-    there = from_dict(ZipperConfig, read_config(run_dir)["model"]).towers
+    there = read_model(run_dir)[1].towers
     for name in [] if allow_changes else towers:
         source = there.get(name) or (next(iter(there.values())) if len(there) == 1 and len(towers) == 1 else None)
         for field in fields(TowerConfig) if source is not None else ():
@@ -234,10 +233,10 @@ def _joined(own: Mapping[str, Leaf], added: Mapping[str, Leaf]) -> dict[str, Lea
 
 def _check_offsets(model: ZipperConfig, run_dir: str) -> None:
     """Raise UserError where a modality has another offset or size in the source: its rows would mean other tokens."""
-    for name, modality in read_config(run_dir)["model"]["modalities"].items():
+    for name, there in read_model(run_dir)[1].modalities.items():
         here = model.modalities.get(name)
-        if here is not None and (here.offset, here.size) != (modality.get("offset", 0), modality["size"]):
+        if here is not None and (here.offset, here.size) != (there.offset, there.size):
             raise UserError(
-                f"{run_dir!r}: modality {name!r} there has offset {modality.get('offset', 0)} and size "
-                f"{modality['size']}, here {here.offset} and {here.size}; use the same vocabulary at the same offset"
+                f"{run_dir!r}: modality {name!r} there has offset {there.offset} and size "
+                f"{there.size}, here {here.offset} and {here.size}; use the same vocabulary at the same offset"
             )

@@ -21,11 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.step import Metrics, Sums
+from zipper_jax.utils import user_json
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.readable import duration
 
@@ -65,12 +67,52 @@ def nest_gates(flat: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl``, except a last line truncated by a kill."""
-    path = Path(run_dir) / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Read the lines of ``metrics.jsonl``, except a last line truncated by a kill.
+
+    Raises:
+        UserError: A line is damaged.
+    """
+    fix, found = "remove the line: only reports show it", []
+    for place, line in user_json.read_lines(Path(run_dir) / "metrics.jsonl", fix, unfinished=True):
+        split = user_json.convert(line, _Line, place, fix).split
+        user_json.convert(line, _KINDS.get(split, _Line), place, fix)
+        found.append(line)
+    return found
+
+
+class _Line(msgspec.Struct):
+    """What readers use of every line."""
+
+    split: str
+    step: user_json.Natural
+
+
+class _Mean(msgspec.Struct):
+    loss: float
+    accuracy: float = math.nan
+
+
+class _Losses(_Line):
+    loss: float
+    towers: dict[str, _Mean] = {}
+    tasks: dict[str, _Mean] = {}
+    gates: dict[str, dict[str, list[float]]] = {}
+
+
+class _Skipped(_Line):
+    batch: user_json.Natural
+
+
+class _Rollback(_Line):
+    batches: tuple[user_json.Natural, user_json.Natural]
+
+
+_KINDS: dict[str, type[_Line]] = {
+    "train": _Losses,
+    "validation": _Losses,
+    "skipped": _Skipped,
+    "rollback": _Rollback,
+}
 
 
 class Monitor:

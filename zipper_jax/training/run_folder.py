@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
-from zipper_jax.checkpoint.run_format import read_config, write_config
+from zipper_jax.checkpoint.run_format import part_of, read_config, require, write_config
 from zipper_jax.data.prepared import read_text_form
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
-from zipper_jax.utils.configs import from_dict, to_dict
+from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import copy_folder, write_text
 from zipper_jax.vocabularies import load_vocabulary
@@ -87,7 +87,9 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
 def stored_config(run_dir: str | Path) -> TrainConfig:
     """Read the TrainConfig of a run folder; missing fields get their defaults, ``model_dir`` becomes ``run_dir``."""
     stored = read_config(run_dir)
-    return replace(from_dict(TrainConfig, {**stored["train"], "model": stored["model"]}), model_dir=str(run_dir))
+    require(stored, run_dir, "train", "model")
+    whole = {"run": {**stored["train"], "model": stored["model"]}}
+    return replace(part_of(whole, TrainConfig, run_dir, "run"), model_dir=str(run_dir))
 
 
 def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:

@@ -1,15 +1,15 @@
 """JSON that users write: decoded, checked against a type, and every error in one form.
 
-The form is ``PLACE: FIELD = VALUE: expected TYPE; FIX``. Types are msgspec Structs or dataclasses; files that
-zipper_jax writes itself (config.json, header.json, vocabulary.json) have readers of their own.
+The form is ``PLACE: FIELD = VALUE: expected TYPE; FIX``. Types are msgspec Structs or dataclasses. Files that
+zipper_jax writes itself (config.json, header.json, vocabulary.json) are decoded here too: they get damaged like others.
 """
 
 import json
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import GenericAlias
+from types import GenericAlias, UnionType
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -36,6 +36,7 @@ _WORDS = {
     "null": "null",
 }
 _AT = re.compile(r" - at `\$\.?(.*)`$")
+_HALF = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 60  # characters of a value
 
 
@@ -52,6 +53,10 @@ class JsonError(UserError):
         self.field, self.missing = field, missing
 
 
+class NotUnicodeError(JsonError):
+    """A string with half a surrogate pair, such as ``"\\ud800"``, which no file in UTF-8 can hold."""
+
+
 def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
     """Return the JSON object in ``content``.
 
@@ -63,20 +68,36 @@ def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
     Raises:
         JsonError: It is not JSON in UTF-8, or no object.
     """
+    return _decode(content, place, fix, dict, "object")
+
+
+def decode_list(content: str | bytes, place: str, fix: str) -> list[Any]:
+    """Return the JSON list in ``content``; as `decode`."""
+    return _decode(content, place, fix, list, "list")
+
+
+def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str) -> Any:
     try:
         value = json.loads(content if isinstance(content, str) else content.decode())
     except (ValueError, RecursionError) as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        why = error.msg if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
         if isinstance(error, UnicodeDecodeError):
             why = "not UTF-8"
-        raise JsonError(f"{place} is not a JSON object in UTF-8 ({why}); {fix}") from error
-    if not isinstance(value, dict):
-        raise JsonError(f"{place} is not a JSON object but {_shown(value)}; {fix}")
+        if isinstance(error, RecursionError):
+            why = "nested too deeply"
+        raise JsonError(f"{place} is not a JSON {called} in UTF-8 ({why}); {fix}") from error
+    if not isinstance(value, kind):
+        raise JsonError(f"{place} is not a JSON {called} but {_shown(value)}; {fix}")
     return value
 
 
 def convert(
-    value: Any, kind: type[T] | GenericAlias, place: str, fix: str, field: str = "", known: Iterable[str] = ()
+    value: Any,
+    kind: type[T] | GenericAlias | UnionType,
+    place: str,
+    fix: str,
+    field: str = "",
+    known: Iterable[str] = (),
 ) -> T:
     """Return the decoded JSON ``value`` as ``kind``.
 
@@ -95,6 +116,10 @@ def convert(
     for name in value if known and isinstance(value, dict) else ():
         if name not in known:
             raise JsonError(f"{place}: there is no field {name!r}{closest(name, known)}; {fix}", name)
+    for name, part in value.items() if isinstance(value, dict) else [("", value)]:
+        if not _is_unicode([name, part]):
+            what = ": ".join(filter(None, [place, field, json.dumps(name) if name else ""]))
+            raise NotUnicodeError(f"{what}: half a surrogate pair, which is no character; {fix}", field or name)
     try:
         return msgspec.convert(value, kind)
     except UserError as error:  # of a __post_init__
@@ -115,7 +140,49 @@ def convert(
 
 def read_file(path: Path, kind: type[T], fix: str, known: Iterable[str] = ()) -> T:
     """Return the content of a file that holds one JSON object. Raises JsonError, which names the file."""
-    return convert(decode(path.read_bytes(), repr(str(path)), fix), kind, repr(str(path)), fix, known=known)
+    return convert(read_object(path, fix), kind, repr(str(path)), fix, known=known)
+
+
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """Return the one JSON object that a file holds. Raises JsonError, which names the file."""
+    return decode(path.read_bytes(), repr(str(path)), fix)
+
+
+def read_list(path: Path, kind: type[T], fix: str) -> list[T]:
+    """Return the JSON list that a file holds, of values of a kind. Raises JsonError, which names the file."""
+    place = repr(str(path))
+    return convert(decode_list(path.read_bytes(), place, fix), list[kind], place, fix)
+
+
+def read_lines(path: Path, fix: str, unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the object of each line that is not empty; a file that is missing has none.
+
+    Args:
+        path: A file with one JSON object per line.
+        fix: What to do about an error.
+        unfinished: Whether a last line without its end is dropped: the process that wrote it was killed.
+
+    Raises:
+        JsonError: A line is no object; it names file and line.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    for number, line in enumerate(content.split(b"\n")[: -1 if unfinished else None], 1):
+        if line:
+            place = f"{str(path)!r} line {number}"
+            yield place, decode(line, place, fix)
+
+
+def _is_unicode(value: Any) -> bool:
+    left = [value]  # a loop, because JSON may be nested as deeply as Python's stack allows
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and not one.isascii() and _HALF.search(one):
+            return False
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += [part for part in one if not isinstance(part, int | float)]
+    return True
 
 
 def _follow(value: Any, path: str) -> Any:
@@ -141,5 +208,8 @@ def _expected(text: str, kind: Any, field: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except RecursionError:
+        return "a deeply nested value"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

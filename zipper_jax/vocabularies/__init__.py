@@ -3,14 +3,15 @@
 A vocabulary's ids include its begin and end tokens. Every id from 0 is a valid token: no id is reserved for padding.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.vocabularies import files
 from zipper_jax.vocabularies.files import FILE_NAME
 from zipper_jax.vocabularies.hugging_face import HuggingFaceVocabulary
 from zipper_jax.vocabularies.symbols import SymbolVocabulary
@@ -76,14 +77,17 @@ def load_vocabulary(folder: Any) -> Vocabulary:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise UserError(f"vocabulary {str(path)!r} does not exist: check the folder, or prepare the data again")
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        kind, digest = header["kind"], header["digest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"vocabulary {str(path)!r} is damaged ({error!r}): prepare the data again") from error
+    place, fix = f"vocabulary {str(path)!r}", "it is damaged: prepare the data again"
+    header = user_json.decode(path.read_bytes(), place, fix)
+    about = user_json.convert(header, files.Header, place, fix)
+    kind, digest = about.kind, about.digest
     if kind not in KINDS:
-        raise UserError(f"vocabulary {str(path)!r} is of kind {kind!r}, this version knows {', '.join(KINDS)}: upgrade")
-    vocabulary = KINDS[kind].load(Path(folder), header)
+        raise UserError(f"{place} is of kind {kind!r}, this version knows {', '.join(KINDS)}: upgrade")
+    user_json.convert(header, KINDS[kind].header, place, fix)
+    try:
+        vocabulary = KINDS[kind].load(Path(folder), header)
+    except UserError as error:
+        raise error if str(folder) in str(error) else UserError(f"{place}: {error}") from error
     if vocabulary.digest != digest:
         raise UserError(
             f"vocabulary {str(folder)!r} has changed since it was written (digest {vocabulary.digest[:12]}, "

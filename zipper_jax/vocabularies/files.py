@@ -3,9 +3,46 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from zipper_jax.utils import user_json
 from zipper_jax.utils.files import write_bytes
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Header(msgspec.Struct):
+    """The fields of every ``vocabulary.json``."""
+
+    kind: str
+    size: _Id
+    begin_id: _Id
+    end_id: _Id
+    digest: str
+
+
+class SymbolHeader(Header):
+    """Of symbols."""
+
+    symbols: list[str]
+
+
+class RowsHeader(Header):
+    """Of a tokenizer for a tower of ``rows`` tokens."""
+
+    rows: _Id
+
+
+class UnitHeader(Header):
+    """Of units."""
+
+    num_units: _Id
+    rate_hz: user_json.Number
+    codebook: str = ""
+    first: _Id = 0
+
 
 FILE_NAME = "vocabulary.json"
 

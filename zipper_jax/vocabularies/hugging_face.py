@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.vocabularies import files
@@ -44,6 +45,7 @@ class HuggingFaceVocabulary:
     """
 
     kind = "hugging_face"
+    header = files.RowsHeader
 
     def __init__(self, contents: Mapping[str, bytes], rows: int, begin_id: int, end_id: int):
         self.contents, self.rows = dict(contents), rows
@@ -87,6 +89,12 @@ class HuggingFaceVocabulary:
 def read_files(folder: str | Path) -> dict[str, bytes]:
     """Return the tokenizer's files in a folder: name -> bytes."""
     return {name: (Path(folder) / name).read_bytes() for name in FILES if (Path(folder) / name).is_file()}
+
+
+def read_config(contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return ``tokenizer_config.json``, which may be missing. Raises UserError if it is damaged."""
+    name = "tokenizer_config.json"
+    return user_json.decode(contents.get(name, b"{}"), name, "it is damaged: get it again")
 
 
 def backend(contents: Mapping[str, bytes]) -> Any:
@@ -172,11 +180,8 @@ class _SentencePiece:
 
 def _require_gpt2(contents: Mapping[str, bytes]) -> None:
     """Raise UserError unless the tokenizer class is GPT-2's: vocab.json and merges.txt do not define how to split."""
-    try:
-        named = json.loads(contents.get("tokenizer_config.json", b"{}"))
-        kind, spaced = named.get("tokenizer_class"), named.get("add_prefix_space", False)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"tokenizer_config.json is damaged ({error}); get it again") from error
+    named = read_config(contents)
+    kind, spaced = named.get("tokenizer_class"), named.get("add_prefix_space", False)
     if kind not in (None, "GPT2Tokenizer", "GPT2TokenizerFast") or spaced or "added_tokens.json" in contents:
         raise UserError(
             f"without tokenizer.json, vocab.json and merges.txt are read as plain GPT-2's, but this is {kind} with "

@@ -18,6 +18,7 @@ class SymbolVocabulary:
     """Vocabulary in which ``symbols[i]`` has id i; unknown, begin and end follow."""
 
     kind = "symbols"
+    header = files.SymbolHeader
 
     def __init__(self, symbols: Iterable[str]):
         self.symbols = tuple(symbols)

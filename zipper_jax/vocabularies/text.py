@@ -25,6 +25,7 @@ class SentencePieceVocabulary:
     """A sentencepiece model with begin (``<s>``) and end (``</s>``) pieces; its ids are used unchanged."""
 
     kind = "sentencepiece"
+    header = files.Header
 
     def __init__(self, model: bytes, header: Mapping[str, Any] | None = None):
         """Load ``model``; with its stored ``header``, only when text is first encoded or decoded."""
@@ -77,6 +78,7 @@ class ByteVocabulary:
     """UTF-8 bytes: byte b has id b, ``begin = 256``, ``end = 257``. Represents any text."""
 
     kind = "bytes"
+    header = files.Header
     size = 258
     begin_id = 256
     end_id = 257

@@ -1,13 +1,13 @@
 """Vocabularies of converted towers, and the tokens that a tower lacks."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import HuggingFaceVocabulary, UnitVocabulary, Vocabulary
-from zipper_jax.vocabularies.hugging_face import backend, read_files
+from zipper_jax.vocabularies.hugging_face import backend, read_config, read_files
 
 ADDED = "added"
 """Value of --begin_token or --end_token for a token that fusion adds."""
@@ -38,9 +38,9 @@ def text_vocabulary(
             f"{str(folder)!r}: {error}; for a model of units give --units NUMBER, or put the tokenizer's files there"
         ) from error
     try:
-        named = dict(json.loads(contents.get("tokenizer_config.json", b"{}")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{str(folder)!r}: tokenizer_config.json is damaged ({error}); get it again") from error
+        named = read_config(contents)
+    except UserError as error:
+        raise UserError(f"{str(folder)!r}: {error}") from error
 
     def find(given: str | None, kind: str) -> int | None:
         if given == ADDED:
@@ -56,6 +56,11 @@ def text_vocabulary(
         if value is None:
             token = named.get(f"{kind}_token")
             token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise UserError(
+                    f"{str(folder)!r}: tokenizer_config.json has {kind}_token = {token!r}, which is not a token; "
+                    f"correct it, or give --{'begin' if kind == 'bos' else 'end'}_token"
+                )
             value = None if token is None else tokenizer.id_of(token)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise UserError(f"{str(folder)!r}: config.json has {kind}_token_id = {value!r}, which is not a token id")
@@ -72,10 +77,7 @@ def whole_tokenizer(folder: str | Path) -> HuggingFaceVocabulary:
         UserError: As `text_vocabulary`.
     """
     about = Path(folder) / "config.json"
-    try:
-        config = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{str(about)!r} is damaged ({error}); get it again") from error
+    config = user_json.read_object(about, "it is damaged: get it again") if about.is_file() else {}
     return text_vocabulary(folder, config, backend(read_files(folder)).size)
 
 

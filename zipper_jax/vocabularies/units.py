@@ -28,6 +28,7 @@ class UnitVocabulary:
     """
 
     kind = "units"
+    header = files.UnitHeader
 
     def __init__(
         self,

@@ -34,17 +34,16 @@ def read_tower(config: Mapping[str, Any], where: str, ignored: tuple[str, ...] =
         UserError: An unknown architecture, an unknown field, or a value that is not supported.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        inner = config.get("text_config") or {}
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        inner = config.get("text_config")
         known = f"; known: {', '.join(FAMILIES)}"
-        if inner.get("model_type") in FAMILIES:
+        if isinstance(inner, dict) and inner.get("model_type") in list(FAMILIES):
             known = f"; it holds a {inner['model_type']} text model: save that alone and convert it"
         raise UserError(f"{where}: model_type {kind!r} is not converted{known}")
     family = FAMILIES[kind]
-    own = config.get("architectures") or [None]
-    code = (
-        ("auto_map",) if own[0] == family.architecture else ()
-    )  # remote code for transformers versions without the family
+    own = config.get("architectures")
+    is_own = isinstance(own, list) and own[:1] == [family.architecture]
+    code = ("auto_map",) if is_own else ()  # remote code for transformers versions without the family
     fields = Fields(config, where, (*ignored, *code))
     try:
         tower = family.tower(fields)

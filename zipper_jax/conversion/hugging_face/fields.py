@@ -48,6 +48,13 @@ ONLY: dict[str, tuple[Any, str]] = {
     "rope_interleaved": (False, "RoPE on adjacent pairs is not converted"),
 }
 
+_LAYERS = ("num_hidden_layers", "n_layer")
+_MOST_LAYERS = 10_000
+_MOST = 1e30
+_SCALING = (
+    *("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+    *("attention_factor", "mscale", "mscale_all_dim"),
+)
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -78,10 +85,13 @@ class Fields:
         return value
 
     def integer(self, name: str, default: Any = ...) -> int:
-        """Read a positive integer."""
+        """Read a positive integer, of layers at most `_MOST_LAYERS`."""
         value = self.take(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{self._where}: {name} = {value!r} must be a positive whole number")
+        most = _MOST_LAYERS if name in _LAYERS else 2**31 - 1
+        if value > most:
+            raise UserError(f"{self._where}: {name} = {value} must be at most {most}: no decoder is as large")
         return value
 
     def boolean(self, name: str, default: bool) -> bool:
@@ -96,7 +106,11 @@ class Fields:
         """Read a positive number; may be null where the family's default is null."""
         self._read.add(name)
         value = self._config.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return self._positive(name, value)
+
+    def _positive(self, name: str, value: Any) -> Any:
+        """Return ``value``, a positive number that is neither infinite nor NaN."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
             raise UserError(f"{self._where}: {name} = {value!r} must be a positive number")
         return value
 
@@ -114,7 +128,7 @@ class Fields:
     def activation(self, name: str, default: str) -> Activation:
         """Read the activation of the MLP."""
         value = self.take(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise UserError(f"{self._where}: {name} = {value!r} is no supported activation: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
@@ -140,16 +154,16 @@ class Fields:
             Base, scaling, and rotated share of the head.
         """
         parameters = self._rope_parameters(kind)
-        kinds = {parameters.pop(name) for name in ("rope_type", "type") if name in parameters} or {"default"}
-        rope_type = kinds.pop()
-        if kinds or rope_type not in _ROPE_TYPES:
+        kinds = [parameters.pop(name) for name in ("rope_type", "type") if name in parameters] or ["default"]
+        rope_type = kinds[0]
+        if rope_type != kinds[-1] or rope_type not in _ROPE_TYPES:
             grows = " (it changes with the sequence's length, so caches would not equal the full pass)"
             raise UserError(
                 f"{self._where}: rope type {rope_type!r}{grows if rope_type in ('dynamic', 'longrope') else ''} is not "
                 f"converted; known: {', '.join(_ROPE_TYPES)}"
             )
         base = self.number(base_name, base)
-        base = parameters.pop("rope_theta", base)
+        base = self._positive("rope_theta", parameters.pop("rope_theta", base))
         if share_name is None:
             self.only("partial_rotary_factor", 1.0, "this family rotates the whole head")
         else:
@@ -157,7 +171,7 @@ class Fields:
         found = parameters.pop("partial_rotary_factor", None)
         if found is not None and share_name is None and found != 1.0:
             raise UserError(f"{self._where}: partial_rotary_factor = {found}: this family rotates the whole head")
-        share = share if found is None else found
+        share = share if found is None else self._positive("partial_rotary_factor", found)
         scaling = None if rope_type == "default" else self._scaling(rope_type, parameters, kind)
         unknown = sorted(name for name, value in parameters.items() if value is not None)
         if unknown:
@@ -174,6 +188,8 @@ class Fields:
         if old and new and old != new:
             raise UserError(f"{self._where}: rope_scaling and rope_parameters disagree: keep only one of them")
         nested = any(isinstance(value, dict) for value in new.values())
+        if nested and not all(isinstance(value, dict | None) for value in new.values()):
+            raise UserError(f"{self._where}: rope_parameters = {new!r} must be nested by layer type, or not at all")
         if nested != (kind is not None) and new:
             raise UserError(
                 f"{self._where}: rope_parameters {'is' if nested else 'is not'} nested by layer type, which this "
@@ -185,15 +201,20 @@ class Fields:
             unknown = sorted(set(new) - {"full_attention", "sliding_attention"})
             if unknown:
                 raise UserError(f"{self._where}: rope_parameters has the unknown layer type {unknown[0]!r}")
-            return dict(new.get(kind) or {})
+            return dict(new.get(kind) or {})  # nested: each is an object
         return dict(old) if kind == "full_attention" else {}
 
     def _scaling(self, kind: str, parameters: dict[str, Any], layers: str | None) -> RopeScaling:
-        longest, factor = self.take("max_position_embeddings", 0), parameters.pop("factor", None)
-        original = parameters.pop("original_max_position_embeddings", None)
-        original = original or self.take("original_max_position_embeddings", longest)
+        given = {
+            name: self._positive(name, parameters.pop(name)) for name in _SCALING if parameters.get(name) is not None
+        }
+        longest, factor = self.integer("max_position_embeddings", 1), given.get("factor")
+        fallback = self.take("original_max_position_embeddings", self.take("max_position_embeddings", 0))
+        original = given.get("original_max_position_embeddings") or fallback
         if kind != "linear" and not original:
             raise UserError(f"{self._where}: rope {kind!r} lacks 'original_max_position_embeddings'")
+        if kind != "linear":
+            original = self._positive("original_max_position_embeddings", original)
         if factor is None and kind == "yarn":
             factor = longest / original
         if factor is None:
@@ -204,21 +225,27 @@ class Fields:
                 ("low_frequency_factor", "low_freq_factor"),
                 ("high_frequency_factor", "high_freq_factor"),
             ):
-                if theirs not in parameters:
+                if theirs not in given:
                     raise UserError(f"{self._where}: rope 'llama3' lacks {theirs!r}")
-                taken[ours] = parameters.pop(theirs)
+                taken[ours] = float(given.pop(theirs))
         if kind == "yarn":
-            taken["beta_fast"] = parameters.pop("beta_fast", None) or 32.0
-            taken["beta_slow"] = parameters.pop("beta_slow", None) or 1.0
-            taken["amplitude"] = _yarn_amplitude(factor, parameters)
+            taken["beta_fast"] = float(given.pop("beta_fast", 32.0))
+            taken["beta_slow"] = float(given.pop("beta_slow", 1.0))
+            taken["amplitude"] = _yarn_amplitude(factor, given)
             taken["truncate"] = parameters.pop("truncate", True)
+            if not isinstance(taken["truncate"], bool):
+                raise UserError(f"{self._where}: truncate = {taken['truncate']!r} must be true or false")
             if layers is not None and taken["truncate"] is not True:
                 raise UserError(f"{self._where}: transformers ignores yarn's truncate per layer type: remove it")
+        for name in given.keys() - {"factor", "original_max_position_embeddings"}:  # of another kind of scaling
+            parameters[name] = given[name]
         return RopeScaling(kind, float(factor), 0 if kind == "linear" else int(original), **taken)  # type: ignore[arg-type]
 
     def windows(self, layers: int, size: int | None, default_kinds: list[str]) -> tuple[int, ...]:
         """Window of each layer: ``size`` for sliding layers by ``layer_types`` or the family's default, else 0."""
         kinds = self.take("layer_types", default_kinds)
+        if not isinstance(kinds, list):
+            raise UserError(f"{self._where}: layer_types = {kinds!r} must be a list of names")
         for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):
                 raise UserError(f"{self._where}: layer_types has {kind!r}, which is not converted")
@@ -234,10 +261,11 @@ class Fields:
         """Raise UserError for fields that were not read and are not null."""
         unknown = sorted(name for name, value in self._config.items() if name not in self._read and value is not None)
         if unknown:
-            shown = ", ".join(f"{name} = {self._config[name]!r}" for name in unknown[:5])
+            names = [name if name.isprintable() else ascii(name) for name in unknown[:5]]
+            shown = ", ".join(f"{name} = {self._config[own]!r}" for name, own in zip(names, unknown, strict=False))
             raise UserError(
                 f"{self._where} has fields that this version does not know, and which may change the model: {shown}; "
-                f"if you know that they do not, give {' '.join(f'--ignore_field {name}' for name in unknown[:5])}"
+                f"if you know that they do not, give {' '.join(f'--ignore_field {name}' for name in names)}"
             )
 
 

@@ -13,6 +13,7 @@ from zipper_jax.data.sources.rows import (
     NOT_UTF8,
     ImportSettings,
     Row,
+    is_file,
     require_folder,
     split_of,
 )
@@ -97,7 +98,7 @@ def _file(value: str | None, folder: Path) -> tuple[str, str]:
         return "", "wav.scp names no file"
     # Kaldi resolves paths against the recipe's working folder, which is not recorded; try the data folder first.
     beside = folder / value
-    return str(beside if beside.is_file() else Path(value).absolute()), ""
+    return str(beside if is_file(beside) else Path(value).absolute()), ""
 
 
 def _segment(value: str | None, place: str) -> _Part:

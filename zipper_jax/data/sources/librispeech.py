@@ -38,7 +38,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
                 continue
             name, _, text = line.strip().partition(" ")
             if name:
-                audio = beside(transcript.with_name(f"{name}.flac"))
+                audio = beside(transcript.parent / f"{name}.flac")
                 named.add(audio)
                 problem = "" if text.strip() else NO_TEXT
                 yield Row(name, place, split, text.strip(), str(audio), voice=speaker, problem=problem)

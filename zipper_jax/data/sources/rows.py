@@ -151,10 +151,18 @@ def audio_files(folder: Path) -> list[Path]:
     return [path for path in files_below(folder) if path.suffix.lower() in AUDIO_ENDINGS]
 
 
+def is_file(path: Path) -> bool:
+    """Return whether ``path`` is a file; False too for a name that no file can have, such as one of 300 letters."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def beside(path: Path) -> Path:
     """Return ``path``, or the file of the same name in another audio format, where only that exists."""
     others = (path.with_name(f"{path.stem}{ending}") for ending in AUDIO_ENDINGS)
-    return path if path.is_file() else next((other for other in others if other.is_file()), path)
+    return path if is_file(path) else next((other for other in others if is_file(other)), path)
 
 
 def id_of(path: Path, folder: Path) -> str:

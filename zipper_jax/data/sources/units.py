@@ -55,6 +55,9 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
             value = user_json.decode(line, place, "")
             there |= dict.fromkeys(value)
             found = user_json.convert(value, _Line, place, "")
+        except user_json.NotUnicodeError:
+            yield Row(place, place, problem=NOT_UTF8)
+            continue
         except user_json.JsonError as error:
             yield Row(place, place, problem=_NO_LINE if error.missing else _PROBLEMS.get(error.field, _NO_LINE))
             continue
