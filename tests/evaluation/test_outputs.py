@@ -81,8 +81,11 @@ def test_outputs_are_found_by_what_determines_them(tmp_path):
     outputs = Outputs(path)
     outputs.add({digest("a", 1): [[1, 2], False], digest("a", 2): "ü"}, {"set": "test"})
     outputs.add({digest("a", 2): "ü"}, {"set": "test"})
+    assert outputs.get(digest("a", 2)) == "ü"
+    assert not outputs.resumed
     again = Outputs(path)
     assert again.get(digest("a", 1)) == [[1, 2], False]
+    assert again.resumed
     assert again.get(digest("b", 1)) is None
     again.tidy()
     assert len(path.read_text().splitlines()) == 1

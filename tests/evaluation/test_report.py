@@ -201,6 +201,15 @@ def test_figures_are_in_their_places(written, parsed):
         assert text in parsed.text
 
 
+def test_a_resumed_evaluation_has_no_duration(tmp_path):
+    """Of an evaluation that resumed only the last start was timed."""
+    seconds = {"fuse": 240.2, "evaluate": None, "total": None}
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"seconds": seconds}))
+    text = Page(write_report(tmp_path, {}).read_text()).text
+    assert "its duration was not measured" in text
+    assert "4:00" in text
+
+
 def test_words_from_files_are_escaped(written, parsed):
     for text in ("<script>alert", "flite <b>", "a <new>", "smoke <run>", "test<0>"):
         assert text not in written[3]

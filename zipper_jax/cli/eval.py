@@ -88,9 +88,11 @@ def _evaluate(args: argparse.Namespace, sources: Any, settings: Any, began: floa
     from zipper_jax.utils.files import write_json
 
     results = evaluate(sources, args.out, settings)
-    seconds = _stage_seconds(args.stages)
-    seconds["evaluate"] = round(time.monotonic() - began, 1)
-    results["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
+    seconds: dict[str, float | None] = {**_stage_seconds(args.stages)}
+    resumed = results["seconds"]["evaluate"] is None
+    seconds["evaluate"] = None if resumed else round(time.monotonic() - began, 1)
+    known = [value for value in seconds.values() if value is not None]
+    results["seconds"] = {**seconds, "total": None if resumed else round(sum(known), 1)}
     write_json(args.out / "results.json", results)
     report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
     print(f"{report}\n{args.out / 'results.json'}")

@@ -20,6 +20,7 @@ from zipper_jax.training.config import (
     DataConfig,
     GuardConfig,
     InferEvalConfig,
+    ProfileConfig,
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
     TrainConfig,
@@ -49,6 +50,7 @@ CONFIGURABLES = (
     RestoreCheckpointConfig,
     GuardConfig,
     InferEvalConfig,
+    ProfileConfig,
     TrainConfig,
 )
 

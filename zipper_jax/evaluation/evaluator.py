@@ -160,7 +160,8 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
-    results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
+    # Of a resumed evaluation only the last start's time is known.
+    results["seconds"] = {"evaluate": None if outputs.resumed else round(time.monotonic() - began, 1)}
 
     out.mkdir(parents=True, exist_ok=True)
     _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, units, judged)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -22,6 +23,8 @@ from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.trees import flatten
 
 FILE = "outputs.jsonl"
+_known: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
+"""Model -> digest of its parameters, which takes seconds for a large one and is needed for every set."""
 
 
 class _Line(msgspec.Struct):
@@ -32,6 +35,9 @@ class _Line(msgspec.Struct):
 class Outputs:
     """Key -> output, and the file that holds them; without a path they are in memory only.
 
+    Attributes:
+        resumed: Whether an output of an earlier start was used.
+
     Raises:
         UserError: A line of the file is not such an output.
     """
@@ -40,6 +46,7 @@ class Outputs:
         self._path = path
         self._used: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, dict[str, Any]] = {}
+        self.resumed = False
         if path is None or not path.is_file():
             return
         text = path.read_bytes()
@@ -62,6 +69,7 @@ class Outputs:
         line = self._lines.get(key)
         if line is None:
             return None
+        self.resumed |= key not in self._used
         self._used[key] = line
         return line["output"]
 
@@ -91,7 +99,9 @@ def digest(*parts: Any) -> str:
 
 def _bytes(part: Any) -> bytes:
     if isinstance(part, Model):
-        part = [to_dict(part.config), name_of(table(flatten(part.params)))]
+        if part not in _known:
+            _known[part] = name_of(table(flatten(part.params)))
+        part = [to_dict(part.config), _known[part]]
     if isinstance(part, np.ndarray):
         return f"{part.dtype} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes()
     return json.dumps(part, sort_keys=True).encode()

@@ -268,11 +268,12 @@ class Pass:
         def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
             for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):
-                fusion = tower.execution.in_use(fusion)
-                kept = self.kept(source, fused.tower, fusion, index, at, cache)
-                earlier = self.visible[fused.tower, source.tower]
-                key, value = fusion.keys_and_values(kept)
-                more.append((key, value, fusion.visible(earlier)))
+                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                    fusion = tower.execution.in_use(fusion)
+                    kept = self.kept(source, fused.tower, fusion, index, at, cache)
+                    earlier = self.visible[fused.tower, source.tower]
+                    key, value = fusion.keys_and_values(kept)
+                    more.append((key, value, fusion.visible(earlier)))
             return tower.execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches, more=more)
 
         ats = [self.at(source, True, saved) for source in fused.sources]
@@ -290,9 +291,11 @@ class Pass:
             fusion, _ = self.fusion(parts, source.zip, fused.tower, source.member)
             places = self.streams[fused.tower][source.zip]
 
+            @tower.execution.attending
             def read(fusion: Fusion, at: _At, source: Source = source, places: Places = places) -> State:
-                x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
-                return tower.add_positions(x, places.positions)
+                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                    x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
+                    return tower.add_positions(x, places.positions)
 
             run = read if self.cache is not None else tower.execution.recompute(read)
             x = run(fusion, self.at(source, False, saved))
@@ -303,7 +306,13 @@ class Pass:
         """Write what a zip caches of this pass's tokens."""
         key, execution = (read.zip, read.into), self.model.towers[read.into].execution
         fusion, index = self.fusion(parts, read.zip, read.into, read.member)
-        new = execution.in_use(fusion).read(self.source(read, self.at(read, read.inside, saved), fusion.placement))
+
+        @execution.attending
+        def kept_of(fusion: Fusion, at: _At) -> Any:
+            with jax.named_scope(f"zips/{read.zip}/into_{read.into}"):
+                return execution.in_use(fusion).read(self.source(read, at, fusion.placement))
+
+        new = kept_of(fusion, self.at(read, read.inside, saved))
         kept = write(cache.zips[key], index, self.slots[read.tower], new)
         kept = jax.tree.map(lambda x, axes: execution.shard(x, *axes.names), kept, self.axes.zips[key])
         return Cache(cache.towers, {**cache.zips, key: kept})

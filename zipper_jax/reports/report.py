@@ -123,8 +123,9 @@ def _mapping(results: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _total(seconds: Mapping[str, Any]) -> float | None:
-    parts = [number(seconds, stage) or 0.0 for stage in seconds if stage != "total"]
-    return number(seconds, "total") or (sum(parts) if parts else None)
+    parts = [number(seconds, stage) for stage in seconds if stage != "total"]
+    known = [part for part in parts if part is not None]
+    return number(seconds, "total") or (sum(known) if known and len(known) == len(parts) else None)
 
 
 def _header(folder: Path, results: Mapping, goals: Mapping[str, Verdict], finished: datetime) -> str:

@@ -168,6 +168,26 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """XProf traces of a run, see `training.traces`.
+
+    Attributes:
+        start_step: The first update that is traced, counted from 1 over the whole run; 0: none. SIGUSR1 starts a
+            trace at any time.
+        steps: Updates per trace.
+    """
+
+    start_step: int = 0
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.start_step < 0 or self.steps < 1:
+            raise UserError(
+                f"ProfileConfig: start_step={self.start_step}, steps={self.steps}: give 0 (none) or more, and 1 or more"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run: pretraining of a tower, fusion, or the Single Decoder.
 
@@ -193,6 +213,7 @@ class TrainConfig:
         eval_period: Steps between validation losses; 0: never.
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
         infer_eval: Decoding of validation examples, and its metrics.
+        profile: Traces of some updates.
         xla_options: Compiler options of the training step, by name (``gin/xla/``).
         allow_changes: Resume although model, data or objective differ from those of the run folder.
     """
@@ -217,6 +238,7 @@ class TrainConfig:
     eval_period: int = 0
     eval_batches: int = 8
     infer_eval: InferEvalConfig = field(default_factory=InferEvalConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     xla_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     allow_changes: bool = False
 
@@ -267,7 +289,7 @@ class TrainConfig:
 
 RESUME_MAY_CHANGE = frozenset(
     {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches", "infer_eval",
-     "initialise_from", "restore", "xla_options", "allow_changes", "data.task_set"}
+     "initialise_from", "restore", "profile", "xla_options", "allow_changes", "data.task_set"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 

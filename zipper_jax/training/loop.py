@@ -28,6 +28,7 @@ from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.monitor import Monitor, losses, nest_gates, read_metrics
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.step import Batch, Metrics, Sums
+from zipper_jax.training.traces import Traces
 from zipper_jax.utils import distributed
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
@@ -113,7 +114,8 @@ def train(
         built = distributed.together(program.build, config, len(source.tasks))
         furthest = max((line["step"] for line in read_metrics(run_dir) if line["split"] == "train"), default=0)
         goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
-        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer)
+        traces = stack.enter_context(Traces(config.profile, run_dir))
+        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()
         with Monitor(
@@ -170,9 +172,11 @@ class _Run:
         stop: GracefulStop,
         goodput: Goodput,
         infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None,
+        traces: Traces,
     ) -> None:
         self.config, self.run_dir, self.source, self.batches, self.built = config, run_dir, source, batches, built
         self.checkpoints, self.stop, self.goodput, self.infer = checkpoints, stop, goodput, infer
+        self.traces = traces
         self.skips = Skips(config.data.skip_batches)
         self.next = self.skips.batch(0)
         self.streak = self.rollbacks = self.last_bad = 0
@@ -227,7 +231,9 @@ class _Run:
                 placed = put_batch(batch, self.built.mesh)
                 flag = put_flag(self.stop.requested is not None, self.built.mesh)
             with self.goodput.spend("compile" if not compiled else self.kind(step)):
-                state, metrics = self.built.train_step(state, placed, flag)
+                with self.traces.update(step + 1 + (sent is not None)) as traced:
+                    state, metrics = self.built.train_step(state, placed, flag)
+                    traced.append(metrics)
                 if sent is not None:
                     step += self.report(sent, step)
                 sent, self.next = _Sent(self.next, batch, metrics), self.skips.after(self.next)
