@@ -7,9 +7,11 @@ import numpy as np
 from zipper_jax.utils.errors import UserError
 
 
-def read_array(path: Path, fix: str) -> np.ndarray:
-    """Return the array in a .npy file. Raises UserError, which names the file, with ``fix``."""
+def read_array(path: Path, fix: str, mapped: bool = False) -> np.ndarray:
+    """Return the array in a .npy file, in memory or ``mapped``. Raises UserError, which names the file, with ``fix``."""
     try:
+        if mapped:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file:  # opened here, because numpy leaves the file of a damaged archive open
             found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):
