@@ -8,7 +8,7 @@ from zipper_jax.utils.errors import UserError
 
 
 def read_array(path: Path, fix: str, mapped: bool = False) -> np.ndarray:
-    """Return the array in a .npy file, in memory or ``mapped``. Raises UserError, which names the file, with ``fix``."""
+    """Return the array in a .npy file, or a memory map of it. Raises UserError, which names the file, with ``fix``."""
     try:
         if mapped:
             return np.load(path, mmap_mode="r", allow_pickle=False)
