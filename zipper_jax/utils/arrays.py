@@ -34,4 +34,4 @@ def read_archive(path: Path, fix: str) -> dict[str, np.ndarray]:
 
 def _message(path: Path, error: Exception, fix: str) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
-    return f"{str(path)!r} is no NumPy file of plain arrays ({why}); {fix}"
+    return f"{str(path)!r} is damaged, or no NumPy file of plain arrays ({why}); {fix}"
