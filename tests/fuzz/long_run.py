@@ -65,6 +65,13 @@ def branches(measured: coverage.Coverage, entry: Entry) -> tuple[int, int]:
     return totals["covered_branches"], totals["num_branches"]
 
 
+def keep(entry: Entry, file: str, content: bytes) -> None:
+    """Add an example to the corpus."""
+    (CORPUS / entry.name).mkdir(parents=True, exist_ok=True)
+    name = f"{file.replace('/', '+')}@{hashlib.sha256(content).hexdigest()[:8]}"
+    (CORPUS / entry.name / name).write_bytes(content)
+
+
 def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
     """Run examples for some minutes, and save the faults; return the result for the table."""
     measured = coverage.Coverage(
@@ -95,12 +102,10 @@ def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
                 pass
             except Exception as error:
                 print(f"{entry.name}: fault: {place_of(error)}: {' '.join(str(error).split())[:300]}", flush=True)
+            for place in faults.keys() - known:
+                keep(entry, *faults[place])
             known |= faults.keys()
         measured.stop()
-    for file, content in faults.values():
-        (CORPUS / entry.name).mkdir(parents=True, exist_ok=True)
-        name = f"{file.replace('/', '+')}@{hashlib.sha256(content).hexdigest()[:8]}"
-        (CORPUS / entry.name / name).write_bytes(content)
     taken, of = branches(measured, entry)
     return {
         "cpu_seconds": round(time.process_time() - began),
