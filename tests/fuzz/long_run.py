@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -73,18 +74,23 @@ def keep(entry: Entry, file: str, content: bytes) -> None:
 
 
 def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
-    """Run examples for some minutes, and save the faults; return the result for the table."""
+    """Run examples for some minutes, or until SIGTERM, and save the faults; return the result for the table."""
     measured = coverage.Coverage(
         data_file=None, config_file=False, branch=True, include=[str(PACKAGE / module) for module in entry.modules]
     )
     messages, faults, known = set[str](), dict[str, tuple[str, bytes]](), set[str]()  # known: of earlier parts
     count, began, began_at = 0, time.process_time(), time.monotonic()
-    end = began + 60 * minutes
+    end, stopped = began + 60 * minutes, list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+
+    def is_over() -> bool:
+        return bool(stopped) or time.process_time() > end
+
     with tempfile.TemporaryDirectory() as folder:
 
         def run(example: tuple[str, bytes]) -> None:
             nonlocal count
-            if time.process_time() > end:
+            if is_over():
                 return
             count += 1
             try:
@@ -95,7 +101,7 @@ def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
                     raise
 
         measured.start()
-        while time.process_time() < end:
+        while not is_over():
             try:
                 seed(random.randrange(2**32))(PART(given(entry.examples())(run)))()
             except Flaky:  # the time ended while an input was shrunk
