@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml Makefile
 	@rm -f $(VENV)/.installed-with-*
 	@$(BIN)/python -c '$(RIGHT_PYTHON)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	@echo "setting up $(VENV): about 115 packages, 1 GB to download, 4 GB on disk; 2 to 10 minutes, once"
+	@echo "setting up $(VENV): about 116 packages, 1 GB to download, 4 GB on disk; 2 to 10 minutes, once"
 	@awk '/^[^ ]/ { keep = !("$(FLITE)" && /^espeakng-loader==/) } keep' requirements.lock > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip --disable-pip-version-check install --no-compile --progress-bar off --require-hashes \
 	  -r $(VENV)/requirements.txt | { grep --line-buffered -E '^(Collecting|Installing|Successfully)' || true; }

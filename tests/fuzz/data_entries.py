@@ -118,7 +118,9 @@ def _resume(source: Path, out: Path) -> None:
     done = encode._keep_whole_rows(source / "train.jsonl.partial", rows)
     after = (source / "train.jsonl.partial").read_bytes()
     assert before.startswith(after)
-    assert [json.loads(line)["id"] for line in after.split(b"\n") if line] == [row["id"] for row in rows[:done]]
+    kept = [(line["id"], line.get("shift", 0)) for line in map(json.loads, filter(None, after.split(b"\n")))]
+    assert len(set(kept)) == len(kept), "a line is kept twice"
+    assert list(dict(kept)) == [row["id"] for row in rows[:done]]
 
 
 @entry_point
@@ -126,7 +128,9 @@ def resume() -> Entry:
     files = {
         "checked.jsonl": [lines([[json.dumps([f"a{n}.wav", 0.0, None, None]), 1.5, 16_000, ""] for n in range(3)])],
         "train.dropped": [lines({"id": f"d{n}", "reason": "x", "message": "y"} for n in range(2))],
-        "train.jsonl.partial": [lines({"id": f"u{n}", "split": "train", "units": [1]} for n in range(3))],
+        "train.jsonl.partial": [
+            lines({"id": f"u{n}", "units": [1], "shift": shift} for n in range(3) for shift in (0, 1))
+        ],
     }
     return Entry("resume", files, _resume, ("data/check_audio.py", "data/encode.py"))
 

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -65,19 +66,31 @@ def branches(measured: coverage.Coverage, entry: Entry) -> tuple[int, int]:
     return totals["covered_branches"], totals["num_branches"]
 
 
+def keep(entry: Entry, file: str, content: bytes) -> None:
+    """Add an example to the corpus."""
+    (CORPUS / entry.name).mkdir(parents=True, exist_ok=True)
+    name = f"{file.replace('/', '+')}@{hashlib.sha256(content).hexdigest()[:8]}"
+    (CORPUS / entry.name / name).write_bytes(content)
+
+
 def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
-    """Run examples for some minutes, and save the faults; return the result for the table."""
+    """Run examples for some minutes, or until SIGTERM, and save the faults; return the result for the table."""
     measured = coverage.Coverage(
         data_file=None, config_file=False, branch=True, include=[str(PACKAGE / module) for module in entry.modules]
     )
     messages, faults, known = set[str](), dict[str, tuple[str, bytes]](), set[str]()  # known: of earlier parts
     count, began, began_at = 0, time.process_time(), time.monotonic()
-    end = began + 60 * minutes
+    end, stopped = began + 60 * minutes, list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+
+    def is_over() -> bool:
+        return bool(stopped) or time.process_time() > end
+
     with tempfile.TemporaryDirectory() as folder:
 
         def run(example: tuple[str, bytes]) -> None:
             nonlocal count
-            if time.process_time() > end:
+            if is_over():
                 return
             count += 1
             try:
@@ -88,19 +101,17 @@ def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
                     raise
 
         measured.start()
-        while time.process_time() < end:
+        while not is_over():
             try:
                 seed(random.randrange(2**32))(PART(given(entry.examples())(run)))()
             except Flaky:  # the time ended while an input was shrunk
                 pass
             except Exception as error:
                 print(f"{entry.name}: fault: {place_of(error)}: {' '.join(str(error).split())[:300]}", flush=True)
+            for place in faults.keys() - known:
+                keep(entry, *faults[place])
             known |= faults.keys()
         measured.stop()
-    for file, content in faults.values():
-        (CORPUS / entry.name).mkdir(parents=True, exist_ok=True)
-        name = f"{file.replace('/', '+')}@{hashlib.sha256(content).hexdigest()[:8]}"
-        (CORPUS / entry.name / name).write_bytes(content)
     taken, of = branches(measured, entry)
     return {
         "cpu_seconds": round(time.process_time() - began),

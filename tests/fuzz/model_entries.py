@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import tensorstore
+from flax.serialization import msgpack_serialize
 from property import Entry, entry_point
-from valid_files import SENTENCES, hugging_face, model_files, unit_tokenizer_files, vocabulary_files
+from valid_files import SENTENCES, files_below, hugging_face, model_files, unit_tokenizer_files, vocabulary_files
 
 import gin
 from zipper_jax.api import load
 from zipper_jax.cli import gin_bindings, gin_flags
 from zipper_jax.conversion import from_hf
 from zipper_jax.conversion.hugging_face import FAMILIES, read_tower
+from zipper_jax.conversion.t5x_checkpoint import Reader
 from zipper_jax.conversion.t5x_gin import GinFiles
 from zipper_jax.models.config import TowerConfig
 from zipper_jax.speech.tokenizers import load_tokenizer
@@ -208,3 +212,23 @@ def gin_flag() -> Entry:
 @entry_point
 def t5x_gin() -> Entry:
     return Entry("t5x_gin", {"t5x.gin": [_T5X]}, _t5x_gin, ("conversion/t5x_gin.py",))
+
+
+def _t5x_checkpoint(source: Path, out: Path) -> None:
+    reader = Reader(source / "checkpoint_7")
+    for name in reader.names:
+        assert reader.read(name).shape == tuple(reader.shape(name))
+
+
+@entry_point
+def t5x_checkpoint() -> Entry:
+    leaf = np.arange(6, dtype=np.float32).reshape(2, 3)
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": "target.b/"}, "metadata": {"shape": [2, 3]}}
+    tree = {"version": 3, "optimizer": {"target": {"a": leaf, "b": spec}, "state": {"step": np.int32(7)}}}
+    with TemporaryDirectory() as folder:
+        store = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "file", "path": f"{folder}/target.b/"}}
+        about = {"shape": [2, 3], "chunks": [2, 2], "compressor": {"id": "gzip"}}
+        tensorstore.open(store | {"metadata": about}, create=True).result().write(leaf).result()
+        files = {f"checkpoint_7/{name}": [content] for name, content in files_below(Path(folder)).items()}
+    files["checkpoint_7/checkpoint"] = [msgpack_serialize(tree)]
+    return Entry("t5x_checkpoint", files, _t5x_checkpoint, ("conversion/t5x_checkpoint.py",))

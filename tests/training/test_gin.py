@@ -156,8 +156,8 @@ def test_what_stops_a_run_that_has_begun_has_a_status_and_spoils_nothing(prepare
 
     assert main([*command, "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=16"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {str(run)!r} holds another run; what differs:\n  train.batch_size: 8 -> 16\n")
-    assert "choose another MODEL_DIR, " in error
+    assert error.startswith(f"error: {str(run)!r} holds another run: choose another MODEL_DIR, ")
+    assert error.endswith("; what differs:\n  train.batch_size: 8 -> 16\n")
 
     UnitVocabulary(20, 25.0, codebook="another").save(data / "vocabularies" / "text")
     assert main([*command, "--gin.TRAIN_STEPS=2"]) == 2

@@ -116,8 +116,9 @@ def _explained(error: Exception, advice: list[str]) -> UserError:
     if "RESOURCE_EXHAUSTED" not in text:
         return UserError(f"compilation failed: {text.splitlines()[0]}")
     largest = re.findall(r"Size: ([\d.]+[KMG])\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s*)?Shape: (\S+)", text)
-    shown = "".join(f"\n  {size} {shape} {place}" for size, place, shape in largest[:5])
-    return UserError(f"{text.splitlines()[0].removeprefix('RESOURCE_EXHAUSTED: ')}{shown}\nchange: {'; '.join(advice)}")
+    first = text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    shown = [f"{size} {shape} {place}" for size, place, shape in largest[:5]]
+    return UserError(f"{first}; change: {'; '.join(advice)}; the largest buffers:", shown)
 
 
 def lines(done: Compiled, label: str, per: str) -> list[str]:

@@ -22,8 +22,8 @@ write a report. Every action skips finished rows, so it can be interrupted and r
   zipper sweep report experiments/findings.py --out runs/findings --to docs/findings/cpu
   zipper sweep list experiments/findings.py --out runs/findings        all rows, and which are done
 
-`run` needs only jax, flax, optax, orbax-checkpoint and jaxtyping: prepare here, copy --out to the machine with the GPU,
-run there, copy its outputs/ back, score and report here.
+`run` needs only jax, flax, optax, orbax-checkpoint, jaxtyping and msgspec: prepare here, copy --out to the machine with
+the GPU, run there, copy its outputs/ back, score and report here.
 """
 ACTIONS = ("prepare", "run", "score", "report", "list")
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+import msgspec
+
 from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.workers import parallel_map
@@ -26,11 +28,13 @@ logger = logging.getLogger(__name__)
 _DROPPED = ".dropped"
 
 
-class _Id(TypedDict):
+class _Key(msgspec.Struct):
     id: str
+    shift: user_json.Natural = 0
 
 
-class _Dropped(_Id):
+class _Dropped(TypedDict):
+    id: str
     reason: str
     message: str
 
@@ -156,12 +160,15 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
     """Return how many of the first ``rows`` are complete; truncate the last one, which may be incomplete."""
     if not partial.is_file():
         return 0
-    done, end, place, last = 0, 0, 0, None
+    done, end, place, last, shift = 0, 0, 0, None, 0
     with partial.open("rb") as lines:
         for line in lines:
             try:
-                name = user_json.convert(user_json.decode(line, "", ""), _Id, "", "")["id"]
+                found = user_json.convert(user_json.decode(line, "", ""), _Key, "", "")
             except UserError:  # truncated line
+                break
+            name, shift = found.id, shift + 1 if found.id == last else 0
+            if found.shift != shift:  # a line is missing, or there twice
                 break
             if name != last:
                 if last is not None:  # the previous row is complete

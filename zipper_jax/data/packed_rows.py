@@ -22,6 +22,7 @@ import numpy as np
 
 from zipper_jax.sequences import Example, Span
 from zipper_jax.utils import user_json
+from zipper_jax.utils.arrays import read_array
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
@@ -151,7 +152,8 @@ class RowStore:
         self.meta: dict[str, Any] = meta
         try:
             self._tokens, self._spans, self._rows = (
-                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "spans", "rows")
+                read_array(self.folder / f"{name}.npy", "prepare the rows again", mapped=True)
+                for name in ("tokens", "spans", "rows")
             )
             if self._spans.dtype != _SPAN or self._rows.dtype != np.int64 or self._tokens.dtype.kind not in "ui":
                 raise ValueError("arrays of other types")
@@ -163,7 +165,7 @@ class RowStore:
                 and int(self._rows[-1]) == len(self._spans)
                 and int(last["start"]) + int(last["length"]) == len(self._tokens)
             )
-        except (OSError, ValueError, LookupError, EOFError, TypeError, OverflowError, SyntaxError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"packed rows {str(folder)!r} are damaged ({error}): prepare the rows again") from error
         if not whole:
             raise UserError(f"packed rows {str(folder)!r} are damaged (sizes do not agree): prepare the rows again")
@@ -191,7 +193,7 @@ class RowStore:
             if segment > len(examples):
                 examples.append([])
             # A damaged span would be other tokens, or those of another row, without any error.
-            if start != place or length < 0 or segment != len(examples) or modality >= len(self._modalities):
+            if start != place or length < 0 or not 0 < segment == len(examples) or modality >= len(self._modalities):
                 raise self._damaged(index)
             place += length
             content = tokens[start - first : start - first + length]

@@ -84,6 +84,7 @@ class _Example(msgspec.Struct):
     """The fields of every example; those of modalities are checked by what they hold."""
 
     id: user_json.Name
+    split: str
     seconds: user_json.Number = 0.0
     shift: user_json.Natural = 0
     voice: str | None = None

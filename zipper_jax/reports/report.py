@@ -93,6 +93,10 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         raise UserError(f"{path} is missing: run the evaluation first")
     results = user_json.read_object(path, _FIX)
     user_json.convert(results, _Results, repr(str(path)), _FIX)
+    try:
+        compared = policy(str(_mapping(results, "settings").get("normaliser") or "default"))
+    except UserError as error:
+        raise UserError(f"{str(path)!r}: settings.normaliser: {error}; {_FIX}") from error
     path = folder / "samples.json"
     samples = user_json.read_list(path, _Sample, _FIX) if path.is_file() else []
     metrics = {name: read_metrics(path) for name, path in runs.items()}
@@ -102,7 +106,7 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         _header(folder, results, goals, finished),
         _error_rates(results, goals),
         _perplexities(results),
-        _samples(folder, samples, policy(str(_mapping(results, "settings").get("normaliser", "default")))),
+        _samples(folder, samples, compared),
         _attention(folder / "attention.npz"),
         _losses(metrics),
         _gates(metrics),

@@ -304,7 +304,7 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
 
 def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
     """The row's training configuration."""
-    with _errors_of(f"arm {row.arm.name!r}"):
+    with _errors_of(f"arm {row.arm.name!r}: "):
         found = row.arm.config(places, row.seed)
     if not isinstance(found, TrainConfig):
         raise UserError(f"arm {row.arm.name!r}: config returned {type(found).__name__}, not a TrainConfig")
@@ -350,15 +350,23 @@ def _moved(value: Any, root: str) -> Any:
 
 
 @contextmanager
-def _errors_of(what: str | Path) -> Iterator[None]:
-    """Raise the errors of the user's Python code as UserErrors of one line, which name the line of code."""
+def _errors_of(what: str = "", file: str = "") -> Iterator[None]:
+    """Raise the errors of the user's code as UserErrors of one line, which name its file and line.
+
+    Args:
+        what: What the code is for.
+        file: The file; "": that of the function called.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f" ({frame.filename}, line {frame.lineno})" if Path(frame.filename) != Path(__file__) else ""
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]]
+        file = file or (frames[0][0] if frames else "")
+        if isinstance(error, SyntaxError):
+            frames = [(str(error.filename), error.lineno)]
+        line = next((f" line {number}" for name, number in reversed(frames) if name == file), "")
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{str(what)!r}: {kind}{' '.join(str(error).split())}{where}") from error
+        raise UserError(f"{file!r}{line}: {what}{kind}{' '.join(str(error).split())}") from error
 
 
 def load_sweep(path: str | Path, size: str) -> Sweep:
@@ -375,12 +383,12 @@ def load_sweep(path: str | Path, size: str) -> Sweep:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _errors_of(path):
+    with _errors_of(file=str(path)):
         spec.loader.exec_module(module)
     make = getattr(module, "sweep", None)
     if not callable(make):
         raise UserError(f"{str(path)!r} has no function sweep(size) that returns a zipper_jax.sweep.plan.Sweep")
-    with _errors_of(path):
+    with _errors_of(file=str(path)):
         found = make(size)
     if not isinstance(found, Sweep):
         raise UserError(f"{str(path)!r}: sweep({size!r}) returned {type(found).__name__}, not a Sweep")

@@ -43,14 +43,15 @@ def check_run(config: TrainConfig) -> str:
     if (run_dir / "config.json").is_file():
         found = differences(resolved(stored_config(run_dir)), new)
         if found and checkpoints.steps(run_dir):
-            listed = "\n  ".join(found[:8]) + (f"\n  and {len(found) - 8} more" if len(found) > 8 else "")
+            listed = found[:8] + ([f"and {len(found) - 8} more"] if len(found) > 8 else [])
             if not config.allow_changes:
                 raise UserError(
-                    f"{config.model_dir!r} holds another run; what differs:\n  {listed}\n"
-                    "choose another MODEL_DIR, restore that configuration, remove the folder, or accept the change: "
-                    "--gin.TrainConfig.allow_changes=True"
+                    f"{config.model_dir!r} holds another run: choose another MODEL_DIR, restore that configuration, "
+                    "remove the folder, or accept the change (--gin.TrainConfig.allow_changes=True); what differs:",
+                    listed,
                 )
-            note = f"resuming with another configuration (allow_changes):\n  {listed}"
+            joined = "\n  ".join(listed)
+            note = f"resuming with another configuration (allow_changes):\n  {joined}"
     elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} is neither empty nor a run folder; choose another one")
     _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)

@@ -7,9 +7,11 @@ import numpy as np
 from zipper_jax.utils.errors import UserError
 
 
-def read_array(path: Path, fix: str) -> np.ndarray:
-    """Return the array in a .npy file. Raises UserError, which names the file, with ``fix``."""
+def read_array(path: Path, fix: str, mapped: bool = False) -> np.ndarray:
+    """Return the array in a .npy file, or a memory map of it. Raises UserError, which names the file, with ``fix``."""
     try:
+        if mapped:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file:  # opened here, because numpy leaves the file of a damaged archive open
             found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -32,4 +34,4 @@ def read_archive(path: Path, fix: str) -> dict[str, np.ndarray]:
 
 def _message(path: Path, error: Exception, fix: str) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
-    return f"{str(path)!r} is no NumPy file of plain arrays ({why}); {fix}"
+    return f"{str(path)!r} is damaged, or no NumPy file of plain arrays ({why}); {fix}"

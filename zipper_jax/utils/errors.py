@@ -1,25 +1,32 @@
 """The exceptions that users see."""
 
 import re
+from collections.abc import Sequence
 
 _LONGEST = 1800  # characters of a message; the middle of a longer one is cut, its end says what to do
 _END = 600
-_BREAKS = re.compile(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-"""Control characters and ends of lines, but ``\\n``: they come from a user's file, and would break up the line."""
+_BREAKS = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and ends of lines: they come from a user's file, and would break up the line."""
 
 
 class UserError(Exception):
     """An error that the user can fix: the message names the field or file, the value found, and what to do.
 
     The command line prints it as one ``error: ...`` line and exits with status 2; no traceback is shown. Control
-    characters are escaped, and a message of more than 1,800 characters is shortened in its middle.
+    characters are escaped, and a line of more than 1,800 characters is shortened in its middle.
+
+    Args:
+        message: The line.
+        details: Lines to print below it, such as a list of differences.
     """
 
-    def __init__(self, message: str = ""):
-        text = _BREAKS.sub(lambda found: repr(found[0])[1:-1], message)
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST - _END]} … {text[-_END:]}"
-        super().__init__(text)
+    def __init__(self, message: str = "", details: Sequence[str] = ()):
+        super().__init__("\n  ".join(map(_line, [message, *details])))
+
+
+def _line(text: str) -> str:
+    text = _BREAKS.sub(lambda found: repr(found[0])[1:-1], text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END]} … {text[-_END:]}"
 
 
 class DamagedError(UserError):

@@ -46,7 +46,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Row]:
                 yield Row(place, place, problem="start, end or duration that is no time in seconds")
                 continue
             yield Row(
-                id=cells.get("id") or Path(file).with_suffix("").as_posix().strip("/") + _suffix(start),
+                id=cells.get("id") or (Path(file).parent / Path(file).stem).as_posix().strip("/") + _suffix(start),
                 place=place,
                 split=cells.get("split", ""),
                 text=cells.get(text),
