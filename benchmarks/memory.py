@@ -87,7 +87,8 @@ def cases(run: Path, home: Path) -> Iterator[tuple[str, str, tuple[int, int], Ca
     for size in ROWS:
         texts(home / f"{size}.jsonl", size)
     for minutes in MINUTES:
-        recording(home / f"{minutes}.wav", corpus, minutes)
+        (home / f"{minutes}").mkdir()
+        recording(home / f"{minutes}" / "long.wav", corpus, minutes)
     for count in SENTENCES:
         sentences(data, home / f"test{count}", count)
     of = {"rows": ROWS, "sentences": SENTENCES, "minutes": MINUTES}
@@ -108,7 +109,7 @@ def cases(run: Path, home: Path) -> Iterator[tuple[str, str, tuple[int, int], Ca
     yield case(
         "data import audio",
         "minutes",
-        lambda n: ["data", "import", "audio", home / f"{n}.wav", "--out", home / f"a{n}", "--validation=0", "--test=0"],
+        lambda n: ["data", "import", "audio", home / f"{n}", "--out", home / f"a{n}", "--validation=0", "--test=0"],
     )
     yield case(
         "data prepare (audio, given units)",
@@ -126,7 +127,7 @@ def cases(run: Path, home: Path) -> Iterator[tuple[str, str, tuple[int, int], Ca
     yield case(
         "transcribe",
         "minutes",
-        lambda n: ["transcribe", home / f"{n}.wav", "--model", run, "--out", home / f"{n}.transcripts.jsonl"],
+        lambda n: ["transcribe", home / f"{n}", "--model", run, "--out", home / f"{n}.transcripts.jsonl"],
     )
     yield case(
         "eval --split",
@@ -158,11 +159,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/smoke/zipper"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="commands whose name has this, into the same file")
+    parser.add_argument("--only", default="", help="commands whose name has this; keeps the others of --out")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if not args.table:
-        rows = []
+        before = json.loads(args.out.read_text())["rows"] if args.only and args.out.is_file() else []
+        rows = [row for row in before if args.only not in row["command"]]
         with tempfile.TemporaryDirectory() as folder:
             for command, grows, sizes, arguments in cases(args.run, Path(folder)):
                 if args.only not in command:

@@ -63,7 +63,10 @@ LINES = [*(f"train {sentence}" for sentence in SENTENCES), "train Open the DOOR!
 
 def test_the_policy_decides_what_a_leak_is_and_is_stored_and_shown(tmp_path):
     corpus = imported(tmp_path, LINES)
-    assert json.loads((corpus / "corpus.json").read_text())["text"] == {"normaliser": "default", "normalised": False}
+    assert json.loads((corpus / "corpus.json").read_text())["text_form"] == {
+        "normaliser": "default",
+        "normalised": False,
+    }
     assert all(policy("default")(row["text"]) != "open the door" for row in read_manifest(corpus, "train"))
     assert f"text: compared by default ({policy('default').about}); encoded as written (NFC)" in list(inspect(corpus))
 
@@ -96,13 +99,13 @@ def test_normalised_texts_are_fitted_encoded_and_prompted_alike(tmp_path):
     texts = [example["text"] for split in prepared.splits(data) for example in prepared.read_examples(data, split)]
     assert texts == [policy("default")(text) for text in texts]
     written = dataclasses.asdict(TextForm(normalised=True))
-    assert prepared.read_header(data)["text"] == written
+    assert prepared.read_header(data)["text_form"] == written
     model = trained(data, tmp_path / "run")
-    assert read_config(tmp_path / "run")["text"] == written
+    assert read_config(tmp_path / "run")["text_form"] == written
     np.testing.assert_array_equal(model.encode("text", "OPEN the door!"), model.encode("text", "open the door"))
 
     exported = tmp_path / "m"
-    assert cli.main(["convert", "to-model", "--run", str(tmp_path / "run"), "--out", str(exported)]) == 0
+    assert cli.main(["convert", "export", str(tmp_path / "run"), "--out", str(exported)]) == 0
     assert load(exported).text_form == TextForm(normalised=True)
 
 

@@ -18,7 +18,7 @@ from passes import advance, forward
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
 from zipper_jax.decoding.beam import beam_span
-from zipper_jax.decoding.generate import Generator
+from zipper_jax.decoding.generate import Generator, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig, choose
 from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
@@ -440,8 +440,8 @@ def test_one_beam_is_greedy():
     greedy = run(SMALL_GIVEN, ("text",), {"text": 5})
     state = init_cache(config, 4, dict.fromkeys(config.towers, 64))
     state = run._feed(params_of("small"), state, run._towers(SMALL_GIVEN))
-    span = partial(beam_span, config, place=layout["text"], limit=5, beams=1, length_penalty=1.0)
-    _, (out, scores, cut_off) = jax.jit(span)(params_of("small"), state)
+    span = partial(beam_span, place=layout["text"], limit=5, beams=1, length_penalty=1.0)
+    _, (out, scores, cut_off) = jax.jit(span)(for_decoding(config, params_of("small")), state)
     for b, (g,) in enumerate(greedy):
         n = len(g.tokens)
         np.testing.assert_array_equal(out[b, :n] - 1, g.tokens)

@@ -3,6 +3,7 @@
 Axis letters: B rows, S cache positions.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zipper_jax.aot.bounds import Bounds, held_bytes, itemsize
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
-from zipper_jax.decoding.generate import decode_span
+from zipper_jax.decoding.generate import decode_span, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import Axes, Cache, cache_axes, init_cache
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.zipper import inference_dtype
 from zipper_jax.sequences import Place
 from zipper_jax.sharding.mesh import batch_ways, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
@@ -48,7 +50,13 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     placer = Placement(mesh, config.mesh)
     shapes, known = flatten(zipper.abstract_params(model)), zipper.parameters(model)
     shardings, notes = param_shardings(shapes, known, mesh, config.mesh)
-    params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[k]) for k, s in shapes.items()}
+    params = {
+        key: jax.ShapeDtypeStruct(s.shape, inference_dtype(model, known[key], s.dtype), sharding=shardings[key])
+        for key, s in shapes.items()
+    }
+    prepare = jax.jit(partial(for_decoding, model, placer=placer))
+    prepared = prepare.lower(unflatten(params)).compile().output_shardings
+    prepared = jax.tree.map(_like, prepare.eval_shape(unflatten(params)), prepared)
     rows = config.batch_size
     whole = NamedSharding(mesh, PartitionSpec())
     cache = _cache(jax.eval_shape(partial(init_cache, model, rows, config.data.lengths)), cache_axes(model), placer)
@@ -57,10 +65,15 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     modality = model.modalities[output]
     place = Place(modality.tower, modality.offset, modality.size - 2, modality.size - 1, modality.size - 2)
     limit = config.data.lengths[place.tower] - 2
-    decode = partial(decode_span, model, place=place, limit=limit, sampling=SamplingConfig(), placer=placer)
-    lowered = jax.jit(decode, donate_argnums=1).lower(unflatten(params), cache, keys)
+    decode = partial(decode_span, place=place, limit=limit, sampling=SamplingConfig())
+    lowered = jax.jit(decode, donate_argnums=1).lower(prepared, cache, keys)
     advice = [mesh_advice(config), f"BATCH_SIZE (now {rows} rows) or TASK_FEATURE_LENGTHS lower"]
-    return compiled(lowered, advice, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
+    done = compiled(lowered, advice, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
+    return replace(done, tokens=limit + 2)
+
+
+def _like(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _cache(empty: Cache, axes: Cache, placer: Placement) -> Cache:

@@ -44,15 +44,20 @@ class Operation(NamedTuple):
         times: Executions per call of the program.
         cycles: Of all executions.
         flops: Of the matrix products of all executions.
-        moved: Bytes of operands and results of all executions.
+        moved: Bytes of results, and of what is read of operands, of all executions.
     """
 
     source: str
     part: str
-    times: int
-    cycles: int
+    times: float
+    cycles: float
     flops: float
     moved: float
+
+    def per(self, runs: int) -> "Operation":
+        """A share of it, one of ``runs``."""
+        times, cycles, flops, moved = (value / runs for value in self[2:])
+        return Operation(self.source, self.part, times, cycles, flops, moved)
 
 
 class Part(NamedTuple):
@@ -109,7 +114,8 @@ def profile(text: str, device: str, kernels: Mapping[str, Cost] | None = None, t
         text: Optimised HLO for a TPU.
         device: jax's ``device_kind``.
         kernels: Instruction of a custom kernel -> its cost (`aot.kernels`).
-        turns: Iterations to assume for loops with a data-dependent trip count; None: there are none.
+        turns: Iterations of the loop whose trip count depends on data, the one over tokens: figures are per iteration,
+            what is done once is spread over all; None: there is none.
 
     Raises:
         UserError: No clock is known for the device, a custom kernel's cycles are not known, or nothing is estimated.
@@ -119,7 +125,8 @@ def profile(text: str, device: str, kernels: Mapping[str, Cost] | None = None, t
         raise UserError(f"no clock is known for {device!r}; known: {', '.join(k for k, c in CHIPS.items() if c.clock)}")
     computations, entry = read_computations(text)
     reader = _Reader(computations, dict(kernels or {}), turns)
-    operations = sorted(reader.walk(entry, 1), key=lambda o: -o.cycles)
+    found = [o.per(turns or 1) for o in reader.walk(entry, 1)]
+    operations = sorted(found, key=lambda o: -o.cycles)
     if not operations:
         raise UserError("the program states no cycles: it was not compiled for a TPU, or libtpu has changed its format")
     return Profile(device, known.clock, operations)
@@ -169,7 +176,7 @@ def lines(found: Profile, peak: Chip, model_flops: float | None, per: str) -> li
     out.append("costliest operations: ms, ideal ms, executions, source")
     for o in _by_source(found.operations)[:10]:
         ideal = found.ideal(o, peak) * 1e3
-        out.append(f"  {o.cycles / found.clock * 1e3:9.3f} {ideal:9.3f} {o.times:6} {o.source[-100:]}")
+        out.append(f"  {o.cycles / found.clock * 1e3:9.3f} {ideal:9.3f} {o.times:6.4g} {o.source[-100:]}")
     return out
 
 
@@ -245,9 +252,34 @@ class _Reader:
             flops = sum(self._flops(place) for place in fused) if fused else self._product(what, shapes)
         else:
             return []
-        moved = size_of(split_opcode(what)[0]) + sum(size_of(shapes.get(name, "")) for name in _operands(what))
+        moved = size_of(split_opcode(what)[0]) + self._read(opcode, what, shapes)
         part = part_of(path, self._kind(opcode, what), flops)
         return [Operation(path, part, times, times * count, times * flops, float(times * moved))]
+
+    def _read(self, opcode: str, what: str, shapes: Mapping[str, str]) -> float:
+        """Bytes read of the operands; of one that is only sliced, as stacked kernels are in a scan, of the slices."""
+        total = 0.0
+        for number, name in enumerate(_operands(what)):
+            slices = self._slices(called(what)[0], number) if opcode == "fusion" else None
+            total += size_of(shapes.get(name, "")) if slices is None else slices
+        return total
+
+    def _slices(self, name: str, number: int) -> float | None:
+        """Bytes of the slices that a fused computation takes of a parameter; None: it also uses all of it."""
+        inside = self.computations.get(name, [])
+        given = next((i for i, w in inside if re.search(rf"\bparameter\({number}\)", w)), None)
+        uses = [w for _, w in inside if given in _operands(w)]
+        found: list[float | None] = []
+        for use in uses:
+            opcode = split_opcode(use)[1]
+            if opcode == "fusion":
+                places = [place for place, operand in enumerate(_operands(use)) if operand == given]
+                found += [self._slices(called(use)[0], place) for place in places]
+            else:
+                sliced = opcode == "dynamic-slice" and _operands(use)[0] == given  # else it may be the index
+                found.append(size_of(split_opcode(use)[0]) if sliced else None)
+        known = [size for size in found if size is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
     def _kind(self, opcode: str, what: str) -> str:
         """The opcode; of a fusion around a collective, the collective's."""

@@ -32,6 +32,7 @@ class Compiled:
         notes: Axes that are replicated because they do not divide.
         hlo: The optimised program.
         model_flops: Of one device in one step, without recomputation; None: not a training step.
+        tokens: Most iterations of the loop over tokens; None: not a program that decodes.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Compiled:
     notes: list[str] = field(default_factory=list)
     hlo: str = field(default="", repr=False)
     model_flops: float | None = None
+    tokens: int | None = None
 
     @property
     def sent(self) -> float:

@@ -106,7 +106,7 @@ def _profile(done: Any, per: str, dumped: str, documents: int) -> dict[str, Any]
     if known is None:
         raise UserError(f"--profile: no peak rates are known for {done.device!r}; give a --topology of v5e, v5p or v6e")
     costs = kernels.kernel_costs(done.hlo, bundles.schedules(dumped), known, documents)
-    found = profile.profile(done.hlo, done.device, costs, turns=1)
+    found = profile.profile(done.hlo, done.device, costs, turns=done.tokens)
     for line in profile.lines(found, known, done.model_flops, per):
         print(line)
     return profile.as_json(found, known)

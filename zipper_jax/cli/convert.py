@@ -219,7 +219,7 @@ def _export(args: argparse.Namespace) -> int:
         header.get("lengths"),
         source=source,
         task_set=to_dict(stored_task_set(header)),
-        **{name: header[name] for name in ("text",) if name in header},
+        **{name: header[name] for name in ("text_form",) if name in header},
     )
     print(f"{args.out}: a model folder, for zipper_jax.load, initialise_from and RestoreCheckpointConfig.path")
     return 0

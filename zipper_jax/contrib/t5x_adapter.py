@@ -27,7 +27,7 @@ from t5x import models as t5x_models
 
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.decoding.generate import decode_span
+from zipper_jax.decoding.generate import decode_span, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import init_cache
@@ -146,8 +146,9 @@ class ZipperModel(t5x_models.BaseModel):
         if given:
             _, cache = zipper.bind_params(self.config, plain).hidden(given, cache)
         keys = jax.random.split(jax.random.key(0), rows)
+        model = for_decoding(self.config, plain)
         _, (tokens, scores, _) = decode_span(
-            self.config, plain, cache, keys, place=place, limit=self._limit, sampling=SamplingConfig()
+            model, cache, keys, place=place, limit=self._limit, sampling=SamplingConfig()
         )
         return tokens - place.offset, {"scores": scores}
 

@@ -113,7 +113,7 @@ def _import(
             f"{f' ({_told(reasons)})' if reasons else ''}, {len(kept)} held out: check the source"
         )
     manifest = [_manifest_row(row) for row in kept]
-    header = {"format_version": FORMAT_VERSION, "settings": what, "text": dataclasses.asdict(form)}
+    header = {"format_version": FORMAT_VERSION, "settings": what, "text_form": dataclasses.asdict(form)}
     header |= figures(manifest, form)
     header |= {"sample_rates": dict(rates), "dropped": reasons, "complete": True}
     if given is not None:

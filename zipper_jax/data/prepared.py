@@ -77,7 +77,7 @@ class _Header(msgspec.Struct):
     vocabularies: dict[str, str] = {}
     modalities: dict[str, list[list[str]]] = {}
     task_set: dict[str, Any] = {}
-    text: TextForm = TextForm()
+    text_form: TextForm = TextForm()
 
 
 class _Example(msgspec.Struct):
@@ -128,8 +128,11 @@ def splits(folder: Any) -> list[str]:
 
 def read_text_form(folder: Any) -> TextForm | None:
     """Return how the folder's texts are compared and encoded; None where no header.json says so."""
-    header = _header_or_none(Path(folder)) or {}
-    return text_form(header) if "text" in header else None
+    path, fix = Path(folder) / "header.json", "it is damaged: delete the folder and prepare it again"
+    if not path.is_file():
+        return None
+    form = user_json.read_object(path, fix).get("text_form")
+    return None if form is None else user_json.convert(form, TextForm, repr(str(path)), fix, "text_form")
 
 
 def read_task_set(folder: Any) -> TaskSet:
@@ -206,7 +209,7 @@ def write_examples(
         },
         "dropped": {split: count_dropped(found) for split, found in lacking.items() if found},
         "task_set": to_dict(settings.task_set),
-        "text": dataclasses.asdict(form),
+        "text_form": dataclasses.asdict(form),
         "complete": True,
     }
     write_json(folder / "header.json", header)

@@ -11,24 +11,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.decoding.sampling import allowed_tokens
 from zipper_jax.models.cache import Cache, next_tokens
-from zipper_jax.models.config import ZipperConfig
-from zipper_jax.models.module import Params, Placer, unsharded
-from zipper_jax.models.zipper import bind_params
+from zipper_jax.models.zipper import Zipper
 from zipper_jax.sequences import Place
 
 _NEVER = -1e30
 
 
 def beam_span(
-    config: ZipperConfig,
-    params: Params,
+    model: Zipper,
     cache: Cache,
     *,
     place: Place,
     limit: int,
     beams: int,
     length_penalty: float,
-    placer: Placer = unsharded,
 ) -> tuple[Cache, tuple[Int[Array, "B N"], Float[Array, "B N"], Bool[Array, " B"]]]:
     """Beam search for one span, the ``beams`` best prefixes per row.
 
@@ -36,22 +32,19 @@ def beam_span(
     (tokens, end token included) ** length_penalty, and each row's best beam is kept, with its cache.
 
     Args:
-        config: The model.
-        params: Its parameters.
+        model: From `generate.for_decoding`.
         cache: Of the tokens before the span, B rows.
         place: The span's modality.
         limit: max_new_tokens: most content tokens, begin and end not counted.
         beams: Beams per row.
         length_penalty: See `SamplingConfig`.
-        placer: Shards activations and caches.
 
     Returns:
         (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token.
     """
     rows, width = next(iter(cache.lengths.values())).shape[0], beams
-    allowed, end = allowed_tokens(config, place), place.offset + place.end
+    allowed, end = allowed_tokens(model.config, place), place.offset + place.end
     cache = cache.take_rows(jnp.repeat(jnp.arange(rows), width))
-    model = bind_params(config, params, placer).for_decoding()
 
     def body(state: Any) -> Any:
         step, cache, token, active, total, out, scores, cut_off = state

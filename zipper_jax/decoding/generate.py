@@ -21,7 +21,7 @@ from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
 from zipper_jax.models.cache import Cache, init_cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Params, Placer, unsharded
-from zipper_jax.models.zipper import bind_params
+from zipper_jax.models.zipper import Zipper, bind_params
 from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
 from zipper_jax.utils.errors import UserError
 
@@ -71,16 +71,23 @@ class Generator:
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self.placer = placer
         self._feed = jax.jit(partial(_feed, config, placer), donate_argnums=(1,))
-        decode = partial(decode_span, config, placer=placer)
-        self._decode = jax.jit(decode, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
-        beam = partial(beam_span, config, placer=placer)
-        self._beam = jax.jit(beam, static_argnames=("place", "limit", "beams", "length_penalty"))
+        self._prepare = jax.jit(partial(for_decoding, config, placer=placer))
+        self._decode = jax.jit(decode_span, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
+        self._beam = jax.jit(beam_span, static_argnames=("place", "limit", "beams", "length_penalty"))
+        self._prepared: Zipper | None = None
 
     def with_params(self, params: Params) -> "Generator":
         """The same compiled programs with other parameters of the same shapes."""
         other = copy.copy(self)
-        other.params = params
+        other.params, other._prepared = params, None
         return other
+
+    @property
+    def _model(self) -> Zipper:
+        """The model that spans are decoded with, made once."""
+        if self._prepared is None:
+            self._prepared = self._prepare(self.params)
+        return self._prepared
 
     def __call__(
         self,
@@ -166,13 +173,13 @@ class Generator:
             place, limit = self.layout[modality], int(max_new_tokens[modality])
             if setting.beams > 1:
                 cache, spans = self._beam(
-                    self.params, cache, place=place, limit=limit, beams=setting.beams,
+                    self._model, cache, place=place, limit=limit, beams=setting.beams,
                     length_penalty=setting.length_penalty,
                 )  # fmt: skip
             else:
                 key = jax.random.fold_in(jax.random.key(setting.seed), number)
                 keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
-                cache, spans = self._decode(self.params, cache, keys, place=place, limit=limit, sampling=setting)
+                cache, spans = self._decode(self._model, cache, keys, place=place, limit=limit, sampling=setting)
             for b, span in enumerate(_to_host(spans, place)):
                 results[b].append(Generated(modality, *span))
         return results
@@ -230,35 +237,35 @@ def _feed(config: ZipperConfig, placer: Placer, params: Params, cache: Cache, to
     return bind_params(config, params, placer).hidden(towers, cache)[1]
 
 
+def for_decoding(config: ZipperConfig, params: Params, *, placer: Placer = unsharded) -> Zipper:
+    """The model that spans are decoded with: what is the same for all of them is done, see `Zipper.for_decoding`."""
+    return bind_params(config, params, placer).for_decoding()
+
+
 def decode_span(
-    config: ZipperConfig,
-    params: Params,
+    model: Zipper,
     cache: Cache,
     keys: jax.Array,
     *,
     place: Place,
     limit: int,
     sampling: SamplingConfig,
-    placer: Placer = unsharded,
 ) -> tuple[Cache, tuple[Int[Array, "B N"], Float[Array, "B N"], Bool[Array, " B"]]]:
     """Decode one span: feed the begin token, then tokens until each row's end token has been fed.
 
     Args:
-        config: The model.
-        params: Its parameters.
+        model: From `for_decoding`.
         cache: Of the tokens before the span.
         keys: One random key per row.
         place: The span's modality.
         limit: max_new_tokens: most content tokens, begin and end not counted.
         sampling: How tokens are chosen.
-        placer: Shards activations and caches.
 
     Returns:
         (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token.
     """
     rows = keys.shape[0]
-    allowed = allowed_tokens(config, place)
-    end, model = place.offset + place.end, bind_params(config, params, placer).for_decoding()
+    allowed, end = allowed_tokens(model.config, place), place.offset + place.end
 
     def body(state: Any) -> Any:
         step, cache, token, active, out, scores, cut_off = state

@@ -121,11 +121,13 @@ class Model:
     ):
         self.params: dict[str, Any]
         placer: Placer = unsharded
+        known = zipper.parameters(config)
+        flat = {k: x.astype(zipper.inference_dtype(config, known[k], x.dtype)) for k, x in flatten(params).items()}
         if mesh is None:
-            self.params = jax.tree.map(jnp.asarray, dict(params))
+            self.params = unflatten({key: jnp.asarray(leaf) for key, leaf in flat.items()})
         else:
-            devices, flat = make_mesh(mesh), flatten(params)
-            shardings, _ = param_shardings(flat, zipper.parameters(config), devices, mesh)
+            devices = make_mesh(mesh)
+            shardings, _ = param_shardings(flat, known, devices, mesh)
             self.params, placer = unflatten(jax.device_put(flat, shardings)), Placement(devices, mesh)
         self.config = replace(config, remat="none")  # nothing is differentiated here
         self.vocabularies = dict(vocabularies)
@@ -139,7 +141,9 @@ class Model:
     def with_params(self, params: Mapping[str, Any]) -> "Model":
         """A copy with other parameters of the same shapes; compiled programs are shared."""
         other = copy.copy(self)
-        other.params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), dict(params), self.params)
+        other.params = jax.tree.map(
+            lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), dict(params), self.params
+        )
         other._generator = self._generator.with_params(other.params)
         return other
 
@@ -473,7 +477,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     )
     _check_parameters(path, params, zipper.abstract_params(config))
     vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
-    form = part_of(header, TextForm, path, "text") if "text" in header else None
+    form = part_of(header, TextForm, path, "text_form") if "text_form" in header else None
     return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, task_set, form)
 
 

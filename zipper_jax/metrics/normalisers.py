@@ -1,7 +1,7 @@
 """Policies of text normalisation, by name: what counts as the same text, in error rates, controls and leak checks.
 
 A corpus chooses its policy when it is imported. `TextForm` is what corpus.json, header.json of a prepared folder and
-config.json of a run keep of it, under ``text``.
+config.json of a run keep of it, under ``text_form``.
 """
 
 import functools
@@ -100,7 +100,7 @@ class TextForm:
 
 def text_form(header: Mapping[str, Any] | None) -> TextForm:
     """Return the form that a header states; one without it is of texts as written, compared by the default policy."""
-    return TextForm(**(header or {}).get("text", {}))
+    return TextForm(**(header or {}).get("text_form", {}))
 
 
 @functools.cache

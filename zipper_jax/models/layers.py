@@ -25,14 +25,26 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+_FEW = 8  # rows of a TPU's registers
+
+
 def token_product(equation: str, x: Array, kernel: Array, **options: Any) -> Array:
     """``jnp.einsum(equation, x, kernel)`` with the first two axes of ``x`` and of the result taken as one.
 
     These are rows and positions. The kernel's gradient then is one product over tokens, in which XLA on CPU transposes
-    nothing.
+    nothing. For a TPU few tokens are padded to `_FEW`: the product of a single one would not use its matrix units.
     """
     b, t, *features = x.shape
-    y = jnp.einsum(equation.replace(equation[:2], "X"), x.reshape(b * t, *features), kernel, **options)
+
+    def product(x: Array, kernel: Array) -> Array:
+        return jnp.einsum(equation.replace(equation[:2], "X"), x, kernel, **options)
+
+    def padded(x: Array, kernel: Array) -> Array:
+        return product(jnp.pad(x, [(0, _FEW - b * t)] + [(0, 0)] * len(features)), kernel)[: b * t]
+
+    x = x.reshape(b * t, *features)
+    few = 0 < b * t < _FEW
+    y = jax.lax.platform_dependent(x, kernel, tpu=padded, default=product) if few else product(x, kernel)
     return y.reshape(b, t, *y.shape[1:])
 
 

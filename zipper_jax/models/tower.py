@@ -222,7 +222,7 @@ class Embedding(Module):
         else:
             rows = jnp.take(self.table[...], tokens, axis=0, mode="clip")
             rows = jnp.where((tokens < own)[..., None], rows, jnp.take(added, tokens - own, axis=0, mode="clip"))
-        return (rows * self.config.embedding_scale).astype(self.dtype)
+        return (rows.astype(jnp.float32) * self.config.embedding_scale).astype(self.dtype)
 
     def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """x plus the learned embedding of each local position, if the tower has learned positions."""

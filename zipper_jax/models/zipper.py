@@ -188,6 +188,14 @@ class Parameter(NamedTuple):
     stacked: bool
 
 
+def inference_dtype(config: ZipperConfig, parameter: Parameter, stored: Any) -> Any:
+    """The dtype in which inference holds a leaf of dtype ``stored``: kernels and output tables in the products' own.
+
+    With bfloat16 products a tied table is rounded before its rows are scaled, not after.
+    """
+    return jnp.dtype(config.dtype) if parameter.use == "product" or parameter.output else jnp.dtype(stored)
+
+
 @lru_cache(maxsize=64)
 def abstract_model(config: ZipperConfig, placer: Placer = unsharded) -> Zipper:
     """The model with shapes in place of parameters; nothing is allocated."""

@@ -53,7 +53,7 @@ class _Header(msgspec.Struct):
     counts: dict[str, int] = {}
     complete: bool = False
     engine: str = ""
-    text: TextForm = TextForm()
+    text_form: TextForm = TextForm()
 
 
 class ManifestRow(msgspec.Struct):
@@ -196,7 +196,7 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
         "sample_rate": SAMPLE_RATE,
         "words": grammar.words(settings.grammar),
         "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
-        "text": dataclasses.asdict(TextForm()),
+        "text_form": dataclasses.asdict(TextForm()),
         "complete": False,
     }
     write_json(out / "corpus.json", header)
@@ -257,7 +257,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
     fix = "repair it, or delete the folder and make the corpus again"
     header = user_json.decode(path.read_bytes(), repr(str(path)), fix)
     found = user_json.convert(header, _Header, repr(str(path)), fix)
-    header = msgspec.structs.asdict(found) | header | {"text": dataclasses.asdict(found.text)}
+    header = msgspec.structs.asdict(found) | header | {"text_form": dataclasses.asdict(found.text_form)}
     version = header["format_version"]
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")

@@ -75,8 +75,8 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
         logger.info(note)
     run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
     form = read_text_form(config.data.folder)
-    text = {} if form is None else {"text": asdict(form)}
-    write_config(run_dir, resolved(config) | text)  # first, so that a rerun after a kill finds a run folder
+    texts = {} if form is None else {"text_form": asdict(form)}
+    write_config(run_dir, resolved(config) | texts)  # first, so that a rerun after a kill finds a run folder
     for modality in config.model.modalities:
         if (source / modality).is_dir():
             copy_folder(source / modality, run_dir / "vocabularies" / modality)
