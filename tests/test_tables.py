@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
         ("compute", "findings/README.md"),
         ("attention_tpu", "performance.md"),
         ("vocab_loss_tpu", "performance.md"),
+        ("cpu_step", "performance.md"),
+        ("packed_rows", "performance.md"),
+        ("fuzz", "reliability.md"),
+        ("transcribe", "performance.md"),
     ],
 )
 def test_a_table_is_that_of_its_results(name, page):
