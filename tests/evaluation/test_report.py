@@ -274,12 +274,12 @@ def test_a_lost_sound_is_named(tmp_path):
     "name, text, message",
     [
         ("results.json", None, "run the evaluation first"),
-        ("results.json", "{", "is not JSON"),
-        ("results.json", "[]", "holds a list"),
+        ("results.json", "{", "is not a JSON object"),
+        ("results.json", "[]", "is not a JSON object but []"),
         ("results.json", '{"asr_wer_test": "low"}', "asr_wer_test is 'low': give a number"),
-        ("results.json", '{"seconds": 3}', "seconds is 3: give an object"),
-        ("samples.json", "[1]", "is no sample"),
-        ("attention.npz", "text", "is no NumPy archive"),
+        ("results.json", '{"seconds": 3}', "seconds = 3: expected an object"),
+        ("samples.json", "[1]", "[0] = 1: expected an object"),
+        ("attention.npz", "text", "no NumPy file of plain arrays"),
     ],
 )
 def test_what_a_user_can_fix(tmp_path, name, text, message):

@@ -1,7 +1,7 @@
 """The long form of test_fuzz.py: entry points for some minutes of CPU time each.
 
     PYTHONPATH=. python tests/fuzz/long_run.py --minutes 10 --out benchmarks/results/fuzz.json manifest table
-    PYTHONPATH=. python tests/fuzz/long_run.py --out benchmarks/results/fuzz.json --table
+    PYTHONPATH=. python benchmarks/fuzz.py --out benchmarks/results/fuzz.json --table
 
 Prints the examples run, the different error messages, and the branches taken in the modules that are fuzzed. Each
 fault found is shrunk and saved in corpus/ENTRY, where test_fuzz.py runs it from then on; the run then continues, and
@@ -78,6 +78,7 @@ def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
     measured = coverage.Coverage(
         data_file=None, config_file=False, branch=True, include=[str(PACKAGE / module) for module in entry.modules]
     )
+    settings(PART, max_examples=1)(given(entry.examples())(lambda example: None))()  # Hypothesis prepares once, slowly
     messages, faults, known = set[str](), dict[str, tuple[str, bytes]](), set[str]()  # known: of earlier parts
     count, began, began_at = 0, time.process_time(), time.monotonic()
     end, stopped = began + 60 * minutes, list[int]()
@@ -125,29 +126,12 @@ def fuzz(entry: Entry, minutes: float) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results in Markdown."""
-    lines = ["| entry point | CPU minutes | examples | different messages | branches taken | faults left |"]
-    lines += ["|---|---:|---:|---:|---:|---:|"]
-    for name, one in sorted(results.items()):
-        share = f"{one['branches']} of {one['branches_of']} ({one['branches'] / one['branches_of']:.0%})"
-        lines.append(
-            f"| `{name}` | {one['cpu_seconds'] / 60:.1f} | {one['examples']:,} | {one['messages']} | {share} | "
-            f"{one['faults']} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entries", nargs="*", metavar="ENTRY", help=f"all by default: {', '.join(ENTRIES)}")
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes of each (%(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file, entry -> result; other entries in it are kept")
-    parser.add_argument("--table", action="store_true", help="only print the results of --out in Markdown")
     args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(args.out.read_bytes())))
-        return 0
     if unknown := set(args.entries) - ENTRIES.keys():
         parser.error(f"no entry points: {', '.join(unknown)}")
     logging.disable(logging.WARNING)

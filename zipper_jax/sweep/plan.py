@@ -360,7 +360,8 @@ def _errors_of(what: str = "", file: str = "") -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]]
+        found = traceback.extract_tb(error.__traceback__)
+        frames = [(frame.filename, frame.lineno) for frame in found if frame.filename != __file__]
         file = file or (frames[0][0] if frames else "")
         if isinstance(error, SyntaxError):
             frames = [(str(error.filename), error.lineno)]

@@ -12,7 +12,7 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_with
 
 Batch = dict[str, Any]
-_FIX = "give a bad_batches/*.npz"
+_FIX = "it is no stored batch of `zipper train`: give a bad_batches/*.npz"
 
 
 def path_of(run_dir: Path, number: int) -> Path:
@@ -56,7 +56,7 @@ def read(path: Path) -> tuple[Batch, int, int, Skips]:
         rows = {shape[:1] for shape in shapes} | {arrays["task"].shape}
         number, step, skipped = int(arrays["number"]), int(arrays["step"]), Skips(arrays["skipped"].tolist())
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is no stored batch of `zipper train` ({error}); {_FIX}") from error
+        raise UserError(f"{str(path)!r} lacks what a batch has ({error}); {_FIX}") from error
     if not towers or len(rows) != 1 or any(len(shape) != 2 for shape in shapes) or number < 0 or step < 0:
-        raise UserError(f"{path} is no stored batch of `zipper train` (arrays of other shapes); {_FIX}")
+        raise UserError(f"{str(path)!r} has arrays of other shapes; {_FIX}")
     return {"towers": towers, "task": arrays["task"]}, number, step, skipped

@@ -34,4 +34,6 @@ def read_archive(path: Path, fix: str) -> dict[str, np.ndarray]:
 
 def _message(path: Path, error: Exception, fix: str) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
-    return f"{str(path)!r} is damaged, or no NumPy file of plain arrays ({why}); {fix}"
+    if "allow_pickle" in why:  # numpy's advice, which is for trusted files
+        why = "pickled, or another format"
+    return f"{str(path)!r} cannot be read (damaged, or no NumPy file of plain arrays: {why}); {fix}"
