@@ -34,7 +34,7 @@ def lines(config: TrainConfig, devices: int | None, mfu: float) -> Iterator[str]
     if devices < 1:
         raise UserError(f"--devices = {devices}: give 1 or more")
     yield from model_lines(config.model, config.data.lengths)
-    yield from parameter_lines(config.model, run_folder.resolved(config)["train"])
+    yield from parameter_lines(config.model, config.freeze)
     check_batch_size(
         config.batch_size, config.microbatches, dict(zip(MESH_AXES, config.mesh.shape(devices), strict=True))
     )
