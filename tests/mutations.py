@@ -220,8 +220,8 @@ MUTATIONS = (
         "2",
         "zips read another state than the block left, in decoding",
         PASS,
-        "self.at(read, read.inside, saved), fusion.placement",
-        "(at := self.at(read, read.inside, saved))._replace(state=1.01 * at.state), fusion.placement",
+        "kept_of(fusion, self.at(read, read.inside, saved))",
+        "kept_of(fusion, (at := self.at(read, read.inside, saved))._replace(state=1.01 * at.state))",
         CHUNKS,
     ),
     Mutation(

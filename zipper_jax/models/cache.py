@@ -31,8 +31,8 @@ class TowerCache(NamedTuple):
         lengths: Number of cached tokens.
     """
 
-    key: Float[Array, "L B S K H"]
-    value: Float[Array, "L B S K H"]
+    key: Float[Array, "L B K S H"]
+    value: Float[Array, "L B K S H"]
     order: Order
     lengths: Int[Array, " B"]
 
@@ -40,8 +40,8 @@ class TowerCache(NamedTuple):
 class KeyValue(NamedTuple):
     """Keys and values of soft tokens, in every block of their receiver."""
 
-    key: Float[Array, "L B S K H"]
-    value: Float[Array, "L B S K H"]
+    key: Float[Array, "L B K S H"]
+    value: Float[Array, "L B K S H"]
 
 
 class Cache(NamedTuple):
@@ -85,34 +85,37 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
     dtype = jnp.dtype(config.dtype)
     towers, axes = {}, cache_axes(config)
     for name, t in config.towers.items():
-        shape = (t.num_layers, rows, capacity[name], t.num_kv_heads, t.head_dim)
+        shape = (t.num_layers, rows, t.num_kv_heads, capacity[name], t.head_dim)
         key, value = (placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2))
         order = Order(*(jnp.zeros((rows, capacity[name]), jnp.int32) for _ in range(2)))
         towers[name] = TowerCache(key, value, order, jnp.zeros((rows,), jnp.int32))
     zips = {}
     for z in config.zips:
         for into in z.receivers:
-            count, entries = _entries(config, z, into)
+            count, entries, by_head = _entries(config, z, into)
 
-            def empty(entry: CacheEntry, at: "Axes", z: Any = z, into: str = into, count: int = count) -> Array:
-                shape = (count, rows, capacity[z.other(into)], *entry.shape)
-                return placer(jnp.zeros(shape, dtype), at.tower, *at.names)
+            def empty(
+                entry: CacheEntry, at: "Axes", z: Any = z, into: str = into, count: int = count, heads: int = by_head
+            ) -> Array:
+                shape = (*entry.shape[:heads], capacity[z.other(into)], *entry.shape[heads:])
+                return placer(jnp.zeros((count, rows, *shape), dtype), at.tower, *at.names)
 
             zips[z.name, into] = jax.tree.map(empty, entries, axes.zips[z.name, into])
     return Cache(towers, zips)
 
 
-KEY_AXES = (None, "batch", None, "kv_heads", None)
-"""Logical axes of a tower's keys and values."""
+KEY_AXES = (None, "batch", "kv_heads", None, None)
+"""Logical axes of a tower's keys and values. Heads come before positions, as the product of a step reads them."""
 
 
-def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any]:
-    """The size of the leading axis, and the cache entries per source token at each index of it."""
+def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any, int]:
+    """The size of the leading axis, the cache entries per source token at each index of it, and how many of an entry's
+    axes come before the positions."""
     fusion, receiver = fusion_class(z.fusion), config.towers[into]
     if fusion.placement == "sequence":
-        entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), KEY_AXES[-2:])
-        return receiver.num_layers, KeyValue(entry, entry)  # type: ignore[arg-type]
-    return len(zip_pairs(z, config.towers)), fusion.cache(z, config.towers[z.other(into)], receiver)
+        entry = CacheEntry((receiver.num_kv_heads, receiver.head_dim), ("kv_heads", None))
+        return receiver.num_layers, KeyValue(entry, entry), 1  # type: ignore[arg-type]
+    return len(zip_pairs(z, config.towers)), fusion.cache(z, config.towers[z.other(into)], receiver), 0
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,12 @@ def cache_axes(config: ZipperConfig) -> Cache:
     zips = {}
     for z in config.zips:
         for into in z.receivers:
-            _, kept = _entries(config, z, into)
-            zips[z.name, into] = jax.tree.map(lambda e, into=into: Axes(into, (None, "batch", None, *e.axes)), kept)
+            _, kept, heads = _entries(config, z, into)
+
+            def axes(entry: CacheEntry, into: str = into, heads: int = heads) -> Axes:
+                return Axes(into, (None, "batch", *entry.axes[:heads], None, *entry.axes[heads:]))
+
+            zips[z.name, into] = jax.tree.map(axes, kept)
     return Cache(towers, zips)
 
 
@@ -141,6 +148,20 @@ def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:
     """Write ``new`` [B, T, ...] to cache positions ``slots`` of member ``index``; those past the end are dropped."""
     at = (index, jnp.arange(slots.shape[0])[:, None], slots)
     return jax.tree.map(lambda old, x: old.at[at].set(x.astype(old.dtype), mode="drop"), kept, new)
+
+
+def write_keys(
+    kept: tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]],
+    layer: Any,
+    slots: Int[Array, "B T"],
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
+) -> tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
+    """`write` for keys and values."""
+    rows, heads = kept[0].shape[1:3]
+    # Heads are indices too: a slice of them would be what is written at once, and XLA would lay the cache out for it.
+    at = (layer, jnp.arange(rows)[:, None, None], jnp.arange(heads), slots[:, :, None])
+    key, value = (old.at[at].set(x.astype(old.dtype), mode="drop") for old, x in zip(kept, new, strict=True))
+    return key, value
 
 
 def place_tokens(cache: TowerCache, batch: TowerBatch) -> tuple[TowerCache, Int[Array, "B T"]]:

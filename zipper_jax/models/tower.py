@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.models import rotary
-from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write
+from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write_keys
 from zipper_jax.models.config_parts import TowerConfig
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
@@ -178,9 +178,9 @@ class Block(Module):
             queries[name], key, value = self.heads(x, places[name].positions, layer)
             cache, slots = caches[name], places[name].slots
             if cache is not None and slots is not None:
-                key, value = write((cache.key, cache.value), layer, slots, (key, value))
+                key, value = write_keys((cache.key, cache.value), layer, slots, (key, value))
                 cache = cache._replace(key=key, value=value)
-                key, value = key[layer], value[layer]
+                key, value = key[layer].swapaxes(1, 2), value[layer].swapaxes(1, 2)
             keys[name], kept[name] = (key, value), cache
         outputs = {}
         for name, x in xs.items():
