@@ -36,15 +36,8 @@ def compiled(arguments: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         paths = [str(ROOT), str(ROOT / ".cache" / "libtpu"), os.environ.get("PYTHONPATH", "")]
-        command = [
-            sys.executable,
-            "-m",
-            "zipper_jax.cli.main",
-            "compile",
-            *arguments,
-            "--topology=v5e:1x1",
-            "--profile",
-        ]
+        command = [sys.executable, "-m", "zipper_jax.cli.main", "compile", *arguments]
+        command += ["--topology=v5e:1x1", "--profile", f"--json={path}"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1):  # 1: little memory is left

@@ -122,9 +122,9 @@ MUTATIONS = (
         "cache read before it is written",
         TOWER,
         "                cache = cache._replace(key=key, value=value)\n"
-        "                key, value = key[layer], value[layer]\n",
+        "                key, value = key[layer].swapaxes(1, 2), value[layer].swapaxes(1, 2)\n",
         "                old, cache = cache, cache._replace(key=key, value=value)\n"
-        "                key, value = old.key[layer], old.value[layer]\n",
+        "                key, value = old.key[layer].swapaxes(1, 2), old.value[layer].swapaxes(1, 2)\n",
         CHUNKS,
     ),
     Mutation(

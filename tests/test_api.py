@@ -170,7 +170,7 @@ def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
     assert "line 1 was made with" in capsys.readouterr().err
     out.write_text("{}\n")
     assert main(command) == 2
-    assert f"--out = {out}: line 1 is no transcript" in capsys.readouterr().err
+    assert f"--out = {out}: line 1: audio is missing; give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("attention_tpu", "performance.md"),
         ("vocab_loss_tpu", "performance.md"),
         ("cpu_step", "performance.md"),
+        ("profiles_tpu", "performance.md"),
         ("packed_rows", "performance.md"),
         ("fuzz", "reliability.md"),
         ("transcribe", "performance.md"),

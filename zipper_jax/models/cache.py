@@ -146,8 +146,7 @@ def cache_axes(config: ZipperConfig) -> Cache:
 
 def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:
     """Write ``new`` [B, T, ...] to cache positions ``slots`` of member ``index``; those past the end are dropped."""
-    at = (index, jnp.arange(slots.shape[0])[:, None], slots)
-    return jax.tree.map(lambda old, x: old.at[at].set(x.astype(old.dtype), mode="drop"), kept, new)
+    return _written(kept, (index, jnp.arange(slots.shape[0])[:, None], slots), new)
 
 
 def write_keys(
@@ -160,8 +159,12 @@ def write_keys(
     rows, heads = kept[0].shape[1:3]
     # Heads are indices too: a slice of them would be what is written at once, and XLA would lay the cache out for it.
     at = (layer, jnp.arange(rows)[:, None, None], jnp.arange(heads), slots[:, :, None])
-    key, value = (old.at[at].set(x.astype(old.dtype), mode="drop") for old, x in zip(kept, new, strict=True))
-    return key, value
+    written: tuple[Array, Array] = _written(kept, at, new)
+    return written
+
+
+def _written(kept: Any, at: tuple[Any, ...], new: Any) -> Any:
+    return jax.tree.map(lambda old, x: old.at[at].set(x.astype(old.dtype), mode="drop"), kept, new)
 
 
 def place_tokens(cache: TowerCache, batch: TowerBatch) -> tuple[TowerCache, Int[Array, "B T"]]:
