@@ -111,7 +111,7 @@ def test_load_errors(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_vocabulary(tmp_path)
-    path.write_text(json.dumps({"kind": "klingon", "size": 3, "digest": ""}))
+    path.write_text(json.dumps({"kind": "klingon", "size": 3, "begin_id": 1, "end_id": 2, "digest": ""}))
     with pytest.raises(UserError, match="klingon"):
         load_vocabulary(tmp_path)
     UnitVocabulary(64, 25).save(tmp_path)

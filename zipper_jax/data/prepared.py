@@ -106,7 +106,8 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
         raise UserError(f"{str(path)!r} does not exist (splits there: {known}): run `zipper data prepare`")
-    task_set = read_task_set(folder)
+    # Examples written by other tools may come without a header: they are of the default modalities.
+    task_set = read_task_set(folder) if (Path(folder) / "header.json").is_file() else TaskSet()
     contents = [task_set.field_of(modality) for modality in task_set.modalities]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
