@@ -17,6 +17,7 @@ from zipper_jax.data import prepared, splits
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.prepared import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings, Row
+from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.metrics.normalisers import TextForm, policy
 from zipper_jax.metrics.task_metrics import under, unit_error_rate, word_error_rate
 from zipper_jax.speech.corpus import read_manifest
@@ -73,7 +74,7 @@ def test_the_policy_decides_what_a_leak_is_and_is_stored_and_shown(tmp_path):
     other = imported(tmp_path / "none", LINES, "--normaliser", "none")
     assert "Open the DOOR!" in {row["text"] for row in read_manifest(other, "train")}
     prepared.write_examples(other, tmp_path / "p", PrepareSettings(text_vocabulary_size=64), False, 1)
-    assert prepared.read_text_form(tmp_path / "p") == TextForm("none")
+    assert read_text_form(tmp_path / "p") == TextForm("none")
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_read(tmp_path, capsys):
@@ -85,7 +86,13 @@ def test_an_unknown_policy_is_refused_before_anything_is_read(tmp_path, capsys):
 
 
 def trained(data, folder):
-    flags = {"TRAIN_STEPS": 1, "BATCH_SIZE": 8, "DATA": f"'{data}'", "MODEL_DIR": f"'{folder}'"}
+    flags = {
+        "TRAIN_STEPS": 1,
+        "OptimizerConfig.warmup_steps": 0,
+        "BATCH_SIZE": 8,
+        "DATA": f"'{data}'",
+        "MODEL_DIR": f"'{folder}'",
+    }
     arguments = [f"--gin.{name}={value}" for name, value in flags.items()]
     assert cli.main(["train", "--gin_file=runs/pretrain_text.gin", *arguments]) == 0
     return load(folder)

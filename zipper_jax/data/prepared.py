@@ -127,15 +127,6 @@ def splits(folder: Any) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / "examples").glob("*.jsonl"))
 
 
-def read_text_form(folder: Any) -> TextForm | None:
-    """Return how the folder's texts are compared and encoded; None where no header.json says so."""
-    path, fix = Path(folder) / "header.json", "it is damaged: delete the folder and prepare it again"
-    if not path.is_file():
-        return None
-    form = user_json.read_object(path, fix).get("text_form")
-    return None if form is None else user_json.convert(form, TextForm, repr(str(path)), fix, "text_form")
-
-
 def read_task_set(folder: Any) -> TaskSet:
     """Return the tasks and modalities that the folder was prepared with."""
     header = read_header(folder)

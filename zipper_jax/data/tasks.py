@@ -27,6 +27,7 @@ with interruptible(), quiet_stderr():  # no setting silences its messages about 
     tf.config.set_visible_devices([], "GPU")
 
 from zipper_jax.data import prepared
+from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.metrics.task_metrics import metrics_of, under
 from zipper_jax.tasks import SPEECH, TaskSet
@@ -105,7 +106,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
     """
     folder = Path(folder)
     vocabularies, task_set = prepared.read_vocabularies(folder), prepared.read_task_set(folder)
-    form, names = prepared.read_text_form(folder) or TextForm(), {}
+    form, names = read_text_form(folder) or TextForm(), {}
     for task, config in task_set.tasks.items():
         modalities = config.modalities
         if not set(modalities) <= set(vocabularies):

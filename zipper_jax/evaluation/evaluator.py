@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.api import load
-from zipper_jax.data.prepared import read_text_form
+from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.attention import cross_attention

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.data.prepared import read_text_form
+from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.decoding.generate import Generator
 from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.metrics.task_metrics import find, metrics_of, under

@@ -8,7 +8,7 @@ from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.run_format import part_of, read_config, require, write_config
-from zipper_jax.data.prepared import read_text_form
+from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
