@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,62 +80,42 @@ def sentences(data: Path, out: Path, count: int) -> None:
             file.write(json.dumps(row | {"id": f"{row['id']}-{number}"}) + "\n")
 
 
-def cases(run: Path, home: Path) -> Iterator[tuple[str, str, tuple[int, int], Callable[[int], list[Any]]]]:
-    """Yield (command, what grows, the two sizes, size -> arguments); later cases read what earlier ones wrote."""
-    corpus, data = run.parent / "corpus", run.parent / "prepared"
+CASES = (
+    ("data import text", "rows", "data import text {home}/{n}.jsonl --out {home}/c{n}"),
+    ("data prepare (text)", "rows", "data prepare --corpus {home}/c{n} --out {home}/p{n} --tasks text_lm"),
+    ("data inspect (corpus)", "rows", "data inspect {home}/c{n}"),
+    ("data inspect (prepared)", "rows", "data inspect {home}/p{n}"),
+    ("data import audio", "minutes", "data import audio {home}/{n} --out {home}/a{n} --validation=0 --test=0"),
+    (
+        "data prepare (audio, given units)",
+        "minutes",
+        "data prepare --corpus {home}/a{n} --out {home}/u{n} --tokenizer {data} --tasks speech_lm",
+    ),
+    (
+        "data prepare (audio, units fitted)",
+        "minutes",
+        "data prepare --corpus {home}/a{n} --out {home}/f{n} --tasks speech_lm",
+    ),
+    ("transcribe", "minutes", "transcribe {home}/{n} --model {run} --out {home}/{n}.transcripts.jsonl"),
+    (
+        "eval --split",
+        "sentences",
+        "eval --run {run} --data {home}/test{n} --split test --sentences=0 --out {home}/e{n}",
+    ),
+)
+"""(command, what grows, its arguments); later cases read what earlier ones wrote."""
+SIZES = {"rows": ROWS, "sentences": SENTENCES, "minutes": MINUTES}
+
+
+def make_inputs(run: Path, home: Path) -> None:
+    """Write what the cases read."""
     for size in ROWS:
         texts(home / f"{size}.jsonl", size)
     for minutes in MINUTES:
         (home / f"{minutes}").mkdir()
-        recording(home / f"{minutes}" / "long.wav", corpus, minutes)
+        recording(home / f"{minutes}" / "long.wav", run.parent / "corpus", minutes)
     for count in SENTENCES:
-        sentences(data, home / f"test{count}", count)
-    of = {"rows": ROWS, "sentences": SENTENCES, "minutes": MINUTES}
-
-    def case(what: str, grows: str, arguments: Callable[[int], list[Any]]) -> Any:
-        return what, grows, of[grows], arguments
-
-    yield case(
-        "data import text", "rows", lambda n: ["data", "import", "text", home / f"{n}.jsonl", "--out", home / f"c{n}"]
-    )
-    yield case(
-        "data prepare (text)",
-        "rows",
-        lambda n: ["data", "prepare", "--corpus", home / f"c{n}", "--out", home / f"p{n}", "--tasks", "text_lm"],
-    )
-    yield case("data inspect (corpus)", "rows", lambda n: ["data", "inspect", home / f"c{n}"])
-    yield case("data inspect (prepared)", "rows", lambda n: ["data", "inspect", home / f"p{n}"])
-    yield case(
-        "data import audio",
-        "minutes",
-        lambda n: ["data", "import", "audio", home / f"{n}", "--out", home / f"a{n}", "--validation=0", "--test=0"],
-    )
-    yield case(
-        "data prepare (audio, given units)",
-        "minutes",
-        lambda n: [
-            "data", "prepare", "--corpus", home / f"a{n}", "--out", home / f"u{n}", "--tokenizer", data,
-            "--tasks", "speech_lm",
-        ],
-    )  # fmt: skip
-    yield case(
-        "data prepare (audio, units fitted)",
-        "minutes",
-        lambda n: ["data", "prepare", "--corpus", home / f"a{n}", "--out", home / f"f{n}", "--tasks", "speech_lm"],
-    )
-    yield case(
-        "transcribe",
-        "minutes",
-        lambda n: ["transcribe", home / f"{n}", "--model", run, "--out", home / f"{n}.transcripts.jsonl"],
-    )
-    yield case(
-        "eval --split",
-        "sentences",
-        lambda n: [
-            "eval", "--run", run, "--data", home / f"test{n}", "--split", "test", "--sentences=0", "--out",
-            home / f"e{n}",
-        ],
-    )  # fmt: skip
+        sentences(run.parent / "prepared", home / f"test{count}", count)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -166,10 +145,14 @@ def main() -> int:
         before = json.loads(args.out.read_text())["rows"] if args.only and args.out.is_file() else []
         rows = [row for row in before if args.only not in row["command"]]
         with tempfile.TemporaryDirectory() as folder:
-            for command, grows, sizes, arguments in cases(args.run, Path(folder)):
+            make_inputs(args.run, Path(folder))
+            places = {"home": folder, "run": args.run, "data": args.run.parent / "prepared"}
+            for command, grows, arguments in CASES:
                 if args.only not in command:
                     continue
-                measured = [peak(arguments(size), Path(folder) / "log") for size in sizes]
+                sizes = SIZES[grows]
+                given = [[part.format(n=size, **places) for part in arguments.split()] for size in sizes]
+                measured = [peak(one, Path(folder) / "log") for one in given]
                 row = {"command": command, "grows": grows, "sizes": sizes}
                 rows.append(row | {"peak_mb": [m for m, _ in measured], "seconds": [s for _, s in measured]})
                 print(json.dumps(rows[-1]), flush=True)

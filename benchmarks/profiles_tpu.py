@@ -1,4 +1,4 @@
-"""Where the time of a training step and of a token goes on one TPU v5e, by the compiler's cycles; needs libtpu, no TPU.
+"""What a training step and a token spend their time on, on one TPU v5e, by the compiler's cycles; needs libtpu, no TPU.
 
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json            an hour of compiling
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json --only decode

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zipper_jax.metrics.error_rates import NORMALISER, normalise, per_sentence_errors, wer
+from zipper_jax.metrics.error_rates import NORMALISER, per_sentence_errors, wer
 from zipper_jax.metrics.normalisers import DEFAULT, policy
 from zipper_jax.metrics.task_metrics import word_error_rate
 from zipper_jax.utils.errors import UserError
@@ -21,7 +21,7 @@ from zipper_jax.utils.errors import UserError
     ],
 )
 def test_normaliser(text, expected):
-    assert normalise(text) == expected
+    assert DEFAULT(text) == expected
 
 
 def test_a_sentence_without_words_ends_no_training_run():

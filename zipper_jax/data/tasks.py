@@ -27,8 +27,7 @@ with interruptible(), quiet_stderr():  # no setting silences its messages about 
     tf.config.set_visible_devices([], "GPU")
 
 from zipper_jax.data import prepared
-from zipper_jax.data.text_forms import read_text_form
-from zipper_jax.metrics.normalisers import TextForm
+from zipper_jax.data.text_forms import read_policy
 from zipper_jax.metrics.task_metrics import metrics_of, under
 from zipper_jax.tasks import SPEECH, TaskSet
 from zipper_jax.utils.configs import closest
@@ -106,7 +105,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
     """
     folder = Path(folder)
     vocabularies, task_set = prepared.read_vocabularies(folder), prepared.read_task_set(folder)
-    form, names = read_text_form(folder) or TextForm(), {}
+    policy, names = read_policy(folder), {}
     for task, config in task_set.tasks.items():
         modalities = config.modalities
         if not set(modalities) <= set(vocabularies):
@@ -121,7 +120,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
                 modality: seqio.Feature(SeqioVocabulary(vocabularies[modality]), add_eos=False, dtype=tf.int32)
                 for modality in modalities
             },
-            metric_fns=list(under(form.policy, metrics_of(task_set, task))),
+            metric_fns=list(under(policy, metrics_of(task_set, task))),
         )
     for mixture, rates in task_set.mixtures.items():
         # seqio mixes only tasks with the same features; mixtures of packed rows have no such limit.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.metrics.normalisers import TextForm
+from zipper_jax.metrics.normalisers import Policy, TextForm
 from zipper_jax.utils import user_json
 
 
@@ -14,3 +14,8 @@ def read_text_form(folder: Any) -> TextForm | None:
         return None
     form = user_json.read_object(path, fix).get("text_form")
     return None if form is None else user_json.convert(form, TextForm, repr(str(path)), fix, "text_form")
+
+
+def read_policy(folder: Any) -> Policy:
+    """Return the policy by which a prepared folder's texts are compared; the default where it states none."""
+    return (read_text_form(folder) or TextForm()).policy

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.api import load
-from zipper_jax.data.text_forms import read_text_form
+from zipper_jax.data.text_forms import read_policy
 from zipper_jax.decoding.generate import BATCH_SIZE
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.attention import cross_attention
@@ -35,7 +35,7 @@ from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
 from zipper_jax.metrics.error_rates import percent, wer
-from zipper_jax.metrics.normalisers import Policy, TextForm
+from zipper_jax.metrics.normalisers import Policy
 from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
@@ -174,7 +174,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
 def policy_of(settings: EvalSettings, prepared: Path) -> Policy:
     """Return the normalisation of texts that the settings name, else that of the data."""
     name = settings.normaliser
-    return (read_text_form(prepared) or TextForm()).policy if name is None else normaliser(name)
+    return read_policy(prepared) if name is None else normaliser(name)
 
 
 def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:

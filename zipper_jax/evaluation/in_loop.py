@@ -10,9 +10,8 @@ from typing import Any
 import jax
 
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.data.text_forms import read_text_form
+from zipper_jax.data.text_forms import read_policy
 from zipper_jax.decoding.generate import Generator
-from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.metrics.task_metrics import find, metrics_of, under
 from zipper_jax.sequences import Example
 from zipper_jax.sharding.mesh import make_mesh
@@ -43,7 +42,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
         )
     functions = {task: metrics_of(config.data.task_set, task) for task in config.data.tasks}
     functions |= {task: tuple(map(find, names)) for task, names in wanted.metrics.items()}
-    policy = (read_text_form(config.data.folder) or TextForm()).policy
+    policy = read_policy(config.data.folder)
     functions = {task: under(policy, fns) for task, fns in functions.items() if fns}
     if not functions:
         raise UserError(

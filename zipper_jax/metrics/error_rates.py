@@ -11,11 +11,6 @@ from zipper_jax.utils.errors import UserError
 NORMALISER = DEFAULT.about
 
 
-def normalise(text: str) -> str:
-    """Normalise ``text`` by the default policy."""
-    return DEFAULT(text)
-
-
 def wer(references: Sequence[str], hypotheses: Sequence[str], policy: Policy = DEFAULT) -> float:
     """Corpus-level word error rate as a fraction: all edits over all reference words (may exceed 1).
 
