@@ -122,7 +122,8 @@ class Model:
         self.params: dict[str, Any]
         placer: Placer = unsharded
         known = zipper.parameters(config)
-        flat = {k: x.astype(zipper.inference_dtype(config, known[k], x.dtype)) for k, x in flatten(params).items()}
+        dtypes = {key: zipper.inference_dtype(config, known[key], x.dtype) for key, x in flatten(params).items()}
+        flat = {key: x.astype(dtypes[key], copy=False) for key, x in flatten(params).items()}
         if mesh is None:
             self.params = unflatten({key: jnp.asarray(leaf) for key, leaf in flat.items()})
         else:
@@ -142,7 +143,7 @@ class Model:
         """A copy with other parameters of the same shapes; compiled programs are shared."""
         other = copy.copy(self)
         other.params = jax.tree.map(
-            lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), dict(params), self.params
+            lambda new, old: jax.device_put(new.astype(old.dtype, copy=False), old.sharding), dict(params), self.params
         )
         other._generator = self._generator.with_params(other.params)
         return other

@@ -8,6 +8,7 @@ Axis letters: B rows, T positions, S keys, D embed_dim, K key/value heads, G = q
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
@@ -244,7 +245,7 @@ class Pass:
                 index: Any = index,
                 earlier: Range = earlier,
             ) -> Any:
-                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                with _zip_scope(source.zip, fused.tower):
                     fusion = execution.in_use(fusion)
                     kept = self.kept(source, fused.tower, fusion, index, at, cache)
                     return getattr(fusion, call)(m, kept=kept, visible=fusion.visible(earlier), positions=positions)
@@ -268,7 +269,7 @@ class Pass:
         def body(block: Any, fusions: list[Fusion], xs: Any, ats: list[_At], caches: Any) -> Any:
             more = []
             for source, (_, index), fusion, at in zip(fused.sources, found, fusions, ats, strict=True):
-                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                with _zip_scope(source.zip, fused.tower):
                     fusion = tower.execution.in_use(fusion)
                     kept = self.kept(source, fused.tower, fusion, index, at, cache)
                     earlier = self.visible[fused.tower, source.tower]
@@ -293,7 +294,7 @@ class Pass:
 
             @tower.execution.attending
             def read(fusion: Fusion, at: _At, source: Source = source, places: Places = places) -> State:
-                with jax.named_scope(f"zips/{source.zip}/into_{fused.tower}"):
+                with _zip_scope(source.zip, fused.tower):
                     x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
                     return tower.add_positions(x, places.positions)
 
@@ -309,7 +310,7 @@ class Pass:
 
         @execution.attending
         def kept_of(fusion: Fusion, at: _At) -> Any:
-            with jax.named_scope(f"zips/{read.zip}/into_{read.into}"):
+            with _zip_scope(read.zip, read.into):
                 return execution.in_use(fusion).read(self.source(read, at, fusion.placement))
 
         new = kept_of(fusion, self.at(read, read.inside, saved))
@@ -371,6 +372,11 @@ class _Parts(NamedTuple):
     blocks: dict[str, tuple[Any, Any]]
     inside: dict[str, tuple[Any, Any]]
     fusions: dict[tuple[str, str, int], tuple[Fusion | None, Any]]
+
+
+def _zip_scope(name: str, into: str) -> AbstractContextManager[None]:
+    """The scope of a zip's operations on its way into a tower, for profiles and traces."""
+    return jax.named_scope(f"zips/{name}/into_{into}")
 
 
 def _blocks(stage: Stage) -> dict[str, tuple[int, int]]:

@@ -255,7 +255,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     fix = "repair it, or delete the folder and make the corpus again"
-    header = user_json.decode(path.read_bytes(), repr(str(path)), fix)
+    header = user_json.read_object(path, fix)
     found = user_json.convert(header, _Header, repr(str(path)), fix)
     header = msgspec.structs.asdict(found) | header | {"text_form": dataclasses.asdict(found.text_form)}
     version = header["format_version"]

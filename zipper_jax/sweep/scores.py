@@ -151,13 +151,14 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         UserError: A line is no result, or the second of a row.
     """
     fix = "remove the file and run `zipper sweep score` again"
-    found: list[dict[str, Any]] = []
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for place, line in user_json.read_lines(path, fix):
         user_json.convert(line, _Result, place, fix)
-        if any((line["arm"], line["seed"]) == (other["arm"], other["seed"]) for other in found):
+        key = line["arm"], line["seed"]
+        if key in found:
             raise UserError(f"{place}: a second result of arm {line['arm']!r}, seed {line['seed']}; {fix}")
-        found.append(line)
-    return found
+        found[key] = line
+    return list(found.values())
 
 
 def _score_row(sweep: Sweep, places: Places, row: Row, outputs: Mapping[str, Any]) -> dict[str, Any]:

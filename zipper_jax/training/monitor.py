@@ -74,8 +74,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """
     fix, found = "remove the line: only reports show it", []
     for place, line in user_json.read_lines(Path(run_dir) / "metrics.jsonl", fix, unfinished=True):
-        split = user_json.convert(line, _Line, place, fix).split
-        user_json.convert(line, _KINDS.get(split, _Line), place, fix)
+        user_json.convert(line, _KINDS.get(str(line.get("split")), _Line), place, fix)
         found.append(line)
     return found
 
