@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from zipper_jax.speech.audio import TOO_SHORT, AudioError, is_silent, is_too_short, read_audio
+from zipper_jax.speech.audio import TOO_SHORT, AudioError, is_silent, is_too_short, read_blocks
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
@@ -73,13 +73,16 @@ def make_checker() -> Callable[[Part], Checked]:
     """Return the function that a worker process runs on each part."""
 
     def check(part: Part) -> Checked:
+        samples, rate, silent = 0, 0, True
         try:
-            waveform, rate = read_audio(*part)
+            for block, rate in read_blocks(*part):
+                samples += len(block)
+                silent = silent and is_silent(block)
         except AudioError as error:
             return Checked(0.0, 0, error.reason)
-        problem = "silent audio" if is_silent(waveform) else ""
-        problem = TOO_SHORT if is_too_short(waveform, rate) else problem
-        return Checked(len(waveform) / rate, rate, problem)
+        problem = "silent audio" if silent else ""
+        problem = TOO_SHORT if is_too_short(samples, rate) else problem
+        return Checked(samples / rate, rate, problem)
 
     return check
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ _MUTE = 1e-3  # of full scale (-60 dB): audio whose peak is below counts as sile
 _LOST = 0.1  # seconds that a complete file may be shorter than its header states: some encoders round to blocks
 _BEYOND = 0.5  # seconds by which a segment may exceed its file: segment times are often rounded
 _STREAMED = 2**31 - 2**16
-_CHUNK = 2**20  # frames
+_CHUNK = 2**20  # samples of all channels
 _SHORTEST = 0.01  # seconds
 
 
@@ -78,7 +80,7 @@ def load_audio(
         if sample_rate is not None:
             raise UserError(f"sample_rate = {sample_rate}: {name} states its own; omit sample_rate")
         waveform, rate = read_audio(source, start, seconds, channel)
-    if is_too_short(waveform, rate):
+    if is_too_short(len(waveform), rate):
         raise AudioError(f"{name} is shorter than {_SHORTEST:g} s: give longer audio", TOO_SHORT)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
@@ -93,32 +95,37 @@ def read_audio(
     Raises:
         AudioError: The audio cannot be used.
     """
+    try:
+        blocks, rates = zip(*read_blocks(path, start, seconds, channel), strict=True)
+        return np.concatenate(blocks), rates[0]
+    except MemoryError as error:
+        raise AudioError(
+            f"{_name(path)} does not fit in memory: cut it into files of an hour or less", TOO_LONG
+        ) from error
+
+
+def read_blocks(
+    path: str | os.PathLike, start: float = 0.0, seconds: float | None = None, channel: int | None = None
+) -> Iterator[tuple[Float[np.ndarray, " N"], int]]:
+    """Read as `read_audio`, by blocks of at most 2^20 samples; yield each with the rate in Hz. At least one block.
+
+    Raises:
+        AudioError: The audio cannot be used; where it is damaged, after the blocks before.
+    """
     name = _name(path)
     try:
         if not Path(path).is_file():
             raise AudioError(f"{name} does not exist (or is not a file): check the path", "missing audio")
-        with soundfile.SoundFile(path) as file:
-            rate, whole = file.samplerate, _stated_frames(file)
-            if whole is None:
-                with _Stream(path) as stream:
-                    return _channel(_unstated(stream, name, start, seconds), channel, name), rate
-            file.seek(min(round(start * rate), file.frames))
-            left = max(0, whole - round(start * rate))
-            wanted = left if seconds is None else round(seconds * rate)
-            if wanted > left + _BEYOND * rate:
-                raise AudioError(
-                    f"{name} has {whole / rate:g} s, {start:g} to {start + wanted / rate:g} s are asked for: fix it",
-                    "part beyond its end",
-                )
-            waveform = file.read(min(wanted, file.frames - file.tell()), dtype="float32")
-            if len(waveform) < min(wanted, left) - _LOST * rate and not _is_guess(path, file.format):
-                raise AudioError(
-                    f"{name} ends {(min(wanted, left) - len(waveform)) / rate:.1f} s too early: download it again",
-                    "corrupt audio",
-                )
-            return _channel(waveform, channel, name), rate
-    except MemoryError as error:
-        raise AudioError(f"{name} does not fit in memory: cut it into files of an hour or less", TOO_LONG) from error
+        with _Stream(path) as file:
+            rate = file.samplerate
+            read = 0
+            for block in _frames(file, name, round(start * rate), None if seconds is None else round(seconds * rate)):
+                read += len(block)
+                yield _channel(block, channel, name), rate
+            if not read and start:
+                raise AudioError(f"{name} has no audio from {start:g} s on: fix the start", "part beyond its end")
+            if not read:
+                raise AudioError(f"{name} is empty (0 samples): give audio of at least one sample", "empty audio")
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
         # The others: a name that is too long, not UTF-8, or ends in .raw.
         raise AudioError(f"{name} cannot be read ({error}): give WAV, FLAC, OGG or MP3", "corrupt audio") from error
@@ -143,9 +150,9 @@ def save_audio(path: str | os.PathLike, waveform: Float[np.ndarray, " N"], sampl
     write_bytes(path, content.getvalue())
 
 
-def is_too_short(waveform: Float[np.ndarray, " N"], rate: int) -> bool:
+def is_too_short(samples: int, rate: int) -> bool:
     """Return whether audio is shorter than 10 ms, which gives no unit that means anything."""
-    return len(waveform) < _SHORTEST * rate
+    return samples < _SHORTEST * rate
 
 
 def is_silent(waveform: Float[np.ndarray, " N"]) -> bool:
@@ -191,28 +198,46 @@ def _name(path: str | os.PathLike) -> str:
 
 
 class _Stream(soundfile.SoundFile):
-    """A file whose header states no length: soundfile would seek behind every block that it reads, which fails then."""
+    """A file that is read from front to back: soundfile would seek behind every block that it reads.
+
+    Where the header states no length such a seek fails.
+    """
 
     def seekable(self) -> bool:
         return False
 
 
-def _unstated(file: _Stream, name: str, start: float, seconds: float | None) -> np.ndarray:
-    """Read a file whose header states no length, as far as it can be decoded."""
-    first, blocks, place = round(start * file.samplerate), [], 0
-    last = math.inf if seconds is None else first + round(seconds * file.samplerate)
-    while place < last:
-        block = file.read(_CHUNK, dtype="float32")
-        blocks.append(block[max(0, first - place) : int(min(last - place, len(block)))])
+def _frames(file: _Stream, name: str, first: int, count: int | None) -> Iterator[np.ndarray]:
+    """Yield blocks ``[frames]`` or ``[frames, channels]`` from frame ``first``, ``count`` in all or to the end."""
+    whole, rate = _stated_frames(file), file.samplerate
+    place, given = 0, 0  # frames that were read or passed over; that were yielded
+    if whole is not None:
+        if count is not None and first + count > max(first, whole) + _BEYOND * rate:
+            raise _beyond(name, whole, first, count, rate)
+        place = file.seek(min(first, file.frames))
+    # Of a file whose header states no length, what can be decoded is read.
+    last = first + count if count is not None else math.inf
+    until = min(last, file.frames)
+    while place < until:
+        wanted = int(min(max(1, _CHUNK // file.channels), until - place))
+        block = file.read(wanted, dtype="float32")
+        skipped = max(0, first - place)
         place += len(block)
-        if len(block) < _CHUNK:
+        if len(block) > skipped:
+            given += len(block) - skipped
+            yield block[skipped:]
+        if len(block) < wanted:
             break
-    if seconds is not None and place + _BEYOND * file.samplerate < last:
-        raise AudioError(
-            f"{name} has {place / file.samplerate:g} s, {start:g} to {start + seconds:g} s are asked for: fix it",
-            "part beyond its end",
-        )
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if whole is None and count is not None and place + _BEYOND * rate < last:
+        raise _beyond(name, place, first, count, rate)
+    missing = 0 if whole is None else min(last, whole) - first - given  # a seek in a damaged file may miss its place
+    if missing > _LOST * rate and not _is_guess(file):
+        raise AudioError(f"{name} ends {missing / rate:.1f} s too early: download it again", "corrupt audio")
+
+
+def _beyond(name: str, frames: int, first: int, count: int, rate: int) -> AudioError:
+    span = f"{first / rate:g} to {(first + count) / rate:g} s"
+    return AudioError(f"{name} has {frames / rate:g} s, {span} are asked for: fix it", "part beyond its end")
 
 
 def _channel(waveform: np.ndarray, channel: int | None, name: str) -> Float[np.ndarray, " N"]:
@@ -240,9 +265,12 @@ def _stated_frames(file: soundfile.SoundFile) -> int | None:
     return file.frames if stated > _STREAMED or not there else round(file.frames * stated / there)
 
 
-def _is_guess(path: str | os.PathLike, kind: str) -> bool:
+def _is_guess(file: soundfile.SoundFile) -> bool:
     """Return whether libsndfile only estimates the length: an MP3 without a Xing or Info header."""
-    return kind == "MP3" and not re.search(b"Xing|Info", Path(path).read_bytes())
+    if file.format != "MP3":
+        return False
+    with open(file.name, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return not re.search(b"Xing|Info", content)
 
 
 def _mono(waveform: np.ndarray, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ __all__ = ["FFT_SIZE", "HOP", "NUM_BANDS", "SAMPLE_RATE", "load_audio", "log_mel
 
 NUM_BANDS = 80
 HOP = SAMPLE_RATE // 50  # 20 ms
+_BLOCK = 4096  # frames whose spectra are in memory at once: 82 s
 FFT_SIZE = 1024
 WINDOW = np.hanning(FFT_SIZE + 1)[:-1].astype(np.float32)
 # Added to every mel magnitude before the logarithm. Speech at audio.LEVEL peaks around 40 and white noise 25 dB below
@@ -40,7 +41,12 @@ def log_mel(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, "L M"]:
 
     FLOOR assumes the level of `audio.normalise_level`.
     """
-    magnitudes = np.abs(np.fft.rfft(frame_signal(waveform) * WINDOW, axis=1)).astype(np.float32)
+    frames = frame_signal(waveform)  # a view; the spectra of a long recording would be 50 times as large as it
+    return np.concatenate([_log_mel(frames[i : i + _BLOCK]) for i in range(0, len(frames), _BLOCK) or [0]])
+
+
+def _log_mel(frames: Float[np.ndarray, "L W"]) -> Float[np.ndarray, "L M"]:
+    magnitudes = np.abs(np.fft.rfft(frames * WINDOW, axis=1)).astype(np.float32)
     return np.log(magnitudes @ mel_filters() + np.float32(FLOOR))
 
 

@@ -37,11 +37,12 @@ _WORDS = {
 }
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 _HALF = re.compile("[\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # of half a surrogate pair, as JSON writes it
 _MOST_SHOWN = 60  # characters of a value
 
 
 class JsonError(UserError):
-    """JSON of another type.
+    """JSON of another type, or none.
 
     Attributes:
         field: The top-level field at fault, "" for the whole.
@@ -66,6 +67,7 @@ def decode(content: str | bytes, place: str, fix: str) -> dict[str, Any]:
         fix: What to do about an error.
 
     Raises:
+        NotUnicodeError: A string has half a surrogate pair.
         JsonError: It is not JSON in UTF-8, or no object.
     """
     return _decode(content, place, fix, dict, "object")
@@ -78,7 +80,8 @@ def decode_list(content: str | bytes, place: str, fix: str) -> list[Any]:
 
 def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str) -> Any:
     try:
-        value = json.loads(content if isinstance(content, str) else content.decode())
+        text = content if isinstance(content, str) else content.decode()
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
         if isinstance(error, UnicodeDecodeError):
@@ -88,6 +91,8 @@ def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str)
         raise JsonError(f"{place} is not a JSON {called} in UTF-8 ({why}); {fix}") from error
     if not isinstance(value, kind):
         raise JsonError(f"{place} is not a JSON {called} but {_shown(value)}; {fix}")
+    if _ESCAPE.search(text) or not text.isascii() and _HALF.search(text):
+        _check_unicode(value, place, fix)
     return value
 
 
@@ -116,10 +121,6 @@ def convert(
     for name in value if known and isinstance(value, dict) else ():
         if name not in known:
             raise JsonError(f"{place}: there is no field {name!r}{closest(name, known)}; {fix}", name)
-    for name, part in value.items() if isinstance(value, dict) else [("", value)]:
-        if not _is_unicode([name, part]):
-            what = ": ".join(filter(None, [place, field, json.dumps(name) if name else ""]))
-            raise NotUnicodeError(f"{what}: half a surrogate pair, which is no character; {fix}", field or name)
     try:
         return msgspec.convert(value, kind)
     except UserError as error:  # of a __post_init__
@@ -172,17 +173,16 @@ def read_lines(path: Path, fix: str, unfinished: bool = False) -> Iterator[tuple
             yield place, decode(line, place, fix)
 
 
-def _is_unicode(value: Any) -> bool:
-    left = [value]  # a loop, because JSON may be nested as deeply as Python's stack allows
-    while left:
-        one = left.pop()
-        if isinstance(one, str) and not one.isascii() and _HALF.search(one):
-            return False
-        if isinstance(one, dict):
-            left += [*one, *one.values()]
-        elif isinstance(one, list):
-            left += [part for part in one if not isinstance(part, int | float)]
-    return True
+def _check_unicode(value: Any, place: str, fix: str) -> None:
+    """Raise NotUnicodeError, which names the top-level field, where a string has half a surrogate pair."""
+    for name, part in value.items() if isinstance(value, dict) else [("", value)]:
+        left = [name, part]  # a loop, because JSON may be nested as deeply as Python's stack allows
+        while left:
+            one = left.pop()
+            if isinstance(one, str) and _HALF.search(one):
+                what = f"{place}: {json.dumps(name)}" if name else place
+                raise NotUnicodeError(f"{what}: half a surrogate pair, which is no character; {fix}", name)
+            left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
 
 
 def _follow(value: Any, path: str) -> Any:

@@ -73,6 +73,9 @@ def _jsonl(file: Path, name: str, split: str, settings: ImportSettings) -> Itera
             continue
         try:
             value = user_json.decode(line, place, "")
+        except user_json.NotUnicodeError:
+            yield Row(own, place, split, problem=NOT_UTF8)
+            continue
         except user_json.JsonError:
             yield Row(own, place, split, problem="line that is no JSON object")
             continue
