@@ -75,9 +75,8 @@ def make_checker() -> Callable[[Part], Checked]:
     def check(part: Part) -> Checked:
         samples, rate, silent = 0, 0, True
         try:
-            for block, rate in read_blocks(*part):
-                samples += len(block)
-                silent = silent and is_silent(block)
+            for block, hertz in read_blocks(*part):
+                samples, rate, silent = samples + len(block), hertz, silent and is_silent(block)
         except AudioError as error:
             return Checked(0.0, 0, error.reason)
         problem = "silent audio" if silent else ""

@@ -91,7 +91,7 @@ def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str)
         raise JsonError(f"{place} is not a JSON {called} in UTF-8 ({why}); {fix}") from error
     if not isinstance(value, kind):
         raise JsonError(f"{place} is not a JSON {called} but {_shown(value)}; {fix}")
-    if _ESCAPE.search(text) or not text.isascii() and _HALF.search(text):
+    if _ESCAPE.search(text) or (not text.isascii() and _HALF.search(text)):
         _check_unicode(value, place, fix)
     return value
 
