@@ -42,6 +42,7 @@ def measure(config: TrainConfig, folder: Path, repeats: int) -> dict:
     state = built.start(zipper.init_params(config.model, 0))
     first, later, steps = 0.0, [], range(1, repeats + 2)
     with Checkpoints(folder, config.save) as checkpoints:
+        checkpoints.keep_frozen(state.frozen)
         for step in steps:
             state = state._replace(step=jax.device_put(jax.numpy.int32(step), state.step.sharding))
             jax.block_until_ready(state)

@@ -84,6 +84,7 @@ def _run_files() -> dict[str, bytes]:
         SymbolVocabulary([chr(97 + n) for n in range(20)]).save(run / "vocabularies" / "text")
         UnitVocabulary(17, 25.0).save(run / "vocabularies" / "speech")
         with checkpoints.Checkpoints(run, config.save) as saving:
+            saving.keep_frozen(frozen)
             saving.save(state, {"skipped": [[1, 2]]}, {"loss": 1.5})
         rows = [{"step": n, "split": s, "loss": 2.5 - n} for n in (1, 2) for s in ("train", "validation")]
         more = {

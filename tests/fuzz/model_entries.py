@@ -206,7 +206,7 @@ def gin_flag() -> Entry:
     arguments = b"--gin_file=runs/pretrain_text.gin\n--gin.MODEL_DIR=y\n--gin.TRAIN_STEPS=5\n--gin.TrainConfig.seed=1"
     about = {"vocabularies/text/vocabulary.json": [vocabulary_files()["bytes/vocabulary.json"]]}
     modules = ("cli/gin_flags.py", "cli/gin_bindings.py")
-    return Entry("gin_flags", {"flags": [arguments], **about}, _gin_flag, modules, ("flags",), names_file=False)
+    return Entry("gin_flag", {"flags": [arguments], **about}, _gin_flag, modules, ("flags",), names_file=False)
 
 
 @entry_point

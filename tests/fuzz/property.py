@@ -96,7 +96,7 @@ def check(entry: Entry, folder: Path, file: str, content: bytes) -> str:
     except OSError as error:  # the command line names the file and the reason
         if error.filename is None:
             raise
-        message = f"{str(error.filename)!r}: {error.strerror}"
+        message = str(UserError(f"{str(error.filename)!r}: {error.strerror}"))
     else:
         return ""
     assert len(message.splitlines()) == 1, f"a message of several lines: {message!r}"

@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from running import Stopping, log, params, run
-from tiny_models import SPEECH, decoder_model, speech_model
+from tiny_models import SPEECH, decoder_model, speech_model, zipper_model
 
 from zipper_jax.checkpoint import checkpoints
+from zipper_jax.models import zipper
 from zipper_jax.tasks import TASKS, TaskSet
-from zipper_jax.training import data_source
+from zipper_jax.training import data_source, program
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
 from zipper_jax.training.initial import initial_params
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
-from zipper_jax.training.partition_tree import FreezeConfig
+from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten
 from zipper_jax.vocabularies import UnitVocabulary
@@ -139,6 +141,38 @@ def test_fusion_and_the_single_decoder_start_from_tower_runs(text_run, zipper_ru
     wrong = replace(fused, model_dir=str(tmp_path / "wrong"), initialise_from={"speech": text.model_dir})
     with pytest.raises(UserError, match=r"initialise_from 'speech'.*has shape"):
         run(wrong)
+
+
+def test_frozen_kernels_are_rounded_for_products_once_and_kept_as_they_are_stored(
+    text_run, zipper_run, tmp_path, monkeypatch
+):
+    text = text_run(model_dir=str(tmp_path / "text"), steps=1)
+    run(text)
+    weights = params(text)
+    kernel = "towers/text/blocks/attention/query/kernel"
+    assert not np.array_equal(weights[kernel], np.asarray(jnp.bfloat16(weights[kernel]), np.float32)), "no exact case"
+    fused = zipper_run(
+        model=replace(zipper_model(), dtype="bfloat16"),
+        freeze=FreezeConfig(towers=("text",), layers=(LayerRange("speech", 0, 2),)),
+        initialise_from={"text": text.model_dir},
+        xla_options={"xla_allow_excess_precision": False},  # otherwise a CPU may skip the rounding
+    )
+    held = program.build(fused, 2).like.frozen
+    assert held[kernel].dtype == held["towers/speech/blocks/mlp/down/kernel@0:2"].dtype == jnp.bfloat16
+    assert held["towers/text/embedding/table"].dtype == held["towers/text/final_norm/scale"].dtype == jnp.float32
+    run(fused)
+    for key, leaf in weights.items():
+        np.testing.assert_array_equal(params(fused)[key], leaf)
+
+    broken = replace(fused, model_dir=str(tmp_path / "broken"))
+    run(broken, wrap_batches=lambda batches: Stopping(batches, 2, signal.SIGTERM))
+    run(broken)
+    assert log(broken) == log(fused)
+
+    monkeypatch.setattr(zipper, "frozen_dtype", lambda config, parameter, stored: stored)
+    every_step = replace(fused, model_dir=str(tmp_path / "every_step"))
+    run(every_step)
+    assert log(every_step) == log(fused), "rounded in every step: bitwise the same"
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(text_run, prepared, tmp_path):

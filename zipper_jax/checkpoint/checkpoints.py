@@ -92,7 +92,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         self._untidy = False  # a step was saved since the last tidying
         self._tidying: threading.Thread | None = None
-        self._frozen: str | None = None
+        self._frozen = ""
         self._last: int | None = None  # the step that was saved or restored last
         if jax.process_index() == 0:
             for left_over in self._folder.glob(f"{TRASH}*"):
@@ -157,8 +157,12 @@ class Checkpoints:
         self._manager.reload()
         self._last = step
 
+    def keep_frozen(self, frozen: Flat) -> None:
+        """Write the frozen leaves of a new run, in the dtypes in which they are stored; `save` refers to them."""
+        self._frozen = write_frozen(self.run_dir, frozen)
+
     def save(self, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Save one step; the frozen part is written by the first call only.
+        """Save one step; `keep_frozen` or `restore` comes before where leaves are frozen.
 
         Args:
             state: May be donated afterwards: its arrays are copied to the host before this returns.
@@ -169,8 +173,7 @@ class Checkpoints:
         if step == self._last:
             return
         self._last = step
-        if self._frozen is None:
-            self._frozen = write_frozen(self.run_dir, state.frozen)
+        assert self._frozen or not state.frozen, "call keep_frozen first"
         items = _items(state)
         content = {
             "step": step,
@@ -233,8 +236,9 @@ class Checkpoints:
                 logger.info(f"step {bad}: {told}; it is moved to {self._set_aside(bad)}")
             if problems:
                 logger.info(f"resuming from step {candidate}, the newest good checkpoint")
-            # None: the next save writes it again.
-            self._frozen = content["frozen"] if has_digests(self.run_dir, content["frozen"]) else None
+            self._frozen = content["frozen"]
+            if not has_digests(self.run_dir, self._frozen):  # of format 1, or its table is lost
+                self._frozen = write_frozen(self.run_dir, read_frozen(self.run_dir, self._frozen, like.frozen))
             self._last = candidate
             return state, content["progress"]
         raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
@@ -381,7 +385,8 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
     """The state at a step, sharded like ``like``, and the step's manifest; see :meth:`Checkpoints.restore`."""
     run_dir = Path(run_dir).absolute()
     content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
-    frozen = read_frozen(run_dir, content["frozen"], like.frozen)
+    stored = read_frozen(run_dir, content["frozen"], like.frozen)
+    frozen = {key: orbax_trees.cast(stored.pop(key), leaf) for key, leaf in like.frozen.items()}  # one by one
     restored: dict[str, Flat] = {}
     for item, wanted in _items(like).items():
         if item not in content["arrays"]:

@@ -44,7 +44,7 @@ def write_frozen(run_dir: Path, frozen: Flat) -> str:
 
 
 def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None) -> Flat:
-    """The frozen leaves of a digest, sharded like ``like``, or as NumPy arrays on the host.
+    """The frozen leaves of a digest as they are stored, sharded like ``like``, or as NumPy arrays on the host.
 
     Raises:
         DamagedError: They are missing, cannot be read, or are not what was written.
@@ -69,7 +69,7 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None)
         ) from None
     except user_json.JsonError:
         raise FrozenDamagedError(what, [f"{table.name} is not what was saved; restore it from a copy"]) from None
-    return {key: leaf if like is None else orbax_trees.cast(leaf, like[key]) for key, leaf in frozen.items()}
+    return frozen
 
 
 def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:

@@ -88,11 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _close_bars()
         if is_no_room(error):
-            print(f"error: no room to write ({error}); make room, then run the same command again", file=sys.stderr)
+            told = UserError(f"no room to write ({error}); make room, then run the same command again")
         elif error.filename is not None:  # a folder instead of a file, no permission, …
-            print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+            told = UserError(f"{str(error.filename)!r}: {error.strerror}")
         else:
             raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
 
 

@@ -188,6 +188,14 @@ class Parameter(NamedTuple):
     stacked: bool
 
 
+def frozen_dtype(config: ZipperConfig, parameter: Parameter, stored: Any) -> Any:
+    """The dtype in which training holds a frozen leaf of dtype ``stored``: kernels in the products' own.
+
+    They are rounded once instead of in every step, to the same values.
+    """
+    return jnp.dtype(config.dtype) if parameter.use == "product" else jnp.dtype(stored)
+
+
 def inference_dtype(config: ZipperConfig, parameter: Parameter, stored: Any) -> Any:
     """The dtype in which inference holds a leaf of dtype ``stored``: kernels and output tables in the products' own.
 

@@ -30,7 +30,7 @@ _MUTE = 1e-3  # of full scale (-60 dB): audio whose peak is below counts as sile
 _LOST = 0.1  # seconds that a complete file may be shorter than its header states: some encoders round to blocks
 _BEYOND = 0.5  # seconds by which a segment may exceed its file: segment times are often rounded
 _STREAMED = 2**31 - 2**16
-_CHUNK = 2**20  # samples of all channels
+_CHUNK = 6_000 * _BLOCK  # samples of all channels
 _SHORTEST = 0.01  # seconds
 
 
@@ -96,8 +96,10 @@ def read_audio(
         AudioError: The audio cannot be used.
     """
     try:
-        blocks, rates = zip(*read_blocks(path, start, seconds, channel), strict=True)
-        return np.concatenate(blocks), rates[0]
+        content, rate = bytearray(), 0  # grows in place: joining a list of blocks would hold the recording twice
+        for block, rate in read_blocks(path, start, seconds, channel):  # noqa: B007
+            content += block.tobytes()
+        return np.frombuffer(content, np.float32), rate
     except MemoryError as error:
         raise AudioError(
             f"{_name(path)} does not fit in memory: cut it into files of an hour or less", TOO_LONG
@@ -107,7 +109,7 @@ def read_audio(
 def read_blocks(
     path: str | os.PathLike, start: float = 0.0, seconds: float | None = None, channel: int | None = None
 ) -> Iterator[tuple[Float[np.ndarray, " N"], int]]:
-    """Read as `read_audio`, by blocks of at most 2^20 samples; yield each with the rate in Hz. At least one block.
+    """Read as `read_audio`, by blocks of at most 960,000 samples; yield each with the rate in Hz. At least one block.
 
     Raises:
         AudioError: The audio cannot be used; where it is damaged, after the blocks before.
@@ -157,7 +159,7 @@ def is_too_short(samples: int, rate: int) -> bool:
 
 def is_silent(waveform: Float[np.ndarray, " N"]) -> bool:
     """Return whether the peak is below -60 dB of full scale."""
-    return bool(np.abs(waveform).max(initial=0.0) < _MUTE)
+    return bool(max(waveform.max(initial=0.0), -waveform.min(initial=0.0)) < _MUTE)
 
 
 def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:
@@ -183,8 +185,9 @@ def add_noise(waveform: Float[np.ndarray, " N"], snr_db: float, rng: np.random.G
 
 def _block_power(waveform: np.ndarray) -> np.ndarray:
     """Return the mean power of each 10 ms block, the last padded with zeros."""
-    padded = np.pad(waveform, (0, -len(waveform) % _BLOCK))
-    return np.square(padded.reshape(-1, _BLOCK)).mean(axis=1)
+    parts = np.split(waveform, range(_CHUNK, len(waveform), _CHUNK))  # a recording is not copied as a whole
+    padded = (np.pad(part, (0, -len(part) % _BLOCK)) for part in parts)
+    return np.concatenate([np.square(part.reshape(-1, _BLOCK)).mean(axis=1) for part in padded])
 
 
 def _loud_blocks(waveform: np.ndarray) -> np.ndarray:

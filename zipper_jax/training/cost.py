@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipper_jax.models import zipper
 from zipper_jax.models.flops import flops_per_row
 from zipper_jax.sharding.chips import CHIPS
-from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.config import TrainConfig
-from zipper_jax.utils import trees
+from zipper_jax.training.program import parameter_shapes
 from zipper_jax.utils.errors import UserError
 
 
@@ -33,9 +31,8 @@ class Cost:
 
 def cost(config: TrainConfig) -> Cost:
     """Estimate the cost of a run."""
-    trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    trainable, frozen, known = parameter_shapes(config.model, config.freeze)
     leaves = {**trainable, **frozen}
-    known = trees.known_of(leaves, zipper.parameters(config.model))
     rows = config.steps * config.batch_size
     lengths = config.data.lengths
     return Cost(rows * sum(lengths.values()), rows * flops_per_row(config.model, leaves, known, trainable, lengths))
@@ -43,7 +40,7 @@ def cost(config: TrainConfig) -> Cost:
 
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Count the model's parameters: how many are ``trained`` and how many ``frozen``."""
-    trained, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
+    trained, frozen, _ = parameter_shapes(config.model, config.freeze)
     count = {"trained": trained, "frozen": frozen}
     return {name: sum(int(np.prod(leaf.shape)) for leaf in part.values()) for name, part in count.items()}
 

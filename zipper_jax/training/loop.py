@@ -196,7 +196,7 @@ class _Run:
             config.restore,
             config.allow_changes,
         )
-        return self.built.start(params), 0
+        return self.built.start(params, self.checkpoints.keep_frozen), 0
 
     def restore(self, only: Sequence[int] | None = None) -> tuple[TrainState, int]:
         """Restore the newest good checkpoint, or the newest good one among the steps ``only``."""

@@ -1,6 +1,6 @@
 """The program of one run: model, optimizer, mesh, shardings and step functions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zipper_jax.checkpoint.orbax_trees import cast as cast_leaf
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
+from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.flops import flops_per_row
 from zipper_jax.ops.losses import Losses
 from zipper_jax.sharding.chips import chip
@@ -57,12 +59,13 @@ class Program:
     peak_flops: float | None
     freeze: tree.FreezeConfig
 
-    def start(self, params: Mapping[str, Any]) -> TrainState:
+    def start(self, params: Mapping[str, Any], keep: Callable[[trees.Flat], None] | None = None) -> TrainState:
         """Build the state of step 0, sharded over the mesh.
 
         Args:
             params: Path -> `initial.Leaf`, each evaluated once, of which this process keeps only its own shards; or
                 nested arrays.
+            keep: Is given the frozen leaves as they are stored, before kernels are rounded for products.
         """
         leaves, placed = trees.flatten(params), {}
         keys: dict[str, list[str]] = {}
@@ -72,9 +75,14 @@ class Program:
             array = leaf.make() if isinstance(leaf, Leaf) else leaf
             for key in keys[path]:
                 like = self.like.trainable.get(key, self.like.frozen.get(key))
-                piece = np.asarray(trees.piece_of(array, key), like.dtype)
+                dtype = like.dtype if keep is None or key in self.like.trainable else leaf.dtype
+                piece = np.asarray(trees.piece_of(array, key), dtype)
                 placed[key] = jax.make_array_from_callback(like.shape, like.sharding, partial(_part, piece))
-        trainable, frozen = ({key: placed[key] for key in part} for part in (self.like.trainable, self.like.frozen))
+        trainable, frozen = ({key: placed.pop(key) for key in part} for part in (self.like.trainable, self.like.frozen))
+        if keep is not None:
+            keep(frozen)
+        for key, like in self.like.frozen.items():  # one after another, so that only one is there twice
+            frozen[key] = cast_leaf(frozen[key], like)
         shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(trainable)
         number = jax.device_put(np.int32(0), self.like.step.sharding)
@@ -112,6 +120,21 @@ def _state_shapes(
     )
 
 
+def parameter_shapes(
+    model: ZipperConfig, freeze: tree.FreezeConfig
+) -> tuple[trees.Flat, trees.Flat, dict[str, zipper.Parameter]]:
+    """The shapes and dtypes of a run's ``(trainable, frozen)`` leaves as training holds them, and each key's metadata.
+
+    Raises:
+        UserError: A freeze rule matches nothing.
+    """
+    trainable, frozen = tree.split(zipper.abstract_params(model), freeze)
+    known = trees.known_of([*trainable, *frozen], zipper.parameters(model))
+    dtypes = {key: zipper.frozen_dtype(model, known[key], leaf.dtype) for key, leaf in frozen.items()}
+    held = {key: jax.ShapeDtypeStruct(leaf.shape, dtypes[key]) for key, leaf in frozen.items()}
+    return trainable, held, known
+
+
 def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None) -> Program:
     """Build the program of a run; nothing is allocated or compiled yet.
 
@@ -134,8 +157,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
                 f"TrainConfig.xla_options: {name!r} is for TPUs, but the devices are {platform}s; remove "
                 "--gin_file=xla/tpu.gin"
             )
-    trainable, frozen = tree.split(zipper.abstract_params(config.model), config.freeze)
-    known = trees.known_of([*trainable, *frozen], zipper.parameters(config.model))
+    trainable, frozen, known = parameter_shapes(config.model, config.freeze)
     placed, notes = param_shardings({**trainable, **frozen}, known, mesh, config.mesh)
     optimizer = make_optimizer(config.optimizer, {key: known[key].axes for key in trainable}, config.steps)
     like = _state_shapes(trainable, frozen, placed, optimizer, mesh)

@@ -7,13 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sharding.mesh import MESH_AXES, MeshConfig
 from zipper_jax.sharding.rules import param_specs
 from zipper_jax.training import partition_tree as tree
 from zipper_jax.training.optimizer import OptimizerConfig, make_optimizer
-from zipper_jax.utils import trees
+from zipper_jax.training.program import parameter_shapes
 from zipper_jax.utils.readable import size as readable_size
 
 LARGE = 16 * 2**20
@@ -29,9 +28,8 @@ def sharding_lines(
         UserError: The mesh does not fit the number of devices.
     """
     sizes = dict(zip(MESH_AXES, mesh.shape(devices), strict=True))
-    trainable, frozen = tree.split(zipper.abstract_params(model), freeze)
+    trainable, frozen, known = parameter_shapes(model, freeze)
     leaves = {**trainable, **frozen}
-    known = trees.known_of(leaves, zipper.parameters(model))
     specs, notes = param_specs(leaves, known, sizes, mesh)
     state = _state_bytes(optimizer, trainable, {key: found.axes for key, found in known.items()})
     yield "mesh         " + " x ".join(f"{name} {size}" for name, size in sizes.items()) + f", {devices} devices"
