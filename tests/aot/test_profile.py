@@ -41,7 +41,8 @@ def plain(x, w, q):
     with jax.named_scope("self_attention"):
         weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, q).astype(jnp.float32), -1)
     with jax.named_scope("optimizer"):
-        return jax.lax.cond(weights.sum() > 0, lambda y: y * 2 - 1, lambda y: y, y), weights
+        y = jax.lax.cond(weights.sum() > 0, lambda y: y * 2 - 1, lambda y: y, y)
+        return jax.lax.cond(weights.sum() < 0, jax.named_scope("rarely")(lambda y: y @ w[0]), lambda y: y, y), weights
 
 def kernel(q, k, start, end):
     with jax.named_scope("self_attention"):
@@ -79,6 +80,7 @@ def compiled(tmp_path_factory) -> tuple[dict[str, str], Path]:
 
 def test_loops_branches_and_products_are_counted(compiled):
     found = profile.profile(compiled[0]["plain"], KIND)
+    assert "rarely" in compiled[0]["plain"], "a branch that is not counted"
     assert sum(o.flops for o in found.operations) == 2 * T * D * D * L + 2 * B * N * T * T * H
     parts = {part.name: part for part in found.parts(chip(KIND))}
     assert {"tower a", "norms", "self-attention", "optimizer"} <= set(parts)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from zipper_jax.ops.losses import cross_entropy
-from zipper_jax.ops.vocab_loss import OutputHead, Sharding, vocab_loss
+from zipper_jax.ops.vocab_loss import MOST_CASTS, OutputHead, Sharding, vocab_loss
 
 B, T, D, V, A, CHUNK = 2, 25, 8, 48, 4, 16
 HEADS = {
@@ -127,6 +127,24 @@ def test_small_vocabularies_have_the_same_losses():
         (_, found), by_chunks = program(head, scale=0.25)(*arrays)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), found, want)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6), by_chunks, by_dense)
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 8], ids=["a cast in every product", "one cast"])
+def test_a_table_is_rounded_as_products_see_it(chunk):
+    hidden, tables, targets, weights = inputs(0, 1.0, "bfloat16")
+    tables = tuple(table * 1.01 for table in tables)  # not in bfloat16's grid
+    rounded = tuple(table.astype(jnp.bfloat16) for table in tables)
+    assert (-(-B * T // chunk) > MOST_CASTS) == (chunk == 8)
+
+    def run(tables):
+        def total(hidden):
+            found = vocab_loss(hidden, tables, targets, weights, HEADS["all"], chunk)
+            return found.total, found
+
+        return jax.jit(jax.grad(total, has_aux=True))(hidden)
+
+    for ours, wanted in zip(jax.tree.leaves(run(tables)), jax.tree.leaves(run(rounded)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(wanted, np.float32))
 
 
 def test_equal_logits_are_no_hit():

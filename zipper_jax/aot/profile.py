@@ -2,8 +2,8 @@
 
 The optimised program states the estimated cycles of every operation; each is counted as often as its loop runs, and
 assigned to a part of the model by the `jax.named_scope` that it came from. Contention for memory, stalls and changes
-of the clock are not in it. Custom kernels state no estimate; a profile with a kernel of unknown cycles is refused, so
-that no time can hide there.
+of the clock are not in it, nor is a branch that its scope declares to be taken `RARELY`. Custom kernels state no
+estimate; a profile with a kernel of unknown cycles is refused, so that no time can hide there.
 """
 
 import re
@@ -33,6 +33,10 @@ _SCOPES = {
     "rope": "RoPE",
     "norm": "norms",
 }  # whichever comes first here
+
+
+RARELY = "rarely"
+"""Scope of a branch that repairs what hardly ever happens, such as sums that overflow."""
 
 
 class Operation(NamedTuple):
@@ -140,7 +144,7 @@ def part_of(source: str, opcode: str, flops: float) -> str:
         opcode: HLO's, or the kind of the collective inside.
         flops: Of matrix products; operations without any may only move data.
     """
-    names = [re.sub(r"^(?:\w+\()*|\)*$", "", name) for name in source.split("/")]
+    names = _scopes(source)
     if opcode.startswith(_COLLECTIVES):
         return "collectives"
     for scope, part in _SCOPES.items():
@@ -155,6 +159,11 @@ def part_of(source: str, opcode: str, flops: float) -> str:
         if top in names[:-1]:
             return f"{label} {names[names.index(top) + 1]}"
     return "casts and copies" if not flops else "other products"
+
+
+def _scopes(source: str) -> list[str]:
+    """The components of a path, without the transformations that wrap them."""
+    return [re.sub(r"^(?:\w+\()*|\)*$", "", name) for name in source.split("/")]
 
 
 def lines(found: Profile, peak: Chip, model_flops: float | None, per: str) -> list[str]:
@@ -219,7 +228,7 @@ class _Reader:
         self.computations, self.kernels, self.turns = computations, kernels, turns
 
     def walk(self, name: str, times: int) -> list[Operation]:
-        """The operations of ``times`` runs of a computation; of a branch, those of the costliest side."""
+        """The operations of ``times`` runs of a computation; of a branch, those of the costliest side that is usual."""
         found: list[Operation] = []
         shapes = {instruction: split_opcode(what)[0] for instruction, what in self.computations[name]}
         for instruction, what in self.computations[name]:
@@ -229,7 +238,8 @@ class _Reader:
                 found += self.walk(loop[2], times * turns)
             elif opcode == "conditional":
                 sides = [self.walk(place, times) for place in called(what)]
-                found += max(sides, key=lambda side: sum(o.cycles for o in side), default=[])
+                usual = [side for side in sides if not any(RARELY in _scopes(o.source) for o in side)]
+                found += max(usual or sides, key=lambda side: sum(o.cycles for o in side), default=[])
             elif opcode == "call":
                 found += [o for place in called(what) for o in self.walk(place, times)]
             else:

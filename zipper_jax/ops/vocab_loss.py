@@ -30,6 +30,9 @@ LARGE_VOCABULARY = 8192
 CHUNK = 2048
 """Tokens of a chunk on one device: enough for products at the peak of a TPU's matrix units, which then wait for
 arithmetic and not for the table."""
+MOST_CASTS = 4
+"""Chunks up to which a table of another dtype is cast in every product, where it costs reading 2 bytes more per value,
+and not once for all, which writes and reads a copy. By the cycles of `benchmarks/vocab_loss_tpu.py`."""
 
 _OFFSET = 40.0  # of the reference above the target's logit, so that sums stay in the middle of float32's range
 _LARGEST = 1e30  # of the summed exponentials, so that their products with a table are finite
@@ -190,12 +193,12 @@ def _every_device(
     ``trained``: which tables get a gradient; None: nothing does.
     """
     sharding = head.sharding
-    used = tuple(table.astype(hidden.dtype) for table in tables)
     run = partial(_one_device, head=head, chunk=chunk, trained=trained)
     if sharding is None:
-        return run(hidden, used, targets, weights)
+        return run(hidden, tables, targets, weights)
     mesh, rows = sharding.mesh, PartitionSpec(sharding.hidden[0], None)
-    used = _constrain(used, mesh, sharding.stored)  # cast before they are gathered
+    cast = tuple(table.astype(hidden.dtype) for table in tables)
+    used = _constrain(cast, mesh, sharding.stored)  # cast before they are gathered
     of_hidden = None if trained is None else sharding.hidden
     of_tables = tuple(spec if train else None for spec, train in zip(sharding.tables, trained or (), strict=False))
     mapped = jax.shard_map(
@@ -231,6 +234,8 @@ def _one_device(
     chunks = max(-(-tokens // chunk), 1)
     size = -(-tokens // chunks)
     size = size if chunks == 1 else -(-size // 16) * 16
+    if chunks > MOST_CASTS:
+        tables = tuple(table.astype(hidden.dtype) for table in tables)
     pad = chunks * size - tokens
 
     def split(x: Array) -> Array:
@@ -283,7 +288,7 @@ def _one_chunk(
     trained: tuple[bool, ...] | None,
 ) -> tuple[_Chunk, tuple[Float[Array, "_ D"] | None, ...]]:
     axes = head.sharding.vocab_axes if head.sharding is not None else ((),) * len(tables)
-    ids, rows = _targets(targets, tables, axes)
+    ids, rows = _targets(targets, tables, axes, x.dtype)
     own_product = jnp.zeros(targets.shape, jnp.float32)
     for row, axis in zip(rows, axes, strict=True):
         own_product += _psum(jnp.sum(x.astype(jnp.float32) * row, axis=-1), axis)
@@ -299,6 +304,7 @@ def _one_chunk(
             kept += [] if trained is None else [(e * slope).astype(x.dtype)]
         return _Sums(reference, others, largest, tuple(kept))
 
+    @jax.named_scope("rarely")  # see `aot.profile`
     def again(first: _Sums) -> _Sums:
         reference = own
         for table, axis in zip(tables, axes, strict=True):
@@ -323,7 +329,7 @@ def _one_chunk(
     gradient = jnp.zeros(x.shape, jnp.float32)
     of_tables: list[Any] = []
     for table, own_ids, row, axis, e, train in zip(tables, ids, rows, axes, found.exponentials, trained, strict=True):
-        part = jnp.einsum("NV,VD->ND", e, table, preferred_element_type=jnp.float32)
+        part = jnp.einsum("NV,VD->ND", e, _cast(table, e), preferred_element_type=jnp.float32)
         gradient += _psum(part + own_share[:, None] * row, axis)
         if train:
             every = jnp.where(_hits(own_ids, table), own_share[:, None], e.astype(jnp.float32)).astype(x.dtype)
@@ -336,9 +342,13 @@ def _one_chunk(
 
 
 def _targets(
-    targets: Int[Array, " N"], tables: tuple[Float[Array, "_ D"], ...], axes: tuple[tuple[str, ...], ...]
+    targets: Int[Array, " N"], tables: tuple[Float[Array, "_ D"], ...], axes: tuple[tuple[str, ...], ...], dtype: Any
 ) -> tuple[list[Int[Array, " N"]], list[Float[Array, "N D"]]]:
-    """The target's row number in each table of this device, and the row in float32 (0 where the table lacks it)."""
+    """The target's row number in each table of this device, and the row in float32 (0 where the table lacks it).
+
+    Rows are rounded to ``dtype``, in which products see them.
+    """
+    bits = jnp.finfo(dtype)
     ids, rows, first = [], [], 0
     for table, axis in zip(tables, axes, strict=True):
         size = table.shape[0]
@@ -347,6 +357,7 @@ def _targets(
         ids.append(local)
         inside = (local >= 0) & (local < size)
         row = jnp.take(table, local, axis=0, mode="clip").astype(jnp.float32)
+        row = jax.lax.reduce_precision(row, bits.nexp, bits.nmant)  # the compiler may skip a cast there and back
         rows.append(jnp.where(inside[:, None], row, 0.0))
         first += size * ways
     return ids, rows
@@ -357,7 +368,14 @@ def _hits(ids: Int[Array, " N"], table: Float[Array, "V D"]) -> Bool[Array, "N V
 
 
 def _products(x: Float[Array, "N D"], table: Float[Array, "V D"]) -> Float[Array, "N V"]:
-    return jnp.einsum("ND,VD->NV", x, table, preferred_element_type=jnp.float32)
+    return jnp.einsum("ND,VD->NV", x, _cast(table, x), preferred_element_type=jnp.float32)
+
+
+def _cast(table: Float[Array, "V D"], other: Array) -> Float[Array, "V D"]:
+    """The table in the dtype of a product's other operand, by a cast of its own, which becomes part of the product."""
+    if table.dtype == other.dtype:
+        return table
+    return jax.lax.optimization_barrier((table, other))[0].astype(other.dtype)
 
 
 def _everywhere(condition: Bool[Array, " N"], head: OutputHead) -> Bool[Array, ""]:
