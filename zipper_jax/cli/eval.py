@@ -9,7 +9,8 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.paths import require_different
 
 DESCRIPTION = """\
-Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser),
+Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser: the
+grammar of a corpus of `zipper data synth`, else Whisper; --judge),
 text-only and speech-only perplexity, each with controls that show whether the model uses its input. Writes
 results.json, report.html and audio.
 
@@ -43,11 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="of text to speech (%(default)s: greedy)")
     parser.add_argument("--top_p", type=float, default=1.0, help="of text to speech (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text to speech (%(default)s)")
+    parser.add_argument(
+        "--speech_seeds",
+        type=int,
+        default=1,
+        help="samples per sentence of text to speech; above 1 the best is reported, too (%(default)s)",
+    )
+    parser.add_argument(
+        "--judge",
+        default="",
+        help="recogniser of text to speech: grammar, whisper, whisper:FOLDER_OR_HUB_NAME, or command:PROGRAM, which "
+        "gets WAV files as its last arguments and prints a line for each",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="sentences decoded together (%(default)s)")
     parser.add_argument(
         "--normaliser",
         help="of texts in error rates and controls: default, none, basic, whisper-english, or jiwer:TRANSFORM,...; "
-        "without it that of the data",
+        "without it that of the data, and of the judge's transcripts one that suits them",
     )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
 
@@ -77,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     runs = {"zipper": args.run, "single_decoder": args.single_decoder, "other_form": args.other_form}
     sources = Sources({name: path for name, path in runs.items() if path is not None}, args.data, args.corpus)
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **_text_and_batch(args))
+    more = {"speech_seeds": args.speech_seeds, "judge": args.judge, **_text_and_batch(args)}
+    settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **more)
     with locked(args.out):
         return _evaluate(args, sources, settings, began)
 
@@ -104,8 +118,8 @@ def _split(args: argparse.Namespace) -> int:
     from zipper_jax.evaluation.utterances import FILE, evaluate_split
     from zipper_jax.reports.utterances import write_utterances
 
-    for name in ("single_decoder", "other_form", "stages"):
-        if getattr(args, name) is not None:
+    for name in ("single_decoder", "other_form", "stages", "judge"):
+        if getattr(args, name):
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)

@@ -54,9 +54,10 @@ def of_transcription(
 
 
 def sounds(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Control audio for the judge: the recordings, the recordings reversed, and white noise of the same lengths."""
+    """Audio for the judge: the recordings; as controls the same reversed, white noise and silence of their lengths."""
     return {
         "raw_audio": list(recordings),
         "reversed": [waveform[::-1].copy() for waveform in recordings],
         "noise": [rng.standard_normal(len(waveform)).astype(np.float32) * 0.1 for waveform in recordings],
+        "silence": [np.zeros_like(waveform) for waveform in recordings],
     }

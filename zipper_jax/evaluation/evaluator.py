@@ -9,7 +9,7 @@ Writes the input of the report:
     attention.npz    cross-attention weights of one sentence's text tokens over its speech
 
 Each error rate has controls: another sentence's input, no input, gates at zero. For generated speech the judge also
-transcribes gold units, the raw audio, reversed audio and noise.
+transcribes gold units, the raw audio, reversed audio, noise and silence.
 """
 
 import logging
@@ -34,15 +34,14 @@ from zipper_jax.evaluation.recordings import recordings
 from zipper_jax.evaluation.transcription import speech_to_text
 from zipper_jax.inference.model import SAMPLE_RATE, Model, Speech
 from zipper_jax.inference.perplexity import perplexities
-from zipper_jax.metrics.error_rates import percent, wer
+from zipper_jax.metrics.error_rates import best, cer, percent, wer
 from zipper_jax.metrics.normalisers import Policy
 from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
-from zipper_jax.speech.judge import NAME as JUDGE
-from zipper_jax.speech.judge import transcribe_all
+from zipper_jax.speech.judges import Judge, make_judge
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -60,6 +59,9 @@ class EvalSettings:
         speech_sentences: Sentences for text to speech, transcribed by the judge; 0: all.
         beams: Beam size of speech to text.
         speech_sampling: Sampling of text to speech.
+        speech_seeds: Samples per sentence, of the seeds from that of ``speech_sampling`` on; above 1, the best of them
+            is reported, too.
+        judge: Of text to speech, see `speech.judges`; "": the grammar of the corpus if it has one, else Whisper.
         shown: Sentences with audio in the report.
         normaliser: Name of the normalisation of texts, see `metrics.normalisers.policy`; None: that of the data.
         batch_size: Sentences decoded, synthesised and judged together: memory grows with it, not with the test set.
@@ -72,11 +74,20 @@ class EvalSettings:
     shown: int = 6
     batch_size: int = BATCH_SIZE
     normaliser: str | None = None
+    speech_seeds: int = 1
+    judge: str = ""
 
     def __post_init__(self):
         for name in ("sentences", "speech_sentences", "shown"):
             if getattr(self, name) < 0:
                 raise UserError(f"EvalSettings.{name} = {getattr(self, name)} must be 0 or positive")
+        if self.speech_seeds < 1:
+            raise UserError(f"EvalSettings.speech_seeds = {self.speech_seeds}: give at least 1")
+        if self.speech_seeds > 1 and not self.speech_sampling.temperature:
+            raise UserError(
+                f"EvalSettings.speech_seeds = {self.speech_seeds}: at temperature 0 all samples are equal; give a "
+                "temperature above 0"
+            )
         if self.normaliser is not None:
             normaliser(self.normaliser)  # fails now where it is unknown
         if self.batch_size < 1:
@@ -111,11 +122,13 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     from zipper_jax.training.run_folder import stored_config
 
     _check_origins(sources)
-    judged_by = _grammar(sources.corpus)
+    judge = make_judge(settings.judge, _jsgf(sources.corpus))
     models = {name: load(sources.runs[name]) for name in ("zipper", "single_decoder") if name in sources.runs}
     for name, model in models.items():
         check_units(sources.prepared, sources.runs[name], model)
     policy = policy_of(settings, sources.prepared)
+    # What a recogniser writes may need another normalisation than the corpus does: digits, capitals.
+    of_judge = policy if settings.normaliser or judge.normaliser is None else normaliser(judge.normaliser)
     settings = replace(settings, normaliser=policy.name)
     test = _examples(sources.prepared, "test", settings.sentences, policy)
     there = "test_other" in splits(sources.prepared)
@@ -130,15 +143,15 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     for where in sounds_of:
         load_audio(**where)  # fails now where a recording cannot be read; all of them would not fit into memory
     max_new_tokens = models["zipper"].max_new_tokens  # the same for every model
-    results: dict[str, Any] = {"normaliser": policy.about, "judge": JUDGE, "settings": asdict(settings)}
+    results: dict[str, Any] = {"normaliser": policy.about, "judge": judge.name, "judge_normaliser": of_judge.about}
+    results["settings"] = asdict(settings)
     results["form"] = form_of(models["zipper"].config)
     results["sentences"] = {"test": len(test), "test_other": len(other), "speech": len(spoken)}
 
     hypotheses: dict[str, list[str]] = {}
-    speech: dict[str, list[Decoded]] = {}
+    speech: dict[str, list[list[Decoded]]] = {}
     outputs = Outputs(out / OUTPUTS)
     read = Decoding(max_new_tokens, SamplingConfig(beams=settings.beams), settings.batch_size, outputs)
-    say = replace(read, sampling=settings.speech_sampling)
     for name, model in models.items():
         logger.info(f"{name}: speech to text")
         prefix = "" if name == "zipper" else f"{name}_"
@@ -147,16 +160,22 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         logger.info(_shown(rates, policy))
         logger.info(f"{name}: text to speech")
         texts = [model.vocabularies[TEXT].encode(e["text"]) for e in spoken]
-        speech[name] = decode_set(model, TEXT, texts, SPEECH, say, f"{name}, text to speech")
-        results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for s in speech[name]]))
+        speech[name] = []
+        for seed in range(settings.speech_seeds):
+            sampling = replace(settings.speech_sampling, seed=settings.speech_sampling.seed + seed)
+            how = replace(read, sampling=sampling)
+            speech[name].append(decode_set(model, TEXT, texts, SPEECH, how, f"{name}, text to speech"))
+        results[f"{prefix}tts_truncated"] = float(np.mean([s.truncated for found in speech[name] for s in found]))
 
     logger.info("judging speech")
     units = {
-        name: [models[name].vocabularies[SPEECH].decode(one.tokens) for one in found] for name, found in speech.items()
+        name: [[models[name].vocabularies[SPEECH].decode(one.tokens) for one in found] for found in samples]
+        for name, samples in speech.items()
     }
-    rates, judged = _judge(models["zipper"], spoken, sounds_of, units, judged_by, settings.batch_size, outputs, policy)
+    judged = _judged(models["zipper"], spoken, sounds_of, units, judge, settings.batch_size, outputs)
+    rates = _speech_rates([e["text"] for e in spoken], judged, of_judge)
     results |= rates
-    logger.info(_shown(rates, policy))
+    logger.info(_shown(rates, of_judge))
     logger.info("perplexities")
     results |= _perplexities(sources, test)
     results["parameters"] = {name: parameters(stored_config(run)) for name, run in sources.runs.items()}
@@ -164,7 +183,8 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     results["seconds"] = {"evaluate": None if outputs.resumed else round(time.monotonic() - began, 1)}
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, units, judged)
+    first = {name: samples[0] for name, samples in units.items()}
+    _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, first, judged)
     _write_attention(out, models["zipper"], test[0])
     write_json(out / "results.json", results)
     outputs.tidy()
@@ -182,53 +202,84 @@ def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
     return f"  {figures} (text: {policy.name})"
 
 
-def _grammar(corpus: Path) -> str:
-    """Name of the grammar that the judge recognises."""
+def _jsgf(corpus: Path) -> str | None:
+    """The grammar of a corpus that `zipper data synth` made."""
     settings = (read_header(corpus) or {}).get("settings", {})
-    if "voices" not in settings:
-        raise UserError(
-            f"--corpus {corpus}: the judge needs the grammar of the corpus, and this corpus has none (it was not made "
-            "by `zipper data synth`); give --split test to evaluate speech to text alone"
-        )
-    return settings.get("grammar", LATER_FIELDS["grammar"])
+    return grammar.jsgf(settings.get("grammar", LATER_FIELDS["grammar"])) if "voices" in settings else None
 
 
-def _judge(
-    model: Model, examples, sounds_of, units, judged_by: str, batch_size: int, outputs: Outputs, policy: Policy
-) -> tuple[dict[str, Figure], dict[str, list[str]]]:
-    """Judge generated speech and its controls with one setting; returns error rates and the judge's hypotheses."""
-    judged: dict[str, list[str]] = {}
-    jsgf, rng = grammar.jsgf(judged_by), np.random.default_rng(0)
+Judged = dict[str, list[list[str]]]
+"""Whose speech -> transcripts of each sample of every sentence; the controls have one sample."""
+
+
+def _judged(
+    model: Model,
+    examples: list[dict[str, Any]],
+    sounds_of: list[dict[str, Any]],
+    units: Mapping[str, list[list[Any]]],
+    judge: Judge,
+    batch_size: int,
+    outputs: Outputs,
+) -> Judged:
+    """What the judge understands of generated speech and its controls, all heard with one setting."""
+    judged: Judged = {}
+    rng = np.random.default_rng(0)
     for first in range(0, len(examples), batch_size):
         part = slice(first, first + batch_size)
         audio = {
-            **{name: [model.vocode(u) for u in spoken[part]] for name, spoken in units.items()},
-            "gold_units": [model.vocode(e["units"]) for e in examples[part]],
-            **sounds([load_audio(**where) for where in sounds_of[part]], rng),
+            **{name: [[model.vocode(u) for u in one[part]] for one in samples] for name, samples in units.items()},
+            "gold_units": [[model.vocode(e["units"]) for e in examples[part]]],
+            **{
+                name: [waveforms]
+                for name, waveforms in sounds([load_audio(**where) for where in sounds_of[part]], rng).items()
+            },
         }
-        flat = [waveform for waveforms in audio.values() for waveform in waveforms]
-        keys = [digest(JUDGE, jsgf, waveform) for waveform in flat]
+        flat = [waveform for samples in audio.values() for waveforms in samples for waveform in waveforms]
+        keys = [digest(judge.key, waveform) for waveform in flat]
         new = {key: waveform for key, waveform in zip(keys, flat, strict=True) if outputs.get(key) is None}
-        outputs.add(dict(zip(new, transcribe_all(list(new.values()), jsgf), strict=True)), {"set": "judge"})
+        outputs.add(dict(zip(new, judge.transcribe(list(new.values())), strict=True)), {"set": "judge"})
         found = iter(keys)
-        for name, waveforms in audio.items():
-            judged.setdefault(name, []).extend(outputs.get(next(found)) for _ in waveforms)
-    texts = [e["text"] for e in examples]
+        for name, samples in audio.items():
+            texts = judged.setdefault(name, [[] for _ in samples])
+            for number, waveforms in enumerate(samples):
+                texts[number].extend(outputs.get(next(found)) for _ in waveforms)
+    return judged
+
+
+_CONTROLS = {
+    "gold_units": "tts_wer_gold_units",
+    "raw_audio": "tts_wer_raw_audio",
+    "noise": "judge_wer_noise",
+    "silence": "judge_wer_silence",
+    "reversed": "judge_wer_reversed",
+}
+
+
+def _speech_rates(texts: list[str], judged: Judged, policy: Policy) -> dict[str, Figure]:
+    """Error rates of generated speech, of controls, and of speech scored against another sentence's text."""
     others = partners(texts, policy)
-    rates: dict[str, Figure] = {
-        "tts_wer_gold_units": wer(texts, judged["gold_units"], policy),
-        "tts_wer_raw_audio": wer(texts, judged["raw_audio"], policy),
-        "judge_wer_noise": wer(texts, judged["noise"], policy),
-        "judge_wer_reversed": wer(texts, judged["reversed"], policy),
-    }
-    for name in units:
-        prefix = "" if name == "zipper" else f"{name}_"
-        rates[f"{prefix}tts_wer_test"] = wer(texts, judged[name], policy)
-        # Speech generated from another sentence, scored against this one.
-        rates[f"{prefix}tts_wer_shuffled_text"] = (
-            others if isinstance(others, str) else wer(texts, [judged[name][i] for i in others], policy)
+    rates: dict[str, Figure] = {key: wer(texts, judged[name][0], policy) for name, key in _CONTROLS.items()}
+    gold = [(i, text) for i, text in enumerate(judged["gold_units"][0]) if policy(text)]
+    for name, samples in judged.items():
+        if name in _CONTROLS:
+            continue
+        prefix, one = "" if name == "zipper" else f"{name}_", samples[0]
+        rates[f"{prefix}tts_wer_test"] = wer(texts, one, policy)
+        rates[f"{prefix}tts_cer_test"] = cer(texts, one, policy)
+        rates[f"{prefix}tts_wer_against_gold_units"] = (
+            wer([text for _, text in gold], [one[i] for i, _ in gold], policy)
+            if gold
+            else "not possible: the judge understands no gold units"
         )
-    return rates, judged
+        # Speech generated from another sentence, scored against this one.
+        exchanged = None if isinstance(others, str) else [[sample[i] for i in others] for sample in samples]
+        rates[f"{prefix}tts_wer_shuffled_text"] = str(others) if exchanged is None else wer(texts, exchanged[0], policy)
+        if len(samples) > 1:
+            rates[f"{prefix}tts_wer_best"] = wer(texts, best(texts, samples, policy), policy)
+            rates[f"{prefix}tts_wer_best_shuffled_text"] = (
+                str(others) if exchanged is None else wer(texts, best(texts, exchanged, policy), policy)
+            )
+    return rates
 
 
 def _perplexities(sources: Sources, test) -> dict[str, float]:
@@ -320,7 +371,9 @@ def _write_samples(out: Path, model: Model, examples, sounds_of, hypotheses, uni
                 "id": example["id"],
                 "reference": example["text"],
                 "asr": {name: texts[i] for name, texts in hypotheses.items()},
-                "tts_judged": {name: texts[i] for name, texts in judged.items() if name not in ("reversed", "noise")},
+                "tts_judged": {
+                    name: texts[0][i] for name, texts in judged.items() if name not in ("reversed", "noise", "silence")
+                },
                 "audio": audio,
             }
         )

@@ -1,4 +1,4 @@
-"""Word error rate through jiwer, with a named policy of normalisation."""
+"""Word and character error rates through jiwer, with a named policy of normalisation."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ def wer(references: Sequence[str], hypotheses: Sequence[str], policy: Policy = D
     import jiwer
 
     return float(jiwer.wer([r for r, _ in pairs], [h for _, h in pairs]))
+
+
+def cer(references: Sequence[str], hypotheses: Sequence[str], policy: Policy = DEFAULT) -> float:
+    """Corpus-level character error rate as a fraction, spaces included; see `wer`."""
+    pairs = _checked(references, hypotheses, policy)
+    import jiwer
+
+    return float(jiwer.cer([r for r, _ in pairs], [h for _, h in pairs]))
 
 
 def percent(figure: float | str | None, decimals: int = 1) -> str:
@@ -71,6 +79,17 @@ def per_sentence_errors(
             }
         )
     return rows
+
+
+def best(references: Sequence[str], samples: Sequence[Sequence[str]], policy: Policy = DEFAULT) -> list[str]:
+    """Of several hypotheses per reference, ``samples[n][i]``, the one with the fewest word errors; the first of equals.
+
+    Raises:
+        UserError: See `wer`.
+    """
+    errors = [[row["errors"] for row in per_sentence_errors(references, sample, policy)] for sample in samples]
+    chosen = (min(range(len(samples)), key=lambda n: errors[n][i]) for i in range(len(references)))
+    return [samples[n][i] for i, n in enumerate(chosen)]
 
 
 def _checked(references: Sequence[str], hypotheses: Sequence[str], policy: Policy) -> list[tuple[str, str]]:

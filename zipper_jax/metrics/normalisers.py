@@ -6,6 +6,7 @@ config.json of a run keep of it, under ``text_form``.
 
 import functools
 import importlib
+import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
@@ -59,7 +60,9 @@ _WHISPER = {
         "expanded, numbers as digits, British spelling as American",
     ),
 }
-NAMES = ("default", "none", *_WHISPER, "jiwer:TRANSFORM,...")
+ENGLISH_DIGITS = "whisper-english-digits"
+_DIGITS = re.compile(r"\d")
+NAMES = ("default", "none", *_WHISPER, ENGLISH_DIGITS, "jiwer:TRANSFORM,...")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ class TextForm:
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        if self.normaliser not in _WHISPER:  # whose package may be missing where only a model is used
+        if self.normaliser not in (
+            *_WHISPER,
+            ENGLISH_DIGITS,
+        ):  # whose package may be missing where only a model is used
             policy(self.normaliser)
 
     @property
@@ -123,9 +129,20 @@ def policy(name: str) -> Policy:
                 f"--normaliser = {name!r} needs a package: pip install 'whisper-normalizer>=0.1.15'"
             ) from None
         return Policy(name, about, getattr(found, made)())
+    if name == ENGLISH_DIGITS:
+        english = policy("whisper-english")
+        return Policy(
+            name, f"{english.about}; then every digit a word, one as 1", lambda text: _split_digits(english(text))
+        )
     if name.startswith("jiwer:"):
         return _of_jiwer(name)
     raise UserError(f"--normaliser = {name!r} is unknown{closest(name, NAMES)}")
+
+
+def _split_digits(text: str) -> str:
+    """Digit strings as they are spoken: "1641" and "one 6 4 one" are both "1 6 4 1"."""
+    spaced = _DIGITS.sub(r" \g<0> ", text)
+    return " ".join("1" if word == "one" else word for word in spaced.split())
 
 
 def _of_jiwer(name: str) -> Policy:

@@ -172,7 +172,8 @@ def _error_rates(results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> st
     tts = section(
         "Text to speech",
         f"A judge ({escape(judge)}), independent of the models, transcribes the generated speech; its word error rate "
-        "is shown. The judge makes errors itself, so compare each rate with gold units and the other controls.",
+        "is shown. The judge makes errors itself, so compare each rate with gold units and the other controls. "
+        f"References and transcripts are normalised: {escape(str(results.get('judge_normaliser', normaliser)))}.",
         table(head, _rows(TTS_ROWS, results, goals), "figures"),
     )
     return f"{asr}\n{tts}"
@@ -180,6 +181,7 @@ def _error_rates(results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> st
 
 def _rows(rows: Sequence[Row], results: Mapping[str, Any], goals: Mapping[str, Verdict]) -> list[str]:
     lines = []
+    rows = [row for row in rows if row.key in results or not row.optional]
     for row, before in zip(rows, (None, *rows), strict=False):
         if row.control and before and not before.control:
             lines.append('<tr class="control"><td class="group" colspan="3">Controls</td></tr>')

@@ -40,6 +40,7 @@ class Row:
         control: A control, not a result of the model.
         shared: Independent of the model; one value for both columns.
         goals: Names of the goals (see `verdicts`) that use this figure.
+        optional: Left out where it was not measured.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Row:
     control: bool = False
     shared: bool = False
     goals: tuple[str, ...] = ()
+    optional: bool = False
 
 
 ASR_ROWS = (
@@ -91,6 +93,24 @@ TTS_ROWS = (
         goals=("tts",),
     ),
     Row(
+        "tts_wer_best",
+        "Test sentences, best of several seeds",
+        "Of several samples per sentence the one with the fewest errors, as the paper reports; one sample is harder.",
+        optional=True,
+    ),
+    Row(
+        "tts_wer_against_gold_units",
+        "Against the judge's transcripts of gold units",
+        "The paper's second column: what the judge understands in gold units is the reference.",
+        optional=True,
+    ),
+    Row(
+        "tts_cer_test",
+        "Test sentences, characters",
+        "Character error rate of the same transcripts: misspelt names cost less.",
+        optional=True,
+    ),
+    Row(
         "tts_wer_gold_units",
         "Gold units",
         "Recordings resynthesised from their units by the vocoder, without a model; the best rate these units allow.",
@@ -111,6 +131,13 @@ TTS_ROWS = (
         control=True,
     ),
     Row(
+        "tts_wer_best_shuffled_text",
+        "Another sentence's speech, best of several seeds",
+        "The same choice, scored against another sentence: what choosing alone gains.",
+        control=True,
+        optional=True,
+    ),
+    Row(
         "judge_wer_noise",
         "Judge on noise",
         "White noise instead of speech; a low rate would mean that the judge produces valid sentences by itself.",
@@ -123,6 +150,14 @@ TTS_ROWS = (
         "Recordings played backwards; shows whether the judge's closed grammar turns any audio into valid sentences.",
         control=True,
         shared=True,
+    ),
+    Row(
+        "judge_wer_silence",
+        "Judge on silence",
+        "Digital silence instead of speech: more than 100 % is invented text.",
+        control=True,
+        shared=True,
+        optional=True,
     ),
     Row(
         "tts_truncated",
@@ -160,7 +195,16 @@ PERPLEXITY_ROWS = (
 )
 """Label, explanation, key before fusion, key after; ``text_ppl_unimodal`` stands for both where it is given."""
 
-_SHOWN_ELSEWHERE = {"parameters", "seconds", "normaliser", "judge", "sentences", "settings", "text_ppl_unimodal"}
+_SHOWN_ELSEWHERE = {
+    "parameters",
+    "seconds",
+    "normaliser",
+    "judge",
+    "judge_normaliser",
+    "sentences",
+    "settings",
+    "text_ppl_unimodal",
+}
 
 
 def not_possible(results: Mapping[str, Any], key: str) -> str:
