@@ -22,6 +22,12 @@ aligned with its hypothesis, worst first. Without --corpus, the page plays vocod
 
   zipper eval --run runs/fused --data data/prepared --split test --out errors
 
+With --pairs, how often a model finds the right one of two alternatives likelier (sWUGGY, sBLIMP, tStoryCloze, SALMon);
+JSON lines {"good": SPANS, "bad": SPANS, "prompt": SPANS, "group": NAME}, spans as in `zipper generate`, speech also as
+the path of a recording.
+
+  zipper eval --run runs/fused --pairs swuggy.jsonl --out scores
+
 Memory grows with --batch_size, not with the split; --out/outputs.jsonl holds what is finished, and the same command
 resumes from it.
 """
@@ -32,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, type=Path, help="run folder of the zipper")
     parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
     parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form: perplexity only")
-    parser.add_argument("--data", required=True, type=Path, help="prepared folder with the test splits")
+    parser.add_argument("--data", type=Path, help="prepared folder with the test splits (not with --pairs)")
     parser.add_argument(
         "--corpus", type=Path, help="corpus folder with the test splits' audio (with --split: optional)"
     )
+    parser.add_argument("--pairs", type=Path, help="only the likelihoods of pairs, see above")
     parser.add_argument("--split", help="only speech to text on this split, sentence by sentence")
     parser.add_argument("--out", required=True, type=Path, help="folder for results, report and audio")
     parser.add_argument("--sentences", type=int, default=100, help="per split, speech to text; 0: all (%(default)s)")
@@ -76,6 +83,11 @@ def run(args: argparse.Namespace) -> int:
     require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
     from zipper_jax.utils.locks import locked
 
+    if args.pairs is not None:
+        with locked(args.out):
+            return _pairs(args)
+    if args.data is None:
+        raise UserError("--data is missing: give the prepared folder with the test splits, or --pairs")
     if args.split:
         with locked(args.out):
             return _split(args)
@@ -110,6 +122,26 @@ def _evaluate(args: argparse.Namespace, sources: Any, settings: Any, began: floa
     write_json(args.out / "results.json", results)
     report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
     print(f"{report}\n{args.out / 'results.json'}")
+    return 0
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from zipper_jax.api import load
+    from zipper_jax.evaluation.pairs import FILE, evaluate_pairs, read_pairs
+    from zipper_jax.metrics.error_rates import percent
+
+    for name in ("data", "corpus", "split", "single_decoder", "other_form", "stages", "judge", "normaliser"):
+        if getattr(args, name):
+            raise UserError(f"--{name} cannot be combined with --pairs: omit one of them")
+    model = load(args.run)
+    results = evaluate_pairs(model, read_pairs(args.pairs, model), args.out, args.batch_size, args.seed)
+    print(f"{results['pairs']} pairs: how often the right one is likelier (chance {percent(results['chance'])})")
+    print(f"{'':<28} {'by sum':>14} {'per token':>14}")
+    for name, figure in results["accuracy"].items():
+        print(f"{name:<28} {percent(figure):>14} {percent(results['accuracy_per_token'][name]):>14}")
+    for name, group in results["groups"].items():
+        print(f"  {name:<26} {percent(group['accuracy']):>14} {percent(group['accuracy_per_token']):>14}")
+    print(args.out / FILE)
     return 0
 
 
