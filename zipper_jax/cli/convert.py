@@ -14,6 +14,7 @@ from zipper_jax.utils.progress import progress
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
   zipper convert from-hf PATH_OR_ID --out towers/text       convert a Hugging Face decoder to a tower
+  zipper convert from-gguf FILE --out towers/text           convert a GGUF file of Llama's family to a tower
   zipper convert to-hf RUN --tower text --out hf_folder     convert a tower to a folder for transformers
   zipper convert from-t5x DIR --gin_file=M.gin --vocabulary spm.model --out towers/text
                                                             convert a T5X decoder-only checkpoint to a tower
@@ -27,7 +28,9 @@ Each prints its plan first; --dry_run stops there. Only verify, against a Huggin
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     parser.description = DESCRIPTION
-    commands = parser.add_subparsers(dest="what", required=True, metavar="from-hf|to-hf|from-t5x|export|verify")
+    commands = parser.add_subparsers(
+        dest="what", required=True, metavar="from-hf|from-gguf|to-hf|from-t5x|export|verify"
+    )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -49,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--revision", help="branch, tag or commit of a hub id")
     vocabulary(one)
     one.add_argument("--ignore_field", action="append", default=[], help="a config.json field to ignore")
+    out_and_dry_run(one)
+
+    one = command("from-gguf", "convert a GGUF file of Llama's family to a tower, dequantised to float32")
+    one.add_argument("source", type=path_text, help="a .gguf file")
+    one.add_argument(
+        "--tokenizer", type=path_text, help="a folder with the tokenizer's files (default: the file's own)"
+    )
+    vocabulary(one)
     out_and_dry_run(one)
 
     one = command("to-hf", "convert a tower to a folder for transformers")
@@ -101,6 +112,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         require_new(args.out)
     return {
         "from-hf": _from_hf,
+        "from-gguf": _from_gguf,
         "to-hf": _to_hf,
         "from-t5x": _from_t5x,
         "export": _export,
@@ -119,6 +131,22 @@ def _from_hf(args: argparse.Namespace) -> int:
         vocabulary = tokenizer_files.text_vocabulary(folder, plan.config, rows, args.begin_token, args.end_token)
         return _write_tower(args, plan, vocabulary)
     return _write_tower(args, plan, _units(args, rows))
+
+
+def _from_gguf(args: argparse.Namespace) -> int:
+    from zipper_jax.conversion import from_hf, gguf
+    from zipper_jax.vocabularies.tokenizer_files import made_vocabulary
+
+    file = gguf.GGUFFile(args.source)
+    plan = from_hf.plan_gguf(file)
+    rows = plan.tower.vocab_size
+    if args.units is not None:
+        return _write_tower(args, plan, _units(args, rows))
+    contents = gguf.tokenizer_files(file, args.tokenizer)
+    what = args.tokenizer or args.source
+    return _write_tower(
+        args, plan, made_vocabulary(contents, str(what), plan.config, rows, args.begin_token, args.end_token)
+    )
 
 
 def _from_t5x(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.checkpoint.safetensors_files import Reader, listed, other_layout
+from zipper_jax.conversion.gguf import GGUFFile
 from zipper_jax.conversion.hugging_face import read_tower
 from zipper_jax.conversion.hugging_face.family import TIED, Family
 from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
@@ -39,7 +40,7 @@ class Plan:
     """A checked conversion, ready to be written.
 
     Attributes:
-        source: The Hugging Face folder.
+        source: The Hugging Face folder, or the GGUF file.
         config: Its ``config.json``.
         family: The model family.
         tower: Configuration of the tower.
@@ -54,7 +55,7 @@ class Plan:
     config: Mapping[str, Any]
     family: Family
     tower: TowerConfig
-    reader: Reader
+    reader: Reader | GGUFFile
     moves: tuple[Move, ...]
     leaves: Mapping[str, tuple[Any, Shape]]
     left_out: Mapping[str, str]
@@ -108,7 +109,17 @@ def plan(folder: str | Path, ignored: tuple[str, ...] = ()) -> Plan:
     source = Path(folder)
     config = read_json(source / "config.json")
     family, tower = read_tower(config, str(source / "config.json"), ignored)
-    reader, shapes = Reader(source), tower_shapes(tower)
+    return _plan(config, family, tower, Reader(source))
+
+
+def plan_gguf(file: GGUFFile) -> Plan:
+    """Plan and check the conversion of a GGUF file. Raises UserError as `plan` does."""
+    family, tower = read_tower(file.config, str(file.folder))
+    return _plan(file.config, family, tower, file)
+
+
+def _plan(config: Mapping[str, Any], family: Family, tower: TowerConfig, reader: Reader | GGUFFile) -> Plan:
+    source, shapes = reader.folder, tower_shapes(tower)
     names, wrappers = _full_names(reader, family, {rule.name for rule in family.rules})
     moves = []
     for rule in rules_for(family.rules, shapes):
@@ -172,7 +183,9 @@ _WRAPPERS = {
 """Prefix of a tensor's name -> the wrapper that adds it when the wrapped model is saved."""
 
 
-def _full_names(reader: Reader, family: Family, patterns: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _full_names(
+    reader: Reader | GGUFFile, family: Family, patterns: set[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Full name -> name in the file, and the wrappers' prefixes that the file's names have.
 
     Files saved from the bare model lack the family's prefix; a wrapper's prefix may also stand before a layer's part.
@@ -203,7 +216,7 @@ def _full_names(reader: Reader, family: Family, patterns: set[str]) -> tuple[dic
     return full, tuple(stripped)
 
 
-def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
+def _check(reader: Reader | GGUFFile, move: Move, shapes: Mapping[str, Shape]) -> None:
     wanted = move.rule.shape([of_one_layer(shapes[leaf], move.rule) for leaf in move.rule.leaves])
     if reader.shape(move.tensor) != wanted:
         raise UserError(
@@ -216,10 +229,10 @@ def _check(reader: Reader, move: Move, shapes: Mapping[str, Shape]) -> None:
         )
 
 
-def _same(reader: Reader, one: str, other: str) -> bool:
+def _same(reader: Reader | GGUFFile, one: str, other: str) -> bool:
     return reader.shape(one) == reader.shape(other) and bool(np.array_equal(reader.read(one), reader.read(other)))
 
 
-def _dtype(reader: Reader, leaf: str, moves: list[Move]) -> np.dtype:
+def _dtype(reader: Reader | GGUFFile, leaf: str, moves: list[Move]) -> np.dtype:
     """The file's dtype; float32 where a leaf's tensors differ or are float64."""
     return leaf_dtype(reader.dtype(move.tensor) or np.dtype(np.float32) for move in moves if leaf in move.rule.leaves)

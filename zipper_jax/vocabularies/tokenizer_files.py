@@ -30,17 +30,28 @@ def text_vocabulary(
     Raises:
         UserError: There is no tokenizer, or a token is unknown.
     """
-    contents = read_files(folder)
+    return made_vocabulary(read_files(folder), str(folder), config, rows, begin, end)
+
+
+def made_vocabulary(
+    contents: Mapping[str, bytes],
+    what: str,
+    config: Mapping[str, Any],
+    rows: int,
+    begin: str | None = None,
+    end: str | None = None,
+) -> HuggingFaceVocabulary:
+    """`text_vocabulary` of the tokenizer's files, name -> content, of ``what``."""
     try:
         tokenizer = backend(contents)
     except UserError as error:
         raise UserError(
-            f"{str(folder)!r}: {error}; for a model of units give --units NUMBER, or put the tokenizer's files there"
+            f"{what!r}: {error}; for a model of units give --units NUMBER, or put the tokenizer's files there"
         ) from error
     try:
         named = read_config(contents)
     except UserError as error:
-        raise UserError(f"{str(folder)!r}: {error}") from error
+        raise UserError(f"{what!r}: {error}") from error
 
     def find(given: str | None, kind: str) -> int | None:
         if given == ADDED:
@@ -58,12 +69,12 @@ def text_vocabulary(
             token = token.get("content") if isinstance(token, dict) else token
             if not isinstance(token, str | None):
                 raise UserError(
-                    f"{str(folder)!r}: tokenizer_config.json has {kind}_token = {token!r}, which is not a token; "
+                    f"{what!r}: tokenizer_config.json has {kind}_token = {token!r}, which is not a token; "
                     f"correct it, or give --{'begin' if kind == 'bos' else 'end'}_token"
                 )
             value = None if token is None else tokenizer.id_of(token)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise UserError(f"{str(folder)!r}: config.json has {kind}_token_id = {value!r}, which is not a token id")
+            raise UserError(f"{what!r}: config.json has {kind}_token_id = {value!r}, which is not a token id")
         return value if value is not None and 0 <= value < rows else None
 
     begin_id, end_id = _two(find(begin, "bos"), find(end, "eos"), rows)
