@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gguf
 import tiny_hf
 from safetensors.numpy import save_file
 
@@ -16,7 +17,7 @@ from zipper_jax.checkpoint.model_folder import read_model_folder
 from zipper_jax.checkpoint.run_format import read_model
 from zipper_jax.cli.main import main
 from zipper_jax.conversion import verify
-from zipper_jax.conversion.gguf import GGUFFile, _halves
+from zipper_jax.conversion.gguf import GGUFFile
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.sequences import fill_template
 from zipper_jax.tasks import TASKS
@@ -25,72 +26,7 @@ from zipper_jax.utils.trees import flatten
 from zipper_jax.vocabularies import load_vocabulary
 
 gguf = pytest.importorskip("gguf")
-
-WIDTH, FF, HEADS, KV, LAYERS = 64, 96, 4, 2, 2
-BLOCK = {
-    "attn_norm": ("input_layernorm", (WIDTH,)),
-    "ffn_norm": ("post_attention_layernorm", (WIDTH,)),
-    "attn_q": ("self_attn.q_proj", (WIDTH, WIDTH)),
-    "attn_k": ("self_attn.k_proj", (WIDTH // 2, WIDTH)),
-    "attn_v": ("self_attn.v_proj", (WIDTH // 2, WIDTH)),
-    "attn_output": ("self_attn.o_proj", (WIDTH, WIDTH)),
-    "ffn_gate": ("mlp.gate_proj", (FF, WIDTH)),
-    "ffn_up": ("mlp.up_proj", (FF, WIDTH)),
-    "ffn_down": ("mlp.down_proj", (WIDTH, FF)),
-}
-
-
-def alphabet():
-    from tokenizers import pre_tokenizers
-
-    return ["<|end|>", "<|begin|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe"]
-
-
-def interleaved(kernel, heads):
-    """As llama.cpp stores queries and keys: the halves of each head row by row."""
-    return kernel.reshape(heads, 2, len(kernel) // heads // 2, -1).swapaxes(1, 2).reshape(kernel.shape)
-
-
-def write_gguf(path, kind="Q8_0", tied=False, **changes):
-    """A random model; returns what a Hugging Face folder of it would hold. ``changes``: metadata, None removes."""
-    rng, tokens = np.random.default_rng(0), alphabet()
-    writer = gguf.GGUFWriter(str(path), "llama")
-    about = {
-        "llama.block_count": LAYERS, "llama.context_length": 128, "llama.embedding_length": WIDTH,
-        "llama.feed_forward_length": FF, "llama.attention.head_count": HEADS, "llama.attention.head_count_kv": KV,
-        "llama.rope.dimension_count": WIDTH // HEADS, "llama.vocab_size": len(tokens),
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 0, **changes,
-    }  # fmt: skip
-    for name, value in about.items():
-        if isinstance(value, str):
-            writer.add_string(name, value)
-        elif value is not None:
-            writer.add_uint32(name, value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32("llama.rope.freq_base", 500.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-    writer.add_token_merges(["t h", "th e", "Ġ the"])
-    hf = {}
-    tops = {"token_embd": ("model.embed_tokens", (len(tokens), WIDTH)), "output_norm": ("model.norm", (WIDTH,))}
-    tops |= {} if tied else {"output": ("lm_head", (len(tokens), WIDTH))}
-    blocks = {f"blk.{n}.{k}": (f"model.layers.{n}.{v}", s) for n in range(LAYERS) for k, (v, s) in BLOCK.items()}
-    for name, (wanted, shape) in {**tops, **blocks}.items():
-        array = rng.normal(size=shape).astype(np.float32) * 0.2
-        heads = {"attn_q": HEADS, "attn_k": KV}.get(name.split(".")[-1])
-        stored = array if heads is None else interleaved(array, heads)
-        quant = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(stored, quant), raw_dtype=quant)
-        exact = gguf.quants.dequantize(gguf.quants.quantize(stored, quant), quant).reshape(shape)
-        hf[f"{wanted}.weight"] = exact if heads is None else _halves(exact, heads)
-        np.testing.assert_allclose(hf[f"{wanted}.weight"], array, atol=0.1)  # of 4 bits
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return hf
+alphabet, write_gguf = tiny_gguf.alphabet, tiny_gguf.write_gguf
 
 
 @pytest.mark.parametrize("kind, tied", [("F32", False), ("F16", True), ("Q8_0", False), ("Q4_1", True)])
@@ -219,7 +155,8 @@ def test_smollm2_is_what_transformers_reads_and_fuses(tiny, tmp_path):
             return theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
 
     ours = verify.our_logits(model, "text")
-    found = verify.compare(ours, logits, np.stack([vocabulary.encode(text)[:48] for text in prose[:4]]))
+    tokens = vocabulary.encode(" ".join(prose))
+    found = verify.compare(ours, logits, tokens[: len(tokens) // 48 * 48].reshape(-1, 48))
     assert found.relative < 2e-5
     assert found.perplexities[0] == pytest.approx(found.perplexities[1], rel=1e-4)
     assert found.perplexities[0] < 60
@@ -260,3 +197,22 @@ def test_smollm2_is_what_transformers_reads_and_fuses(tiny, tmp_path):
         assert np.asarray(leaf).tobytes() == np.asarray(after[name]).tobytes(), name
     alone, kept = (one.tower("text").perplexity(prose) for one in (model, trained))
     assert kept == alone
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path, capsys):
+    """In a GGUF file and in a Hugging Face folder alike."""
+    hf = write_gguf(tmp_path / "a.gguf", "F32")
+    content = (tmp_path / "a.gguf").read_bytes()
+    value = hf["model.layers.1.mlp.up_proj.weight"][3, 5].tobytes()
+    assert content.count(value) == 1
+    (tmp_path / "a.gguf").write_bytes(content.replace(value, np.float32(np.nan).tobytes()))
+    assert main(["convert", "from-gguf", str(tmp_path / "a.gguf"), "--out", str(tmp_path / "a")]) == 2
+    assert "a.gguf': tensor model.layers.1.mlp.up_proj.weight has NaN or infinite values" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(GGUFFile(tmp_path / "a.gguf").config))
+    hf["model.norm.weight"][2] = np.inf
+    save_file({name: np.ascontiguousarray(array) for name, array in hf.items()}, tmp_path / "model.safetensors")
+    given = ["--units", "90", "--first_unit", "3", "--end_token", "2", "--out", str(tmp_path / "b")]
+    assert main(["convert", "from-hf", str(tmp_path), *given]) == 2
+    assert "tensor model.norm.weight has NaN or infinite values" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()

@@ -1,5 +1,6 @@
 """Entry points that read models: tokenizers, vocabularies, weights, model folders, gin."""
 
+import importlib.util
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import gin
 from zipper_jax.api import load
 from zipper_jax.cli import gin_bindings, gin_flags
 from zipper_jax.conversion import from_hf
+from zipper_jax.conversion.gguf import GGUFFile
 from zipper_jax.conversion.hugging_face import FAMILIES, read_tower
 from zipper_jax.conversion.t5x_checkpoint import Reader
 from zipper_jax.conversion.t5x_gin import GinFiles
@@ -32,6 +34,13 @@ def _tokenizer(source: Path, out: Path) -> None:
         if kind == "fitted":
             units = tokenizer.encode(np.full(1600, 0.1, np.float32))
             assert ((units >= 0) & (units < tokenizer.num_units)).all()
+
+
+def _gguf(source: Path, out: Path) -> None:
+    file = GGUFFile(source / "a.gguf")
+    plan = from_hf.plan_gguf(file)
+    plan.write(lambda leaf, array, layer: None)
+    tokenizer_files.made_vocabulary(file.tokenizer(), str(file.folder), plan.config, plan.tower.vocab_size)
 
 
 def _convert(source: Path, out: Path) -> None:
@@ -173,6 +182,18 @@ def vocabularies() -> Entry:
 def convert() -> Entry:
     modules = ("conversion/from_hf.py", "checkpoint/safetensors_files.py", "conversion/hugging_face/fields.py")
     return Entry("convert", {n: [c] for n, c in hugging_face().items() if "token" not in n}, _convert, modules)
+
+
+if importlib.util.find_spec("gguf"):
+
+    @entry_point
+    def gguf() -> Entry:
+        from tiny_gguf import write_gguf
+
+        with TemporaryDirectory() as folder:
+            write_gguf(Path(folder) / "a.gguf", "Q4_1", tied=True)
+            content = (Path(folder) / "a.gguf").read_bytes()
+        return Entry("gguf", {"a.gguf": [content]}, _gguf, ("conversion/gguf.py",))
 
 
 @entry_point

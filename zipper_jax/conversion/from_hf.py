@@ -88,7 +88,7 @@ class Plan:
     def write(self, put: Put, progress: Progress = lambda count: None) -> None:
         """Pass every leaf, or one layer of it, to ``put``, reading one tensor at a time."""
         for move in self.moves:
-            tensor = self.reader.read(move.tensor)
+            tensor = require_finite(self.reader.read(move.tensor), move.tensor, self.source)
             shapes = [of_one_layer(self.leaves[leaf][1], move.rule) for leaf in move.rule.leaves]
             for leaf, array in zip(move.rule.leaves, move.rule.split(tensor, shapes), strict=True):
                 put(leaf, array.astype(self.leaves[leaf][0], copy=False), move.layer)
@@ -148,6 +148,13 @@ def _plan(config: Mapping[str, Any], family: Family, tower: TowerConfig, reader:
         left_out[name] = why
     leaves = {leaf: (_dtype(reader, leaf, moves), shape) for leaf, shape in shapes.items()}
     return Plan(source, config, family, tower, reader, tuple(moves), leaves, left_out, wrappers)
+
+
+def require_finite(array: np.ndarray, name: str, source: str | Path) -> np.ndarray:
+    """The array. Raises UserError if it has NaN or infinite values, as in a damaged file or of a failed training."""
+    if not np.isfinite(array).all():
+        raise UserError(f"{str(source)!r}: tensor {name} has NaN or infinite values: get it again, or another step")
+    return array
 
 
 def tower_shapes(tower: TowerConfig) -> dict[str, Shape]:

@@ -102,7 +102,8 @@ class GGUFFile:
 
         tensor = self._tensors[name]
         try:
-            array = dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(name)).astype(np.float32, copy=False)
+            with np.errstate(all="ignore"):  # of a damaged file: what is not finite is refused later
+                array = dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(name)).astype(np.float32)
         except (NotImplementedError, ValueError) as error:
             raise UserError(
                 f"{str(self.folder)!r}: tensor {tensor.name!r} ({tensor.tensor_type.name}): {error}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from zipper_jax.checkpoint.safetensors_files import DTYPES
-from zipper_jax.conversion.from_hf import Move, tower_shapes
+from zipper_jax.conversion.from_hf import Move, require_finite, tower_shapes
 from zipper_jax.conversion.t5x_checkpoint import Reader
 from zipper_jax.conversion.t5x_gin import GinFiles, Setting
 from zipper_jax.conversion.tensor_map import Rule, Shape, leaf_dtype, of_one_layer, rules_for
@@ -144,6 +144,7 @@ class Plan:
                 array = self.reader.read(move.tensor)
             else:
                 array = self.reader.read_layer(move.tensor, self.network.scan_axis, move.layer)
+            require_finite(array, move.tensor, self.source)
             dtype, shape = self.leaves[move.rule.leaves[0]]
             shape = of_one_layer(shape, move.rule)
             (leaf,) = move.rule.split(array.reshape(move.rule.shape([shape])), [shape])
