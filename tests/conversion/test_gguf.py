@@ -145,9 +145,18 @@ def test_smollm2_is_what_transformers_reads_and_fuses(tiny, tmp_path):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    prose = [line for line in Path("README.md").read_text().split("\n") if len(line) > 200 and line[0].isalpha()][:4]
-    prose += ["In 1969, 3 men flew to the moon; it's hard — but they did.  Two  spaces.", "naïve café, 東京"]
-    for text in prose:
+    prose = [
+        "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and "
+        "nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of "
+        "the world. It is a way I have of driving off the spleen, and regulating the circulation.",
+        "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+        "it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "
+        "Darkness, it was the spring of hope, it was the winter of despair.",
+        "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once "
+        "or twice she had peeped into the book her sister was reading, but it had no pictures or conversations in it.",
+    ]  # Melville, Dickens, Carroll
+    strange = ["In 1969, 3 men flew to the moon; it's hard — but they did.  Two  spaces.", "naïve café, 東京"]
+    for text in [*prose, *strange]:
         assert vocabulary.encode(text).tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def logits(tokens):
