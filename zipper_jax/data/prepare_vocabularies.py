@@ -19,6 +19,7 @@ from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
+from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import MODALITIES, SPEECH, TaskSet
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import (
@@ -35,6 +36,7 @@ from zipper_jax.vocabularies.tokenizer_files import whole_tokenizer
 
 logger = logging.getLogger(__name__)
 
+_FIT_SECONDS_WHISPER = 1200.0  # its features take 0.1 s of one core per second of audio
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
 _FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said
 
@@ -63,12 +65,14 @@ def make_tokenizer(
     return tokenizer
 
 
-def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> UnitTokenizer:
+def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer:
+    kind, _, where = settings.unit_features.partition(":")
+    most = _FIT_SECONDS if kind == "log-mel" else _FIT_SECONDS_WHISPER
     chosen, seconds = [], 0.0
     problem: AudioError | None = None
     # In random order, so that the sample covers all voices.
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
-        if seconds >= _FIT_SECONDS:
+        if seconds >= most:
             break
         try:
             waveform = load_audio(**part(corpus, rows[place]))
@@ -80,6 +84,9 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) ->
     if not chosen and problem is not None:
         raise problem
     logger.info(f"fitting {settings.num_units} units on {seconds / 60:.1f} minutes of training audio")
+    if kind == "whisper":
+        pooled = 50 // settings.unit_rate
+        return WhisperUnits.fit(chosen, where, settings.unit_layer, pooled, settings.num_units, settings.seed)
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed)
 
 

@@ -41,7 +41,7 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
-from zipper_jax.speech.judges import Judge, make_judge
+from zipper_jax.speech.judges import Judge, WhisperJudge, make_judge
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -139,6 +139,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         )
     spoken = test[: settings.speech_sentences or None]
     models["zipper"].vocode(spoken[0]["units"])  # fails now where the units have no vocoder
+    _check_independent(judge, models["zipper"].tokenizer)
     sounds_of = list(recordings(sources.corpus, spoken).values())
     for where in sounds_of:
         load_audio(**where)  # fails now where a recording cannot be read; all of them would not fit into memory
@@ -200,6 +201,15 @@ def policy_of(settings: EvalSettings, prepared: Path) -> Policy:
 def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
     figures = ", ".join(f"{key} {percent(value)}" for key, value in rates.items())
     return f"  {figures} (text: {policy.name})"
+
+
+def _check_independent(judge: Judge, tokenizer: Any) -> None:
+    """Raise UserError where the judge has the weights whose features the units are codes of."""
+    if isinstance(judge, WhisperJudge) and judge.weights.digest == getattr(tokenizer, "weights", None):
+        raise UserError(
+            "--judge: these weights also make the features that the units are codes of, so the judge would not be "
+            "independent; give others, --judge whisper:base"
+        )
 
 
 def _jsgf(corpus: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.speech import given_units, hubert
+from zipper_jax.speech import given_units, hubert, whisper_units
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
@@ -55,6 +55,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
             return given_units.GivenUnits.of(about, repr(str(path)))
         if kind == hubert.KIND:
             return hubert.HubertTokenizer.load(folder, about)
+        if kind == whisper_units.KIND:
+            return whisper_units.WhisperUnits.load(folder, about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"speech tokenizer {str(path)!r} is damaged ({error!r}): prepare the data again") from error
     raise UserError(f"speech tokenizer {str(path)!r} is of kind {kind!r}, which this version does not know: upgrade")

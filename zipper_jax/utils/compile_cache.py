@@ -5,6 +5,8 @@ import os
 import platform
 from pathlib import Path
 
+from zipper_jax.utils.paths import cache_home
+
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -17,7 +19,7 @@ def keep_compiled_programs() -> None:
     if FOLDER in os.environ:
         return
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zipper_jax"
+        cache = cache_home()
         folder = cache / f"compiled_{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # a home that is read-only, missing or unknown

@@ -3,11 +3,17 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from zipper_jax.utils.errors import UserError
 
 # One slash suffices: Path("gs://bucket/run") is "gs:/bucket/run", and would be a folder here.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def cache_home() -> Path:
+    """``~/.cache/zipper_jax``, or its like under XDG_CACHE_HOME. Raises RuntimeError if there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zipper_jax"
 
 
 def local_path(path: str | os.PathLike, field: str) -> str:
