@@ -22,10 +22,11 @@ from typing import Any
 from zipper_jax.sharding.chips import CHIPS
 
 ROOT = Path(__file__).resolve().parents[1]
-STEP = "gecko_1b_cut"
+STEP, UNROLLED = "gecko_1b_cut", "gecko_1b_cut unrolled"
 _DECODE = ["--gin_file=benchmarks/gemma2_2b_decode.gin", "--what=decode", "--output=text"]
 CASES = {
     STEP: ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4"],
+    UNROLLED: ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4", "--gin.ZipperConfig.scan=False"],
     "decode 1": [*_DECODE, "--gin.BATCH_SIZE=1"],
     "decode 32": [*_DECODE, "--gin.BATCH_SIZE=32"],
 }
@@ -50,21 +51,25 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = ["| | rows | ms | floor, ms | ratio | memory, GiB |", "|---|---|---|---|---|---|"]
     for name, case in found.items():
-        if name == STEP:
+        if name in (STEP, UNROLLED):
             continue
         bandwidth = CHIPS[case["device"]].bandwidth
         assert bandwidth is not None
         floor, seconds = case["bounds"]["memory"] / bandwidth, case["profile"]["seconds"]
         cells = f"{seconds * 1e3:.1f} | {floor * 1e3:.1f} | {seconds / floor:.2f} | {case['peak'] / 2**30:.1f}"
         lines.append(f"| token | {name.split()[1]} | {cells} |")
-    step = found[STEP]
-    seconds, chip = step["profile"]["seconds"], CHIPS[step["device"]]
-    mfu = step["model_flops"] / chip.flops / seconds
-    lines += ["", f"The step: {seconds * 1e3:.0f} ms, MFU {mfu:.1%}, {step['peak'] / 2**30:.1f} GiB.", ""]
-    lines += ["| part of the step | ms | share | ideal, ms |", "|---|---|---|---|"]
-    for part, times in step["profile"]["parts"].items():
-        share = times["seconds"] / seconds
-        lines.append(f"| {part} | {times['seconds'] * 1e3:.1f} | {share:.0%} | {times['ideal'] * 1e3:.1f} |")
+    both = {"blocks under scan": found[STEP], "blocks unrolled": found[UNROLLED]}
+    lines += ["", "| the step | ms | MFU | memory, GiB | compiled in, s |", "|---|---|---|---|---|"]
+    for name, step in both.items():
+        seconds, chip = step["profile"]["seconds"], CHIPS[step["device"]]
+        mfu = step["model_flops"] / chip.flops / seconds
+        cells = f"{seconds * 1e3:.0f} | {mfu:.1%} | {step['peak'] / 2**30:.1f} | {step['compile_seconds']:.0f}"
+        lines.append(f"| {name} | {cells} |")
+    lines += ["", "| part of the step, ms | scan | unrolled | ideal |", "|---|---|---|---|"]
+    scan, unrolled = (step["profile"]["parts"] for step in both.values())
+    for part, times in scan.items():
+        values = (times["seconds"], unrolled[part]["seconds"], unrolled[part]["ideal"])
+        lines.append(f"| {part} | {' | '.join(f'{1e3 * value:.1f}' for value in values)} |")
     return "\n".join(lines)
 
 

@@ -22,8 +22,8 @@ class PrepareSettings:
             folder).
         text_vocabulary_size: Total number of ids; sentencepiece only.
         num_units: Number of units of the tokenizer; ignored unless it is fitted here.
-        unit_features: What fitted units are codes of: "log-mel" (a speaker's spectrum), or "whisper" (sounds: a layer of
-            Whisper's encoder; "whisper:WHERE" for other weights than the installed ones, see `zipper eval --judge`).
+        unit_features: What fitted units are codes of: "log-mel" (a speaker's spectrum), or "whisper" (sounds: a layer
+            of Whisper's encoder; "whisper:WHERE" for other weights than the installed, as `zipper eval --judge`).
         unit_layer: Layer of the encoder.
         unit_rate: Units of the encoder per second, 25 or 50.
         tokenizer: "" (fit on the training audio, or use the corpus's own units), or a folder with a unit tokenizer (a

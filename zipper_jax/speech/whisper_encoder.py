@@ -8,6 +8,7 @@ Axis letters: N samples, L frames of 20 ms, D width, H heads, K kernel.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,9 +79,8 @@ def encoder_weights(folder: Path, layers: int) -> dict[str, np.ndarray]:
     stored = read_container(folder / "model.bin")
     wanted = ("encoder/conv", "encoder/position", "encoder/num_heads", *(f"encoder/layer_{n}/" for n in range(layers)))
     found = {name.removeprefix("encoder/"): array for name, array in stored.items() if name.startswith(wanted)}
-    depth = len(
-        {name.split("/")[1] for name in stored if name.startswith("encoder/layer_") and "norm" not in name[:17]}
-    )
+    layer = re.compile(r"encoder/(layer_\d+)/")
+    depth = len({match[1] for name in stored if (match := layer.match(name))})
     if not 0 <= layers <= depth or "conv1/weight" not in found:
         raise UserError(f"{str(folder)!r}: layer {layers} is not there: this encoder has {depth} layers")
     if any(array.dtype == np.int8 for array in found.values()):
