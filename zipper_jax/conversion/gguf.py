@@ -121,6 +121,9 @@ class GGUFFile:
                 continue
             name = key.removeprefix("llama.")
             if name in _FIELDS:
+                real = name in ("attention.layer_norm_rms_epsilon", "rope.freq_base")
+                if not isinstance(value, int | float if real else int) or isinstance(value, bool) or not value > 0:
+                    raise UserError(f"{str(self.folder)!r}: {key} = {value!r} must be a positive number")
                 config[_FIELDS[name]] = value
             elif name not in _CHECKED:
                 raise UserError(f"{str(self.folder)!r}: {key} = {value!r} is not supported: it may change the model")
@@ -138,7 +141,10 @@ class GGUFFile:
         config["vocab_size"] = self.shape("model.embed_tokens.weight")[0]
         config["tie_word_embeddings"] = "lm_head.weight" not in self._tensors
         for name in ("bos", "eos"):
-            config[f"{name}_token_id"] = self._metadata.get(f"tokenizer.ggml.{name}_token_id")
+            token = self._metadata.get(f"tokenizer.ggml.{name}_token_id")
+            if token is not None and not (isinstance(token, int) and 0 <= token < config["vocab_size"]):
+                raise UserError(f"{str(self.folder)!r}: tokenizer.ggml.{name}_token_id = {token!r} is no token")
+            config[f"{name}_token_id"] = token
         return config
 
     def tokenizer(self) -> dict[str, bytes]:
@@ -156,6 +162,11 @@ class GGUFFile:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         tokens, types, merges = (self._list(name) for name in ("tokens", "token_type", "merges"))
+        if not len(tokens) == len(types) == self.config["vocab_size"]:
+            raise UserError(
+                f"{str(self.folder)!r}: {len(tokens)} tokens and {len(types)} types of tokens for a vocabulary of "
+                f"{self.config['vocab_size']}: it is damaged; give --tokenizer FOLDER"
+            )
         try:
             pairs = [tuple(merge.split(" ", 1)) for merge in merges]
             made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))

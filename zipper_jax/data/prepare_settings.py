@@ -70,8 +70,12 @@ class PrepareSettings:
         for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
-        if self.unit_features.partition(":")[0] not in ("log-mel", "whisper"):
+        if self.unit_features != "log-mel" and self.unit_features.partition(":")[0] != "whisper":
             raise UserError(f"unit_features = {self.unit_features!r}: give log-mel, whisper or whisper:WHERE")
+        if self.unit_features != "log-mel" and self.tokenizer:
+            raise UserError(f"tokenizer = {self.tokenizer!r}: its units are used, so omit unit_features")
+        if self.unit_layer < 0:
+            raise UserError(f"unit_layer = {self.unit_layer}: give 0 (the input of the blocks) or more")
         if self.unit_rate not in (25, 50):
             raise UserError(f"unit_rate = {self.unit_rate}: give 25 or 50")
         if not 0 <= self.max_unknown <= 1:

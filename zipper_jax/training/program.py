@@ -67,22 +67,31 @@ class Program:
                 nested arrays.
             keep: Is given the frozen leaves as they are stored, before kernels are rounded for products.
         """
-        leaves, placed = trees.flatten(params), {}
-        keys: dict[str, list[str]] = {}
+        leaves, keys = trees.flatten(params), dict[str, list[str]]()
         for key in {**self.like.trainable, **self.like.frozen}:
             keys.setdefault(trees.base_path(key), []).append(key)
-        for path, leaf in leaves.items():
+        placed: trees.Flat = {}
+
+        def place(path: str) -> None:
+            leaf = leaves.pop(path)
             array = leaf.make() if isinstance(leaf, Leaf) else leaf
             for key in keys[path]:
                 like = self.like.trainable.get(key, self.like.frozen.get(key))
                 dtype = like.dtype if keep is None or key in self.like.trainable else leaf.dtype
                 piece = np.asarray(trees.piece_of(array, key), dtype)
                 placed[key] = jax.make_array_from_callback(like.shape, like.sharding, partial(_part, piece))
-        trainable, frozen = ({key: placed.pop(key) for key in part} for part in (self.like.trainable, self.like.frozen))
+
+        # The frozen leaves first: as they are stored they may take twice the memory that they do in training.
+        for path in [path for path in leaves if any(key in self.like.frozen for key in keys[path])]:
+            place(path)
+        frozen = {key: placed.pop(key) for key in self.like.frozen}
         if keep is not None:
             keep(frozen)
-        for key, like in self.like.frozen.items():  # one after another, so that only one is there twice
+        for key, like in self.like.frozen.items():
             frozen[key] = cast_leaf(frozen[key], like)
+        for path in list(leaves):
+            place(path)
+        trainable = {key: placed[key] for key in self.like.trainable}
         shardings = jax.tree.map(lambda s: s.sharding, self.like.opt_state)
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(trainable)
         number = jax.device_put(np.int32(0), self.like.step.sharding)
