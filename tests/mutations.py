@@ -881,7 +881,7 @@ MUTATIONS = (
         "evaluation/pairs.py",
         "(Span(m, tokens, 0.0) for m, tokens in prompt)",
         "(Span(m, tokens, 1.0) for m, tokens in prompt)",
-        "tests/evaluation/test_pairs.py -k 'control or accuracies'",
+        "tests/evaluation/test_pairs.py -k definition",
     ),
     Mutation(
         "-",

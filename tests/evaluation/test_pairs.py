@@ -41,13 +41,13 @@ def log_likelihood(model, prompt, own):
     example = _example(prompt, own)
     logits = reference.logits(model.config, model.params, example, model.layout)
     used, total, tokens = dict.fromkeys(logits, 0), 0.0, 0
-    for span in example:
+    for number_of_span, span in enumerate(example):
         place = model.layout[span.modality]
         ids = [place.begin, *span.tokens, place.end]
         first = used[place.tower]
         for number, token in enumerate(ids[1:]):
             row = logits[place.tower][first + number]
-            if span.weight:
+            if number_of_span >= len(prompt):  # not of the prompt
                 total += row[place.offset + token] - np.log(np.exp(row - row.max()).sum()) - row.max()
                 tokens += 1
         used[place.tower] += len(ids)
