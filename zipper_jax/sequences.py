@@ -73,25 +73,26 @@ Layout = Mapping[str, Place]
 """Modality -> Place. Two modalities may share a tower (the Single Decoder)."""
 
 
-def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any]) -> dict[str, Place]:
+def make_layout(modalities: Mapping[str, Any], vocabularies: Mapping[str, Any], where: str = "") -> dict[str, Place]:
     """The Layout of a model.
 
     Args:
         modalities: Modality -> its ModalityConfig.
         vocabularies: Modality -> object with ``begin_id``, ``end_id`` and ``size``.
+        where: The folder that they come from, for messages.
 
     Raises:
         UserError: A modality has no vocabulary, or one of another size than the model's.
     """
-    layout = {}
+    layout, place = {}, f"{where!r}: " if where else ""
     for name, modality in modalities.items():
         if name not in vocabularies:
-            raise UserError(f"modality {name!r} has no vocabulary; known: {sorted(vocabularies)}")
+            raise UserError(f"{place}modality {name!r} has no vocabulary; known: {sorted(vocabularies)}")
         vocabulary = vocabularies[name]
         if vocabulary.size != modality.size:
             raise UserError(
-                f"modality {name!r}: the model has a vocabulary of {modality.size} tokens, the given vocabulary has "
-                f"{vocabulary.size}; use the vocabulary stored with the model"
+                f"{place}modality {name!r}: the model has a vocabulary of {modality.size} tokens, the given vocabulary "
+                f"has {vocabulary.size}; use the vocabulary stored with the model"
             )
         layout[name] = Place(modality.tower, modality.offset, vocabulary.begin_id, vocabulary.end_id, vocabulary.size)
     return layout

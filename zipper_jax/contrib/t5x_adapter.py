@@ -234,7 +234,7 @@ def axis_rules() -> list[tuple[str, str | None]]:
 
 def _layout(config: ZipperConfig, folder: str) -> Layout:
     known = {name: load_vocabulary(Path(folder) / "vocabularies" / name) for name in config.modalities}
-    return make_layout(config.modalities, known)
+    return make_layout(config.modalities, known, folder)
 
 
 def _towers(batch: Batch) -> dict[str, TowerBatch]:

@@ -134,7 +134,7 @@ class Model:
         self.vocabularies = dict(vocabularies)
         self.lengths, self.folder = dict(lengths), folder
         self.task_set, self.text_form = TaskSet() if task_set is None else task_set, text_form
-        self.layout = make_layout(config.modalities, vocabularies)
+        self.layout = make_layout(config.modalities, vocabularies, "" if folder is None else str(folder))
         self.max_new_tokens = {m: max(1, lengths[place.tower] - 2) for m, place in self.layout.items()}
         self._tokenizers: dict[str, Any] = {}
         self._generator = Generator(self.config, self.params, self.layout, self.lengths, placer)

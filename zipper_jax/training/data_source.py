@@ -65,7 +65,8 @@ def open_layout(config: TrainConfig) -> Layout:
                 f"{folder} has no vocabulary for modality {name!r} (there: {', '.join(known) or 'none'})"
                 f"{closest(name, known)}; write it with `zipper data prepare`"
             )
-    return make_layout(config.model.modalities, {m: load_vocabulary(folder / m) for m in config.model.modalities})
+    vocabularies = {m: load_vocabulary(folder / m) for m in config.model.modalities}
+    return make_layout(config.model.modalities, vocabularies, str(folder))
 
 
 def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
