@@ -114,7 +114,7 @@ def test_damaged_and_missing_files_are_one_line(tmp_path, capsys, monkeypatch):
     assert main(["convert", "from-gguf", str(tmp_path / "x.gguf"), "--out", str(tmp_path / "o")]) == 2
     assert "does not exist" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"pip install 'zipper_jax\[gguf\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[gguf\]' in the checkout"):
         GGUFFile(tmp_path / "a.gguf")
 
 

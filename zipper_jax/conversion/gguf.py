@@ -68,7 +68,7 @@ class GGUFFile:
         try:
             import gguf
         except ImportError:
-            raise UserError("GGUF files need a package: pip install 'zipper_jax[gguf]'") from None
+            raise UserError("GGUF files need a package: pip install --editable '.[gguf]' in the checkout") from None
         try:
             file = gguf.GGUFReader(str(path))
             self._metadata = {name: field.contents() for name, field in file.fields.items()}

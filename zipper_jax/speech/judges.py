@@ -145,7 +145,7 @@ def make_judge(name: str, jsgf: str | None) -> Judge:
     if kind == "whisper":
         if importlib.util.find_spec("ctranslate2") is None:
             other = "" if name else "this corpus has no grammar, so the judge is whisper: "
-            raise UserError(f"{other}whisper needs a package: pip install 'zipper_jax[judge]'")
+            raise UserError(f"{other}whisper needs a package: pip install --editable '.[judge]' in the checkout")
         return WhisperJudge(whisper.find_weights(rest))
     if kind == "command" and rest.strip():
         try:

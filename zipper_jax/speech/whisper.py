@@ -173,7 +173,9 @@ class Recogniser:
             import ctranslate2
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise UserError(f"whisper needs the extra judge: pip install 'zipper_jax[judge]' ({error})") from None
+            raise UserError(
+                f"whisper needs the extra judge: pip install --editable '.[judge]' in the checkout ({error})"
+            ) from None
         try:
             self._model = ctranslate2.models.Whisper(str(folder), device="cpu", compute_type="int8", intra_threads=1)
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
