@@ -161,6 +161,7 @@ class RowStore:
             whole = (
                 self._tokens.ndim == self._spans.ndim == self._rows.ndim == 1
                 and len(self._rows) == meta["rows"] + 1
+                and meta["modalities"] == sorted(meta["tokens"])
                 and int(self._rows[0]) == 0
                 and int(self._rows[-1]) == len(self._spans)
                 and int(last["start"]) + int(last["length"]) == len(self._tokens)
