@@ -135,7 +135,7 @@ def test_a_tokenizer_that_is_not_in_the_file_is_given(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_smollm2_is_what_transformers_reads_and_fuses(tiny, tmp_path):
-    """Weights that somebody uses: tokens, logits, perplexity on prose, 64 greedy tokens; then a fusion."""
+    """Weights in wide use: tokens, logits, perplexity on prose, 64 greedy tokens; then a fusion."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")

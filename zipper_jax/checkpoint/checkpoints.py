@@ -238,8 +238,8 @@ class Checkpoints:
                 logger.info(f"resuming from step {candidate}, the newest good checkpoint")
             self._frozen = content["frozen"]
             if not has_digests(self.run_dir, self._frozen):  # of format 1, or its table is lost
-                verify = _has_digests(content)
-                self._frozen = write_frozen(self.run_dir, read_frozen(self.run_dir, self._frozen, like.frozen, verify))
+                stored = read_frozen(self.run_dir, self._frozen, like.frozen, verify=not _is_format_1(content))
+                self._frozen = write_frozen(self.run_dir, stored)
             self._last = candidate
             return state, content["progress"]
         raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
@@ -376,22 +376,22 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
             except DamagedError as damage:
                 problems += [problem for problem in damage.problems if problem not in problems]
         try:
-            read_frozen(run_dir, content["frozen"], verify=_has_digests(content))
+            read_frozen(run_dir, content["frozen"], verify=not _is_format_1(content))
         except DamagedError as damage:
             problems += damage.problems
     return problems
 
 
-def _has_digests(content: Mapping[str, Any]) -> bool:
-    """Whether a step's manifest has digests: not one of format 1, whose frozen part has another kind of name."""
-    return content["arrays"].get("trainable") is not None
+def _is_format_1(content: Mapping[str, Any]) -> bool:
+    """Whether a step's manifest is of format 1: without digests, and with another kind of name for the frozen part."""
+    return content["arrays"].get("trainable") is None
 
 
 def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     """The state at a step, sharded like ``like``, and the step's manifest; see :meth:`Checkpoints.restore`."""
     run_dir = Path(run_dir).absolute()
     content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
-    stored = read_frozen(run_dir, content["frozen"], like.frozen, _has_digests(content))
+    stored = read_frozen(run_dir, content["frozen"], like.frozen, verify=not _is_format_1(content))
     orbax_trees.check_same(stored, like.frozen, f"the frozen part of {run_dir}")
     frozen = {key: orbax_trees.cast(stored.pop(key), leaf) for key, leaf in like.frozen.items()}  # one by one
     restored: dict[str, Flat] = {}
@@ -440,7 +440,7 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
         return _read_item(folder, "trainable", content, None)
 
     trainable, content = _newest_good(run_dir, step, read)
-    frozen = read_frozen(Path(run_dir), content["frozen"], verify=_has_digests(content))
+    frozen = read_frozen(Path(run_dir), content["frozen"], verify=not _is_format_1(content))
     return config, unflatten(join_flat({**trainable, **frozen}))
 
 

@@ -45,6 +45,7 @@ _FIELDS = {
     "rope.freq_base": "rope_theta",
 }
 """Of ``llama.*`` -> the field of config.json."""
+_OPTIONAL = ("attention.head_count_kv", "attention.key_length")
 _CHECKED = ("vocab_size", "rope.dimension_count", "attention.value_length")
 _CONTROL, _USER_DEFINED = 3, 4  # types of tokens
 _PRE_TOKENIZERS = ("gpt-2", "smollm")
@@ -189,9 +190,6 @@ class GGUFFile:
         if not isinstance(found, list):
             raise UserError(f"{str(self.folder)!r} lacks tokenizer.ggml.{name}: give --tokenizer FOLDER")
         return found
-
-
-_OPTIONAL = ("attention.head_count_kv", "attention.key_length")
 
 
 def _name(name: str, path: Path) -> str:

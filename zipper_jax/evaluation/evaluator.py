@@ -234,19 +234,15 @@ def _judged(
     batch_size: int,
     outputs: Outputs,
 ) -> Judged:
-    """What the judge understands of generated speech and its controls, all heard with one setting."""
+    """What the judge understands of generated speech and its controls, all transcribed with one setting."""
     judged: Judged = {}
     rng = np.random.default_rng(0)
     for first in range(0, len(examples), batch_size):
         part = slice(first, first + batch_size)
-        audio = {
-            **{name: [[model.vocode(u) for u in one[part]] for one in samples] for name, samples in units.items()},
-            "gold_units": [[model.vocode(e["units"]) for e in examples[part]]],
-            **{
-                name: [waveforms]
-                for name, waveforms in sounds([load_audio(**where) for where in sounds_of[part]], rng).items()
-            },
-        }
+        audio = {name: [[model.vocode(u) for u in one[part]] for one in samples] for name, samples in units.items()}
+        controls = sounds([load_audio(**where) for where in sounds_of[part]], rng)
+        controls |= {"gold_units": [model.vocode(e["units"]) for e in examples[part]]}
+        audio |= {name: [waveforms] for name, waveforms in controls.items()}
         flat = [waveform for samples in audio.values() for waveforms in samples for waveform in waveforms]
         keys = [digest(judge.key, waveform) for waveform in flat]
         new = {key: waveform for key, waveform in zip(keys, flat, strict=True) if outputs.get(key) is None}

@@ -14,7 +14,6 @@ and frequent tokens alone decide then), and another pair's prompt.
 Axis letters: B rows, T positions.
 """
 
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -113,34 +112,37 @@ def evaluate_pairs(
         raise UserError(f"--batch_size = {batch_size}: give at least 1")
     rng = np.random.default_rng(seed)
     shuffled = [pair._replace(good=_shuffle(pair.good, rng), bad=_shuffle(pair.bad, rng)) for pair in pairs]
-    others = partners([_key(pair.prompt) for pair in pairs], NONE)
-    without = "not possible: no pair has a prompt"
-    sets: dict[str, list[Pair] | str] = {
-        "pairs": list(pairs),
-        "tokens in random order": shuffled,
-        "another pair's prompt": without
-        if not any(pair.prompt for pair in pairs)
-        else others
-        if isinstance(others, str)
-        else [pair._replace(prompt=pairs[i].prompt) for pair, i in zip(pairs, others, strict=True)],
+    scores = _scores(model, pairs, batch_size, "pairs")
+    sets: dict[str, list[tuple[Score, Score]] | str] = {
+        "pairs": scores,
+        "tokens in random order": _scores(model, shuffled, batch_size, "tokens in random order"),
+        "another pair's prompt": _exchanged_prompts(model, pairs, batch_size),
     }
-    results: dict[str, Any] = {"pairs": len(pairs), "chance": 0.5, "accuracy": {}, "accuracy_per_token": {}}
-    for name, one in sets.items():
-        scores = None
-        try:
-            scores = None if isinstance(one, str) else _scores(model, one, batch_size, name)
-        except UserError as error:
-            if name == "pairs":
-                raise
-            one = f"not possible: {error}"  # another pair's prompt is longer than the model's positions
-        results["accuracy"][name] = one if scores is None else _accuracy(scores, False)
-        results["accuracy_per_token"][name] = one if scores is None else _accuracy(scores, True)
-        if name == "pairs" and scores is not None:
-            results["groups"] = _by_group(pairs, scores)
-            results["scores"] = [{"good": good._asdict(), "bad": bad._asdict()} for good, bad in scores]
+    results = {
+        "pairs": len(pairs),
+        "chance": 0.5,
+        "accuracy": {name: _accuracy(one, False) for name, one in sets.items()},
+        "accuracy_per_token": {name: _accuracy(one, True) for name, one in sets.items()},
+        "groups": _by_group(pairs, scores),
+        "scores": [{"good": good._asdict(), "bad": bad._asdict()} for good, bad in scores],
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, results)
     return results
+
+
+def _exchanged_prompts(model: Model, pairs: Sequence[Pair], batch_size: int) -> list[tuple[Score, Score]] | str:
+    """The scores with another pair's prompt; or "not possible: ..."."""
+    if not any(pair.prompt for pair in pairs):
+        return "not possible: no pair has a prompt"
+    others = partners([_key(pair.prompt) for pair in pairs], NONE)
+    if isinstance(others, str):
+        return others
+    exchanged = [pair._replace(prompt=pairs[i].prompt) for pair, i in zip(pairs, others, strict=True)]
+    try:
+        return _scores(model, exchanged, batch_size, "another pair's prompt")
+    except UserError as error:  # it is longer than the model's positions
+        return f"not possible: {error}"
 
 
 def _by_group(pairs: Sequence[Pair], scores: list[tuple[Score, Score]]) -> dict[str, dict[str, Any]]:
@@ -154,7 +156,9 @@ def _by_group(pairs: Sequence[Pair], scores: list[tuple[Score, Score]]) -> dict[
     }
 
 
-def _accuracy(scores: Sequence[tuple[Score, Score]], per_token: bool) -> Figure:
+def _accuracy(scores: Sequence[tuple[Score, Score]] | str, per_token: bool) -> Figure:
+    if isinstance(scores, str):  # why there are none
+        return scores
     by = [[s.total / (s.tokens if per_token else 1) for s in pair] for pair in scores]
     return float(np.mean([(good > bad) + 0.5 * (good == bad) for good, bad in by]))
 
@@ -164,7 +168,8 @@ def _shuffle(spans: list[tuple[str, np.ndarray]], rng: np.random.Generator) -> l
 
 
 def _key(spans: list[tuple[str, np.ndarray]]) -> str:
-    return " ".join(f"{modality} {zlib.crc32(tokens.tobytes()):x} {len(tokens)}" for modality, tokens in spans) or "-"
+    """What equal prompts share."""
+    return str([(modality, tokens.tolist()) for modality, tokens in spans])
 
 
 def _scores(model: Model, pairs: Sequence[Pair], batch_size: int, what: str) -> list[tuple[Score, Score]]:
@@ -196,7 +201,7 @@ def _length(model: Model, example: Example, tower: str) -> int:
     """The row of a tower that holds the example, a power of two. Raises UserError beyond learned positions."""
     slots = sum(len(span.tokens) + 2 for span in example if model.layout[span.modality].tower == tower)
     model.config.towers[tower].check_length(slots, "tokens of a pair")
-    return max(_SHORTEST_ROW, 1 << (slots - 1).bit_length()) if slots else _SHORTEST_ROW
+    return max(_SHORTEST_ROW, 1 << max(slots - 1, 0).bit_length())
 
 
 def _sums(config: ZipperConfig, params: Any, towers: Any) -> tuple[Float[Any, " B"], Float[Any, " B"]]:

@@ -62,7 +62,8 @@ _WHISPER = {
 }
 ENGLISH_DIGITS = "whisper-english-digits"
 _DIGITS = re.compile(r"\d")
-NAMES = ("default", "none", *_WHISPER, ENGLISH_DIGITS, "jiwer:TRANSFORM,...")
+_OF_WHISPER = (*_WHISPER, ENGLISH_DIGITS)
+NAMES = ("default", "none", *_OF_WHISPER, "jiwer:TRANSFORM,...")
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,7 @@ class TextForm:
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        if self.normaliser not in (
-            *_WHISPER,
-            ENGLISH_DIGITS,
-        ):  # whose package may be missing where only a model is used
+        if self.normaliser not in _OF_WHISPER:  # whose package may be missing where only a model is used
             policy(self.normaliser)
 
     @property

@@ -104,7 +104,7 @@ class CommandJudge(Judge):
 
     @property
     def key(self) -> str:
-        """The command, and the content of the files that it names: another program or model hears otherwise."""
+        """The command, and the content of the files that it names: another program or model is another judge."""
         words = shlex.split(self.command)
         files = [Path(shutil.which(words[0]) or words[0]), *map(Path, words[1:])]
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]

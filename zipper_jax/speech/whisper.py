@@ -136,7 +136,7 @@ def _from_packages(name: str) -> Path:
         if not model.is_file() or hashlib.sha256(model.read_bytes()).hexdigest() != MODELS[name].digest:
             write_bytes(model, b"".join(path.read_bytes() for path in files))
         for path in files[0].parent.iterdir():
-            if path.suffix in (".json", ".txt"):
+            if path.suffix in (".json", ".txt") and not (folder / path.name).is_file():
                 write_bytes(folder / path.name, path.read_bytes())
     except (RuntimeError, OSError) as error:
         raise UserError(

@@ -108,8 +108,7 @@ def encode(weights: Arrays, layers: int, waveform: Float[np.ndarray, " N"]) -> F
     return np.concatenate(parts)
 
 
-def _window(weights: Arrays, layers: int, waveform: np.ndarray) -> np.ndarray:
-    w = weights
+def _window(w: Arrays, layers: int, waveform: np.ndarray) -> np.ndarray:
     frames = -(-(len(waveform) + _SILENCE) // FRAME)
     mel = whisper.log_mel(waveform, frames * FRAME, w["conv1/weight"].shape[1])
     x = _gelu(_convolution(mel, w["conv1/weight"], w["conv1/bias"], 1))
@@ -117,7 +116,7 @@ def _window(weights: Arrays, layers: int, waveform: np.ndarray) -> np.ndarray:
     x = x + w["position_encodings/encodings"][: len(x)]
     for number in range(layers):
         block = {n.removeprefix(f"layer_{number}/"): a for n, a in w.items() if n.startswith(f"layer_{number}/")}
-        x = x + _attention(block, _norm(block, "self_attention", x), int(weights["num_heads"]))
+        x = x + _attention(block, _norm(block, "self_attention", x), int(w["num_heads"]))
         y = _gelu(_norm(block, "ffn", x) @ block["ffn/linear_0/weight"].T + block["ffn/linear_0/bias"])
         x = x + y @ block["ffn/linear_1/weight"].T + block["ffn/linear_1/bias"]
     return x
