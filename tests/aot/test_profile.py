@@ -127,3 +127,40 @@ def test_an_unknown_device_or_a_program_for_a_cpu_is_refused():
         profile.profile("", "TPU v9")
     with pytest.raises(UserError, match="states no cycles"):
         profile.profile("ENTRY %main (x: f32[2]) -> f32[2] {\n  ROOT %x = f32[2]{0} parameter(0)\n}\n", KIND)
+
+
+COPIES = """HloModule m, is_scheduled=true
+ENTRY %main (x: bf16[1024,1024]) -> bf16[1024,1024] {
+  %x = bf16[1024,1024]{1,0} parameter(0)
+  %start.1 = ((bf16[1024,1024]{1,0}), bf16[512,1024]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) slice-start(%x), slice={[0:512]}
+  %start.2 = (bf16[1024,1024]{1,0:S(1)}, bf16[1024,1024]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %a = bf16[8,128]{1,0:S(1)} add(%x1, %x1), backend_config={"estimated_cycles":"BUSY"}
+  %b = bf16[1024,1024]{1,0} negate(%x), backend_config={"estimated_cycles":"READ"}
+  %done.1 = bf16[512,1024]{1,0:S(1)} slice-done(%start.1)
+  %c = bf16[8,128]{1,0:S(1)} add(%a, %a), backend_config={"estimated_cycles":"LATER"}
+  %done.2 = bf16[1024,1024]{1,0:S(1)} copy-done(%start.2)
+  ROOT %sum = bf16[1024,1024]{1,0:S(1)} scatter(%done.2, %done.1)
+}
+"""
+
+
+@pytest.mark.parametrize("busy, later", [(0, 0), (500, 0), (1500, 100), (2000, 1000), (9000, 0), (9000, 9000)])
+def test_asynchronous_copies_take_the_bandwidth_that_operations_leave(busy, later):
+    peak = chip(KIND)
+
+    def cycles(size: float) -> float:
+        return size / peak.bandwidth * peak.clock
+
+    half, whole = cycles(1024 * 1024), cycles(2 * 1024 * 1024)
+    read = 2 * whole + 700  # reads and writes an array and leaves the memory idle for 700 cycles
+    text = COPIES.replace("BUSY", str(busy)).replace("READ", str(int(read))).replace("LATER", str(later))
+    found = profile.profile(text, KIND)
+    left = busy + int(read) - 2 * whole  # idle cycles of the memory before the first copy is needed
+    first = max(0.0, half - left)
+    second = max(0.0, whole - max(0.0, left - half) - later)
+    expected = busy + int(read) + later + first + second
+    assert found.seconds * peak.clock == pytest.approx(expected, abs=1)
+    moved = sum(o.moved for o in found.operations)
+    assert moved == pytest.approx(1024 * 1024 + 2 * 1024 * 1024 * 3, abs=64)
+    assert found.unestimated == {"sum": 1}
+    assert any("no cycles" in line for line in profile.lines(found, peak, None, "step"))

@@ -18,7 +18,7 @@ from passes import advance, forward
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
 from zipper_jax.decoding.beam import beam_span
-from zipper_jax.decoding.generate import Generator, for_decoding
+from zipper_jax.decoding.generate import Generator, copied_bytes, decoding_config, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig, choose
 from zipper_jax.models.cache import init_cache
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipConfig, ZipperConfig
@@ -514,3 +514,15 @@ def test_one_tower_alone_generates():
     params = {"towers": {"x": params_of("small")["towers"]["speech"]}}
     (row,) = Generator(config, params, {"x": Place("x", 0, 6, 7, 8)})([[("x", content(1, 2))]], ("x",), {"x": 4})
     assert len(row) == 1
+
+
+def test_blocks_are_unrolled_on_tpus_with_memory_for_their_copies():
+    config, params = MODELS["pair"][0], params_of("pair")
+    blocks = [params["zips"], *(tower["blocks"] for tower in params["towers"].values())]
+    copied = sum(x.nbytes for x in jax.tree.leaves(blocks))
+    assert config.scan
+    assert copied_bytes(params) == copied
+    assert not decoding_config(config, params, "tpu", 2.0 * copied).scan
+    assert not decoding_config(config, params, "tpu", None).scan
+    assert decoding_config(config, params, "tpu", 2.0 * copied - 1).scan
+    assert decoding_config(config, params, "cpu", None).scan

@@ -13,18 +13,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zipper_jax.aot.bounds import Bounds, held_bytes, itemsize
 from zipper_jax.aot.report import Compiled, compiled, mesh_advice
-from zipper_jax.decoding.generate import decode_span, for_decoding
+from zipper_jax.decoding.generate import copied_bytes, decode_span, decoding_config, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import Axes, Cache, cache_axes, init_cache
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.zipper import inference_dtype
 from zipper_jax.sequences import Place
+from zipper_jax.sharding.chips import chip
 from zipper_jax.sharding.mesh import batch_ways, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.readable import size
 from zipper_jax.utils.trees import flatten, unflatten
 
 
@@ -54,7 +56,11 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
         key: jax.ShapeDtypeStruct(s.shape, inference_dtype(model, known[key], s.dtype), sharding=shardings[key])
         for key, s in shapes.items()
     }
-    prepare = jax.jit(partial(for_decoding, model, placer=placer))
+    device, held = mesh.devices.flat[0], sum(held_bytes(x) for x in params.values())
+    known_chip = chip(device.device_kind)
+    free = known_chip.memory - held if known_chip and known_chip.memory else None
+    decoded = decoding_config(model, unflatten(params), device.platform, free)
+    prepare = jax.jit(partial(for_decoding, decoded, placer=placer))
     prepared = prepare.lower(unflatten(params)).compile().output_shardings
     prepared = jax.tree.map(_like, prepare.eval_shape(unflatten(params)), prepared)
     rows = config.batch_size
@@ -69,6 +75,10 @@ def compile_decode(config: TrainConfig, output: str, devices: list[Any]) -> Comp
     lowered = jax.jit(decode, donate_argnums=1).lower(prepared, cache, keys)
     advice = [mesh_advice(config), f"BATCH_SIZE (now {rows} rows) or TASK_FEATURE_LENGTHS lower"]
     done = compiled(lowered, advice, mesh, _bounds(model, place.tower, params, cache, config, mesh), notes, turns=1)
+    if decoded.scan != model.scan:  # the stacked weights stay on the devices for prefill
+        copied = copied_bytes(unflatten(params))
+        copies = f"blocks are unrolled for the loop over tokens: {size(copied)} of the memory are copies of weights"
+        done = replace(done, peak=done.peak + int(copied), notes=[*done.notes, copies])
     return replace(done, tokens=limit + 2)
 
 

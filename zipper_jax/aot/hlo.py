@@ -14,7 +14,7 @@ _BITS = {
     "pred": 8, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32,
     "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
 }  # fmt: skip
-_ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
@@ -71,10 +71,17 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
     return sorted(found, key=lambda c: -c.moved)
 
 
-def size_of(shape: str) -> int:
-    """Bytes of an HLO type; of a tuple, the sum."""
+def size_of(shape: str, on_chip: bool = True) -> int:
+    """Bytes of an HLO type; of a tuple, the sum.
+
+    Args:
+        shape: The type.
+        on_chip: Whether arrays count whose layout places them outside of the main memory: ``{1,0:T(8,128)S(1)}``.
+    """
     total = 0
-    for dtype, dims in _ARRAY.findall(shape):
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        if not on_chip and "S(" in layout:
+            continue
         count = 1
         for dim in filter(None, dims.split(",")):
             count *= int(dim)
@@ -170,7 +177,7 @@ def _collective(kind: str, shape: str, started: bool, what: str, num_devices: in
     devices = _group(what, num_devices)
     size = size_of(shape)
     if started and kind != "all-reduce":  # (operands, results, ...), one of which is as large as the whole
-        arrays = [size_of(f"{d}[{n}]") for d, n in _ARRAY.findall(shape)]
+        arrays = [size_of(f"{d}[{n}]") for d, n, _ in _ARRAY.findall(shape)]
         size = sum(arrays) * devices // (devices + 1) if kind in ("all-gather", "reduce-scatter") else sum(arrays) // 2
     elif kind == "reduce-scatter":
         size *= devices

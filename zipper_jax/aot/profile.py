@@ -1,9 +1,11 @@
 """Where a compiled TPU program spends its time, by the compiler's own estimate: a model, not a measurement.
 
 The optimised program states the estimated cycles of every operation; each is counted as often as its loop runs, and
-assigned to a part of the model by the `jax.named_scope` that it came from. Contention for memory, stalls and changes
-of the clock are not in it, nor is a branch that its scope declares to be taken `RARELY`. Custom kernels state no
-estimate; a profile with a kernel of unknown cycles is refused, so that no time can hide there.
+assigned to a part of the model by the `jax.named_scope` that it came from. Asynchronous copies between memory and chip
+state no cycles: they take the memory's bandwidth that the operations beside them leave, and what is not done when the
+copy is needed counts as waiting. Other contention, stalls and changes of the clock are not in it, nor is a branch that
+its scope declares to be taken `RARELY`. Custom kernels state no estimate; a profile with a kernel of unknown cycles is
+refused, so that no time can hide there.
 """
 
 import re
@@ -35,6 +37,12 @@ _SCOPES = {
 }  # whichever comes first here
 
 
+WAITS = "waiting for copies"
+"""The part of asynchronous copies: the time that the operations beside them do not hide."""
+
+_WORK = ("fusion", "convolution", "dot", "scatter", "gather", "sort")
+_CONTEXT = 64  # bytes at most of an asynchronous copy's state
+
 RARELY = "rarely"
 """Scope of a branch that repairs what hardly ever happens, such as sums that overflow."""
 
@@ -48,7 +56,7 @@ class Operation(NamedTuple):
         times: Executions per call of the program.
         cycles: Of all executions.
         flops: Of the matrix products of all executions.
-        moved: Bytes of results, and of what is read of operands, of all executions.
+        moved: Bytes in main memory of results, and of what is read of operands, of all executions.
     """
 
     source: str
@@ -85,11 +93,13 @@ class Profile(NamedTuple):
         device: jax's ``device_kind``.
         clock: Cycles per second.
         operations: Most cycles first.
+        unestimated: Source -> executions of operations that do work and whose cycles the compiler does not state.
     """
 
     device: str
     clock: float
     operations: list[Operation]
+    unestimated: Mapping[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -128,12 +138,12 @@ def profile(text: str, device: str, kernels: Mapping[str, Cost] | None = None, t
     if known is None or known.clock is None:
         raise UserError(f"no clock is known for {device!r}; known: {', '.join(k for k, c in CHIPS.items() if c.clock)}")
     computations, entry = read_computations(text)
-    reader = _Reader(computations, dict(kernels or {}), turns)
+    reader = _Reader(computations, dict(kernels or {}), turns, known)
     found = [o.per(turns or 1) for o in reader.walk(entry, 1)]
     operations = sorted(found, key=lambda o: -o.cycles)
     if not operations:
         raise UserError("the program states no cycles: it was not compiled for a TPU, or libtpu has changed its format")
-    return Profile(device, known.clock, operations)
+    return Profile(device, known.clock, operations, {s: n / (turns or 1) for s, n in reader.unestimated.items()})
 
 
 def part_of(source: str, opcode: str, flops: float) -> str:
@@ -186,6 +196,9 @@ def lines(found: Profile, peak: Chip, model_flops: float | None, per: str) -> li
     for o in _by_source(found.operations)[:10]:
         ideal = found.ideal(o, peak) * 1e3
         out.append(f"  {o.cycles / found.clock * 1e3:9.3f} {ideal:9.3f} {o.times:6.4g} {o.source[-100:]}")
+    if found.unestimated:
+        out.append("not in these figures, the compiler states no cycles: executions, source")
+        out += [f"  {times:27.4g} {source[-100:]}" for source, times in found.unestimated.items()]
     return out
 
 
@@ -224,27 +237,56 @@ def _by_source(operations: Iterable[Operation]) -> list[Operation]:
 
 
 class _Reader:
-    def __init__(self, computations: dict[str, list[tuple[str, str]]], kernels: dict[str, Cost], turns: int | None):
-        self.computations, self.kernels, self.turns = computations, kernels, turns
+    def __init__(
+        self, computations: dict[str, list[tuple[str, str]]], kernels: dict[str, Cost], turns: int | None, peak: Chip
+    ):
+        self.computations, self.kernels, self.turns, self.peak = computations, kernels, turns, peak
+        self.unestimated: dict[str, float] = {}
 
     def walk(self, name: str, times: int) -> list[Operation]:
         """The operations of ``times`` runs of a computation; of a branch, those of the costliest side that is usual."""
         found: list[Operation] = []
         shapes = {instruction: split_opcode(what)[0] for instruction, what in self.computations[name]}
+        copies: dict[str, float] = {}  # under way, in order -> cycles that they still need of the memory
         for instruction, what in self.computations[name]:
             opcode = split_opcode(what)[1]
+            here: list[Operation] = []
             if opcode == "while" and (loop := WHILE.search(what)):
                 turns = trip_count(self.computations, loop[1], what, self.turns)
-                found += self.walk(loop[2], times * turns)
+                here = self.walk(loop[2], times * turns)
             elif opcode == "conditional":
                 sides = [self.walk(place, times) for place in called(what)]
                 usual = [side for side in sides if not any(RARELY in _scopes(o.source) for o in side)]
-                found += max(usual or sides, key=lambda side: sum(o.cycles for o in side), default=[])
+                here = max(usual or sides, key=lambda side: sum(o.cycles for o in side), default=[])
             elif opcode == "call":
-                found += [o for place in called(what) for o in self.walk(place, times)]
+                here = [o for place in called(what) for o in self.walk(place, times)]
+            elif size := self._copied(opcode, what):
+                copies[instruction] = self._memory_cycles(size)
+                found.append(Operation("asynchronous copies", WAITS, times, 0.0, 0.0, float(times * size)))
+            elif opcode.endswith("-done") and (started := _operands(what)[0]) in copies:
+                waited = _wait(copies, until=started)
+                found.append(Operation("asynchronous copies", WAITS, 0, times * waited, 0.0, 0.0))
             else:
-                found += self._operation(instruction, opcode, what, shapes, times)
-        return found
+                here = self._operation(instruction, opcode, what, shapes, times)
+            _proceed(copies, sum(o.cycles - self._memory_cycles(o.moved) for o in here) / times)
+            found += here
+        found.append(Operation("asynchronous copies", WAITS, 0, times * sum(copies.values()), 0.0, 0.0))
+        return [o for o in found if o.cycles or o.moved]
+
+    def _memory_cycles(self, size: float) -> float:
+        """Cycles that bytes take at the memory's peak bandwidth."""
+        assert self.peak.clock is not None
+        return size / self.peak.bandwidth * self.peak.clock if self.peak.bandwidth else 0.0
+
+    def _copied(self, opcode: str, what: str) -> int:
+        """Bytes of main memory that an asynchronous copy moves, at the instruction that starts it; 0: it is none."""
+        inside = [split_opcode(w)[1] for place in called(what) for _, w in self.computations[place]]
+        if not opcode.endswith("-start") or any(kind.startswith(_COLLECTIVES) for kind in [opcode, *inside]):
+            return 0
+        shape = split_opcode(what)[0]  # of operands, result and context; of an operand only a slice may be copied
+        memory = size_of(shape, on_chip=False)
+        chip = size_of(shape) - memory
+        return chip if memory and chip > _CONTEXT else memory
 
     def _operation(
         self, instruction: str, opcode: str, what: str, shapes: Mapping[str, str], times: int
@@ -261,8 +303,10 @@ class _Reader:
             count, fused = int(cycles[1]), called(what) if opcode == "fusion" else []
             flops = sum(self._flops(place) for place in fused) if fused else self._product(what, shapes)
         else:
+            if opcode in _WORK:
+                self.unestimated[path] = self.unestimated.get(path, 0) + times
             return []
-        moved = size_of(split_opcode(what)[0]) + self._read(opcode, what, shapes)
+        moved = size_of(split_opcode(what)[0], on_chip=False) + self._read(opcode, what, shapes)
         part = part_of(path, self._kind(opcode, what), flops)
         return [Operation(path, part, times, times * count, times * flops, float(times * moved))]
 
@@ -270,8 +314,10 @@ class _Reader:
         """Bytes read of the operands; of one that is only sliced, as stacked kernels are in a scan, of the slices."""
         total = 0.0
         for number, name in enumerate(_operands(what)):
+            if not size_of(shapes.get(name, ""), on_chip=False):
+                continue
             slices = self._slices(called(what)[0], number) if opcode == "fusion" else None
-            total += size_of(shapes.get(name, "")) if slices is None else slices
+            total += size_of(shapes.get(name, ""), on_chip=False) if slices is None else slices
         return total
 
     def _slices(self, name: str, number: int) -> float | None:
@@ -286,7 +332,7 @@ class _Reader:
                 places = [place for place, operand in enumerate(_operands(use)) if operand == given]
                 found += [self._slices(called(use)[0], place) for place in places]
             else:
-                sliced = opcode == "dynamic-slice" and _operands(use)[0] == given  # else it may be the index
+                sliced = opcode in ("slice", "dynamic-slice") and _operands(use)[0] == given  # else it may be the index
                 found.append(size_of(split_opcode(use)[0]) if sliced else None)
         known = [size for size in found if size is not None]
         return sum(known) if known and len(known) == len(found) else None
@@ -333,6 +379,23 @@ class _Reader:
             if label == "i" or (spatial and not (int(label) < len(batch) and batch[int(label)])):
                 summed *= size
         return 2 * result * summed
+
+
+def _proceed(copies: dict[str, float], cycles: float) -> None:
+    """Let copies proceed, in order, for some cycles."""
+    for name, needed in copies.items():
+        copies[name] = max(needed - max(cycles, 0.0), 0.0)
+        cycles -= needed
+
+
+def _wait(copies: dict[str, float], until: str) -> float:
+    """Remove the copies up to one of them; return the cycles that they still need."""
+    waited = 0.0
+    for name in list(copies):
+        waited += copies.pop(name)
+        if name == until:
+            break
+    return waited
 
 
 def _operands(what: str) -> list[str]:

@@ -8,6 +8,7 @@ Axis letters: B rows, N = limit + 2, V vocabulary.
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from zipper_jax.models.module import Params, Placer, unsharded
 from zipper_jax.models.zipper import Zipper, bind_params
 from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.trees import flatten
 
 BATCH_SIZE = 32
 """Rows decoded together; the cache of keys and values, which grows with them, is most of the memory."""
@@ -71,7 +73,8 @@ class Generator:
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self.placer = placer
         self._feed = jax.jit(partial(_feed, config, placer), donate_argnums=(1,))
-        self._prepare = jax.jit(partial(for_decoding, config, placer=placer))
+        decoded = decoding_config(config, params, jax.default_backend(), _free_bytes())
+        self._prepare = jax.jit(partial(for_decoding, decoded, placer=placer))
         self._decode = jax.jit(decode_span, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
         self._beam = jax.jit(beam_span, static_argnames=("place", "limit", "beams", "length_penalty"))
         self._prepared: Zipper | None = None
@@ -235,6 +238,35 @@ def _bucket(n: int, step: int = 32) -> int:
 def _feed(config: ZipperConfig, placer: Placer, params: Params, cache: Cache, towers: dict[str, TowerBatch]) -> Cache:
     # The states are not returned, so XLA removes computations that only they need.
     return bind_params(config, params, placer).hidden(towers, cache)[1]
+
+
+def decoding_config(config: ZipperConfig, params: Params, platform: str, free: float | None) -> ZipperConfig:
+    """The configuration that spans are decoded with: on TPUs with memory for it, blocks are unrolled.
+
+    Unrolled blocks have arrays of their own, which the compiler copies to the chip ahead of their use, so a token takes
+    two thirds of the time (docs/performance.md); the stacked ones stay for prefill and scoring.
+
+    Args:
+        config: The model.
+        params: Its parameters, or their shapes and shardings.
+        platform: jax's, of the devices.
+        free: Bytes free on a device beside the parameters; None: not known.
+    """
+    if platform != "tpu" or (free is not None and copied_bytes(params) > free / 2):  # the rest is for caches
+        return config
+    return replace(config, scan=False)
+
+
+def copied_bytes(params: Params) -> float:
+    """Bytes per device of the parameters that unrolling copies, those of blocks and zips."""
+    copied = (x for key, x in flatten(params).items() if "/blocks/" in key or key.startswith("zips/"))
+    return sum(float(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in copied)
+
+
+def _free_bytes() -> float | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use")
+    return None if limit is None or used is None else float(limit - used)
 
 
 def for_decoding(config: ZipperConfig, params: Params, *, placer: Placer = unsharded) -> Zipper:
