@@ -76,3 +76,8 @@ def test_any_value_is_a_row_or_one_line(value, valid):
     assert "\n" not in str(error)
     assert str(error).startswith("FILE")
     assert error.field in ("", *ManifestRow.__struct_fields__)
+
+
+@pytest.mark.parametrize("content", ['\ufeff{"a": "b"}', b'\xef\xbb\xbf{"a": "b"}'])
+def test_a_byte_order_mark_is_no_part_of_the_content(content):
+    assert user_json.decode(content, "a.json", "save it again") == {"a": "b"}

@@ -80,7 +80,7 @@ def decode_list(content: str | bytes, place: str, fix: str) -> list[Any]:
 
 def _decode(content: str | bytes, place: str, fix: str, kind: type, called: str) -> Any:
     try:
-        text = content if isinstance(content, str) else content.decode()
+        text = (content if isinstance(content, str) else content.decode()).removeprefix("\ufeff")  # editors on Windows
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
