@@ -50,3 +50,21 @@ def test_every_case_that_is_shipped_has_its_row():
     spec.loader.exec_module(pods)
     shipped = {case.name: f"zipper {' '.join(case.arguments)}" for case in pods.CASES}
     assert {name: golden["command"] for name, golden in FOUND.items()} == shipped
+
+
+PROFILES = json.loads((ROOT / "benchmarks" / "results" / "profiles_tpu.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None and not LIBTPU.is_dir(), reason="no libtpu")
+@pytest.mark.parametrize("name", [name for name in PROFILES if name.startswith("decode")])
+def test_the_time_of_a_token(name, tmp_path):
+    """By the compiler's cycles; a step takes tens of minutes to compile and is left to benchmarks/profiles_tpu.py."""
+    golden, path = PROFILES[name], tmp_path / "found.json"
+    if not (version := libtpu_version()).startswith(golden["libtpu"]):
+        pytest.skip(f"the figures are of libtpu {golden['libtpu']}, here is {version}; see benchmarks/profiles_tpu.py")
+    options = ["--gin_file=benchmarks/gemma2_2b_decode.gin", f"--gin.BATCH_SIZE={name.split()[1]}"]
+    options += ["--what=decode", "--output=text", "--topology=v5e:1x1", "--profile"]
+    done = zipper("compile", *options, f"--json={path}", seconds=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(path.read_text())["profile"]["seconds"] == pytest.approx(golden["profile"]["seconds"], rel=0.03)

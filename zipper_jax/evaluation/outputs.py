@@ -31,6 +31,10 @@ class _Line(msgspec.Struct):
     key: str
     output: Any
 
+    def __post_init__(self) -> None:
+        if self.output is None:
+            raise UserError("output is null")
+
 
 class Outputs:
     """Key -> output, and the file that holds them; without a path they are in memory only.

@@ -158,8 +158,9 @@ def _perplexities(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
     ]
     for arm in arms:
         found = [line["perplexity"] for line in lines[arm] if "perplexity" in line]
-        for name in sorted({key.rsplit("_", 1)[0] for key in found[0]}):
-            before, after = ([p[f"{name}_{when}"] for p in found] for when in ("before", "after"))
+        for name in sorted({key.rsplit("_", 1)[0] for p in found for key in p}):
+            measured = [p for p in found if f"{name}_after" in p]
+            before, after = ([p[f"{name}_{when}"] for p in measured] for when in ("before", "after"))
             change = [b / a - 1 for a, b in zip(before, after, strict=True)]
             text.append(
                 f"| {arm} | {name.replace('_', ', ')} | {_mean(before)} | {_mean(after)} "

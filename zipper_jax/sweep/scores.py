@@ -62,6 +62,13 @@ class _Result(msgspec.Struct):
     perplexity: dict[str, float] = {}
     outputs: str = ""
 
+    def __post_init__(self) -> None:
+        for name in self.perplexity:
+            kind, _, when = name.rpartition("_")
+            other = {"before": f"{kind}_after", "after": f"{kind}_before"}.get(when)
+            if other not in self.perplexity:
+                raise UserError(f"perplexity: {name} has no {other or 'other: names end in _before or _after'}")
+
 
 class _Heard(msgspec.Struct):
     gold_units: list[str]
