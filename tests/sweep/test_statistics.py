@@ -80,6 +80,14 @@ def test_equal_arms_are_undecided_not_an_error():
     assert compare(Claim("same", "asr", "a", "b"), errors, errors).verdict == "undecided"
 
 
+@pytest.mark.parametrize("relation", ["lower", "similar"])
+def test_one_sentence_decides_nothing(relation):
+    claim = Claim("x", "asr", "a", "b", relation=relation, margin=0.4)
+    found = compare(claim, lines(draws(0.5, sentences=1)), lines(draws(2.0, 1, sentences=1)))
+    assert found.verdict == "undecided"
+    assert np.isnan(found.interval).all()
+
+
 def test_likeness_needs_the_whole_interval_within_the_margin():
     a, close, far = lines(draws(1.0)), lines(draws(1.0, 5)), lines(draws(2.0, 6))
     assert compare(Claim("alike", "asr", "a", "b", "similar", 0.15), a, close).verdict == "holds"

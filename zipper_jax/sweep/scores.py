@@ -68,6 +68,11 @@ class _Result(msgspec.Struct):
             other = {"before": f"{kind}_after", "after": f"{kind}_before"}.get(when)
             if other not in self.perplexity:
                 raise UserError(f"perplexity: {name} has no {other or 'other: names end in _before or _after'}")
+        if "tts" in self.measures and len(self.measures["tts"]) != len(self.letters):
+            raise UserError(f"measures.tts has {len(self.measures['tts'])} sentences, letters {len(self.letters)}")
+        for name, pairs in self.measures.items():
+            if not sum(words for _, words in pairs) > 0:
+                raise UserError(f"measures.{name}: no sentence has a word")
 
 
 class _Heard(msgspec.Struct):

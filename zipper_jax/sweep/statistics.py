@@ -101,7 +101,7 @@ def _wilcoxon(differences: Float[np.ndarray, " N"], alternative: str = "two-side
 
 
 def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> tuple[float, float]:
-    """95 % interval of the difference of rates.
+    """95 % interval of the difference of rates; not a number for one sentence.
 
     Half-widths of Student's interval over seeds and the normal interval over sentences are added in quadrature. A
     bootstrap over three seeds would exclude 0 whenever the three agree in sign, which has probability 1/4 by chance.
@@ -109,6 +109,8 @@ def _interval(x: Float[np.ndarray, "S N 2"], y: Float[np.ndarray, "S N 2"]) -> t
     from scipy.stats import t
 
     seeds, sentences = x.shape[:2]
+    if sentences < 2:
+        return float("nan"), float("nan")
     middle = rate(x.sum(axis=0)) - rate(y.sum(axis=0))
     half = 1.96 * float(np.sqrt(sentences / (sentences - 1) * np.sum((_pull(x) - _pull(y)) ** 2)))
     if seeds > 1:
