@@ -218,7 +218,9 @@ def _check_independent(judge: Judge, tokenizer: Any) -> None:
 def _jsgf(corpus: Path) -> str | None:
     """The grammar of a corpus that `zipper data synth` made."""
     settings = (read_header(corpus) or {}).get("settings", {})
-    return grammar.jsgf(settings.get("grammar", LATER_FIELDS["grammar"])) if "voices" in settings else None
+    if "voices" not in settings or settings.get("text_file"):
+        return None
+    return grammar.jsgf(settings.get("grammar", LATER_FIELDS["grammar"]))
 
 
 Judged = dict[str, list[list[str]]]
