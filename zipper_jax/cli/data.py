@@ -23,6 +23,7 @@ from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
+from zipper_jax.speech.mel_decoder_training import MelDecoderSettings
 from zipper_jax.speech.sentences import write_open_corpus
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
@@ -61,6 +62,14 @@ _HELP = {
     "pitches": "comma-separated multiples of the voice's own pitch, assigned to sentences round-robin",
     "seed": "same seed, same result",
     "grammar": "grammar of the sentences: home (75 words) or wide (718)",
+    "steps": "updates of the vocoder",
+    "batch": "crops of audio per update",
+    "crop": "units of a crop",
+    "learning_rate": "its peak; it falls to 0 along a cosine",
+    "jitter": "share of units that training replaces by similar ones, as those of other voices are",
+    "dim": "width of the vocoder's network",
+    "blocks": "its depth; each reaches 3 units further to either side",
+    "voice": "voice of the corpus to speak with; empty: the one with most audio",
     "text_length": "text positions of a packed row, begin and end tokens included",
     "speech_length": "speech positions of a packed row, begin and end tokens included",
     "text_vocabulary": "sentencepiece, bytes, a .model file, a tokenizer's folder, or a run or tower that has one",
@@ -128,12 +137,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged per unit (default: 1)")
     tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; stored, not executed")
     tokenizer.add_argument("--out", required=True, type=path_text, help="folder to write, for prepare --tokenizer")
+    vocoder = commands.add_parser("vocoder", help="learn the way from units back to audio", allow_abbrev=False)
+    vocoder.add_argument("folder", type=path_text, help="prepared data, a run or a tokenizer's folder: stored there")
+    vocoder.add_argument("--corpus", required=True, type=path_text, help="corpus whose training audio to learn from")
+    vocoder.add_argument("--seconds", type=float, default=3600.0, help="of audio to use at most (default: 3600)")
+    vocoder.add_argument("--overwrite", action="store_true", help="replace a vocoder that is there")
+    _add_fields(vocoder, MelDecoderSettings)
     inspecting = commands.add_parser("inspect", help="summarise a corpus or prepared folder", allow_abbrev=False)
     inspecting.add_argument("folder", type=path_text, help="a corpus or a prepared folder")
     inspecting.add_argument("--examples", type=int, default=3, help="number of examples to show (default: 3)")
     inspecting.add_argument("--out", type=path_text, help="folder for lengths.png and the examples as WAV")
     inspecting.add_argument("--run_vocoder", action="store_true", help="execute the vocoder command of external units")
-    for command in (importing, synth, prepare):
+    for command in (importing, synth, prepare, vocoder):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
@@ -151,6 +166,12 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         tfds = args.format.startswith("tfds:")  # its data_dir may be a bucket, which TFDS reads itself
         paths = args.paths if tfds else [local_path(path, "paths") for path in args.paths]
         import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, processes=args.processes)
+        return 0
+    if args.command == "vocoder":
+        from zipper_jax.data.train_vocoder import train_vocoder
+
+        settings = _settings(MelDecoderSettings, args)
+        train_vocoder(args.folder, args.corpus, settings, args.seconds, args.overwrite, args.processes)
         return 0
     if args.command == "inspect":
         if args.out:

@@ -42,6 +42,7 @@ from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judges import Judge, WhisperJudge, make_judge
+from zipper_jax.speech.tokenizers import VocodedTokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -208,7 +209,8 @@ def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
 
 def _check_independent(judge: Judge, tokenizer: Any) -> None:
     """Raise UserError where the judge has the weights whose features the units are codes of."""
-    if isinstance(judge, WhisperJudge) and isinstance(tokenizer, WhisperUnits) and tokenizer.made_by(judge.weights):
+    base = tokenizer.base if isinstance(tokenizer, VocodedTokenizer) else tokenizer
+    if isinstance(judge, WhisperJudge) and isinstance(base, WhisperUnits) and base.made_by(judge.weights):
         raise UserError(
             "--judge: these weights also make the features that the units are codes of, so the judge would not be "
             "independent; give others, --judge whisper:base"
