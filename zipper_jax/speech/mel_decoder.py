@@ -68,8 +68,8 @@ def initial_parameters(
     frames: int,
     mean: Float[np.ndarray, " PM"],
     rng: np.random.Generator,
-    dim: int = 256,
-    blocks: int = 5,
+    dim: int = 192,
+    blocks: int = 4,
     kernel: int = 7,
 ) -> dict[str, np.ndarray]:
     """Return the parameters before training.

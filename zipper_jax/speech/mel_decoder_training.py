@@ -43,13 +43,13 @@ class MelDecoderSettings:
         seed: Of weights, crops and jitter.
     """
 
-    steps: int = 1500
-    batch: int = 32
-    crop: int = 64
+    steps: int = 1600
+    batch: int = 16
+    crop: int = 128
     learning_rate: float = 2e-3
     jitter: float = 0.1
-    dim: int = 256
-    blocks: int = 5
+    dim: int = 192
+    blocks: int = 4
     voice: str = ""
     seed: int = 0
 
