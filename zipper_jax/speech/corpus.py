@@ -216,7 +216,7 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
         "complete": False,
     }
     write_json(out / "corpus.json", header)
-    _speak(out, settings, utterances, processes)
+    _speak(out, engine.name, settings.voice_files, utterances, processes)
     seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
     lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
     # Text alone is training text.
@@ -368,12 +368,12 @@ def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
     return iter(shuffled)
 
 
-def _speak(out: Path, settings: CorpusSettings, utterances: list[Utterance], processes: int | None) -> None:
+def _speak(out: Path, engine: str, voice_files: str, utterances: list[Utterance], processes: int | None) -> None:
     # Files are renamed into place when whole, so a file that exists is complete.
     missing = [u for u in utterances if not (out / u.audio).is_file()]
     if len(missing) < len(utterances):
         logger.info(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
-    setup = {"folder": str(out), "engine": settings.engine, "voice_files": settings.voice_files}
+    setup = {"folder": str(out), "engine": engine, "voice_files": voice_files}
     spoken = parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes)
     with contextlib.closing(spoken):
         for _ in progress(spoken, total=len(missing), what="synthesising", unit="utterances"):
