@@ -15,7 +15,7 @@ zips="((2,1),(3,2),(4,3))" # (speech block, text block)
 if [ -n "${QUICK:-}" ]; then
   out=runs/real_quick
   zips="((3,2),)"
-  sentences=60 test=6 units=64 vocoder_steps=20 text_steps=20 speech_steps=10 fuse_steps=20 judged=4
+  sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=60 judged=4
 else
   out=runs/real
   sentences=8000 test=100 units=1024 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=4000 judged=50
