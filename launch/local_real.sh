@@ -46,9 +46,10 @@ stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_un
   --unit_features whisper:tiny.en --unit_layer 3 --unit_rate 50 --text_length "$text_length" --speech_length "$speech_length"
 stage vocoder data vocoder "$out/prepared" --corpus "$out/corpus" --steps "$vocoder_steps" --overwrite
 train text pretrain_text "$text_steps"
-train speech pretrain_speech "$speech_steps"
+train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"
+both="--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length, \"speech\": $speech_length}"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
-train zipper fuse "$fuse_steps" "${towers[@]}" --gin_file=models/zipper_quick.gin \
+train zipper fuse "$fuse_steps" "${towers[@]}" "$both" --gin_file=models/zipper_quick.gin \
   --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
 train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" \
   "--gin.TASK_FEATURE_LENGTHS={\"decoder\": $((text_length + speech_length))}"

@@ -43,7 +43,7 @@ class MelDecoderSettings:
         seed: Of weights, crops and jitter.
     """
 
-    steps: int = 1600
+    steps: int = 800
     batch: int = 16
     crop: int = 128
     learning_rate: float = 2e-3
