@@ -45,7 +45,7 @@ def stream(
     done, piece, source, ended = 0, 0, iter(units), False
     phases = np.zeros((0, features.FFT_SIZE // 2 + 1), np.complex64)
     fade = np.zeros(0, np.float32)
-    ahead = lookahead(decoder)
+    ahead, kept = lookahead(decoder), (1 + -(-decoder.reach // WINDOW)) * WINDOW
     while True:
         while not ended and len(known) < done + WINDOW + ahead:
             following = next(source, None)
@@ -70,6 +70,9 @@ def stream(
         phases = phases[: settled + last - first]
         yield np.clip(emitted, -1.0, 1.0)
         done, piece = stop, piece + 1
+        if done > kept:  # windows begin where they did
+            del known[:WINDOW]
+            done -= WINDOW
 
 
 def _frames(decoder: MelDecoder, known: list[int], first: int, last: int) -> Float[np.ndarray, "L M"]:
