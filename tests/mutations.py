@@ -933,6 +933,14 @@ MUTATIONS = (
     ),
     Mutation(
         "-",
+        "windows of streamed audio shift",
+        "speech/streaming_vocoder.py",
+        "            done -= WINDOW\n",
+        "            done -= WINDOW - 1\n",
+        "tests/speech/test_mel_decoder.py -k of_the_whole",
+    ),
+    Mutation(
+        "-",
         "settled phases of streamed audio change",
         "speech/vocoder.py",
         "        angles[:settled] = kept\n",
