@@ -18,7 +18,7 @@ if [ -n "${QUICK:-}" ]; then
   sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=60 judged=4
 else
   out=runs/real
-  sentences=8000 test=100 units=1024 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=4000 judged=50
+  sentences=8000 test=100 units=2048 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=4000 judged=50
 fi
 text_length=32 speech_length=256 # 5 s of 50 units a second
 
