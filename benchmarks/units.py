@@ -230,12 +230,14 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     first = ["recordings", "log-mel frames, no units"]
     sets = list(found["wer"]["recordings"])
-    lines = [f"| WER, % | {' | '.join(sets)} | equal units, two voices | chance |", "|---" * (len(sets) + 3) + "|"]
+    agree = bool(found["equal_units"])  # columns of their own, where they were measured
+    lines = [f"| WER, % | {' | '.join(sets)} |" + " equal units, two voices | chance |" * agree]
+    lines.append("|---" * (len(sets) + 1 + 2 * agree) + "|")
     for kind in [*first, *(kind for kind in found["wer"] if kind not in first)]:
         equal = found["equal_units"].get(kind.rpartition(", ")[0])
-        shares = f"{100 * equal['same']:.0f} % | {100 * equal['another']:.0f} %" if equal else "| "
+        shares = f" {100 * equal['same']:.0f} % | {100 * equal['another']:.0f} % |" if equal else " | |" * agree
         rates = found["wer"][kind]
-        lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} | {shares} |")
+        lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} |{shares}")
     return "\n".join(lines)
 
 
