@@ -1,13 +1,14 @@
-# make smoke | test | test-slow | lint | format | lock | clean        each first sets up .venv from requirements.lock
+# make smoke | real | test | test-slow | lint | format | lock | clean        each first sets up .venv from requirements.lock
 #
 #   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13; without it the first that fits)
 #   QUICK=1 make smoke               the same stages, smaller, about 4 minutes
+#   make real                        neural voices, open sentences, an open judge, at most 2 hours; docs/real.md
 #   UPGRADE=1 make lock              newest versions; without it only changes that pyproject.toml requires
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-slow lint format lock clean
+.PHONY: help venv smoke real test test-slow lint format lock clean
 
 RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 # The first interpreter that fits: python3, other names on the PATH, those of pyenv.
@@ -42,6 +43,9 @@ $(STAMP): requirements.lock pyproject.toml Makefile
 
 smoke: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/local_smoke.sh
+
+real: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/local_real.sh
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

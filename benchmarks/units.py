@@ -1,20 +1,26 @@
 """What units keep: words, as an open judge understands them, and sounds, as two voices of one sentence agree on them.
 
-    python benchmarks/units.py --out benchmarks/results/units.json            a quarter of an hour on two cores
+    python benchmarks/units.py --work data/units --out benchmarks/results/units.json     an hour
     python benchmarks/units.py --out benchmarks/results/units.json --table
 
 Needs flite, Debian's wordnet-base (open sentences; WordNet licence) and, for human speech, pocketsphinx-testdata (five
-LibriVox clips), and the extra `judge` with Whisper base, which is not the model whose features units are codes of.
-Units are fitted on flite's rms and awb; test sentences are in no fit. Units of two voices are compared along an
-alignment of acoustic features (dynamic time warping of encoder states), not of the units; chance is another sentence.
+LibriVox clips), the extra `voices`, and the extra `judge` with Whisper base, which is not the model whose features
+units are codes of. With `--kokoro FOLDER` (styles of Kokoro's voices) a neural voice outside the fit is judged, too.
+Resumes: audio, tokenizers, vocoders and rows of the table are kept in `--work`.
+
+Units and vocoder are fitted on Piper's joe (800 sentences) and flite's rms, awb and kal16 (150 each); test sentences
+are in no fit. Units of two voices are compared along an alignment of acoustic features (dynamic time warping of
+encoder states), not of the units; chance is another sentence. "linear": the ridge regression that is stored with the
+units; "vocoder": the network of `zipper data vocoder`, which speaks as joe whoever spoke; both before Griffin-Lim.
 """
 
 import argparse
 import json
-import random
+import logging
+import pickle
 import re
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +28,37 @@ import numpy as np
 
 from zipper_jax.metrics.error_rates import wer
 from zipper_jax.metrics.normalisers import policy
-from zipper_jax.speech import synthesis, vocoder, whisper, whisper_encoder
-from zipper_jax.speech.audio import load_audio, trim_silence
+from zipper_jax.speech import features, synthesis, vocoder, whisper, whisper_encoder
+from zipper_jax.speech.audio import load_audio, normalise_level, trim_silence
 from zipper_jax.speech.judges import make_judge
-from zipper_jax.speech.tokenizer import UnitTokenizer
-from zipper_jax.speech.tokenizers import Tokenizer
+from zipper_jax.speech.mel_decoder import FILE_NAME, MelDecoder
+from zipper_jax.speech.mel_decoder_training import MelDecoderSettings, pair, train
+from zipper_jax.speech.sentences import open_sentences
+from zipper_jax.speech.tokenizers import Tokenizer, VocodedTokenizer, load_tokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
 
 WORDNET = Path("/usr/share/wordnet")
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
-FIT, TEST, COMPARED = 480, 40, 25
-FITTED, UNSEEN = ("rms", "awb"), "slt"
-LAYER, UNITS = 2, 1024
+TEST, COMPARED, FIRST = 40, 25, 100
+JOE = "en_US-joe-medium"
+FIT = {"piper": {JOE: 800}, "flite": {"rms": 150, "awb": 150, "kal16": 150}}
+"""Engine -> voice -> sentences of the fit, from the hundredth on."""
+TESTED = {"piper": (JOE,), "flite": ("rms", "slt")}
+LAYER = 2  # whose states align two voices
+FIT_SECONDS = 1200  # as `zipper data prepare` takes
+TOKENIZERS: dict[str, Callable[[Sequence[np.ndarray]], Tokenizer]] = {
+    "layer 3, 50 Hz, 2048": lambda audio: WhisperUnits.fit(audio, "tiny.en", 3, 1, 2048),
+    "layer 3, 50 Hz, 1024": lambda audio: WhisperUnits.fit(audio, "tiny.en", 3, 1, 1024),
+    "layer 2, 50 Hz, 1024": lambda audio: WhisperUnits.fit(audio, "tiny.en", 2, 1, 1024),
+}
 
 Waveforms = Sequence[np.ndarray]
 
 
-def open_sentences(folder: Path) -> list[str]:
-    """WordNet's example sentences of 5 to 14 words that all occur at least three times; in random order."""
-    found: set[str] = set()
-    for part in ("noun", "verb", "adj", "adv"):
-        for quoted in re.findall(r'"([^"]+)"', (folder / f"data.{part}").read_text(errors="replace")):
-            sentence = quoted.strip().rstrip(".;,")
-            if 5 <= len(sentence.split()) <= 14 and re.fullmatch(r"[A-Za-z' ,]+", sentence):
-                found.add(sentence)
-    words = {sentence: set(re.findall(r"[a-z']+", sentence.lower())) for sentence in found}
-    counts = Counter(word for own in words.values() for word in own)
-    kept = sorted(sentence for sentence, own in words.items() if min(counts[word] for word in own) >= 3)
-    random.Random(0).shuffle(kept)
-    return kept
+def sentences(folder: Path) -> list[str]:
+    """WordNet's example sentences; in random order."""
+    quoted = re.findall(r'"([^"]+)"', "\n".join(p.read_text(errors="replace") for p in sorted(folder.glob("data.*"))))
+    return open_sentences({sentence.strip().rstrip(".;,") for sentence in quoted})
 
 
 def librivox() -> tuple[list[str], list[np.ndarray]]:
@@ -98,50 +106,138 @@ def agreement(tokenizer: Tokenizer, one: Waveforms, other: Waveforms) -> float:
     return float(np.mean(shares))
 
 
-def measure() -> dict[str, Any]:
+class Work:
+    """The folder that keeps what is finished."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was kept under a name, else what ``make`` returns."""
+        path = self.folder / f"{name}.pickle"
+        if not path.is_file():
+            began = time.process_time()
+            content = make()
+            print(f"{name}: {time.process_time() - began:.0f} CPU s", flush=True)
+            path.write_bytes(pickle.dumps(content))
+        return pickle.loads(path.read_bytes())
+
+    def tokenizer(self, name: str, audio: Waveforms) -> Tokenizer:
+        """The tokenizer, fitted once."""
+        home = self.folder / name.replace(", ", "_").replace(" ", "")
+        if not home.is_dir():
+            made = TOKENIZERS[name](audio)
+            home.mkdir()
+            made.save(home)
+        return load_tokenizer(home)
+
+    def vocoded(self, name: str, spoken: dict[str, Waveforms]) -> tuple[VocodedTokenizer, float]:
+        """The tokenizer with a vocoder, trained once, and the CPU seconds of its training."""
+        home = self.folder / name.replace(", ", "_").replace(" ", "")
+        tokenizer = load_tokenizer(home)
+        base = tokenizer.base if isinstance(tokenizer, VocodedTokenizer) else tokenizer
+
+        def make() -> float:
+            pairs = [pair(base, waveform, voice) for voice, own in spoken.items() for waveform in own]
+            began = time.process_time()
+            train(base, pairs, MelDecoderSettings(voice=JOE)).save(home)
+            return time.process_time() - began
+
+        seconds = self.kept(f"{home.name}_{FILE_NAME}", make)
+        return VocodedTokenizer(base, MelDecoder.load(home)), seconds
+
+
+def say(engine: str, voice: str, texts: Sequence[str], files: str = "") -> list[np.ndarray]:
+    """Speak texts at the voice's own tempo."""
+    synthesiser = synthesis.find_engine(engine, files)
+    return [trim_silence(synthesiser.say(text, voice, 1.0)) for text in texts]
+
+
+def frames_of(waveform: np.ndarray) -> np.ndarray:
+    """Its log-mel frames, as units stand for them."""
+    return features.log_mel(normalise_level(waveform))
+
+
+def measure(work: Work, names: Sequence[str], kokoro: str) -> dict[str, Any]:
     """All figures."""
-    sentences, engine = open_sentences(WORDNET), synthesis.find_engine("flite")
-
-    def say(voice: str, texts: Sequence[str]) -> list[np.ndarray]:
-        return [trim_silence(engine.say(text, voice, 1.0)) for text in texts]
-
-    fit, test = sentences[:FIT], sentences[FIT : FIT + TEST]
-    half = FIT // len(FITTED)
-    audio = [w for number, voice in enumerate(FITTED) for w in say(voice, fit[number * half : (number + 1) * half])]
-    sets = {f"{FITTED[0]} (fitted)": (test, say(FITTED[0], test)), f"{UNSEEN} (unseen)": (test, say(UNSEEN, test))}
+    found, place = sentences(WORDNET), FIRST
+    test, spoken = found[:TEST], {}
+    for engine, voices in FIT.items():
+        for voice, number in voices.items():
+            texts = found[place : place + number]
+            spoken[voice] = work.kept(f"fit_{voice}", lambda e=engine, v=voice, t=texts: say(e, v, t))
+            place += number
+    sets = {}
+    for engine, voices in TESTED.items():
+        for voice in voices:
+            audio = work.kept(f"test_{voice}", lambda e=engine, v=voice: say(e, v, test))
+            sets[f"{voice} ({'fitted' if voice in spoken else 'unseen'})"] = (test, audio)
+    if kokoro:
+        sets["af_heart (unseen)"] = (test, work.kept("test_af_heart", lambda: say("kokoro", "af_heart", test, kokoro)))
     texts, clips = librivox()
     sets |= {"LibriVox (human, unseen)": (texts, clips)} if texts else {}
     judge = make_judge("whisper:base", None)
     normalised = policy(str(judge.normaliser))
-    tokenizers: dict[str, Tokenizer] = {
-        "log-mel, 25 Hz": UnitTokenizer.fit(audio, UNITS),
-        "whisper layer 2, 25 Hz": WhisperUnits.fit(audio, "tiny.en", LAYER, 2, UNITS),
-        "whisper layer 2, 50 Hz": WhisperUnits.fit(audio, "tiny.en", LAYER, 1, UNITS),
-    }
-    rates: dict[str, dict[str, float]] = {"recordings": {}}
-    for name, (references, sounds) in sets.items():
-        rates["recordings"][name] = wer(references, judge.transcribe(sounds), normalised)
-        for kind, tokenizer in tokenizers.items():
-            spoken = [vocoder.synthesize(tokenizer, tokenizer.encode(sound)) for sound in sounds]
-            rates.setdefault(kind, {})[name] = wer(references, judge.transcribe(spoken), normalised)
+    rates: dict[str, dict[str, float]] = {}
+
+    def row(kind: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        for name, (references, sounds) in sets.items():
+            heard = work.kept(
+                f"{kind}_{name}".replace(" ", ""), lambda s=sounds: judge.transcribe(list(map(change, s)))
+            )
+            rates.setdefault(kind, {})[name] = wer(references, heard, normalised)
             print(kind, name, rates[kind][name], flush=True)
-    one, other = (sets[name][1][:COMPARED] for name in list(sets)[:2])
-    equal = {
-        kind: {"same": agreement(t, one, other), "another": agreement(t, one, [*other[1:], other[0]])}
-        for kind, t in tokenizers.items()
+
+    mixed = [waveform for own in spoken.values() for waveform in own]
+    order = np.random.default_rng(0).permutation(len(mixed))
+    enough = int(np.searchsorted(np.cumsum([len(mixed[i]) for i in order]), FIT_SECONDS * 16_000)) + 1
+    equal, seconds = {}, {}
+    for name in names:
+        tokenizer = work.tokenizer(name, [mixed[i] for i in order[:enough]])
+        vocoded, seconds[name] = work.vocoded(name, spoken)
+        row(f"{name}, vocoder", lambda w, t=vocoded: vocoder.synthesize(t, t.encode(w)))
+        base = vocoded.base
+        row(f"{name}, linear", lambda w, t=base: vocoder.synthesize(t, t.encode(w)))
+        one, other = (sets[f"{voice}"][1][:COMPARED] for voice in (f"{JOE} (fitted)", "slt (unseen)"))
+        del tokenizer
+        equal[name] = work.kept(
+            f"equal_{name}".replace(" ", ""),
+            lambda t=base, a=one, b=other: {"same": agreement(t, a, b), "another": agreement(t, a, [*b[1:], b[0]])},
+        )
+    row("recordings", lambda w: w)
+    row("log-mel frames, no units", lambda w: vocoder.griffin_lim(frames_of(w)))
+    return {
+        "judge": judge.name,
+        "fit_seconds": sum(map(len, mixed)) / 16_000,
+        "sentences": TEST,
+        "wer": rates,
+        "equal_units": equal,
+        "vocoder_cpu_seconds": seconds,
+        "audio_seconds_per_cpu_second": speed(vocoded, sets[f"{JOE} (fitted)"][1]),
     }
-    seconds = sum(map(len, audio)) / 16_000
-    return {"judge": judge.name, "fit_seconds": seconds, "sentences": TEST, "wer": rates, "equal_units": equal}
+
+
+def speed(tokenizer: Tokenizer, sounds: Waveforms) -> float:
+    """Seconds of audio that one core makes of units in a second, Griffin-Lim included."""
+    units = [tokenizer.encode(sound) for sound in sounds[:10]]
+    began = time.process_time()
+    made = [vocoder.synthesize(tokenizer, own) for own in units]
+    return sum(map(len, made)) / 16_000 / (time.process_time() - began)
 
 
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
+    first = ["recordings", "log-mel frames, no units"]
     sets = list(found["wer"]["recordings"])
-    lines = [f"| WER, % | {' | '.join(sets)} | equal units, two voices | chance |", "|---" * (len(sets) + 3) + "|"]
-    for kind, rates in found["wer"].items():
-        equal = found["equal_units"].get(kind)
-        shares = f"{100 * equal['same']:.0f} % | {100 * equal['another']:.0f} %" if equal else "| "
-        lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} | {shares} |")
+    agree = bool(found["equal_units"])  # columns of their own, where they were measured
+    lines = [f"| WER, % | {' | '.join(sets)} |" + " equal units, two voices | chance |" * agree]
+    lines.append("|---" * (len(sets) + 1 + 2 * agree) + "|")
+    for kind in [*first, *(kind for kind in found["wer"] if kind not in first)]:
+        equal = found["equal_units"].get(kind.rpartition(", ")[0])
+        shares = f" {100 * equal['same']:.0f} % | {100 * equal['another']:.0f} % |" if equal else " | |" * agree
+        rates = found["wer"][kind]
+        lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} |{shares}")
     return "\n".join(lines)
 
 
@@ -149,10 +245,15 @@ def main() -> None:
     """Measure, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("data/units"), help="folder that keeps what is finished")
+    parser.add_argument("--kokoro", default="", help="folder with the styles of Kokoro's voices")
+    parser.add_argument("--units", action="append", choices=TOKENIZERS, help="only these; may be repeated")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args.table:
-        args.out.write_text(json.dumps(measure(), indent=1) + "\n")
+        found = measure(Work(args.work), args.units or list(TOKENIZERS), args.kokoro)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(json.loads(args.out.read_text())))
 
 

@@ -27,6 +27,10 @@ def test_all_is_well_here_and_every_dependency_has_a_line(capsys):
     assert found["devices"] == ["ok", "8"]
     assert re.fullmatch(r"\d+", found["cores"][1])
     assert {"Python", "synthesis", "memory", "free", "torch", "transformers", "libtpu"} <= set(found)
+    text = "\n".join(lines)
+    for name, (licence, _) in environment.OPTIONAL.items():  # whatever is installed is named with its licence
+        assert (f"({licence})" in next(line for line in lines if line.split()[1] == name)) == (found[name][0] == "ok")
+    assert "voices" in text or "ok       misaki" in text
 
 
 def test_it_imports_neither_tensorflow_nor_without_devices_jax():

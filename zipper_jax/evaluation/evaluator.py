@@ -42,6 +42,7 @@ from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
 from zipper_jax.speech.judges import Judge, WhisperJudge, make_judge
+from zipper_jax.speech.tokenizers import VocodedTokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
@@ -208,7 +209,8 @@ def _shown(rates: Mapping[str, Figure], policy: Policy) -> str:
 
 def _check_independent(judge: Judge, tokenizer: Any) -> None:
     """Raise UserError where the judge has the weights whose features the units are codes of."""
-    if isinstance(judge, WhisperJudge) and isinstance(tokenizer, WhisperUnits) and tokenizer.made_by(judge.weights):
+    base = tokenizer.base if isinstance(tokenizer, VocodedTokenizer) else tokenizer
+    if isinstance(judge, WhisperJudge) and isinstance(base, WhisperUnits) and base.made_by(judge.weights):
         raise UserError(
             "--judge: these weights also make the features that the units are codes of, so the judge would not be "
             "independent; give others, --judge whisper:base"
@@ -218,7 +220,9 @@ def _check_independent(judge: Judge, tokenizer: Any) -> None:
 def _jsgf(corpus: Path) -> str | None:
     """The grammar of a corpus that `zipper data synth` made."""
     settings = (read_header(corpus) or {}).get("settings", {})
-    return grammar.jsgf(settings.get("grammar", LATER_FIELDS["grammar"])) if "voices" in settings else None
+    if "voices" not in settings or settings.get("text_file"):
+        return None
+    return grammar.jsgf(settings.get("grammar", LATER_FIELDS["grammar"]))
 
 
 Judged = dict[str, list[list[str]]]

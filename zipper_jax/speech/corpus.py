@@ -1,4 +1,4 @@
-"""Synthetic corpus of aligned speech and text: sentences of a grammar, synthesised.
+"""Synthetic corpus of aligned speech and text: sentences of a grammar or of a file, synthesised.
 
     corpus/corpus.json      settings, engine, voices, counts, "complete"
     corpus/manifest.jsonl   one line per utterance (written last, so a folder that has it is complete)
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import soundfile
 
 from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.speech import grammar
+from zipper_jax.speech import sentences as sentence_files
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test", "test_other"]
 SPLITS: tuple[str, ...] = get_args(Split)
 FORMAT_VERSION = 1
-LATER_FIELDS = {"grammar": "home"}
+LATER_FIELDS = {"grammar": "home", "text_file": "", "text_only": "", "voice_files": ""}
 """Field that older folders lack -> its value there."""
 
 
@@ -96,6 +98,7 @@ class CorpusSettings:
     """What to synthesise. Each sentence is synthesised once, so numbers of utterances are numbers of sentences."""
 
     train: int = 4000
+    """-1: every sentence of ``text_file`` that is not held out."""
     validation: int = 100
     test: int = 200
     test_other: int = 200
@@ -118,16 +121,24 @@ class CorpusSettings:
     seed: int = 0
     grammar: str = "home"
     """Grammar of the sentences: "home" (75 words) or "wide" (700); see `zipper_jax.speech.grammar`."""
+    text_file: str = ""
+    """File of sentences, one per line; empty: sentences of the grammar."""
+    text_only: str = ""
+    """File of further text for training, one document per line; lines that hold a held-out sentence are dropped."""
+    voice_files: str = ""
+    """Folder of the files of neural voices; empty: the installed packages'."""
 
     def __post_init__(self):
         if self.grammar not in grammar.GRAMMARS:
             known = ", ".join(grammar.GRAMMARS)
             raise UserError(f"corpus settings: grammar = {self.grammar!r}: give one of {known}")
         for split in SPLITS:
-            if getattr(self, split) < 0:
+            if getattr(self, split) < (-1 if split == "train" and self.text_file else 0):
                 raise UserError(f"corpus settings: {split} = {getattr(self, split)}: give 0 or more")
         if not self.train:
             raise UserError("corpus settings: train = 0: give at least 1 sentence")
+        if self.text_file and self.grammar != grammar.HOME:
+            raise UserError(f"corpus settings: grammar = {self.grammar!r}: the sentences are those of a file; omit it")
         for field in ("rates", "pitches", "other_rates", "other_pitches"):
             if not getattr(self, field):
                 raise UserError(f"corpus settings: {field} is empty: give at least one factor, (1.0,) for no change")
@@ -178,13 +189,18 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
         if found["complete"] and (out / "manifest.jsonl").is_file():
             logger.info(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
             return out
-    engine = find_engine(settings.engine)
+    engine = find_engine(settings.engine, settings.voice_files)
     if found is not None and found["engine"] != engine.name:
         raise UserError(
             f"corpus folder {str(out)!r} was begun with engine {found['engine']!r}, which is not {engine.name!r}: "
             f"install {found['engine']}, or give another folder"
         )
     utterances = plan(settings, engine)
+    held_out = [u.text for u in utterances if u.split != "train"]
+    texts = sentence_files.text_without(settings.text_only, held_out) if settings.text_only else []
+    digest = _digest([*(f"{u.id} {u.text}" for u in utterances), *texts])
+    if found is not None and found.get("texts", digest) != digest:
+        raise UserError(f"corpus folder {str(out)!r} was begun with other sentences in its files: give another folder")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     for leftover in (out / "audio").glob("*.partial"):
         leftover.unlink()
@@ -194,18 +210,22 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
         "engine": engine.name,
         "voices": sorted({u.voice for u in utterances}),
         "sample_rate": SAMPLE_RATE,
-        "words": grammar.words(settings.grammar),
+        "texts": digest,
         "counts": {split: sum(u.split == split for u in utterances) for split in SPLITS},
         "text_form": dataclasses.asdict(TextForm()),
         "complete": False,
     }
     write_json(out / "corpus.json", header)
-    _speak(out, engine.name, utterances, processes)
+    _speak(out, engine.name, settings.voice_files, utterances, processes)
     seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
     lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
+    # Text alone is training text.
+    lines += [json.dumps({"id": f"text_{i:06d}", "split": "train", "text": text}) for i, text in enumerate(texts)]
     write_bytes(out / "manifest.jsonl", ("\n".join(lines) + "\n").encode())
     write_json(out / "corpus.json", header | {"complete": True, "hours": sum(seconds.values()) / 3600})
-    logger.info(f"corpus {out} is complete: {len(utterances)} utterances, {sum(seconds.values()) / 60:.1f} minutes")
+    also = f", and {len(texts)} lines of text" if settings.text_only else ""
+    minutes = sum(seconds.values()) / 60
+    logger.info(f"corpus {out} is complete: {len(utterances)} utterances, {minutes:.1f} minutes{also}")
     return out
 
 
@@ -274,10 +294,10 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
             f"give some of {', '.join(engine.voices)}"
         )
     rate = settings.rate or engine.default_rate
-    sentences = _unique_sentences(sum(getattr(settings, split) for split in SPLITS), settings)
+    chosen = _sentences(settings)
     utterances = []
     for split in SPLITS:
-        for index in range(getattr(settings, split)):
+        for index, text in enumerate(chosen[split]):
             other = split == "test_other"
             rates = settings.other_rates if other else settings.rates
             pitches = settings.other_pitches if other else settings.pitches
@@ -293,7 +313,7 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
                 Utterance(
                     id=f"{split}_{index:06d}",
                     split=split,
-                    text=next(sentences),
+                    text=text,
                     voice=voice,
                     rate=round(rate * rates[turn % len(rates)], 4),
                     pitch=pitch,
@@ -303,9 +323,9 @@ def plan(settings: CorpusSettings, engine: Engine) -> list[Utterance]:
     return utterances
 
 
-def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
+def make_speaker(folder: str, engine: str, voice_files: str = "") -> Callable[[Utterance], None]:
     """Return the function that a worker runs: synthesise one utterance into its file under ``folder``."""
-    synthesiser = find_engine(engine)
+    synthesiser = find_engine(engine, voice_files)
 
     def speak(utterance: Utterance) -> None:
         waveform = synthesiser.say(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
@@ -316,6 +336,22 @@ def make_speaker(folder: str, engine: str) -> Callable[[Utterance], None]:
         save_audio(Path(folder) / utterance.audio, waveform)
 
     return speak
+
+
+def _sentences(settings: CorpusSettings) -> dict[str, list[str]]:
+    """Return split -> its sentences, of the grammar or the file."""
+    counts = {split: getattr(settings, split) for split in SPLITS}
+    if not settings.text_file:
+        drawn = _unique_sentences(sum(counts.values()), settings)
+        return {split: [next(drawn) for _ in range(counts[split])] for split in SPLITS}
+    chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, text in sentence_files.assign(sentence_files.read_sentences(settings.text_file), counts):
+        chosen[split].append(text)
+    return chosen
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
@@ -332,12 +368,12 @@ def _unique_sentences(count: int, settings: CorpusSettings) -> Iterator[str]:
     return iter(shuffled)
 
 
-def _speak(out: Path, engine: str, utterances: list[Utterance], processes: int | None) -> None:
+def _speak(out: Path, engine: str, voice_files: str, utterances: list[Utterance], processes: int | None) -> None:
     # Files are renamed into place when whole, so a file that exists is complete.
     missing = [u for u in utterances if not (out / u.audio).is_file()]
     if len(missing) < len(utterances):
         logger.info(f"continuing: {len(utterances) - len(missing)} of {len(utterances)} utterances are already there")
-    setup = {"folder": str(out), "engine": engine}
+    setup = {"folder": str(out), "engine": engine, "voice_files": voice_files}
     spoken = parallel_map("zipper_jax.speech.corpus:make_speaker", setup, missing, processes)
     with contextlib.closing(spoken):
         for _ in progress(spoken, total=len(missing), what="synthesising", unit="utterances"):

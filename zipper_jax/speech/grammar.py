@@ -58,11 +58,12 @@ TEMPLATES: dict[str, tuple[int, Template]] = {
 }
 
 
-GRAMMARS: dict[str, dict[str, tuple[int, Template]]] = {"home": TEMPLATES, "wide": wide_grammar.TEMPLATES}
+HOME = "home"
+GRAMMARS: dict[str, dict[str, tuple[int, Template]]] = {HOME: TEMPLATES, "wide": wide_grammar.TEMPLATES}
 """Grammar -> its templates."""
 
 
-def sample(rng: random.Random, grammar: str = "home") -> str:
+def sample(rng: random.Random, grammar: str = HOME) -> str:
     """Sample one sentence: a template by its weight, then every slot uniformly. Depends only on ``rng``."""
     templates = GRAMMARS[grammar]
     names = list(templates)
@@ -70,17 +71,17 @@ def sample(rng: random.Random, grammar: str = "home") -> str:
     return " ".join(word for slot in templates[name][1] if (word := rng.choice(slot)))
 
 
-def words(grammar: str = "home") -> list[str]:
+def words(grammar: str = HOME) -> list[str]:
     """Return every word of the grammar, sorted."""
     return sorted({word for _, template in GRAMMARS[grammar].values() for slot in template for word in slot if word})
 
 
-def num_sentences(grammar: str = "home") -> int:
+def num_sentences(grammar: str = HOME) -> int:
     """Return the number of different sentences (no two templates share one)."""
     return sum(math.prod(len(slot) for slot in template) for _, template in GRAMMARS[grammar].values())
 
 
-def jsgf(grammar: str = "home") -> str:
+def jsgf(grammar: str = HOME) -> str:
     """Return the grammar as JSGF: the public rule ``<sentence>`` accepts exactly the sentences `sample` can draw."""
     templates = GRAMMARS[grammar]
     rules = [f"<{name}> = {' '.join(map(_jsgf_slot, template))};" for name, (_, template) in templates.items()]

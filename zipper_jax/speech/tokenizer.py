@@ -83,6 +83,11 @@ class UnitTokenizer:
         return len(self._centroids)
 
     @property
+    def unit_features(self) -> Float[np.ndarray, "num_units F"]:
+        """Features of each unit: similar units have similar ones."""
+        return self._compared
+
+    @property
     def rate_hz(self) -> int:
         return RATE_HZ
 
@@ -99,14 +104,7 @@ class UnitTokenizer:
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
         """Return the log-mel frames of ``units``."""
-        units = np.asarray(units)
-        if units.ndim != 1 or not units.size:
-            raise UserError(f"units have shape {units.shape}: give a list of at least one unit")
-        if not np.issubdtype(units.dtype, np.integer) or units.min() < 0 or units.max() >= self.num_units:
-            raise UserError(
-                f"units must be integers from 0 to {self.num_units - 1}, got {units.min()} to {units.max()}"
-            )
-        return self._centroids[units].reshape(-1, features.NUM_BANDS)
+        return self._centroids[check_units(units, self.num_units)].reshape(-1, features.NUM_BANDS)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write ``folder/tokenizer.npz`` atomically."""
@@ -134,6 +132,16 @@ class UnitTokenizer:
                 "upgrade zipper_jax"
             )
         return cls(centroids, lifter)
+
+
+def check_units(units: Int[np.ndarray, " U"], num_units: int) -> Int[np.ndarray, " U"]:
+    """Return ``units`` as an array. Raises UserError where they are none, or not from 0 to ``num_units``."""
+    units = np.asarray(units)
+    if units.ndim != 1 or not units.size:
+        raise UserError(f"units have shape {units.shape}: give a list of at least one unit")
+    if not np.issubdtype(units.dtype, np.integer) or units.min() < 0 or units.max() >= num_units:
+        raise UserError(f"units must be integers from 0 to {num_units - 1}, got {units.min()} to {units.max()}")
+    return units
 
 
 def _projection(lifter: Float[np.ndarray, " C"]) -> Float[np.ndarray, "D F"]:

@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipper_jax.speech import given_units, hubert, whisper_units
-from zipper_jax.speech.tokenizer import UnitTokenizer
+from zipper_jax.speech import given_units, hubert, mel_decoder, whisper_units
+from zipper_jax.speech.mel_decoder import MelDecoder
+from zipper_jax.speech.tokenizer import UnitTokenizer, check_units
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 
@@ -43,8 +44,63 @@ class Tokenizer(Protocol):
     def save(self, folder: str | os.PathLike) -> None: ...
 
 
+class VocodedTokenizer:
+    """A tokenizer whose units a learned network decodes; units and digest are the tokenizer's.
+
+    Args:
+        base: The tokenizer.
+        mel_decoder: Trained on its units.
+
+    Raises:
+        UserError: It was trained on other units.
+    """
+
+    def __init__(self, base: Tokenizer, mel_decoder: MelDecoder):
+        if mel_decoder.units != base.digest:
+            raise UserError(
+                f"the mel decoder was trained on units {mel_decoder.units[:16]}, these are {base.digest[:16]}: train "
+                "one of these (zipper data vocoder)"
+            )
+        self.base, self.mel_decoder = base, mel_decoder
+
+    @property
+    def num_units(self) -> int:
+        return self.base.num_units
+
+    @property
+    def rate_hz(self) -> float:
+        return self.base.rate_hz
+
+    @property
+    def digest(self) -> str:
+        return self.base.digest
+
+    def encode(self, waveform: Float[np.ndarray, " N"]) -> Int[np.ndarray, " U"]:
+        """See `Tokenizer`."""
+        return self.base.encode(waveform)
+
+    def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
+        """See `Tokenizer`."""
+        return self.mel_decoder.decode(check_units(units, self.num_units))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the tokenizer and the network."""
+        self.base.save(folder)
+        self.mel_decoder.save(folder)
+
+
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Load a tokenizer of any kind. Raises UserError when it is missing or damaged."""
+    """Load a tokenizer of any kind, and its learned decoder if it has one.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    found = _load(folder)
+    there = (Path(folder) / mel_decoder.FILE_NAME).is_file()
+    return VocodedTokenizer(found, MelDecoder.load(folder)) if there else found
+
+
+def _load(folder: str | os.PathLike) -> Tokenizer:
     path = Path(folder) / given_units.FILE_NAME
     if not path.is_file():
         return UnitTokenizer.load(folder)

@@ -1,4 +1,4 @@
-"""Griffin-Lim vocoder: audio from units through the tokenizer's centroids, without a learned model.
+"""Griffin-Lim vocoder: audio from log-mel frames, which the tokenizer, or its learned decoder, gives of units.
 
 It uses the 20 ms frames directly: interpolation to 10 ms doubles the time and does not lower the word error rate.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 
 from zipper_jax.speech import features
 from zipper_jax.speech.tokenizers import Tokenizer
@@ -31,20 +31,36 @@ def synthesize(
 
 def griffin_lim(log_mel: Float[np.ndarray, "L M"], iterations: int = 32, seed: int = 0) -> Float[np.ndarray, " N"]:
     """Return 16 kHz audio whose log-mel frames approximate ``log_mel``, from random phases drawn with ``seed``."""
-    magnitudes = _linear_magnitudes(log_mel)
+    magnitudes = linear_magnitudes(log_mel)
     rng = np.random.default_rng(seed)
     angles = np.exp(2j * np.pi * rng.random(magnitudes.shape, dtype=np.float32)).astype(np.complex64)
+    waveform, _ = iterate(magnitudes, angles, iterations)
+    return (waveform / max(1.0, np.abs(waveform).max(initial=0.0))).astype(np.float32)
+
+
+def iterate(
+    magnitudes: Float[np.ndarray, "L K"], angles: Complex[np.ndarray, "L K"], iterations: int, settled: int = 0
+) -> tuple[Float[np.ndarray, " N"], Complex[np.ndarray, "L K"]]:
+    """Return the waveform and the phases (of magnitude 1) after iterations of fast Griffin-Lim.
+
+    Args:
+        magnitudes: Of each frame.
+        angles: Phases to begin with, of magnitude 1.
+        iterations: How many.
+        settled: Frames at the front whose phases are kept.
+    """
+    kept = angles[:settled].copy()
     previous = np.zeros_like(angles)
     for _ in range(iterations):
         spectrum = np.fft.rfft(features.frame_signal(_overlap_add(magnitudes * angles)) * features.WINDOW, axis=1)
         angles = spectrum - (_MOMENTUM / (1 + _MOMENTUM)) * previous
         angles /= np.maximum(np.abs(angles), 1e-12)
+        angles[:settled] = kept
         previous = spectrum
-    waveform = _overlap_add(magnitudes * angles)
-    return (waveform / max(1.0, np.abs(waveform).max(initial=0.0))).astype(np.float32)
+    return _overlap_add(magnitudes * angles), angles
 
 
-def _linear_magnitudes(log_mel: np.ndarray) -> np.ndarray:
+def linear_magnitudes(log_mel: np.ndarray) -> np.ndarray:
     """Return bin magnitudes [L, K] by the pseudo-inverse of the filters; negative values become 0."""
     mel = np.maximum(np.exp(log_mel) - np.float32(features.FLOOR), 0.0)
     return np.maximum(mel @ _inverse_filters(), 0.0)

@@ -24,6 +24,7 @@ from zipper_jax.speech import features, whisper, whisper_encoder
 from zipper_jax.speech.audio import normalise_level
 from zipper_jax.speech.given_units import FILE_NAME
 from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
+from zipper_jax.speech.tokenizer import check_units
 from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
@@ -157,12 +158,13 @@ class WhisperUnits:
 
     def decode(self, units: Int[np.ndarray, " U"]) -> Float[np.ndarray, "L M"]:
         """Return the log-mel frames of ``units``, ``pooled`` each."""
-        units = np.asarray(units)
-        if units.ndim != 1 or not units.size or not np.issubdtype(units.dtype, np.integer):
-            raise UserError(f"units have shape {units.shape} and dtype {units.dtype}: give a list of at least one unit")
-        if units.min() < 0 or units.max() >= self.num_units:
-            raise UserError(f"units must be from 0 to {self.num_units - 1}, got {units.min()} to {units.max()}")
+        units = check_units(units, self.num_units)
         return (_inputs(self._parts, units) @ self._decoder).reshape(-1, features.NUM_BANDS)
+
+    @property
+    def unit_features(self) -> Float[np.ndarray, "num_units F"]:
+        """Features of each unit: similar units have similar ones."""
+        return self._parts
 
     @functools.cached_property
     def _parts(self) -> Float[np.ndarray, "num_units F"]:
