@@ -86,9 +86,8 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
         yield f"{split}: {len(rows):,} examples, {hours:.2f} hours"
         yield from describe_dropped(split, header.get("dropped", {}).get(split, {}))
         for name, vocabulary in vocabularies.items():
-            contents = [row[task_set.field_of(name)] for row in rows]
             tokens = "units" if name == SPEECH else f"{name} tokens"
-            found = [len(vocabulary.encode(content)) for content in contents if content is not None]
+            found = _lengths_of(rows, task_set.field_of(name), vocabulary, f"{str(folder)!r}: {split}")
             lengths[tokens] = lengths.get(tokens, []) + found
             if name != SPEECH and not isinstance(vocabulary, UnitVocabulary):
                 yield from describe_unknown(count_unknown(once, task_set.field_of(name), vocabulary), name)
@@ -142,6 +141,18 @@ def _ordered(splits: Sequence[str]) -> list[str]:
 def _spread(rows: Sequence[Any], count: int) -> list[Any]:
     """Return ``count`` of ``rows`` at equal distances."""
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if rows else []
+
+
+def _lengths_of(rows: Sequence[Mapping[str, Any]], field: str, vocabulary: Vocabulary, place: str) -> list[int]:
+    """The number of tokens of each row that has the field."""
+    found = []
+    for row in rows:
+        if row[field] is not None:
+            try:
+                found.append(len(vocabulary.encode(row[field])))
+            except UserError as error:
+                raise UserError(f"{place}, example {row['id']!r}: {error}") from error
+    return found
 
 
 def _lengths(lengths: Mapping[str, Sequence[float]], out: Path | None) -> Iterator[str]:

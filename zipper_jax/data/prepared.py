@@ -38,7 +38,7 @@ from zipper_jax.data.prepare_vocabularies import (
 from zipper_jax.data.sources.columns import warn_unused
 from zipper_jax.data.sources.rows import FIELDS
 from zipper_jax.data.unknown import count_unknown, refuse_unknown
-from zipper_jax.metrics.normalisers import TextForm, text_form
+from zipper_jax.metrics.normalisers import TextForm, read_text_form, text_form
 from zipper_jax.speech.corpus import read_header as read_corpus_header
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
@@ -119,7 +119,7 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{place}: {field} is missing; {fix}")
                 user_json.convert(example[field], list[_Id] | str | None, place, fix, field)
             units = {name: np.array(value, np.int32) for name, value in example.items() if isinstance(value, list)}
-            yield {"shift": 0, **example, **units}
+            yield {"shift": 0, "seconds": 0.0, **example, **units}
 
 
 def splits(folder: Any) -> list[str]:
@@ -297,6 +297,7 @@ def _header_or_none(folder: Path) -> dict[str, Any] | None:
         return None
     header = user_json.read_object(path, fix)
     version = user_json.convert(header, _Header, repr(str(path)), fix).format_version
+    read_text_form(header, repr(str(path)), fix)
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version reads {FORMAT_VERSION}: prepare it again")
     return header

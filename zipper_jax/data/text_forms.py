@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.metrics import normalisers
 from zipper_jax.metrics.normalisers import Policy, TextForm
 from zipper_jax.utils import user_json
 
@@ -12,8 +13,8 @@ def read_text_form(folder: Any) -> TextForm | None:
     path, fix = Path(folder) / "header.json", "it is damaged: delete the folder and prepare it again"
     if not path.is_file():
         return None
-    form = user_json.read_object(path, fix).get("text_form")
-    return None if form is None else user_json.convert(form, TextForm, repr(str(path)), fix, "text_form")
+    header = user_json.read_object(path, fix)
+    return None if header.get("text_form") is None else normalisers.read_text_form(header, repr(str(path)), fix)
 
 
 def read_policy(folder: Any) -> Policy:

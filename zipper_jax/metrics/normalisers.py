@@ -4,6 +4,7 @@ A corpus chooses its policy when it is imported. `TextForm` is what corpus.json,
 config.json of a run keep of it, under ``text_form``.
 """
 
+import dataclasses
 import functools
 import importlib
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
 
@@ -100,6 +102,16 @@ class TextForm:
         """Return one line for people."""
         encoded = "normalised" if self.normalised else "as written (NFC)"
         return f"compared by {self.normaliser} ({self.policy.about}); encoded {encoded}"
+
+
+def read_text_form(header: Mapping[str, Any], place: str, fix: str) -> TextForm:
+    """Return the form that a header from a file states, see `text_form`.
+
+    Raises:
+        JsonError: It has a field of another type or name.
+    """
+    known = [field.name for field in dataclasses.fields(TextForm)]
+    return user_json.convert(header.get("text_form", {}), TextForm, place, fix, "text_form", known)
 
 
 def text_form(header: Mapping[str, Any] | None) -> TextForm:

@@ -134,10 +134,14 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str, turned: bool = 
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{escape(text)}</text>'
 
 
+_LARGEST = 1e300  # ticks beyond the largest float would be infinite
+
+
 def _ticks(low: float, high: float, most: int) -> list[float]:
     """Round tick values that enclose ``low`` to ``high``."""
     from matplotlib.ticker import MaxNLocator  # imported here: it takes 0.3 s
 
+    low, high = (min(max(value, -_LARGEST), _LARGEST) for value in (low, high))
     if high - low < 1e-9 * max(abs(high), 1.0):
         low, high = low - 0.5 * (low != 0), high + 0.5
     return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import soundfile
 
-from zipper_jax.metrics.normalisers import TextForm
+from zipper_jax.metrics.normalisers import TextForm, read_text_form
 from zipper_jax.speech import grammar
 from zipper_jax.speech import sentences as sentence_files
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
@@ -277,7 +277,8 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:
     fix = "repair it, or delete the folder and make the corpus again"
     header = user_json.read_object(path, fix)
     found = user_json.convert(header, _Header, repr(str(path)), fix)
-    header = msgspec.structs.asdict(found) | header | {"text_form": dataclasses.asdict(found.text_form)}
+    form = read_text_form(header, repr(str(path)), fix)
+    header = msgspec.structs.asdict(found) | header | {"text_form": dataclasses.asdict(form)}
     version = header["format_version"]
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format {version}, this version writes {FORMAT_VERSION}: use another folder")
