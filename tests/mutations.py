@@ -404,6 +404,22 @@ MUTATIONS = (
     ),
     Mutation(
         "4",
+        "a closed gate still takes the other tower's share from the tower's own keys",
+        MERGING,
+        "(1.0 - jnp.sum(weights, axis=0))",
+        "(1.0 - jnp.sum(shares[1:], axis=0))",
+        f"{FORWARD} -k 'equations and shared and attention'",
+    ),
+    Mutation(
+        "4",
+        "shared attention without its gate",
+        "models/fusion/shared_attention.py",
+        "else jnp.tanh(self.attention_gate[...])",
+        "else jnp.cos(self.attention_gate[...])",
+        f"{FORWARD} -k 'gates_at_zero and shared'",
+    ),
+    Mutation(
+        "4",
         "empty rows divide by zero where several calls are merged",
         MERGING,
         "shares / known",
@@ -687,6 +703,14 @@ MUTATIONS = (
         "jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0))",
         "1.0",
         f"{OPERATION} -k merging",
+    ),
+    Mutation(
+        "-",
+        "a gate scales the other tower's values without its share",
+        MERGING,
+        "jnp.stack([g * share for (_, g), share in zip(gated, shares[1:], strict=True)])",
+        "jnp.stack([g * jnp.ones_like(share) for (_, g), share in zip(gated, shares[1:], strict=True)])",
+        f"{OPERATION} -k gated",
     ),
     Mutation(
         "-",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from options import FUSIONS, OPTIONS, layout_of
+from options import FUSIONS, OPTIONS, TRIOS, layout_of
 from passes import equations, forward
 from tiny import is_gate, paths
 
@@ -65,7 +65,7 @@ def test_products_are_those_of_the_declared_parameters_and_tokens(name):
     assert found == wanted
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "relative", "trio", *FUSIONS])
+@pytest.mark.parametrize("name", ["paper", "positions", "relative", *TRIOS, *FUSIONS])
 def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
     """By the rules of the tower that the parameter belongs or writes to."""
     config, gathered = OPTIONS[name], set()

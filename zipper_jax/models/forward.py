@@ -22,7 +22,7 @@ from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import cut, member
 from zipper_jax.models.schedule import Fusion as Fused
 from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, soft_tokens
-from zipper_jax.models.tower import OWN, Block, Keys, Places
+from zipper_jax.models.tower import OWN, Block, Keys, More, Places
 from zipper_jax.sequences import TowerBatch
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ class Pass:
                     fusion = tower.execution.in_use(fusion)
                     kept = self.kept(source, fused.tower, fusion, index, at, cache)
                     earlier = self.visible[fused.tower, source.tower]
-                    key, value = fusion.keys_and_values(kept)
-                    more.append((key, value, fusion.visible(earlier)))
+                    more.append(More(*fusion.keys_and_values(kept), fusion.visible(earlier), fusion.share()))
             return tower.execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches, more=more)
 
         ats = [self.at(source, True, saved) for source in fused.sources]

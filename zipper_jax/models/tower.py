@@ -23,7 +23,7 @@ from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
-from zipper_jax.ops.interval_attention import interval_attention, merge_attention
+from zipper_jax.ops.interval_attention import interval_attention, merge, merge_gated
 from zipper_jax.ops.losses import Losses, cross_entropy
 from zipper_jax.ops.vocab_loss import LARGE_VOCABULARY, OutputHead, Sharding, vocab_loss
 from zipper_jax.sequences import TowerBatch
@@ -32,8 +32,21 @@ Keys = TowerCache | KeyValue
 """The key/value cache of one stream."""
 OWN = "own"
 """The stream of a tower's own tokens; the others are soft tokens, named after their zip."""
-More = tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Range]
-"""Extra keys and values of one block's attention, and each query's attention range over them."""
+
+
+class More(NamedTuple):
+    """Extra keys and values of one block's attention.
+
+    Attributes:
+        key, value: In the receiver's heads.
+        visible: Each query's attention range over them.
+        share: Factor on their share of the softmax, see `merge_gated`; None: 1.
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+    visible: Range
+    share: Float[Array, ""] | None = None
 
 
 class Places(NamedTuple):
@@ -111,8 +124,13 @@ class Attention(Module):
         if not more:
             return attend(key, value, start, end, distance_bias=distance_bias)
         parts = [attend(key, value, start, end, distance_bias=distance_bias, return_lse=True)]
-        parts += [attend(key, value, *visible, return_lse=True) for key, value, visible in more]
-        return merge_attention(parts)
+        gated = []
+        for each in more:
+            part = attend(each.key, each.value, *each.visible, return_lse=True)
+            gated += [] if each.share is None else [(part, each.share)]
+            parts += [part] if each.share is None else []
+        own = merge(parts) if len(parts) > 1 else parts[0]
+        return merge_gated(own, gated) if gated else own[0]
 
     def __call__(
         self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], visible: Range, layer: Layer = 0
@@ -185,7 +203,7 @@ class Block(Module):
         outputs = {}
         for name, x in xs.items():
             place = places[name]
-            others = [(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
+            others = [More(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
             others += more if name == OWN else ()
             attended = self.attention.attend(
                 queries[name], *keys[name], place.visible, layer, place.distance_bias, others

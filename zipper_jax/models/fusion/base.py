@@ -103,6 +103,11 @@ class Fusion(Module):
         """Placement "inside": keys and values with the receiver's number of heads and head_dim."""
         raise NotImplementedError
 
+    def share(self) -> Float[Array, ""] | None:
+        """Placement "inside": what the share of its keys in the block's softmax is multiplied by, the receiver's own
+        keys getting the rest, see `ops.interval_attention.merge_gated`; None: 1."""
+        return None
+
     def visible(self, earlier: Range) -> Range:
         """The attention range over source tokens; may only narrow ``earlier``, all preceding ones. Not used for soft
         tokens, which are visible like any token of the receiver."""
@@ -118,6 +123,11 @@ class Fusion(Module):
     def cache(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig) -> Any:
         """A pytree of `CacheEntry`, in the structure of what `read` returns."""
         raise NotImplementedError
+
+    @classmethod
+    def preserves(cls, config: ZipConfig) -> bool:
+        """Whether a receiver token that sees no source token stays as it is, whatever the parameters."""
+        return cls.placement != "behind"
 
     @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:

@@ -125,6 +125,11 @@ class GatedCrossAttention(Fusion):
         return KeyValue(entry, entry)
 
     @classmethod
+    def preserves(cls, config: ZipConfig) -> bool:
+        """Not with the paper's feed-forward, which fires everywhere."""
+        return config.feed_forward == "where_visible"
+
+    @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
         """Query heads and head_dim."""
         n, _, h = _heads(config, receiver)

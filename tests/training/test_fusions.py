@@ -1,4 +1,4 @@
-"""Fusions that the package knows nothing of, through all that a run does: see tests/outside_fusions.py.
+"""Fusions other than the paper's through all that a run does: the package's, and those of tests/outside_fusions.py.
 
 The rules of the forward pass and of decoding run on all in tests/models and tests/decoding (OPTIONS "ungated" and
 "shared", "soft").
@@ -31,6 +31,9 @@ ZIPS = {
         options={"scale": 0.5},
     ),
     "shared": ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
+    "shared attention": ZipConfig(  # of the package; the towers' heads are alike, so maps are on request
+        ("speech", "text"), {"text": 1, "speech": 2}, fusion="shared_attention", options={"maps": "always"},
+    ),
     "soft": ZipConfig(("text", "speech"), pairs=((1, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),
 }  # fmt: skip
 
