@@ -300,8 +300,8 @@ MUTATIONS = (
         "2",
         "beams keep what each other's zips read",
         CACHE,
-        "return Cache(towers, take(1, self.zips))",
-        "return Cache(towers, jax.tree.map(lambda x: x[:, : len(rows)], self.zips))",
+        "return Cache(towers, take(1, self.zips), ",
+        "return Cache(towers, jax.tree.map(lambda x: x[:, : len(rows)], self.zips), ",
         f"{CACHED} -k rows",
     ),
     Mutation(

@@ -30,12 +30,13 @@ TRIO_LENGTHS = {**PAIR_LENGTHS, "image": 16}
 UNTIED = {"tied_head": False, "embedding_scale": 3.0}
 RESIDUAL = ProjectionConfig(form="residual", activation="gelu", depth=2)
 
-# Three towers, a fusion for each pair of them, two of them inside the attention of the same block.
+# Three towers, a fusion for each pair of them, shared attention of two zips in one block included.
+LINEAR = ProjectionConfig(depth=1, final_activation="none")
 TRIO_OF_FUSIONS = trio(
     zips=(
         ZipConfig(("text", "speech"), pairs=((1, 3), (2, 4)), fusion="shared_attention"),
         ZipConfig(("image", "text"), pairs=((2, 2),), into=("text",), fusion="shared_attention"),
-        ZipConfig(("speech", "image"), pairs=((1, 1), (5, 4))),
+        ZipConfig(("speech", "image"), pairs=((5, 4),), fusion="projector", projection=LINEAR),
     )
 )
 # Each differs from the paper's default in several fields; together they use every field.
@@ -129,6 +130,22 @@ OPTIONS = {
     "shared ungated": pair(  # as in the papers: heads of equal shapes, no maps, no gate
         speech=dataclasses.replace(SPEECH, num_heads=2, num_kv_heads=2, head_dim=12),
         zips=(dataclasses.replace(ZIP, fusion="shared_attention", options={"gate": False}),),
+    ),
+    "projector": pair(  # both ways, an MLP
+        text=dataclasses.replace(TEXT, windows=(3, 0, 2)),
+        zips=(
+            ZipConfig(
+                ("text", "speech"), pairs=((3, 5),), fusion="projector", normalise_source=True,
+                projection=ProjectionConfig(depth=2, final_activation="none"),
+            ),
+        ),
+        projections={"speech": RESIDUAL},
+    ),
+    "projector one way": pair(  # linear, not from the last block, with added tokens and learned positions
+        text=dataclasses.replace(TEXT, positions="learned", max_positions=60),
+        speech=dataclasses.replace(SPEECH, vocab_size=17),
+        zips=(ZipConfig(("speech", "text"), pairs=((4, 3),), into=("text",), fusion="projector", projection=LINEAR),),
+        added_tokens={"speech": 2}, scan=False,
     ),
     "trio fusions": TRIO_OF_FUSIONS,
 }  # fmt: skip

@@ -129,8 +129,9 @@ class _Model:
                     (source,) = set(z.towers) - {tower}
                     zips = self.params.get("zips", {})  # a fusion may have no parameters
                     p = _member(zips.get("-".join(sorted(z.towers)), {}).get(f"into_{tower}", {}), member)
-                    _, k, v = self.heads(source, at[source])
-                    mask = self.places[source][None, :] < self.places[tower][:, None]
+                    _, k, v = (self.own(source, x, at[source]) for x in self.heads(source, at[source]))
+                    positions, own, _ = self.rows(tower, block)  # soft tokens see their own sequence only
+                    mask = (self.places[source][None, :] < positions[:, None]) & own[:, None]
                     if "key_map" in p:
                         k, v = shared_keys_and_values(p, k, v)
                     yield k, v, mask, np.tanh(p["attention_gate"]) if "attention_gate" in p else None
@@ -141,7 +142,7 @@ class _Model:
             if placement(z) == "sequence" and tower in (z.into or z.towers):
                 (pair,), (source,) = z.pairs, set(z.towers) - {tower}
                 at = dict(zip(z.towers, pair, strict=True))
-                return z, source, at[source], at[tower]
+                return z, source, at[source], 1 if z.fusion == "projector" else at[tower]
         return None
 
     def rows(self, tower, block):
@@ -166,7 +167,13 @@ class _Model:
             return x
         z, source, at, _ = soft
         p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{tower}"], 0)
-        entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
+        if z.fusion == "projector":
+            alone = _Model(self.config, self.params, self.tokens, self.places, fused=False).pre(source, at)
+            norm = layer_norm if z.norm == "layer" else rms_norm
+            read = norm(alone, p["source_norm"]) if z.normalise_source else alone
+            entering = project(z.projection, p["projection"], read)
+        else:
+            entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
         _, own, local = self.rows(tower, block)
         t = self.config.towers[tower]
         if t.positions == "learned":

@@ -13,7 +13,7 @@ from running import log, params, run
 from tiny_models import LENGTHS, zipper_model
 
 from zipper_jax.models import zipper
-from zipper_jax.models.config import ZipConfig
+from zipper_jax.models.config import ProjectionConfig, ZipConfig
 from zipper_jax.models.flops import flops_per_row
 from zipper_jax.models.fusion import fusion_class
 from zipper_jax.sequences import fill_template, rows_to_towers
@@ -33,6 +33,10 @@ ZIPS = {
     "shared": ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
     "shared attention": ZipConfig(  # of the package; the towers' heads are alike, so maps are on request
         ("speech", "text"), {"text": 1, "speech": 2}, fusion="shared_attention", options={"maps": "always"},
+    ),
+    "projector": ZipConfig(
+        ("speech", "text"),
+        pairs=((3, 2),), fusion="projector", projection=ProjectionConfig(depth=2, final_activation="none"),
     ),
     "soft": ZipConfig(("text", "speech"), pairs=((1, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),
 }  # fmt: skip
@@ -95,11 +99,15 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
         if path.startswith("zips/")
     )
     text, speech, wide = LENGTHS["text"], LENGTHS["speech"], lambda tower: 12 * tower.num_heads * tower.head_dim
-    if name == "soft":  # every block of the text tower works on speech tokens, too
-        blocks = [p for path, p in products.items() if path.startswith("towers/text/blocks/")]
-        weights += sum(4.0 * np.prod(p.shape) * speech for p in blocks)
-        depth = config.towers["text"].num_layers
-        pairs = depth * wide(config.towers["text"]) * ((text + speech) ** 2 - text**2) / 2
+    if fusion_class(ZIPS[name].fusion).placement == "sequence":
+        pairs, alone = 0.0, fusion_class(ZIPS[name].fusion).alone
+        for into in ZIPS[name].receivers:  # every block of the receiver works on the source's tokens, too
+            other, own = LENGTHS[ZIPS[name].other(into)], LENGTHS[into]
+            blocks = [p for path, p in products.items() if path.startswith(f"towers/{into}/blocks/")]
+            more = other + alone * own  # both towers are also read alone
+            weights += sum(4.0 * np.prod(p.shape) * more for p in blocks)
+            seen = ((own + other) ** 2 - own**2 + alone * own**2) / 2
+            pairs += config.towers[into].num_layers * wide(config.towers[into]) * seen
     else:
         heads = [fusion_class(ZIPS[name].fusion).heads(ZIPS[name], config.towers[t]) for t in ZIPS[name].receivers]
         pairs = sum(12 * n * h * text * speech / 2 for n, h in heads)

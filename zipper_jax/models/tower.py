@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from zipper_jax.models import rotary
 from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write_keys
 from zipper_jax.models.config_parts import TowerConfig
+from zipper_jax.models.dropout import ATTENTION, MLP_OUTPUT, TowerDropout
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
@@ -188,9 +189,10 @@ class Block(Module):
         layer: Layer,
         caches: dict[str, Keys | None],
         more: Sequence[More] = (),
+        dropout: Mapping[str, TowerDropout] | None = None,
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
         """`__call__` for a sequence in several streams: each token attends to all of them in one softmax. ``more`` keys
-        are for the tower's own tokens only."""
+        are for the tower's own tokens only. ``dropout``: stream -> its dropout; None: nothing is dropped."""
         queries, keys, kept = {}, {}, {}
         for name, x in xs.items():
             queries[name], key, value = self.heads(x, places[name].positions, layer)
@@ -208,16 +210,20 @@ class Block(Module):
             attended = self.attention.attend(
                 queries[name], *keys[name], place.visible, layer, place.distance_bias, others
             )
-            outputs[name] = self._output(x, attended)
+            outputs[name] = self._output(x, attended, None if not dropout else dropout[name].at(layer))
         return outputs, kept
 
-    def _output(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+    def _output(
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"], dropout: TowerDropout | None
+    ) -> Float[Array, "B T D"]:
         a = self.attention.output(attended)
         if self.attention_output_norm is not None:
             a = self.attention_output_norm(a)
+        a = a if dropout is None else dropout(a, ATTENTION)
         y = self.mlp(self.mlp_norm(x if self.config.parallel else x + a))
         if self.mlp_output_norm is not None:
             y = self.mlp_output_norm(y)
+        y = y if dropout is None else dropout(y, MLP_OUTPUT)
         return x + a + y
 
 
@@ -341,6 +347,7 @@ class Tower(Module):
         xs: dict[str, Float[Array, "B _ D"]],
         places: dict[str, Places],
         caches: dict[str, Keys | None],
+        dropout: Mapping[str, TowerDropout] | None = None,
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
         """Run stacked blocks in order.
 
@@ -352,6 +359,7 @@ class Tower(Module):
             xs: Stream -> states.
             places: Stream -> positions and attention ranges.
             caches: Stream -> cache; None: there is no cache.
+            dropout: Stream -> its dropout; None: nothing is dropped.
 
         Returns:
             The states and caches after the last block.
@@ -363,7 +371,8 @@ class Tower(Module):
             (xs, caches), (block, layer) = carry, each
             block = member(self.blocks, layer) if block is None else block
             with jax.named_scope(f"towers/{execution.tower}"):
-                xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
+                block = execution.in_use(block)
+                xs, caches = block.streams(xs, places=places, layer=layer, caches=caches, dropout=dropout)
             xs = {name: execution.shard(x, "batch", None, None) for name, x in xs.items()}
             return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
 

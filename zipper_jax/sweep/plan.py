@@ -321,8 +321,9 @@ def digest(sweep: Sweep, row: Row, places: Places) -> str:
     del run["train"]["data"]["task_set"]  # packed rows store their tasks; and older sweeps lack it
     if run["model"]["attention"] == "auto":  # older sweeps lack it
         del run["model"]["attention"]
-    if not run["train"]["z_loss"]:
-        del run["train"]["z_loss"]
+    for name in ("z_loss", "dropout"):
+        if not run["train"][name]:
+            del run["train"][name]
     decides: dict[str, Any] = {
         "run": _moved(run, str(places.root)),
         "data": data_settings(sweep),

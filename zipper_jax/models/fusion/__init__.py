@@ -2,6 +2,7 @@
 
 from zipper_jax.models.fusion.base import FUSIONS, CacheEntry, Fusion, SourceState, fusion_class, register
 from zipper_jax.models.fusion.gated_cross_attention import GatedCrossAttention
+from zipper_jax.models.fusion.projector import Projector
 from zipper_jax.models.fusion.shared_attention import SharedAttention
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CacheEntry",
     "Fusion",
     "GatedCrossAttention",
+    "Projector",
     "SharedAttention",
     "SourceState",
     "fusion_class",

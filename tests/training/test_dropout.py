@@ -1,0 +1,106 @@
+"""Dropout: what is dropped depends on seed, step and row alone, and nothing is dropped outside of training."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from running import log, params, run
+from test_step import assert_close, random_params, start
+from tiny_models import LENGTHS, decoder_model
+
+from zipper_jax.models.config import ZipConfig
+from zipper_jax.models.dropout import Dropout, row_keys
+from zipper_jax.models.zipper import bind_params
+from zipper_jax.sharding.mesh import MeshConfig, put_batch
+from zipper_jax.training import data_source
+from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
+from zipper_jax.training.step import loss_and_gradients
+from zipper_jax.utils.errors import UserError
+
+RATES = {"text": 0.1, "speech": 0.3}
+SHARED = ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="shared_attention")
+PROJECTOR = ZipConfig(("speech", "text"), pairs=((3, 2),), fusion="projector")
+
+
+def test_masks_have_the_rate_and_differ_by_row_step_tower_block_and_place():
+    x = jnp.ones((4, 50, 40))
+
+    def masks(step=7, tower="text", block=1, place=0, seed=0):
+        dropout = Dropout({"text": 0.25, "speech": 0.25}, row_keys(seed, step, 4)).of(tower, "own")
+        return np.asarray(dropout.at(block)(x, place))
+
+    first = masks()
+    assert set(np.unique(first)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (first == 0).mean() == pytest.approx(0.25, abs=0.02)
+    np.testing.assert_array_equal(masks(), first)
+    others = [masks(step=8), masks(tower="speech"), masks(block=2), masks(place=1), masks(seed=1), first[[1, 2, 3, 0]]]
+    for other in others:
+        assert ((other == 0) & (first == 0)).mean() == pytest.approx(0.25**2, abs=0.02), "independent"
+    assert Dropout({"text": 0.25}, row_keys(0, 0, 4)).of("speech", "own") is None
+
+
+@pytest.mark.parametrize("zips", [None, SHARED, PROJECTOR], ids=["paper", "shared attention", "projector"])
+def test_accumulation_and_mesh_drop_the_same(zipper_run, zips):
+    """Rule 5: the loss and gradients of one device and one batch, with every block and stream dropping."""
+    model = zipper_run().model
+    config = zipper_run(model=model if zips is None else replace(model, zips=(zips,)), dropout=RATES)
+    whole = _gradients(config)
+    loss, _, gradients = _gradients(replace(config, microbatches=2, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
+    np.testing.assert_allclose(loss, whole[0], rtol=1e-6)
+    assert_close(gradients, whole[2], 2e-5)
+
+
+def _gradients(config):
+    built, state = start(config, random_params(config.model))
+    batch = put_batch(data_source.open_data(config).batches.get(0), built.mesh)
+    keys = row_keys(config.dropout_seed, 5, config.batch_size)
+    compute = jax.jit(partial(loss_and_gradients, built.losses, num_tasks=2, microbatches=config.microbatches))
+    return jax.device_get(compute(state.trainable, state.frozen, batch, keys=keys))
+
+
+def test_a_single_decoder_with_dropout_resumes_bitwise_and_is_evaluated_without(text_run, tmp_path):
+    """Rule 6. Validation of step 0's parameters is that of a run without dropout, training is not."""
+    lengths = {"decoder": sum(LENGTHS.values())}
+    config = text_run(model=decoder_model(), steps=4, save=SaveCheckpointConfig(period=2), dropout={"decoder": 0.1})
+    config = replace(config, data=DataConfig(config.data.folder, "asr_tts", lengths, {"asr": 1.0, "tts": 1.26}))
+    config = replace(config, eval_period=1)
+    run(config)
+    parts = replace(config, model_dir=str(tmp_path / "parts"))
+    run(replace(parts, steps=2))
+    run(parts)
+    assert log(parts) == log(config)
+    for path, leaf in params(config).items():
+        np.testing.assert_array_equal(params(parts)[path], leaf, err_msg=path)
+
+    still = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-30), steps=1)
+    logs = [replace(still, model_dir=str(tmp_path / name), dropout=d) for name, d in (("a", {}), ("b", config.dropout))]
+    for each in logs:
+        run(each)
+    (plain, *_), (dropping, *_) = ([x for x in log(each) if "loss" in x] for each in logs)
+    assert plain["loss"] != dropping["loss"]
+    (plain, *_), (dropping, *_) = ([x for x in log(each) if "loss" not in x] for each in logs)
+    assert plain == dropping
+
+
+def test_a_pass_without_dropout_is_the_same_program(zipper_run):
+    """Evaluation and decoding give a pass none: rates of 0 and no dropout trace alike."""
+    config = zipper_run()
+    towers = data_source.open_data(config).batches.get(0)["towers"]
+    own = random_params(config.model)
+    from zipper_jax.utils.trees import unflatten
+
+    def traced(dropout):
+        return str(jax.make_jaxpr(lambda p: bind_params(config.model, p).losses(towers, 0.0, dropout))(unflatten(own)))
+
+    assert traced(None) == traced(Dropout({"text": 0.0}, row_keys(0, 0, 8)))
+    assert "threefry" not in traced(None)
+
+
+def test_rates_are_checked(zipper_run):
+    with pytest.raises(UserError, match=r"TrainConfig.dropout\['text'\]=1.0: give 0 \(none\) or more, below 1"):
+        zipper_run(dropout={"text": 1.0})
+    with pytest.raises(UserError, match=r"TrainConfig.dropout: the model has no tower 'txt'; did you mean 'text'"):
+        zipper_run(dropout={"txt": 0.1})
