@@ -198,6 +198,7 @@ class Sweep:
         figures: Figures of the report.
         claims: Claims of the report.
         about: Introduction of the report.
+        times: Whether the report has the seconds of training. They compare where rows ran alike, on one machine.
         steps: Steps of every row, for a trial; longer warm-ups are shortened. None: each arm's own.
     """
 
@@ -211,6 +212,7 @@ class Sweep:
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
     about: str = ""
+    times: bool = False
     steps: int | None = None
 
     def __post_init__(self) -> None:
