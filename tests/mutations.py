@@ -59,6 +59,7 @@ FORWARD, DECODING, RANGES = (
 )
 DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
 OBJECT = "tests/models/test_model_object.py"
+DROPOUT = "tests/training/test_dropout.py"
 KERNELS = "tests/ops/test_pallas_tpu.py"
 OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
 EQUATIONS, CAUSAL = f"{FORWARD} -k equations", f"{FORWARD} -k 'changes_nothing_before and paper'"
@@ -706,6 +707,46 @@ MUTATIONS = (
     ),
     Mutation(
         "-",
+        "a tower that is read alone goes through its input projection",
+        PASS,
+        "x = tower.embed(batch=batch, added=self.model.added_embeddings.get(name))",
+        "x = tower.embed(batch, self.model.added_embeddings.get(name), self.model.input_projections.get(name))",
+        f"{FORWARD} -k 'equations and projector'",
+    ),
+    Mutation(
+        "2",
+        "keys of a tower that is read alone are forgotten",
+        PASS,
+        "alone={**self.cache.alone, name: cast(KeyValue, kept)}",
+        "alone={**self.cache.alone}",
+        f"{OBJECT} -k 'chunks_of_both and projector'",
+    ),
+    Mutation(
+        "-",
+        "dropout drops the same in every row",
+        "models/dropout.py",
+        "(jnp.arange(rows))",
+        "(0 * jnp.arange(rows))",
+        f"{DROPOUT} -k masks",
+    ),
+    Mutation(
+        "-",
+        "dropout drops the same in every update",
+        STEP,
+        "row_keys(dropout_seed, state.step, ",
+        "row_keys(dropout_seed, 0, ",
+        f"{DROPOUT} -k each_update",
+    ),
+    Mutation(
+        "5",
+        "microbatches share the rows' keys of dropout",
+        STEP,
+        "value_and_grad(trainable, *microbatch)",
+        "value_and_grad(trainable, microbatch[0], first[1])",
+        f"{DROPOUT} -k 'accumulation and paper'",
+    ),
+    Mutation(
+        "-",
         "a gate scales the other tower's values without its share",
         MERGING,
         "jnp.stack([g * share for (_, g), share in zip(gated, shares[1:], strict=True)])",
@@ -969,7 +1010,7 @@ MUTATIONS = (
         "-",
         "soft tokens enter in front of the first block whatever the pair",
         SCHEDULE,
-        "stop = 3 * block[tower] - _BEFORE[placement]",
+        "stop = 3 * (1 if alone else block[tower]) - _BEFORE[placement]",
         "stop = 1 if placement == 'sequence' else 3 * block[tower] - _BEFORE[placement]",
         f"{FORWARD} -k 'equations and soft'",
     ),
