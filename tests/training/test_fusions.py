@@ -12,6 +12,8 @@ import pytest
 from running import log, params, run
 from tiny_models import LENGTHS, zipper_model
 
+import zipper_jax
+from zipper_jax.checkpoint.tools import export
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig
 from zipper_jax.models.flops import flops_per_row
@@ -47,7 +49,7 @@ def model(name):
 
 
 @pytest.mark.parametrize("name", ZIPS)
-def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
+def test_a_run_trains_freezes_stops_resumes_and_is_exported(name, zipper_run, tmp_path):
     """Rules 3 and 6, bitwise: the frozen tower is what it was, and a run in two parts logs the same losses."""
     config = zipper_run(
         model=model(name), freeze=FreezeConfig(towers=("text",)), save=SaveCheckpointConfig(period=2), steps=4
@@ -61,6 +63,12 @@ def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
     run(replace(parts, steps=2, optimizer=config.optimizer))
     run(parts)
     assert log(parts) == log(config)
+    export(config.model_dir, str(tmp_path / "exported"))
+    loaded = zipper_jax.load(tmp_path / "exported")
+    assert loaded.config.zips == config.model.zips
+    found, wanted = trees.flatten(loaded.params), params(config)
+    assert found.keys() == wanted.keys()
+    assert all((found[path] == leaf).all() for path, leaf in wanted.items())
 
 
 @pytest.mark.parametrize("name", ZIPS)

@@ -110,7 +110,7 @@ class Pass:
     def __call__(self) -> dict[str, State]:
         """The final states of the towers present."""
         model = self.model
-        self.alone = {name: self.run_alone(name, last) for name, last in self.read_alone().items()}
+        self.alone = {name: self.run_alone(name) for name in read_alone(model.config) if name in self.batches}
         states: States = {}
         for name, batch in self.batches.items():
             own = model.towers[name].embed(
@@ -142,11 +142,7 @@ class Pass:
         """Local positions of the tower's own tokens."""
         return self.streams[tower][OWN].positions
 
-    def read_alone(self) -> dict[str, int]:
-        """Towers of this pass that are read on their unimodal path, with the last block needed."""
-        return {name: last for name, last in read_alone(self.model.config).items() if name in self.batches}
-
-    def run_alone(self, name: str, last: int) -> dict[int, "_At"]:
+    def run_alone(self, name: str) -> dict[int, "_At"]:
         """Block -> the tower's state after it on its unimodal path, of the blocks that soft tokens read."""
         tower, batch = self.model.towers[name], self.batches[name]
         places = Places(batch.local_positions, self._range(name, name), self.slots.get(name), tower.distance_bias())
