@@ -12,6 +12,7 @@ from typing import Any
 
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.models.zipper import parameters
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Places, Scoring, Sweep, Table
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
@@ -255,11 +256,12 @@ class Arms:
         def config(places: Places, seed: int) -> TrainConfig:
             fields = {**form, "max_positions": self.positions}
             # The learning rate of the new parts is too high for pretrained weights and too low for scalar gates.
-            multipliers = {".*_gate": 3.0}
+            model = Models(size, places).zipper(pairs, projections, **fields)
+            multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}
             if pretrained and set(frozen) != set(PRETRAINED):
                 multipliers["towers/.*"] = 0.25
             return TrainConfig(
-                model=Models(size, places).zipper(pairs, projections, **fields),
+                model=model,
                 data=DataConfig(places.data(share), "fusion", self.lengths, dict(rates)),
                 batch_size=size.rows,
                 steps=size.steps,

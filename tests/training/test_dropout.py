@@ -101,17 +101,21 @@ def test_a_single_decoder_with_dropout_resumes_bitwise_and_is_evaluated_without(
     assert plain_validation == validation
 
 
-def test_a_pass_without_dropout_is_the_same_program(zipper_run):
-    """Evaluation and decoding give a pass none: rates of 0 and no dropout trace alike."""
+def test_a_pass_without_dropout_draws_nothing(zipper_run):
+    """Evaluation and decoding give a pass none; a tower of rate 0 draws nothing either."""
     config = zipper_run()
     towers = data_source.open_data(config).batches.get(0)["towers"]
-    own = random_params(config.model)
 
     def traced(dropout):
-        return str(jax.make_jaxpr(lambda p: bind_params(config.model, p).losses(towers, 0.0, dropout))(unflatten(own)))
+        def losses(params):
+            return bind_params(config.model, params).losses(towers, 0.0, dropout)
 
-    assert traced(None) == traced(Dropout({"text": 0.0}, row_keys(0, 0, 8)))
-    assert "threefry" not in traced(None)
+        return str(jax.make_jaxpr(losses)(unflatten(random_params(config.model))))
+
+    keys = row_keys(0, 0, 8)
+    assert "random_bits" in traced(Dropout({"text": 0.1}, keys))
+    assert "random_bits" not in traced(None)
+    assert "random_bits" not in traced(Dropout({"text": 0.0}, keys))
 
 
 def test_rates_are_checked(zipper_run):

@@ -15,6 +15,7 @@ from zipper_jax.cli import train as train_command
 from zipper_jax.cli.main import main
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import FUSIONS
+from zipper_jax.training import program
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
@@ -116,6 +117,7 @@ def test_every_fusion_is_one_file_after_a_run(prepared, path):
     assert set(config.model.towers) == set(plain.model.towers)
     fusion = config.model.zips[0].fusion
     assert fusion == (path.stem if path.stem in FUSIONS else "gated_cross_attention")
+    program.build(config, 1)  # freeze rules and multipliers of the learning rate match its parameters
     assert not path.stem.startswith("one_way") or set(config.freeze.towers) == set(config.model.towers)
 
 

@@ -32,11 +32,12 @@ class Dropout(NamedTuple):
 
     def of(self, *names: str) -> "TowerDropout | None":
         """That of a tower, or of one of its streams; ``names[0]`` is the tower. None: nothing is dropped."""
-        rate = self.rates.get(names[0], 0.0)
-        keys = self.keys
+        rate, keys = self.rates.get(names[0], 0.0), self.keys
+        if not rate:
+            return None
         for name in names:
             keys = _fold(keys, zlib.crc32(name.encode()))
-        return TowerDropout(rate, keys) if rate else None
+        return TowerDropout(rate, keys)
 
 
 class TowerDropout(NamedTuple):
