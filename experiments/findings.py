@@ -12,6 +12,7 @@ from typing import Any
 
 from zipper_jax.data.packed_rows import read_meta
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
+from zipper_jax.models.zipper import parameters
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Places, Scoring, Sweep, Table
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig
@@ -244,18 +245,23 @@ class Arms:
         share: float = 1.0,
         rates: Mapping[str, float] = RATES,
         learning_rate: float | None = None,
+        last_blocks: bool = False,
         **arm: Any,
     ) -> Arm:
+        """``last_blocks``: the one pair of the towers' last blocks, in place of ``zips`` and ``blocks``."""
         size = self.size
+        last = ((size.text["num_layers"], size.speech["num_layers"]),)
+        pairs = last if last_blocks else every(size, zips, blocks)
 
         def config(places: Places, seed: int) -> TrainConfig:
             fields = {**form, "max_positions": self.positions}
             # The learning rate of the new parts is too high for pretrained weights and too low for scalar gates.
-            multipliers = {".*_gate": 3.0}
+            model = Models(size, places).zipper(pairs, projections, **fields)
+            multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}
             if pretrained and set(frozen) != set(PRETRAINED):
                 multipliers["towers/.*"] = 0.25
             return TrainConfig(
-                model=Models(size, places).zipper(every(size, zips, blocks), projections, **fields),
+                model=model,
                 data=DataConfig(places.data(share), "fusion", self.lengths, dict(rates)),
                 batch_size=size.rows,
                 steps=size.steps,
@@ -277,6 +283,7 @@ class Arms:
         share: float = 1.0,
         learning_rate: float | None = None,
         steps: int | None = None,
+        dropout: float = 0.0,
         **arm: Any,
     ) -> Arm:
         size = self.size
@@ -294,6 +301,7 @@ class Arms:
                 batch_size=size.rows,
                 steps=steps or size.steps,
                 optimizer=self._optimizer("single_decoder", learning_rate),
+                dropout={"decoder": dropout} if dropout else {},
                 initialise_from={"decoder": places.run("text_lm")} if pretrained else {},
                 **self._common(),
             )

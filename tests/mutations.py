@@ -59,6 +59,7 @@ FORWARD, DECODING, RANGES = (
 )
 DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
 OBJECT = "tests/models/test_model_object.py"
+DROPOUT = "tests/training/test_dropout.py"
 KERNELS = "tests/ops/test_pallas_tpu.py"
 OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
 EQUATIONS, CAUSAL = f"{FORWARD} -k equations", f"{FORWARD} -k 'changes_nothing_before and paper'"
@@ -300,8 +301,8 @@ MUTATIONS = (
         "2",
         "beams keep what each other's zips read",
         CACHE,
-        "return Cache(towers, take(1, self.zips))",
-        "return Cache(towers, jax.tree.map(lambda x: x[:, : len(rows)], self.zips))",
+        "return Cache(towers, take(1, self.zips), ",
+        "return Cache(towers, jax.tree.map(lambda x: x[:, : len(rows)], self.zips), ",
         f"{CACHED} -k rows",
     ),
     Mutation(
@@ -401,6 +402,22 @@ MUTATIONS = (
         "jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)",
         "jnp.where(visible[:, None, None], scores, -1e4)",
         f"{OPERATION} -k far_apart",
+    ),
+    Mutation(
+        "4",
+        "a closed gate still takes the other tower's share from the tower's own keys",
+        MERGING,
+        "(1.0 - jnp.sum(weights, axis=0))",
+        "(1.0 - jnp.sum(shares[1:], axis=0))",
+        f"{FORWARD} -k 'equations and shared and attention'",
+    ),
+    Mutation(
+        "4",
+        "shared attention without its gate",
+        "models/fusion/shared_attention.py",
+        "else jnp.tanh(self.attention_gate[...])",
+        "else jnp.cos(self.attention_gate[...])",
+        f"{FORWARD} -k 'gates_at_zero and shared'",
     ),
     Mutation(
         "4",
@@ -687,6 +704,54 @@ MUTATIONS = (
         "jnp.exp(jnp.where(seen, lses - jnp.where(seen, largest, 0.0), 0.0))",
         "1.0",
         f"{OPERATION} -k merging",
+    ),
+    Mutation(
+        "-",
+        "a tower that is read alone goes through its input projection",
+        PASS,
+        "x = tower.embed(batch=batch, added=self.model.added_embeddings.get(name))",
+        "x = tower.embed(batch, self.model.added_embeddings.get(name), self.model.input_projections.get(name))",
+        f"{FORWARD} -k 'equations and projector'",
+    ),
+    Mutation(
+        "2",
+        "keys of a tower that is read alone are forgotten",
+        PASS,
+        "alone={**self.cache.alone, name: cast(KeyValue, kept)}",
+        "alone={**self.cache.alone}",
+        f"{OBJECT} -k 'chunks_of_both and projector'",
+    ),
+    Mutation(
+        "-",
+        "dropout drops the same in every row",
+        "models/dropout.py",
+        "(jnp.arange(rows))",
+        "(0 * jnp.arange(rows))",
+        f"{DROPOUT} -k masks",
+    ),
+    Mutation(
+        "-",
+        "dropout drops the same in every update",
+        STEP,
+        "row_keys(dropout_seed, state.step, ",
+        "row_keys(dropout_seed, 0, ",
+        f"{DROPOUT} -k each_update",
+    ),
+    Mutation(
+        "5",
+        "microbatches share the rows' keys of dropout",
+        STEP,
+        "value_and_grad(trainable, *microbatch)",
+        "value_and_grad(trainable, microbatch[0], first[1])",
+        f"{DROPOUT} -k 'accumulation and paper'",
+    ),
+    Mutation(
+        "-",
+        "a gate scales the other tower's values without its share",
+        MERGING,
+        "jnp.stack([g * share for (_, g), share in zip(gated, shares[1:], strict=True)])",
+        "jnp.stack([g * jnp.ones_like(share) for (_, g), share in zip(gated, shares[1:], strict=True)])",
+        f"{OPERATION} -k gated",
     ),
     Mutation(
         "-",
@@ -1009,7 +1074,7 @@ MUTATIONS = (
         "-",
         "soft tokens enter in front of the first block whatever the pair",
         SCHEDULE,
-        "stop = 3 * block[tower] - _BEFORE[placement]",
+        "stop = 3 * (1 if alone else block[tower]) - _BEFORE[placement]",
         "stop = 1 if placement == 'sequence' else 3 * block[tower] - _BEFORE[placement]",
         f"{FORWARD} -k 'equations and soft'",
     ),

@@ -13,13 +13,16 @@ from tiny import (
     TEXT,
     TRIO_LAYOUT,
     ZIP,
+    is_gate,
     pair,
+    paths,
     random_rows,
     random_span,
     trio,
 )  # fmt: skip
 
 from zipper_jax.models.config import ProjectionConfig, RopeScaling, ZipConfig
+from zipper_jax.models.zipper import abstract_params
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.sequences import Span, rows_to_towers
 
@@ -27,6 +30,15 @@ TRIO_LENGTHS = {**PAIR_LENGTHS, "image": 16}
 UNTIED = {"tied_head": False, "embedding_scale": 3.0}
 RESIDUAL = ProjectionConfig(form="residual", activation="gelu", depth=2)
 
+# Three towers, a fusion for each pair of them, shared attention of two zips in one block included.
+LINEAR = ProjectionConfig(depth=1, final_activation="none")
+TRIO_OF_FUSIONS = trio(
+    zips=(
+        ZipConfig(("text", "speech"), pairs=((1, 3), (2, 4)), fusion="shared_attention"),
+        ZipConfig(("image", "text"), pairs=((2, 2),), into=("text",), fusion="shared_attention"),
+        ZipConfig(("speech", "image"), pairs=((5, 4),), fusion="projector", projection=LINEAR),
+    )
+)
 # Each differs from the paper's default in several fields; together they use every field.
 OPTIONS = {
     "paper": pair(),
@@ -108,11 +120,49 @@ OPTIONS = {
         zips=(ZipConfig(("speech", "text"), pairs=((5, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),),
         scan=False,
     ),
+    # The package's other fusions.
+    "shared attention": pair(
+        text=dataclasses.replace(TEXT, attention_softcap=3.0, attention_scale=0.4),
+        speech=dataclasses.replace(SPEECH, windows=(3, 0, 2, 3, 0), query_key_norm=True),
+        zips=(dataclasses.replace(ZIP, fusion="shared_attention"),),
+        projections={"text": RESIDUAL},
+    ),
+    "shared ungated": pair(  # as in the papers: heads of equal shapes, no maps, no gate
+        speech=dataclasses.replace(SPEECH, num_heads=2, num_kv_heads=2, head_dim=12),
+        zips=(dataclasses.replace(ZIP, fusion="shared_attention", options={"gate": False}),),
+    ),
+    "projector": pair(  # both ways, an MLP
+        text=dataclasses.replace(TEXT, windows=(3, 0, 2)),
+        zips=(
+            ZipConfig(
+                ("text", "speech"), pairs=((3, 5),), fusion="projector", normalise_source=True,
+                projection=ProjectionConfig(depth=2, final_activation="none"),
+            ),
+        ),
+        projections={"speech": RESIDUAL},
+    ),
+    "projector one way": pair(  # linear, not from the last block, with added tokens and learned positions
+        text=dataclasses.replace(TEXT, positions="learned", max_positions=60),
+        speech=dataclasses.replace(SPEECH, vocab_size=17),
+        zips=(ZipConfig(("speech", "text"), pairs=((4, 3),), into=("text",), fusion="projector", projection=LINEAR),),
+        added_tokens={"speech": 2}, scan=False,
+    ),
+    "trio fusions": TRIO_OF_FUSIONS,
 }  # fmt: skip
 
 
-FUSIONS = [n for n, c in OPTIONS.items() if any(z.fusion != "gated_cross_attention" for z in c.zips)]
+TRIOS = ["trio", "trio fusions"]
+FUSIONS = [n for n, c in OPTIONS.items() if n not in TRIOS and {z.fusion for z in c.zips} - {"gated_cross_attention"}]
 """Models with another fusion than the paper's: the rules of the forward pass and of decoding run on each of them."""
+
+
+def _all_zips_have_gates(config):
+    found = {path[1:3] for path, _ in paths(abstract_params(config)) if path[0] == "zips" and is_gate(path)}
+    return found == {(z.name, f"into_{into}") for z in config.zips for into in z.receivers}
+
+
+GATED = ["paper", "one way", "positions", *(name for name in (*FUSIONS, *TRIOS) if _all_zips_have_gates(OPTIONS[name]))]
+"""Models that are the identity at every zip while gates are 0."""
 
 
 def layout_of(config):

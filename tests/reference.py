@@ -55,8 +55,8 @@ class _Model:
             _, own, _ = self.rows(tower, block)
             total = m.copy()
             for z in self.config.zips if self.fused else ():
-                if z.fusion.endswith(("SharedAttention", "SoftTokens")):
-                    continue  # inside the block, in the sequence
+                if placement(z) != "behind":
+                    continue
                 receivers = z.into or z.towers
                 for member, pair in enumerate(self.pairs(z)):
                     at = dict(zip(z.towers, pair, strict=True))
@@ -85,10 +85,14 @@ class _Model:
                 bias = bias.reshape(*distance.shape, t.num_heads)
             near = (kind[:, None] - kind[None, :] < (window or len(x) + 1)) | (own[:, None] != own[None, :])
             mask = (at[:, None] >= at[None, :]) & near
-            for k_more, v_more, mask_more in self.inside(tower, block):
-                k, v, mask = (np.concatenate(x) for x in ((k, k_more), (v, v_more), (mask.T, mask_more.T)))
-                mask = mask.T
+            gated = []
+            for k_more, v_more, mask_more, share in self.inside(tower, block):
+                if share is None:
+                    k, v, mask = np.concatenate([k, k_more]), np.concatenate([v, v_more]), np.hstack([mask, mask_more])
+                else:
+                    gated.append((k_more, v_more, mask_more, share))
             mixed = attend(q, k, v, mask, t.attention_scale, t.attention_softcap, bias)
+            mixed = mixed + shared(q, (k, v, mask), gated, mixed, t.attention_scale, t.attention_softcap)
             out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"]) + a["output"].get("bias", 0.0)
             if t.norm_placement == "both":
                 out = tower_norm(t, out, p["attention_output_norm"])
@@ -117,24 +121,28 @@ class _Model:
         return q, k, v
 
     def inside(self, tower, block):
-        """Further keys, values and their mask of the block's attention."""
+        """Further keys, values and their mask of the block's attention, and the factor on their share (None: 1)."""
         for z in self.config.zips if self.fused else ():
             for member, pair in enumerate(self.pairs(z)):
                 at = dict(zip(z.towers, pair, strict=True))
-                if z.fusion.endswith("SharedAttention") and tower in (z.into or z.towers) and at.get(tower) == block:
+                if placement(z) == "inside" and tower in (z.into or z.towers) and at.get(tower) == block:
                     (source,) = set(z.towers) - {tower}
-                    p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{tower}"], member)
-                    _, k, v = self.heads(source, at[source])
-                    mask = self.places[source][None, :] < self.places[tower][:, None]
-                    yield *shared_keys_and_values(p, k, v), mask
+                    zips = self.params.get("zips", {})  # a fusion may have no parameters
+                    p = _member(zips.get("-".join(sorted(z.towers)), {}).get(f"into_{tower}", {}), member)
+                    _, k, v = (self.own(source, x, at[source]) for x in self.heads(source, at[source]))
+                    positions, own, _ = self.rows(tower, block)  # soft tokens see their own sequence only
+                    mask = (self.places[source][None, :] < positions[:, None]) & own[:, None]
+                    if "key_map" in p:
+                        k, v = shared_keys_and_values(p, k, v)
+                    yield k, v, mask, np.tanh(p["attention_gate"]) if "attention_gate" in p else None
 
     def soft(self, tower):
         """(zip, source, block of the source, block of the tower in front of which they enter), or None."""
         for z in self.config.zips if self.fused else ():
-            if z.fusion.endswith("SoftTokens") and tower in (z.into or z.towers):
+            if placement(z) == "sequence" and tower in (z.into or z.towers):
                 (pair,), (source,) = z.pairs, set(z.towers) - {tower}
                 at = dict(zip(z.towers, pair, strict=True))
-                return z, source, at[source], at[tower]
+                return z, source, at[source], 1 if z.fusion == "projector" else at[tower]
         return None
 
     def rows(self, tower, block):
@@ -159,7 +167,13 @@ class _Model:
             return x
         z, source, at, _ = soft
         p = _member(self.params["zips"]["-".join(sorted(z.towers))][f"into_{tower}"], 0)
-        entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
+        if z.fusion == "projector":
+            alone = _Model(self.config, self.params, self.tokens, self.places, fused=False).pre(source, at)
+            norm = layer_norm if z.norm == "layer" else rms_norm
+            read = norm(alone, p["source_norm"]) if z.normalise_source else alone
+            entering = project(z.projection, p["projection"], read)
+        else:
+            entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
         _, own, local = self.rows(tower, block)
         t = self.config.towers[tower]
         if t.positions == "learned":
@@ -243,6 +257,32 @@ def attend(q, k, v, mask, scale=None, cap=None, bias=None):
                 weights = np.exp(scores - scores.max())
                 out[t, n] = weights / weights.sum() @ v[seen, n // group]
     return out
+
+
+def shared(q, own, gated, out, scale, cap):
+    """What further keys change of ``out``, the attention over ``own``: of each its share of one softmax over all keys,
+    times its factor, moves from ``out`` to its values."""
+    keys = np.concatenate([own[0], *(k for k, *_ in gated)])
+    mask = np.hstack([own[2], *(m for _, _, m, _ in gated)])
+    change, start = np.zeros_like(out), len(own[0])
+    for k, v, _, share in gated:
+        values = np.zeros((len(keys), *v.shape[1:]))
+        values[start : start + len(k)] = v
+        ones = np.zeros_like(values)
+        ones[start : start + len(k)] = 1
+        weighted, weight = (attend(q, keys, x, mask, scale, cap) for x in (values, ones))
+        change, start = change + share * (weighted - weight * out), start + len(k)
+    return change
+
+
+def placement(z):
+    """Where the zip acts: its effect is added behind a block, or inside its attention, or in the tower's sequence."""
+    return PLACEMENTS.get(z.fusion.split(":")[-1], "behind")
+
+
+PLACEMENTS = {
+    "SharedAttention": "inside", "shared_attention": "inside", "SoftTokens": "sequence", "projector": "sequence",
+}  # fmt: skip
 
 
 def heads(x, p):

@@ -38,9 +38,9 @@ def pair(text=TEXT, speech=SPEECH, zips=(ZIP,), projections=None, **changes) -> 
     )
 
 
-def trio(**changes) -> ZipperConfig:
+def trio(zips=None, **changes) -> ZipperConfig:
     """Three towers, three zips, irregular pairs, states read across stages, two modalities in one tower."""
-    zips = (
+    zips = zips or (
         ZipConfig(towers=("text", "speech"), pairs=((1, 4), (2, 4))),
         ZipConfig(towers=("image", "text"), pairs=((2, 2),), num_heads=3, num_kv_heads=1, head_dim=4),
         ZipConfig(towers=("speech", "image"), pairs=((1, 1), (5, 4)), into=("speech",), mlp_multiplier=2),
@@ -94,6 +94,7 @@ def random_params(config: ZipperConfig, seed: int = 0, gate: float | None = None
             value = 0.1 * noise
         elif path[-1] == "kernel":
             inputs = {"query": (-3,), "key": (-3,), "value": (-3,), "output": (-3, -2)}.get(path[-2], (-2,))
+            inputs = (-4, -3) if path[-2].endswith("_map") else inputs
             value = noise / np.sqrt(np.prod([leaf.shape[i] for i in inputs]))
         else:
             value = noise / np.sqrt(leaf.shape[-1])

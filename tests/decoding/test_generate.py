@@ -29,6 +29,7 @@ TOLERANCE = 2e-5  # float32 log probabilities and logits of order 1
 MODELS = {
     "pair": (pair(), PAIR_LAYOUT),
     "trio": (trio(scan=False), TRIO_LAYOUT),
+    "trio fusions": (dataclasses.replace(OPTIONS["trio fusions"], scan=False), TRIO_LAYOUT),
     "positions": (
         with_gates(
             pair(), positions="learned", max_positions=4, bias=True, feed_forward="where_visible", normalise_source=True
@@ -122,7 +123,7 @@ GIVEN = {
         [("text", content()), ("sign", content(2))],
     ],
 }
-GIVEN |= dict.fromkeys(("positions", *FUSIONS), GIVEN["pair"])
+GIVEN |= {"trio fusions": GIVEN["trio"], **dict.fromkeys(("positions", *FUSIONS), GIVEN["pair"])}
 
 
 # ---- rule 2: caches equal the full pass ------------------------------------------------------------------------------
@@ -194,6 +195,7 @@ def test_many_chunks_through_the_caches_equal_the_full_pass(seed, name):
     [
         ("pair", ("text", "speech", "text")),
         ("trio", ("sign", "text")),
+        ("trio fusions", ("sign", "text", "speech")),
         *((name, ("text", "speech", "text")) for name in FUSIONS),
         pytest.param("positions", ("speech", "text"), marks=pytest.mark.slow),
         pytest.param("trio", ("sign", "text", "image", "speech"), marks=pytest.mark.slow),

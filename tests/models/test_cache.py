@@ -37,7 +37,7 @@ def test_places_of_tokens_are_those_of_the_linear_sequence(seed):
             for field in ("local_positions", "global_positions", "segment_ids"):
                 found, of_row = getattr(batch, field)[b], getattr(wanted[tower], field)[b]
                 assert found.tolist() == [*of_row[before : before + n], *[0] * (CHUNK - n)], field
-        cache = Cache({**cache.towers, tower: own}, cache.zips)
+        cache = cache._replace(towers={**cache.towers, tower: own})
     for tower, batch in wanted.items():
         np.testing.assert_array_equal(cache.towers[tower].order.segment_ids, batch.segment_ids)
         np.testing.assert_array_equal(cache.towers[tower].order.global_positions, batch.global_positions)
@@ -65,5 +65,6 @@ def test_rows_are_taken_of_everything(rows):
     wanted = Cache(
         jax.tree.map(lambda axis, x: np.take(x, rows, axis), axes, cache.towers),
         jax.tree.map(lambda x: np.take(x, rows, 1), cache.zips),
+        jax.tree.map(lambda x: np.take(x, rows, 1), cache.alone),
     )
     jax.tree.map(np.testing.assert_array_equal, taken, wanted)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from options import FUSIONS, OPTIONS, batch_of, lengths_of
+from options import FUSIONS, OPTIONS, TRIOS, batch_of, lengths_of
 from tiny import PAIR_LAYOUT, TEXT, pair, paths, random_params
 
 from zipper_jax.models import zipper
@@ -106,7 +106,7 @@ def test_hidden_and_head_are_the_logits(model, towers):
         np.testing.assert_array_equal(model.head(tower, hidden[tower]), logits)
 
 
-@pytest.mark.parametrize("name", ["paper", "trio", *FUSIONS])
+@pytest.mark.parametrize("name", ["paper", *TRIOS, *FUSIONS])
 def test_towers_without_tokens_may_be_omitted(name):
     """A tower of padding alone and no batch at all give the others the same logits."""
     config = OPTIONS[name]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from options import FUSIONS, OPTIONS, layout_of
+from options import FUSIONS, OPTIONS, TRIOS, layout_of
 from passes import equations, forward
 from tiny import is_gate, paths
 
@@ -44,7 +44,9 @@ def test_parameters_are_declared_by_their_use():
             assert found.output == bool(heads), path
 
 
-@pytest.mark.parametrize("name", ["paper", "one way", "positions", "heads", "relative", "soft", "soft late", "trio"])
+@pytest.mark.parametrize(
+    "name", ["paper", "one way", "positions", "heads", "relative", "soft", "soft late", "projector", "trio"]
+)
 def test_products_are_those_of_the_declared_parameters_and_tokens(name):
     """Every matrix product with a kernel in a traced pass: so many, of these shapes, over the tokens of this tower."""
     config = dataclasses.replace(OPTIONS[name], scan=False)
@@ -65,7 +67,7 @@ def test_products_are_those_of_the_declared_parameters_and_tokens(name):
     assert found == wanted
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "relative", "trio", *FUSIONS])
+@pytest.mark.parametrize("name", ["paper", "positions", "relative", *TRIOS, *FUSIONS])
 def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
     """By the rules of the tower that the parameter belongs or writes to."""
     config, gathered = OPTIONS[name], set()
@@ -77,8 +79,9 @@ def test_what_is_used_whole_is_gathered_and_tables_are_not(name):
             return x
 
     jax.eval_shape(partial(forward, config, placer=Recording()), abstract_params(config), empty_batch(config))
-    known = parameters(config).values()
-    assert gathered == {(p.owner, *member(p)) for p in known if p.use != "lookup" or p.output}
+    known = parameters(config).items()
+    whole = {path: p.use != "lookup" or p.output or path.startswith("added_embeddings/") for path, p in known}
+    assert gathered == {(p.owner, *member(p)) for path, p in known if whole[path]}
 
 
 def test_a_model_with_plain_flax_layers_starts_as_a_run_of_its_seed():

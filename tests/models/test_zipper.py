@@ -9,7 +9,18 @@ import jax
 import numpy as np
 import pytest
 import reference
-from options import FUSIONS, OPTIONS, batch_of, gradient_program, layout_of, lengths_of, numpy_tree, program
+from options import (
+    FUSIONS,
+    GATED,
+    OPTIONS,
+    TRIOS,
+    batch_of,
+    gradient_program,
+    layout_of,
+    lengths_of,
+    numpy_tree,
+    program,
+)
 from passes import attention_weights, forward, unimodal
 from tiny import PAIR_LAYOUT, PAIR_LENGTHS, is_gate, map_paths, paths, random_params
 
@@ -76,7 +87,7 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", "trio", *FUSIONS])
+@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", *TRIOS, *FUSIONS])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
     params = random_params(config)
@@ -125,7 +136,7 @@ def test_unimodal_path_is_the_tower_as_stored(tower):
 # ---- rule 4: gates at 0, empty attention ranges ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "one way", "positions", "trio"])
+@pytest.mark.parametrize("name", GATED)
 def test_gates_at_zero_make_every_zip_the_identity(name):
     """Bitwise: neither other zip parameters nor other towers' tokens matter any more; no zip fires at all."""
     config = OPTIONS[name]
@@ -231,7 +242,7 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
     [
         "paper",
         *FUSIONS,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", "trio")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("positions", "borrowed", "relative", *TRIOS)),
     ],
 )
 def test_packed_equals_unpacked_in_loss_and_gradients_of_each_example(name):

@@ -19,6 +19,7 @@ from zipper_jax.ops.interval_attention import (
     interval_attention,
     interval_weights,
     merge_attention,
+    merge_gated,
 )
 
 IMPLEMENTATIONS = [name for name in get_args(Implementation) if name != "auto"]
@@ -287,6 +288,28 @@ def test_log_sum_exp_and_merging_are_one_softmax_over_all_keys(implementation):
     for found, expected in zip(gradients, shuffled, strict=True):
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, expected, atol=5 * TOLERANCE)
+
+
+def test_a_gated_share_is_nothing_at_0_and_one_softmax_at_1():
+    """At 0 bitwise; between, the share moves in proportion; the gradient at 0 is the share times the difference."""
+    rng = np.random.default_rng(1)
+    q, k, v = arrays(rng, 2, 9, 14, 4, 2, 8)
+    first, second = _half_seen(rng, 6, none=(3, 4)), _half_seen(rng, 8, none=(3, 6))
+    call = partial(interval_attention, q, return_lse=True)
+    own, other = call(k[:, :6], v[:, :6], *first), call(k[:, 6:], v[:, 6:], *second)
+
+    def gated(g):
+        return merge_gated(own, [(other, g)])
+
+    np.testing.assert_array_equal(gated(jnp.float32(0)), own[0])
+    whole = np.asarray(merge_attention([own, other]), np.float64)
+    np.testing.assert_allclose(gated(jnp.float32(1)), whole, atol=TOLERANCE)
+    np.testing.assert_allclose(gated(jnp.float32(0.25)), 0.75 * np.asarray(own[0]) + 0.25 * whole, atol=TOLERANCE)
+    _, slope = jax.jvp(gated, (jnp.float32(0),), (jnp.float32(1),))
+    np.testing.assert_allclose(slope, whole - np.asarray(own[0]), atol=TOLERANCE)
+    assert (np.asarray(slope) != 0).any()
+    gradients = jax.grad(lambda own, other: jnp.sum(merge_gated(own, [(other, jnp.float32(0.5))])), (0, 1))(own, other)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
 def _half_seen(rng, s, none):

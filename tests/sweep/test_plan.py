@@ -99,6 +99,16 @@ def test_the_shipped_findings_are_a_sweep(tmp_path):
         load_sweep(experiments, "tpu")
 
 
+def test_the_shipped_fusions_are_a_sweep_of_every_fusion():
+    """Each on the same data, steps and rows, with three seeds."""
+    path = ROOT / "experiments" / "fusions.py"
+    for size in ("cpu", "gpu"):
+        sweep = load_sweep(path, size)
+        scored = [row for row in rows(sweep) if row.arm.scored == "test"]
+        assert len(scored) == 3 * len({row.arm.name for row in scored}) == 39
+        assert sweep.corpus == load_sweep(ROOT / "experiments" / "findings.py", size).corpus
+
+
 def test_a_trial_of_few_steps_cuts_the_warm_up(tmp_path):
     towers = {"text": TowerConfig(9, 1, 16, 2, 2, 8, 32)}
     config = TrainConfig(

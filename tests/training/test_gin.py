@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,11 +14,14 @@ from zipper_jax.cli import gin_bindings, gin_flags
 from zipper_jax.cli import train as train_command
 from zipper_jax.cli.main import main
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.fusion import FUSIONS
+from zipper_jax.training import program
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import UnitVocabulary
 
+ROOT = Path(__file__).resolve().parents[2]
 GIVEN = {
     "pretrain_text": {},
     "pretrain_speech": {},
@@ -104,6 +108,17 @@ def test_the_identity_form_and_hardware_files_compose(prepared):
     assert {p.form for p in config.model.input_projections.values()} == {"residual"}
     assert (config.model.zips[0].feed_forward, config.model.dtype) == ("where_visible", "bfloat16")
     assert config.model.zips[0].projection.form == "mlp", "the scope of input projections does not reach the zips"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gin/fusions").glob("*.gin")), ids=lambda path: path.stem)
+def test_every_fusion_is_one_file_after_a_run(prepared, path):
+    plain, config = build(prepared, "fuse"), build(prepared, "fuse", f"--gin_file=fusions/{path.name}")
+    assert config.model != plain.model
+    assert set(config.model.towers) == set(plain.model.towers)
+    fusion = config.model.zips[0].fusion
+    assert fusion == (path.stem if path.stem in FUSIONS else "gated_cross_attention")
+    program.build(config, 1)  # freeze rules and multipliers of the learning rate match its parameters
+    assert not path.stem.startswith("one_way") or set(config.freeze.towers) == set(config.model.towers)
 
 
 def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_path, capsys):

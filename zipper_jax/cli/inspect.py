@@ -182,7 +182,8 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
         yield f"projection   input of {name}: {projection.form}, depth {projection.depth}"
     for z in model.zips:
         pairs = " ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
-        yield f"zip          {z.name}: blocks {'-'.join(z.towers)}: {pairs}; into {', '.join(z.receivers)}"
+        by = "" if z.fusion == "gated_cross_attention" else f"; by {z.fusion}"
+        yield f"zip          {z.name}: blocks {'-'.join(z.towers)}: {pairs}; into {', '.join(z.receivers)}{by}"
 
 
 def parameter_lines(model: Any, rules: Any) -> Iterator[str]:

@@ -38,6 +38,7 @@ from zipper_jax.metrics.error_rates import best, cer, percent, wer
 from zipper_jax.metrics.normalisers import Policy
 from zipper_jax.metrics.normalisers import policy as normaliser
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.fusion import fusion_class
 from zipper_jax.speech import grammar
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.corpus import LATER_FIELDS, read_header
@@ -358,7 +359,7 @@ def check_units(prepared: Path, run: Path, model: Model) -> None:
 def form_of(config: ZipperConfig) -> str:
     """ "identity" where the fused path equals the towers while gates are 0 and nothing is visible, else "paper"."""
     kept = all(p.form in ("residual", "none") for p in config.input_projections.values())
-    return "identity" if kept and all(z.feed_forward == "where_visible" for z in config.zips) else "paper"
+    return "identity" if kept and all(fusion_class(z.fusion).preserves(z) for z in config.zips) else "paper"
 
 
 def _examples(prepared: Path, split: str, most: int, policy: Policy) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import CacheEntry, fusion_class
 from zipper_jax.models.masks import Order
 from zipper_jax.models.module import Placer, unsharded
-from zipper_jax.models.schedule import zip_pairs
+from zipper_jax.models.schedule import read_alone, zip_pairs
 from zipper_jax.sequences import TowerBatch
 
 
@@ -38,7 +38,7 @@ class TowerCache(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of soft tokens, in every block of their receiver."""
+    """Keys and values of soft tokens in every block of their receiver, or of a tower on its unimodal path."""
 
     key: Float[Array, "L B K S H"]
     value: Float[Array, "L B K S H"]
@@ -50,10 +50,12 @@ class Cache(NamedTuple):
     Attributes:
         towers: Tower -> its cache.
         zips: (zip, receiver) -> what its fusion caches of source tokens, [Z, B, S, ...]; a `KeyValue` of soft tokens.
+        alone: Tower whose unimodal path is the source of soft tokens -> its keys and values there.
     """
 
     towers: dict[str, TowerCache]
     zips: dict[tuple[str, str], Any]
+    alone: dict[str, KeyValue]
 
     @property
     def lengths(self) -> dict[str, Int[Array, " B"]]:
@@ -70,7 +72,7 @@ class Cache(NamedTuple):
             name: TowerCache(take(1, t.key), take(1, t.value), take(0, t.order), take(0, t.lengths))
             for name, t in self.towers.items()
         }
-        return Cache(towers, take(1, self.zips))
+        return Cache(towers, take(1, self.zips), take(1, self.alone))
 
 
 def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = unsharded) -> Cache:
@@ -101,7 +103,12 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
                 return placer(jnp.zeros((count, rows, *shape), dtype), at.tower, *at.names)
 
             zips[z.name, into] = jax.tree.map(empty, entries, axes.zips[z.name, into])
-    return Cache(towers, zips)
+    alone = {}
+    for name, blocks in read_alone(config).items():
+        t = config.towers[name]
+        shape = (blocks, rows, t.num_kv_heads, capacity[name], t.head_dim)
+        alone[name] = KeyValue(*(placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2)))
+    return Cache(towers, zips, alone)
 
 
 KEY_AXES = (None, "batch", "kv_heads", None, None)
@@ -141,7 +148,8 @@ def cache_axes(config: ZipperConfig) -> Cache:
                 return Axes(into, (None, "batch", *entry.axes[:heads], None, *entry.axes[heads:]))
 
             zips[z.name, into] = jax.tree.map(axes, kept)
-    return Cache(towers, zips)
+    alone: Any = {name: KeyValue(*[Axes(name, KEY_AXES)] * 2) for name in read_alone(config)}  # type: ignore[arg-type]
+    return Cache(towers, zips, alone)
 
 
 def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:

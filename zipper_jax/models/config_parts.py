@@ -220,7 +220,8 @@ class ProjectionConfig:
 class ZipConfig:
     """The zips between two towers: which blocks they join, and by which fusion.
 
-    Fields from num_heads to max_positions are those of "gated_cross_attention"; other fusions have ``options``.
+    Fields from num_heads to max_positions are those of "gated_cross_attention"; other fusions have ``options``, and
+    say which of these fields they use.
 
     Attributes:
         towers: The two names.

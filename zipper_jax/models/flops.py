@@ -15,7 +15,7 @@ import numpy as np
 
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import fusion_class
-from zipper_jax.models.schedule import soft_tokens, zip_pairs
+from zipper_jax.models.schedule import read_alone, soft_tokens, zip_pairs
 from zipper_jax.models.zipper import Parameter
 
 
@@ -46,12 +46,15 @@ def flops_per_row(
             per_weight = (6 if key in trained else 4) + matrix * known[key].stacked
             tokens = sum(share * lengths.get(tower, 0) for tower, share in known[key].tokens.items())
             total += per_weight * float(np.prod(leaf.shape)) * tokens
+    alone = read_alone(config)
     for name, tower in config.towers.items():
         soft = soft_tokens(config, name)
         for block, window in enumerate(tower.window_of, 1):
             length = lengths[name] + sum(lengths[s.source] for s in soft if s.block <= block)
-            seen = length / 2 if not window else min(window, length / 2)
-            total += attention * tower.num_heads * tower.head_dim * length * seen
+            runs = [length] + [lengths[name]] * (block <= alone.get(name, 0))
+            for length in runs:
+                seen = length / 2 if not window else min(window, length / 2)
+                total += attention * tower.num_heads * tower.head_dim * length * seen
     for z in config.zips:
         count = len(zip_pairs(z, config.towers))
         for into in z.receivers:

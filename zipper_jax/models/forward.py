@@ -7,7 +7,7 @@ reads the cache.
 Axis letters: B rows, T positions, S keys, D embed_dim, K key/value heads, G = query heads // K.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.models.cache import Cache, cache_axes, place_tokens, write
+from zipper_jax.models.cache import Cache, KeyValue, cache_axes, place_tokens, write
+from zipper_jax.models.dropout import EMBEDDING, Dropout, TowerDropout
 from zipper_jax.models.fusion import Fusion, SourceState
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import cut, member
 from zipper_jax.models.schedule import Fusion as Fused
-from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, soft_tokens
-from zipper_jax.models.tower import OWN, Block, Keys, Places
+from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, read_alone, soft_tokens
+from zipper_jax.models.tower import OWN, Block, Keys, More, Places
 from zipper_jax.sequences import TowerBatch
 
 if TYPE_CHECKING:
@@ -45,11 +46,19 @@ class Pass:
         batches: Tower -> its batch.
         cache: Of earlier passes; None: there is no cache.
         probe: Collects attention weights; None: they are not computed.
+        dropout: Of a training pass; None: nothing is dropped.
     """
 
-    def __init__(self, model: "Zipper", batches: Batches, cache: Cache | None, probe: Weights | None = None):
+    def __init__(
+        self,
+        model: "Zipper",
+        batches: Batches,
+        cache: Cache | None,
+        probe: Weights | None = None,
+        dropout: Dropout | None = None,
+    ):
         config = model.config
-        self.model, self.probe = model, probe
+        self.model, self.probe, self.dropout = model, probe, dropout
         self.asked = set(batches)
         self.soft = {name: soft_tokens(config, name) for name in config.towers}
         batches = {**batches, **self._receivers_of_soft_tokens(batches, cache)}
@@ -59,7 +68,7 @@ class Pass:
             towers = dict(cache.towers)
             for name, batch in self.batches.items():
                 towers[name], slots[name] = place_tokens(towers[name], batch)
-            cache = Cache(towers, dict(cache.zips))
+            cache = cache._replace(towers=towers)
         self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
         queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
         keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
@@ -101,6 +110,7 @@ class Pass:
     def __call__(self) -> dict[str, State]:
         """The final states of the towers present."""
         model = self.model
+        self.alone = {name: self.run_alone(name) for name in read_alone(model.config) if name in self.batches}
         states: States = {}
         for name, batch in self.batches.items():
             own = model.towers[name].embed(
@@ -108,7 +118,7 @@ class Pass:
                 added=model.added_embeddings.get(name),
                 projection=model.input_projections.get(name),
             )
-            states[name] = {OWN: own}
+            states[name] = {OWN: self.drop_embedding(own, name, OWN)}
         saved: _Saved = {}
         for group in group_stages(make_schedule(model.config, self.batches)):
             if len(group) > 1 and model.config.scan and self.probe is None:
@@ -118,9 +128,42 @@ class Pass:
                     states, saved, self.cache = self.stage(stage, self.parts(stage), states, saved, self.cache)
         return {name: xs[OWN] for name, xs in states.items() if name in self.asked}
 
+    def drops(self, tower: str, streams: Iterable[str]) -> dict[str, TowerDropout] | None:
+        """Stream -> its dropout in the tower's blocks; None: nothing is dropped."""
+        found = {stream: None if self.dropout is None else self.dropout.of(tower, stream) for stream in streams}
+        return {stream: drop for stream, drop in found.items() if drop is not None} or None
+
+    def drop_embedding(self, x: State, tower: str, stream: str) -> State:
+        """Dropout of what enters a tower, before its first block."""
+        drops = self.drops(tower, [stream])
+        return x if drops is None else drops[stream].at(0)(x, EMBEDDING)
+
     def positions(self, tower: str) -> Int[Array, "B T"]:
         """Local positions of the tower's own tokens."""
         return self.streams[tower][OWN].positions
+
+    def run_alone(self, name: str) -> dict[int, "_At"]:
+        """Block -> the tower's state after it on its unimodal path, of the blocks that soft tokens read."""
+        tower, batch = self.model.towers[name], self.batches[name]
+        places = Places(batch.local_positions, self._range(name, name), self.slots.get(name), tower.distance_bias())
+        x = tower.embed(batch=batch, added=self.model.added_embeddings.get(name))
+        x, drops = self.drop_embedding(x, name, "alone"), self.drops(name, ["alone"])
+        kept: Keys | None = None if self.cache is None else self.cache.alone[name]
+        found, done = {}, 0
+        for block in sorted({s.alone for soft in self.soft.values() for s in soft if s.alone and s.source == name}):
+            xs, caches = tower.run(
+                blocks=None if self.cache is not None else cut(tower.blocks, done + 1, block),
+                layers=np.arange(done, block, dtype=np.int32),
+                xs={OWN: x},
+                places={OWN: places},
+                caches={OWN: kept},
+                dropout=None if drops is None else {OWN: drops["alone"]},
+            )
+            x, kept, done = xs[OWN], caches[OWN], block
+            found[block] = _At(x, batch.local_positions, None, None)
+        if self.cache is not None:
+            self.cache = self.cache._replace(alone={**self.cache.alone, name: cast(KeyValue, kept)})
+        return found
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 
@@ -190,6 +233,7 @@ class Pass:
                 xs=states[name],
                 places=self.streams[name],
                 caches=self.caches(name, states, cache),
+                dropout=self.drops(name, states[name]),
             )
             cache = self.with_caches(name, own, cache)
             saved[name, last, False] = _At(states[name][OWN], self.positions(name), None, None)
@@ -223,7 +267,7 @@ class Pass:
         if cache is None:
             return None
         zips = {(stream, tower): keys for stream, keys in caches.items() if stream != OWN}
-        return Cache({**cache.towers, tower: caches[OWN]}, {**cache.zips, **zips})
+        return cache._replace(towers={**cache.towers, tower: caches[OWN]}, zips={**cache.zips, **zips})
 
     # ---- zips --------------------------------------------------------------------------------------------------------
 
@@ -273,9 +317,9 @@ class Pass:
                     fusion = tower.execution.in_use(fusion)
                     kept = self.kept(source, fused.tower, fusion, index, at, cache)
                     earlier = self.visible[fused.tower, source.tower]
-                    key, value = fusion.keys_and_values(kept)
-                    more.append((key, value, fusion.visible(earlier)))
-            return tower.execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches, more=more)
+                    more.append(More(*fusion.keys_and_values(kept), fusion.visible(earlier), fusion.share()))
+            run, drops = tower.execution.in_use(block).streams, self.drops(fused.tower, xs)
+            return run(xs, places=places, layer=layer, caches=caches, more=more, dropout=drops)
 
         ats = [self.at(source, True, saved) for source in fused.sources]
         run = body if cache is not None else tower.execution.recompute(body)
@@ -316,7 +360,7 @@ class Pass:
         new = kept_of(fusion, self.at(read, read.inside, saved))
         kept = write(cache.zips[key], index, self.slots[read.tower], new)
         kept = jax.tree.map(lambda x, axes: execution.shard(x, *axes.names), kept, self.axes.zips[key])
-        return Cache(cache.towers, {**cache.zips, key: kept})
+        return cache._replace(zips={**cache.zips, key: kept})
 
     def kept(self, source: Any, receiver: str, fusion: Fusion, index: Any, at: "_At", cache: Cache | None) -> Any:
         """What a zip reads of all its source tokens: from the cache if there is one, else from this pass."""
@@ -327,6 +371,8 @@ class Pass:
     def at(self, source: Any, inside: bool, saved: "_Saved") -> "_At":
         """The state that ``source`` (a Read or a Source) refers to; empty if the tower has no tokens in this pass."""
         name = source.tower
+        if name in self.batches and isinstance(source, Source) and source.alone:
+            return self.alone[name][source.block]
         if name in self.batches:
             return saved[name, source.block, inside]
         rows = next(iter(self.batches.values())).tokens.shape[0]

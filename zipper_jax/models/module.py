@@ -318,7 +318,8 @@ def loop(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, xs: Any, scan
 
 def cut(tree: Any, first: int, last: int) -> Any:
     """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
-    complete = jax.tree.leaves(tree)[0].shape[0] == last - first + 1
+    leaves = jax.tree.leaves(tree)
+    complete = not leaves or leaves[0].shape[0] == last - first + 1  # a fusion may have no parameters
     return tree if complete else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
 
 
@@ -329,5 +330,7 @@ def member(tree: Any, index: Any) -> Any:
 
 def unstack(tree: M) -> Any:
     """The members of stacked parameters, each in arrays of its own."""
+    if not jax.tree.leaves(tree):
+        return tree
     count = jax.tree.leaves(tree)[0].shape[0]
     return nnx.List([member(tree, i) for i in range(count)])

@@ -2,8 +2,9 @@
 
 A zip joins block k of one tower with block l of another, at a *stop* of each: after the block, or before it for fusions
 with placement "inside". Soft tokens (placement "sequence") are read after a block of the source and enter before a
-block of the receiver. Every zip at a stop reads the pre-fusion state, so the schedule is a topological order of these
-states and their consumers. Blocks are numbered from 1, as in the paper.
+block of the receiver; those of a source that is read alone wait for nothing. Every zip at a stop reads the pre-fusion
+state, so the schedule is a topological order of these states and their consumers. Blocks are numbered from 1, as in the
+paper.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """A zip's effect at a stop of the receiver: pair number ``member`` of ``zip`` reads ``tower`` at ``block``."""
+    """A zip's effect at a stop of the receiver: pair number ``member`` of ``zip`` reads ``tower`` at ``block``, in this
+    pass, or ``alone``, on its unimodal path."""
 
     zip: str
     member: int
     tower: str
     block: int
+    alone: bool = False
 
 
 class Read(NamedTuple):
@@ -56,12 +59,16 @@ class Fusion(NamedTuple):
 
 
 class SoftTokens(NamedTuple):
-    """A zip's soft tokens in the sequence of their receiver: one per token of ``source``, from ``block`` on."""
+    """A zip's soft tokens in the sequence of their receiver: one per token of ``source``, from ``block`` on.
+
+    ``alone``: the block of ``source`` after which it is read on its unimodal path; 0: it is read in the pass itself.
+    """
 
     zip: str
     into: str
     source: str
     block: int
+    alone: int = 0
 
 
 class Stage(NamedTuple):
@@ -112,10 +119,24 @@ def soft_tokens(config: "ZipperConfig", receiver: str) -> tuple[SoftTokens, ...]
     """The soft tokens that enter ``receiver``, in the order in which they enter."""
     found = []
     for z in config.zips:
-        if receiver in z.receivers and fusion_class(z.fusion).placement == "sequence":
+        fusion = fusion_class(z.fusion)
+        if receiver in z.receivers and fusion.placement == "sequence":
             (pair,) = zip_pairs(z, config.towers)
-            found.append(SoftTokens(z.name, receiver, z.other(receiver), pair[z.towers.index(receiver)]))
+            block = dict(zip(z.towers, pair, strict=True))
+            source = z.other(receiver)
+            at = (1, block[source]) if fusion.alone else (block[receiver], 0)
+            found.append(SoftTokens(z.name, receiver, source, *at))
     return tuple(sorted(found, key=lambda soft: (soft.block, soft.zip)))
+
+
+def read_alone(config: "ZipperConfig") -> dict[str, int]:
+    """Tower -> the last block that it runs on its unimodal path, for soft tokens elsewhere."""
+    found: dict[str, int] = {}
+    for receiver in sorted(config.towers):
+        for soft in soft_tokens(config, receiver):
+            if soft.alone:
+                found[soft.source] = max(soft.alone, found.get(soft.source, 0))
+    return found
 
 
 _BEFORE: dict[Placement, int] = {"behind": 0, "inside": 1, "sequence": 2}
@@ -136,16 +157,16 @@ def _stops(config: "ZipperConfig") -> _Stops:
     fusions: dict[str, dict[int, list[Source]]] = {name: {} for name in config.towers}
     reads: dict[str, dict[int, list[Read]]] = {name: {} for name in config.towers}
     for z in sorted(config.zips, key=lambda z: z.name):
-        placement = fusion_class(z.fusion).placement
+        placement, alone = fusion_class(z.fusion).placement, fusion_class(z.fusion).alone
         inside = placement == "inside"
         for index, pair in enumerate(zip_pairs(z, config.towers)):
             block = dict(zip(z.towers, pair, strict=True))
             for tower in z.towers:
                 other = z.other(tower)
                 if tower in z.receivers:
-                    stop = 3 * block[tower] - _BEFORE[placement]
-                    fusions[tower].setdefault(stop, []).append(Source(z.name, index, other, block[other]))
-                if other in z.receivers:
+                    stop = 3 * (1 if alone else block[tower]) - _BEFORE[placement]
+                    fusions[tower].setdefault(stop, []).append(Source(z.name, index, other, block[other], alone))
+                if other in z.receivers and not alone:
                     stop = 3 * block[tower] - inside
                     fusions[tower].setdefault(stop, [])
                     if placement != "sequence":  # soft tokens are remembered by the blocks that they go through
@@ -185,7 +206,8 @@ def make_schedule(config: "ZipperConfig", towers: Collection[str] | None = None)
                 ran[tower] = goal // 3
         for tower, stop in reached.items():
             sources = stops.fusions[tower].get(stop, ())
-            waits = any(s.tower in reached and _stop_of(s, stop) > reached[s.tower] for s in sources)
+            there = [s for s in sources if s.tower in reached and not s.alone]
+            waits = any(_stop_of(s, stop) > reached[s.tower] for s in there)
             if passed[tower] == stop or waits:
                 continue
             placement = _placement(stop)
@@ -265,6 +287,8 @@ def _states(stage: Stage) -> set[State]:
 def _reads_elsewhere(stage: Stage, present: set[str]) -> set[State]:
     """States that the stage fuses or reads and an earlier stage computed."""
     used = {(f.tower, f.block, f.inside) for f in stage.fusions if f.placement != "sequence"}
-    used |= {(s.tower, s.block, f.inside) for f in stage.fusions for s in f.sources if s.tower in present}
+    used |= {
+        (s.tower, s.block, f.inside) for f in stage.fusions for s in f.sources if s.tower in present and not s.alone
+    }
     used |= {(r.tower, r.block, r.inside) for r in stage.reads}
     return used - _states(stage)

@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Int
 from zipper_jax.models import rotary
 from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write_keys
 from zipper_jax.models.config_parts import TowerConfig
+from zipper_jax.models.dropout import ATTENTION, MLP_OUTPUT, TowerDropout
 from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
-from zipper_jax.ops.interval_attention import interval_attention, merge_attention
+from zipper_jax.ops.interval_attention import interval_attention, merge, merge_gated
 from zipper_jax.ops.losses import Losses, cross_entropy
 from zipper_jax.ops.vocab_loss import LARGE_VOCABULARY, OutputHead, Sharding, vocab_loss
 from zipper_jax.sequences import TowerBatch
@@ -32,8 +33,21 @@ Keys = TowerCache | KeyValue
 """The key/value cache of one stream."""
 OWN = "own"
 """The stream of a tower's own tokens; the others are soft tokens, named after their zip."""
-More = tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Range]
-"""Extra keys and values of one block's attention, and each query's attention range over them."""
+
+
+class More(NamedTuple):
+    """Extra keys and values of one block's attention.
+
+    Attributes:
+        key, value: In the receiver's heads.
+        visible: Each query's attention range over them.
+        share: Factor on their share of the softmax, see `merge_gated`; None: 1.
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+    visible: Range
+    share: Float[Array, ""] | None = None
 
 
 class Places(NamedTuple):
@@ -111,8 +125,13 @@ class Attention(Module):
         if not more:
             return attend(key, value, start, end, distance_bias=distance_bias)
         parts = [attend(key, value, start, end, distance_bias=distance_bias, return_lse=True)]
-        parts += [attend(key, value, *visible, return_lse=True) for key, value, visible in more]
-        return merge_attention(parts)
+        gated = []
+        for each in more:
+            part = attend(each.key, each.value, *each.visible, return_lse=True)
+            gated += [] if each.share is None else [(part, each.share)]
+            parts += [part] if each.share is None else []
+        own = merge(parts) if len(parts) > 1 else parts[0]
+        return merge_gated(own, gated) if gated else own[0]
 
     def __call__(
         self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], visible: Range, layer: Layer = 0
@@ -170,9 +189,10 @@ class Block(Module):
         layer: Layer,
         caches: dict[str, Keys | None],
         more: Sequence[More] = (),
+        dropout: Mapping[str, TowerDropout] | None = None,
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
         """`__call__` for a sequence in several streams: each token attends to all of them in one softmax. ``more`` keys
-        are for the tower's own tokens only."""
+        are for the tower's own tokens only. ``dropout``: stream -> its dropout; None: nothing is dropped."""
         queries, keys, kept = {}, {}, {}
         for name, x in xs.items():
             queries[name], key, value = self.heads(x, places[name].positions, layer)
@@ -185,21 +205,25 @@ class Block(Module):
         outputs = {}
         for name, x in xs.items():
             place = places[name]
-            others = [(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
+            others = [More(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
             others += more if name == OWN else ()
             attended = self.attention.attend(
                 queries[name], *keys[name], place.visible, layer, place.distance_bias, others
             )
-            outputs[name] = self._output(x, attended)
+            outputs[name] = self._output(x, attended, None if not dropout else dropout[name].at(layer))
         return outputs, kept
 
-    def _output(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+    def _output(
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"], dropout: TowerDropout | None
+    ) -> Float[Array, "B T D"]:
         a = self.attention.output(attended)
         if self.attention_output_norm is not None:
             a = self.attention_output_norm(a)
+        a = a if dropout is None else dropout(a, ATTENTION)
         y = self.mlp(self.mlp_norm(x if self.config.parallel else x + a))
         if self.mlp_output_norm is not None:
             y = self.mlp_output_norm(y)
+        y = y if dropout is None else dropout(y, MLP_OUTPUT)
         return x + a + y
 
 
@@ -323,6 +347,7 @@ class Tower(Module):
         xs: dict[str, Float[Array, "B _ D"]],
         places: dict[str, Places],
         caches: dict[str, Keys | None],
+        dropout: Mapping[str, TowerDropout] | None = None,
     ) -> tuple[dict[str, Float[Array, "B _ D"]], dict[str, Keys | None]]:
         """Run stacked blocks in order.
 
@@ -334,6 +359,7 @@ class Tower(Module):
             xs: Stream -> states.
             places: Stream -> positions and attention ranges.
             caches: Stream -> cache; None: there is no cache.
+            dropout: Stream -> its dropout; None: nothing is dropped.
 
         Returns:
             The states and caches after the last block.
@@ -345,7 +371,8 @@ class Tower(Module):
             (xs, caches), (block, layer) = carry, each
             block = member(self.blocks, layer) if block is None else block
             with jax.named_scope(f"towers/{execution.tower}"):
-                xs, caches = execution.in_use(block).streams(xs, places=places, layer=layer, caches=caches)
+                block = execution.in_use(block)
+                xs, caches = block.streams(xs, places=places, layer=layer, caches=caches, dropout=dropout)
             xs = {name: execution.shard(x, "batch", None, None) for name, x in xs.items()}
             return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
 

@@ -29,11 +29,12 @@ from jaxtyping import Array, Float
 from zipper_jax.models import module
 from zipper_jax.models.cache import Cache
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
+from zipper_jax.models.dropout import Dropout
 from zipper_jax.models.forward import Batches, Pass, State, Weights
 from zipper_jax.models.fusion import Fusion, fusion_class
 from zipper_jax.models.layers import Projection
 from zipper_jax.models.module import Execution, Module, Params, Placer, stack, unsharded
-from zipper_jax.models.schedule import soft_tokens, zip_pairs
+from zipper_jax.models.schedule import read_alone, soft_tokens, zip_pairs
 from zipper_jax.models.tower import AddedEmbedding, Tower
 from zipper_jax.ops.losses import Losses
 from zipper_jax.utils.trees import unflatten
@@ -110,11 +111,16 @@ class Zipper(Module):
         """Float32 logits of `hidden` states; those of added tokens come after the tower's own."""
         return self.towers[tower].logits(hidden, self.added_embeddings.get(tower))
 
-    def losses(self, batches: Batches, z_loss: float = 0.0) -> dict[str, Losses]:
-        """Losses of every batch's targets on the fused path; logits of a large vocabulary are not stored."""
+    def losses(self, batches: Batches, z_loss: float = 0.0, dropout: Dropout | None = None) -> dict[str, Losses]:
+        """Losses of every batch's targets on the fused path; logits of a large vocabulary are not stored.
+
+        ``dropout``: of a training pass; None: nothing is dropped.
+        """
+        states = Pass(self, batches, None, dropout=dropout)()
         return {
-            tower: self.towers[tower].losses(x, batches[tower], self.added_embeddings.get(tower), z_loss)
-            for tower, x in self.hidden(batches).items()
+            name: tower.losses(tower.norm(states[name]), batches[name], self.added_embeddings.get(name), z_loss)
+            for name, tower in self.towers.items()
+            if name in states
         }
 
     def last_logits(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B V"]], Cache]:
@@ -228,6 +234,7 @@ def parameters(config: ZipperConfig) -> dict[str, Parameter]:
             tokens = {z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner: 1.0}
         elif top == "towers" and rest[0] == "blocks":
             depth = config.towers[name].num_layers
+            tokens[name] += read_alone(config).get(name, 0) / depth
             tokens |= {soft.source: (depth + 1 - soft.block) / depth for soft in soft_tokens(config, name)}
         value, declared = variable.get_raw_value(), variable.get_metadata()
         axes = declared.get("axes") or (None,) * len(value.shape)

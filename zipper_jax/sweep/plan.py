@@ -198,6 +198,7 @@ class Sweep:
         figures: Figures of the report.
         claims: Claims of the report.
         about: Introduction of the report.
+        times: Whether the report has the seconds of training. They compare where rows ran alike, on one machine.
         steps: Steps of every row, for a trial; longer warm-ups are shortened. None: each arm's own.
     """
 
@@ -211,6 +212,7 @@ class Sweep:
     figures: tuple[Figure, ...] = ()
     claims: tuple[Claim, ...] = ()
     about: str = ""
+    times: bool = False
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -321,8 +323,9 @@ def digest(sweep: Sweep, row: Row, places: Places) -> str:
     del run["train"]["data"]["task_set"]  # packed rows store their tasks; and older sweeps lack it
     if run["model"]["attention"] == "auto":  # older sweeps lack it
         del run["model"]["attention"]
-    if not run["train"]["z_loss"]:
-        del run["train"]["z_loss"]
+    for name in ("z_loss", "dropout"):
+        if not run["train"][name]:
+            del run["train"][name]
     decides: dict[str, Any] = {
         "run": _moved(run, str(places.root)),
         "data": data_settings(sweep),

@@ -177,15 +177,20 @@ def _costs(sweep: Sweep, lines: Mapping[str, Sequence[Any]]) -> str:
     text = [
         "## Cost of training",
         "",
-        "| arm | steps | rows a step | TFLOP | TFLOP before it | trained, thousands | frozen, thousands |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | steps | rows a step | TFLOP | TFLOP before it | trained, thousands | frozen, thousands |"
+        + " seconds of steps |" * sweep.times,
+        "|---|---|---|---|---|---|---|" + "---|" * sweep.times,
     ]
     for arm in sweep.arms:
-        for line in list(lines.get(arm.name, ()))[:1]:
+        rows = list(lines.get(arm.name, ()))
+        for line in rows[:1]:
             text.append(
                 f"| {arm.name} | {line['steps']:,} | {line['rows_per_step']} | {line['flops'] / 1e12:.2f} "
                 f"| {line['flops_before'] / 1e12:.2f} | {line['trained'] / 1e3:,.0f} | {line['frozen'] / 1e3:,.0f} |"
             )
+            if sweep.times:
+                seconds = [row["goodput"]["seconds"]["steps"] for row in rows]
+                text[-1] += f" {sum(seconds) / len(seconds):,.0f} |"
     return "\n".join(text)
 
 

@@ -204,6 +204,8 @@ class TrainConfig:
         microbatches: Gradient accumulation: parts of a batch, run one after another.
         loss_weights: lambda per tower; 1 where not named.
         z_loss: Factor of (log Z)^2 of each token, added to the minimised loss, not to the reported ones; 0: none.
+        dropout: Tower -> the probability that an element of its embeddings, and of the outputs of its attentions and
+            feed-forwards, is set to 0 in training; 0 where not named. A function of seed, step and row.
         initialise_from: Tower -> run folder whose tower is copied; a smaller vocabulary is expanded (the Single
             Decoder). Towers that are not named start at random.
         restore: Alternatively, initial parameters from another run, path by path.
@@ -230,6 +232,7 @@ class TrainConfig:
     microbatches: int = 1
     loss_weights: dict[str, float] = field(default_factory=dict)
     z_loss: float = 0.0
+    dropout: dict[str, float] = field(default_factory=dict)
     initialise_from: dict[str, str] = field(default_factory=dict)
     restore: RestoreCheckpointConfig | None = None
     save: SaveCheckpointConfig = field(default_factory=SaveCheckpointConfig)
@@ -274,7 +277,10 @@ class TrainConfig:
         if self.restore is not None and self.initialise_from:
             raise UserError("TrainConfig: give restore or initialise_from, not both")
         towers = sorted(self.model.towers)
-        for name in ("loss_weights", "initialise_from"):
+        for part, rate in self.dropout.items():
+            if not 0 <= rate < 1:
+                raise UserError(f"TrainConfig.dropout[{part!r}]={rate}: give 0 (none) or more, below 1, as 0.1")
+        for name in ("loss_weights", "dropout", "initialise_from"):
             for tower in getattr(self, name):
                 if tower not in towers:
                     raise UserError(f"TrainConfig.{name}: the model has no tower {tower!r}{closest(tower, towers)}")
@@ -285,6 +291,11 @@ class TrainConfig:
             )
         for name, tower in self.model.towers.items():
             tower.check_length(self.data.lengths[name], f"DataConfig.lengths[{name!r}] (TASK_FEATURE_LENGTHS)")
+
+    @property
+    def dropout_seed(self) -> int | None:
+        """The seed of dropout; None where nothing is dropped."""
+        return self.seed if any(self.dropout.values()) else None
 
 
 RESUME_MAY_CHANGE = frozenset(

@@ -13,6 +13,7 @@ from zipper_jax.checkpoint.orbax_trees import cast as cast_leaf
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.dropout import Dropout
 from zipper_jax.models.flops import flops_per_row
 from zipper_jax.ops.losses import Losses
 from zipper_jax.sharding.chips import chip
@@ -36,7 +37,8 @@ class Program:
         like: Abstract state: shapes, dtypes and shardings; the target of a checkpoint restore.
         optimizer: optax transformation over the flat trainable leaves.
         schedule: Learning rate of the update after ``step`` updates.
-        losses: ``(params, towers) -> losses per tower``, with sharding constraints on its activations.
+        losses: ``(params, towers) -> losses per tower``, with sharding constraints on its activations; with dropout
+            where it gets keys of rows.
         train_step: ``(state, batch, stop) -> (state, metrics)``, donating the state.
         eval_step: ``(params, batch) -> sums``.
         notes: Notes for the user, for example axes that are replicated because the mesh does not divide them.
@@ -172,8 +174,9 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     like = _state_shapes(trainable, frozen, placed, optimizer, mesh)
     placement = Placement(mesh, config.mesh)
 
-    def losses(params: dict[str, Any], towers: dict[str, Any]) -> dict[str, Losses]:
-        return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss)
+    def losses(params: dict[str, Any], towers: dict[str, Any], keys: Any = None) -> dict[str, Losses]:
+        dropout = None if keys is None else Dropout(config.dropout, keys)
+        return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss, dropout)
 
     train_step = make_train_step(
         losses,
@@ -183,6 +186,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         microbatches=config.microbatches,
         guard=config.guard,
         gates=[path for path, found in known.items() if found.use == "gate"],
+        dropout_seed=config.dropout_seed,
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
         compiler_options=config.xla_options,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
+from zipper_jax.models.dropout import Dropout, row_keys
 from zipper_jax.sharding.mesh import put_batch
 from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
@@ -75,14 +76,17 @@ def _anatomy(
 ) -> Iterator[str]:
     placed = put_batch(batch, built.mesh)
 
-    def losses(params: Any, towers: Any) -> Any:
-        return zipper.bind_params(config.model, params).losses(towers, config.z_loss)
+    def losses(params: Any, towers: Any, keys: Any = None) -> Any:
+        dropout = None if keys is None else Dropout(config.dropout, keys)
+        return zipper.bind_params(config.model, params).losses(towers, config.z_loss, dropout)
 
     def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:
+        weights, seed = config.loss_weights, config.dropout_seed
+        keys = None if seed is None else row_keys(seed, state.step, len(batch["task"]))  # as the update had them
         loss, _, gradients = loss_and_gradients(
-            losses, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=config.loss_weights
+            losses, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=weights, keys=keys
         )
-        nll = {name: jnp.sum(found.nll, axis=1) for name, found in losses(state.params, batch["towers"]).items()}
+        nll = {name: jnp.sum(found.nll, axis=1) for name, found in losses(state.params, batch["towers"], keys).items()}
         norms = {key: jnp.linalg.norm(leaf.ravel()) for key, leaf in gradients.items()}
         return loss, nll, norms, spike_limit(state.guard, config.guard)
 

@@ -17,14 +17,15 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.checkpoint.state import Guard, TrainState
+from zipper_jax.models.dropout import row_keys
 from zipper_jax.ops.losses import Losses
 from zipper_jax.training.config import GuardConfig
 from zipper_jax.utils.trees import Flat, join
 
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
-LossFunction = Callable[[dict[str, Any], dict[str, Any]], dict[str, Losses]]
-"""(params, towers) to the losses of each tower's tokens: `Zipper.losses`."""
+LossFunction = Callable[..., dict[str, Losses]]
+"""(params, towers) to the losses of each tower's tokens, `Zipper.losses`; with dropout (params, towers, keys)."""
 
 
 class Sums(NamedTuple):
@@ -96,8 +97,9 @@ def _loss(
     denominators: Mapping[str, Float[Array, ""]],
     loss_weights: Mapping[str, float],
     num_tasks: int,
+    keys: Any = None,
 ) -> tuple[Float[Array, ""], dict[str, Sums]]:
-    found = losses(params, batch["towers"])
+    found = losses(params, batch["towers"]) if keys is None else losses(params, batch["towers"], keys)
     loss = jnp.float32(0.0)
     sums: dict[str, Sums] = {}
     for name, tower in sorted(batch["towers"].items()):
@@ -117,6 +119,7 @@ def loss_and_gradients(
     num_tasks: int,
     loss_weights: Mapping[str, float] | None = None,
     microbatches: int = 1,
+    keys: Any = None,
 ) -> tuple[Float[Array, ""], dict[str, Sums], Flat]:
     """Compute the loss, sums per tower and task, and gradients of the trainable leaves only.
 
@@ -129,6 +132,7 @@ def loss_and_gradients(
         loss_weights: lambda per tower; 1 where not named.
         microbatches: M; rows are assigned round-robin (row r to microbatch r mod M), so that every device of a
             batch-sharded mesh has an equal share of each.
+        keys: A random key per row, for dropout, see `models.dropout.row_keys`; None: the model gets none.
 
     Returns:
         Loss, sums per tower, gradients by path.
@@ -136,21 +140,21 @@ def loss_and_gradients(
     denominators = _denominators(batch)
     weights = loss_weights or {}
 
-    def of(trainable: Flat, batch: Batch) -> tuple[Float[Array, ""], dict[str, Sums]]:
-        return _loss(losses, join(trainable, frozen), batch, denominators, weights, num_tasks)
+    def of(trainable: Flat, batch: Batch, keys: Any) -> tuple[Float[Array, ""], dict[str, Sums]]:
+        return _loss(losses, join(trainable, frozen), batch, denominators, weights, num_tasks, keys)
 
     value_and_grad = jax.value_and_grad(of, has_aux=True)
     if microbatches == 1:
-        (loss, sums), gradients = value_and_grad(trainable, batch)
+        (loss, sums), gradients = value_and_grad(trainable, batch, keys)
         return loss, sums, gradients
 
-    def accumulate(carry: Any, microbatch: Batch) -> tuple[Any, None]:
-        (loss, sums), gradients = value_and_grad(trainable, microbatch)
+    def accumulate(carry: Any, microbatch: Any) -> tuple[Any, None]:
+        (loss, sums), gradients = value_and_grad(trainable, *microbatch)
         return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
 
-    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
     first = jax.tree.map(lambda x: x[0], split)
-    (loss, sums), gradients = jax.eval_shape(value_and_grad, trainable, first)
+    (loss, sums), gradients = jax.eval_shape(value_and_grad, trainable, *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, sums, gradients))
     (loss, sums, gradients), _ = jax.lax.scan(accumulate, zeros, split)
     return loss, sums, gradients
@@ -169,6 +173,7 @@ def make_train_step(
     microbatches: int = 1,
     guard: GuardConfig = GuardConfig(),
     gates: Collection[str] = (),
+    dropout_seed: int | None = None,
     state_shardings: TrainState | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -185,6 +190,8 @@ def make_train_step(
         microbatches: Gradient accumulation: number of parts of a batch, run one after another.
         guard: Which updates are not applied.
         gates: Paths of the scalars whose tanh is reported.
+        dropout_seed: ``losses`` gets a random key per row, a pure function of this seed, the step and the row; None: it
+            gets none.
         state_shardings: Shardings of the new state; None lets the compiler choose.
         compiler_options: XLA options by name.
     """
@@ -198,6 +205,7 @@ def make_train_step(
             num_tasks=num_tasks,
             loss_weights=loss_weights,
             microbatches=microbatches,
+            keys=None if dropout_seed is None else row_keys(dropout_seed, state.step, len(batch["task"])),
         )
         grad_norm = optax.tree.norm(gradients)
         # The norm is also infinite when the squares of finite gradients overflow; clipping would divide by infinity.

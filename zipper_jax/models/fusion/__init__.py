@@ -2,5 +2,17 @@
 
 from zipper_jax.models.fusion.base import FUSIONS, CacheEntry, Fusion, SourceState, fusion_class, register
 from zipper_jax.models.fusion.gated_cross_attention import GatedCrossAttention
+from zipper_jax.models.fusion.projector import Projector
+from zipper_jax.models.fusion.shared_attention import SharedAttention
 
-__all__ = ["FUSIONS", "CacheEntry", "Fusion", "GatedCrossAttention", "SourceState", "fusion_class", "register"]
+__all__ = [
+    "FUSIONS",
+    "CacheEntry",
+    "Fusion",
+    "GatedCrossAttention",
+    "Projector",
+    "SharedAttention",
+    "SourceState",
+    "fusion_class",
+    "register",
+]

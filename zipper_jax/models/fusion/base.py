@@ -67,12 +67,16 @@ class Fusion(Module):
             what ``read`` returns joins the receiver's own sequence as soft tokens, one per source token, starting at
             the one receiver block that ``pairs`` names. They are in the order of the linear sequence and count as
             positions of the receiver; zips and the head apply to its own tokens only.
+        alone: Placement "sequence": the source is read as on its unimodal path (with its added tokens), after the block
+            that ``pairs`` names for it, and soft tokens enter before the receiver's first block. Both directions are
+            then possible in one zip; the source's blocks process its tokens once more.
         Options: A frozen dataclass with the fields of ``ZipConfig.options``.
         sources: Names of the parts (paths from this module, "attention/key") that process source tokens; all others
             process receiver tokens.
     """
 
     placement: ClassVar[Placement] = "behind"
+    alone: ClassVar[bool] = False
     Options: ClassVar[type] = NoOptions
     sources: ClassVar[tuple[str, ...]] = ()
 
@@ -103,6 +107,11 @@ class Fusion(Module):
         """Placement "inside": keys and values with the receiver's number of heads and head_dim."""
         raise NotImplementedError
 
+    def share(self) -> Float[Array, ""] | None:
+        """Placement "inside": what the share of its keys in the block's softmax is multiplied by, the receiver's own
+        keys getting the rest, see `ops.interval_attention.merge_gated`; None: 1."""
+        return None
+
     def visible(self, earlier: Range) -> Range:
         """The attention range over source tokens; may only narrow ``earlier``, all preceding ones. Not used for soft
         tokens, which are visible like any token of the receiver."""
@@ -120,6 +129,11 @@ class Fusion(Module):
         raise NotImplementedError
 
     @classmethod
+    def preserves(cls, config: ZipConfig) -> bool:
+        """Whether a receiver token that sees no source token stays as it is, whatever the parameters."""
+        return cls.placement != "behind"
+
+    @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
         """(query heads, head_dim) of its attention, for FLOPs: a visible pair of tokens costs 4 N H forward. (0, 0) for
         soft tokens, which use the receiver's own attention."""
@@ -132,15 +146,26 @@ class Fusion(Module):
         if cls.placement != "sequence":
             return
         what = f"zip {config.name}, fusion {config.fusion!r} (soft tokens in the receiver's sequence)"
-        if len(config.receivers) != 1:
+        if len(config.receivers) != 1 and not cls.alone:
             raise UserError(f"{what}: needs one receiver, got {list(config.receivers)}; set into")
         if config.pairs is None or len(config.pairs) != 1:
+            blocks = "the receiver's block before which they enter, the source's block after which they are read"
+            blocks = "the block of each tower after which it is read" if cls.alone else blocks
             raise UserError(
-                f"{what}: needs one pair (the receiver's block before which they enter, the source's block after "
-                f"which they are read), got pairs = {config.pairs}; set pairs instead of intervals"
+                f"{what}: needs one pair ({blocks}), got pairs = {config.pairs}; set pairs instead of intervals"
             )
         if receiver.positions == "relative":
             raise UserError(f"{what}: {name} has positions = 'relative', a bias by distance among its own tokens only")
+
+    @classmethod
+    def check_projection(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
+        """For fusions that use ``ZipConfig.projection``: raise UserError if there is none and embed_dim differs."""
+        if config.projection.form == "none" and source.embed_dim != receiver.embed_dim:
+            widths = [source.embed_dim, receiver.embed_dim]
+            widths = widths if config.towers[1] == name else widths[::-1]
+            raise UserError(
+                f"zip {config.name}: projection form 'none' needs equal embed_dim, got {widths}; use form 'mlp'"
+            )
 
     @classmethod
     def options(cls, config: ZipConfig) -> Any:

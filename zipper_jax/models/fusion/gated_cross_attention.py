@@ -125,6 +125,11 @@ class GatedCrossAttention(Fusion):
         return KeyValue(entry, entry)
 
     @classmethod
+    def preserves(cls, config: ZipConfig) -> bool:
+        """Not with the paper's feed-forward, which fires everywhere."""
+        return config.feed_forward == "where_visible"
+
+    @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:
         """Query heads and head_dim."""
         n, _, h = _heads(config, receiver)
@@ -134,15 +139,7 @@ class GatedCrossAttention(Fusion):
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
         """UserError if num_kv_heads does not divide num_heads, or there is no projection and embed_dim differs."""
         super().check(config, source, receiver, name)
-        if config.projection.form == "none" and source.embed_dim != receiver.embed_dim:
-            widths = (
-                [source.embed_dim, receiver.embed_dim]
-                if config.towers[1] == name
-                else [receiver.embed_dim, source.embed_dim]
-            )
-            raise UserError(
-                f"zip {config.name}: projection form 'none' needs equal embed_dim, got {widths}; use form 'mlp'"
-            )
+        cls.check_projection(config, source, receiver, name)
         heads, kv_heads, _ = _heads(config, receiver)
         if heads % kv_heads:
             raise UserError(

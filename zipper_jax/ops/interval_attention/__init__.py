@@ -20,10 +20,10 @@ from typing import Any
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.ops.interval_attention.dense import interval_weights
-from zipper_jax.ops.interval_attention.merging import merge_attention
+from zipper_jax.ops.interval_attention.merging import merge, merge_attention, merge_gated
 from zipper_jax.ops.interval_attention.registry import Implementation, run
 
-__all__ = ["Implementation", "interval_attention", "interval_weights", "merge_attention"]
+__all__ = ["Implementation", "interval_attention", "interval_weights", "merge", "merge_attention", "merge_gated"]
 
 
 def interval_attention(

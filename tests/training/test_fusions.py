@@ -1,4 +1,4 @@
-"""Fusions that the package knows nothing of, through all that a run does: see tests/outside_fusions.py.
+"""Fusions other than the paper's through all that a run does: the package's, and those of tests/outside_fusions.py.
 
 The rules of the forward pass and of decoding run on all in tests/models and tests/decoding (OPTIONS "ungated" and
 "shared", "soft").
@@ -12,8 +12,10 @@ import pytest
 from running import log, params, run
 from tiny_models import LENGTHS, zipper_model
 
+import zipper_jax
+from zipper_jax.checkpoint.tools import export
 from zipper_jax.models import zipper
-from zipper_jax.models.config import ZipConfig
+from zipper_jax.models.config import ProjectionConfig, ZipConfig
 from zipper_jax.models.flops import flops_per_row
 from zipper_jax.models.fusion import fusion_class
 from zipper_jax.sequences import fill_template, rows_to_towers
@@ -31,6 +33,13 @@ ZIPS = {
         options={"scale": 0.5},
     ),
     "shared": ZipConfig(("speech", "text"), {"text": 1, "speech": 2}, fusion="outside_fusions:SharedAttention"),
+    "shared attention": ZipConfig(  # of the package; the towers' heads are alike, so maps are on request
+        ("speech", "text"), {"text": 1, "speech": 2}, fusion="shared_attention", options={"maps": "always"},
+    ),
+    "projector": ZipConfig(
+        ("speech", "text"),
+        pairs=((3, 2),), fusion="projector", projection=ProjectionConfig(depth=2, final_activation="none"),
+    ),
     "soft": ZipConfig(("text", "speech"), pairs=((1, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),
 }  # fmt: skip
 
@@ -40,7 +49,7 @@ def model(name):
 
 
 @pytest.mark.parametrize("name", ZIPS)
-def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
+def test_a_run_trains_freezes_stops_resumes_and_is_exported(name, zipper_run, tmp_path):
     """Rules 3 and 6, bitwise: the frozen tower is what it was, and a run in two parts logs the same losses."""
     config = zipper_run(
         model=model(name), freeze=FreezeConfig(towers=("text",)), save=SaveCheckpointConfig(period=2), steps=4
@@ -54,6 +63,12 @@ def test_a_run_trains_freezes_stops_and_resumes(name, zipper_run, tmp_path):
     run(replace(parts, steps=2, optimizer=config.optimizer))
     run(parts)
     assert log(parts) == log(config)
+    export(config.model_dir, str(tmp_path / "exported"))
+    loaded = zipper_jax.load(tmp_path / "exported")
+    assert loaded.config.zips == config.model.zips
+    found, wanted = trees.flatten(loaded.params), params(config)
+    assert found.keys() == wanted.keys()
+    assert all((found[path] == leaf).all() for path, leaf in wanted.items())
 
 
 @pytest.mark.parametrize("name", ZIPS)
@@ -92,11 +107,15 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
         if path.startswith("zips/")
     )
     text, speech, wide = LENGTHS["text"], LENGTHS["speech"], lambda tower: 12 * tower.num_heads * tower.head_dim
-    if name == "soft":  # every block of the text tower works on speech tokens, too
-        blocks = [p for path, p in products.items() if path.startswith("towers/text/blocks/")]
-        weights += sum(4.0 * np.prod(p.shape) * speech for p in blocks)
-        depth = config.towers["text"].num_layers
-        pairs = depth * wide(config.towers["text"]) * ((text + speech) ** 2 - text**2) / 2
+    if fusion_class(ZIPS[name].fusion).placement == "sequence":
+        pairs, alone = 0.0, fusion_class(ZIPS[name].fusion).alone
+        for into in ZIPS[name].receivers:  # every block of the receiver works on the source's tokens, too
+            other, own = LENGTHS[ZIPS[name].other(into)], LENGTHS[into]
+            blocks = [p for path, p in products.items() if path.startswith(f"towers/{into}/blocks/")]
+            more = other + alone * own  # both towers are also read alone
+            weights += sum(4.0 * np.prod(p.shape) * more for p in blocks)
+            seen = ((own + other) ** 2 - own**2 + alone * own**2) / 2
+            pairs += config.towers[into].num_layers * wide(config.towers[into]) * seen
     else:
         heads = [fusion_class(ZIPS[name].fusion).heads(ZIPS[name], config.towers[t]) for t in ZIPS[name].receivers]
         pairs = sum(12 * n * h * text * speech / 2 for n, h in heads)

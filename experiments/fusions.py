@@ -1,0 +1,133 @@
+"""Every way to join the same two decoders: equal pairs, steps, rows and data order (docs/fusions.md).
+
+    zipper sweep run experiments/fusions.py --size cpu --out runs/fusions --jobs 2
+
+Data, towers, budgets and sizes are those of experiments/findings.py. Unless an arm says otherwise, the text tower is
+frozen and the speech tower trained.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from findings import IDENTITY, PRESERVING, RATES, SIZES, Arms, Size
+
+from zipper_jax.models.config import ProjectionConfig
+from zipper_jax.sweep.plan import Arm, Claim, Sweep, Table
+from zipper_jax.utils.errors import UserError
+
+BOTH = ("text", "speech")
+SHARED: dict[str, Any] = {"fusion": "shared_attention", "gate_init": 1.0}
+UNGATED: dict[str, Any] = {"fusion": "shared_attention", "options": {"gate": False}}
+MLP: dict[str, Any] = {
+    "fusion": "projector",
+    "projection": ProjectionConfig(depth=2, final_activation="none"),  # SLAM-ASR's
+    "normalise_source": True,
+}
+LINEAR: dict[str, Any] = {**MLP, "projection": ProjectionConfig(depth=1, final_activation="none")}
+WITHOUT: dict[str, ProjectionConfig] = {}
+"""No input projections: the papers of these fusions have none, and soft tokens are input themselves."""
+
+
+def all_arms(size: Size) -> tuple[Arm, ...]:
+    arms = Arms(size)
+    depths = size.text["num_layers"], size.speech["num_layers"]
+    middle = depths[1] // 4 + 1, depths[1] - depths[1] // 4
+
+    def joined(name: str, about: str, **how: Any) -> Arm:
+        return arms.zipper(name, about, perplexity=True, **how)
+
+    def projector(name: str, about: str, form: dict[str, Any], **how: Any) -> Arm:
+        return joined(name, about, form=form, projections=WITHOUT, last_blocks=True, **how)
+
+    return (
+        arms.pretraining("text"),
+        arms.pretraining("speech"),
+        arms.single_decoder("single_decoder", "one decoder, all weights trained", perplexity=True),
+        arms.single_decoder("single_decoder.dropout", "with the paper's dropout of 0.1", dropout=0.1, perplexity=True),
+        joined("zipper", "gated cross-attention, the paper's form"),
+        joined("zipper.frozen", "… both towers frozen", frozen=BOTH),
+        joined("identity", "gated cross-attention, identity-preserving", projections=PRESERVING, form=IDENTITY),
+        joined(
+            "middle", "… zips in the middle half only (HBridge)", projections=PRESERVING, form=IDENTITY, blocks=middle
+        ),
+        joined(
+            "one_way",
+            "… into text only, speech to text only, both towers frozen (CALM)",
+            projections=WITHOUT,
+            form={**IDENTITY, "into": ("text",)},
+            frozen=BOTH,
+            rates={"asr": RATES["asr"]},
+        ),
+        joined("shared", "shared attention, gates that start open", projections=WITHOUT, form=SHARED),
+        joined("shared.ungated", "… without gates (Mixture-of-Transformers)", projections=WITHOUT, form=UNGATED),
+        joined("shared.frozen", "… gated, both towers frozen", projections=WITHOUT, form=SHARED, frozen=BOTH),
+        projector("projector", "soft tokens by an MLP (SLAM-ASR), both ways", MLP),
+        projector("projector.linear", "… by a linear map", LINEAR),
+        projector("projector.frozen", "… by an MLP trained alone, both towers frozen", MLP, frozen=BOTH),
+    )
+
+
+MAIN = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "middle", "shared", "shared.ungated")
+SOFT = ("projector", "projector.linear")
+FROZEN = ("zipper.frozen", "one_way", "shared.frozen", "projector.frozen")
+
+
+def tables() -> tuple[Table, ...]:
+    asr = ("asr", "asr_other", "asr_shuffled", "asr_no_audio", "asr_gates_zero", "asr_nats", "asr_shuffled_nats")
+    tts = ("tts", "tts_target", "tts_shuffled", "tts_nats", "tts_shuffled_nats")
+    both = ("asr", "asr_shuffled", "asr_nats", "tts", "tts_shuffled", "tts_nats")
+    note = "`one_way` is trained on speech to text alone: its text to speech is that of a tower that sees no text."
+    return (
+        Table("Speech to text, speech tower trained", (*MAIN, *SOFT), asr),
+        Table("Text to speech, speech tower trained", (*MAIN, *SOFT), tts),
+        Table("Both towers frozen", FROZEN, both, note=note),
+    )
+
+
+def claims() -> tuple[Claim, ...]:
+    found = [
+        Claim(f"{words} is better than gated cross-attention {where}", measure, arm, "identity", source="ours")
+        for words, arm in (("shared attention", "shared"), ("the projector", "projector"))
+        for where, measure in (
+            ("in ASR", "asr"), ("in ASR, by likelihood", "asr_nats"), ("in TTS", "tts"),
+            ("in TTS, by likelihood", "tts_nats"),
+        )
+    ]  # fmt: skip
+    frozen = [
+        Claim(f"{words} is better than the paper's form with both towers frozen, {what}", measure, arm, "zipper.frozen",
+              source="ours")
+        for words, arm in (("shared attention", "shared.frozen"), ("the projector", "projector.frozen"))
+        for what, measure in (("ASR", "asr"), ("TTS, by likelihood", "tts_nats"))
+    ]  # fmt: skip
+    return (
+        *found,
+        *frozen,
+        Claim(
+            "gates do not matter to shared attention in ASR", "asr", "shared", "shared.ungated", "similar", 0.02, "ours"
+        ),
+        Claim("an MLP is better than a linear projector in ASR", "asr", "projector", "projector.linear", source="ours"),
+        Claim("zips in the middle suffice for ASR", "asr", "middle", "identity", "similar", 0.02, "HBridge"),
+        Claim(
+            "dropout helps the Single Decoder's ASR", "asr", "single_decoder.dropout", "single_decoder", source="ours"
+        ),
+    )
+
+
+def sweep(size: str) -> Sweep:
+    if size not in SIZES:
+        raise UserError(f"--size = {size!r}: give one of {', '.join(SIZES)}")
+    chosen = SIZES[size]
+    return Sweep(
+        name=f"fusions_{size}",
+        corpus=chosen.corpus,
+        prepare=chosen.prepare,
+        arms=all_arms(chosen),
+        scoring=chosen.scoring,
+        tables=tables(),
+        claims=claims(),
+        about=f"Ways to join the same two decoders, on equal data and steps. {chosen.about}",
+        times=True,
+    )
