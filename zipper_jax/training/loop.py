@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -34,6 +33,8 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.logs import to_file
 from zipper_jax.utils.signals import GracefulStop
+from zipper_jax.utils.staging import Staging, staged
+from zipper_jax.utils.storage import AnyPath, as_path
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,16 @@ def train(
     began = time.perf_counter() if began is None else began
     distributed.require_same(run_folder.resolved(config), "configuration")
     first = jax.process_index() == 0
-    run_dir = Path(config.model_dir)
+    run_dir = as_path(config.model_dir)
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
         # Process 0 writes the folder, and only while it holds the folder's lock.
         distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
         name = "train.log" if first else f"train.process_{jax.process_index()}.log"
-        stack.enter_context(to_file(run_dir / name))
+        staging = stack.enter_context(staged(run_dir))
+        staging.fetch(name, *(("metrics.jsonl", "goodput.json") if first else ()))
+        stack.enter_context(to_file(staging.folder / name))
         distributed.together(lambda: run_folder.open_run(config, provenance) if first else None)
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.save))
         done = checkpoints.latest()
@@ -112,14 +115,14 @@ def train(
         source = distributed.together(data_source.open_data, config)
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
         built = distributed.together(program.build, config, len(source.tasks))
-        furthest = max((line["step"] for line in read_metrics(run_dir) if line["split"] == "train"), default=0)
-        goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
-        traces = stack.enter_context(Traces(config.profile, run_dir))
-        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces)
+        furthest = max((line["step"] for line in read_metrics(staging.folder) if line["split"] == "train"), default=0)
+        goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
+        traces = stack.enter_context(Traces(config.profile, staging.folder))
+        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces, staging)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()
         with Monitor(
-            run_dir,
+            staging.folder,
             start=step,
             batch=run.next,
             total=config.steps,
@@ -164,7 +167,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        run_dir: Path,
+        run_dir: AnyPath,
         source: "data_source.DataSource",
         batches: Batches,
         built: program.Program,
@@ -173,10 +176,11 @@ class _Run:
         goodput: Goodput,
         infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None,
         traces: Traces,
+        staging: Staging,
     ) -> None:
         self.config, self.run_dir, self.source, self.batches, self.built = config, run_dir, source, batches, built
         self.checkpoints, self.stop, self.goodput, self.infer = checkpoints, stop, goodput, infer
-        self.traces = traces
+        self.traces, self.staging = traces, staging
         self.skips = Skips(config.data.skip_batches)
         self.next = self.skips.batch(0)
         self.streak = self.rollbacks = self.last_bad = 0
@@ -215,6 +219,7 @@ class _Run:
             "streak": self.streak,
             "rollbacks": self.rollbacks,
         }
+        self.staging.copy()  # so that a restored step never lacks the lines before it
         self.checkpoints.save(state, progress, self.validated)
 
     # The loop.
