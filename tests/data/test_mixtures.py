@@ -31,6 +31,9 @@ class FakeRows:
     def __len__(self):
         return len(self.rows)
 
+    def fetch(self, indices):
+        pass
+
     def row(self, index):
         return self.rows[index]
 
@@ -136,7 +139,7 @@ def test_batches_hold_the_drawn_rows():
     assert batch["task"].dtype == np.int32
     assert batch["task"].tolist() == [mix.row(n)[0] for n in range(8, 12)]
     said = batch["towers"]["text"].tokens[:, 1]
-    assert said.tolist() == [mix.examples(n)[1][0][1 if mix.row(n)[0] == 0 else 0].tokens[0] for n in range(8, 12)]
+    assert said.tolist() == [mix.examples([n])[1][0][0][1 if mix.row(n)[0] == 0 else 0].tokens[0] for n in range(8, 12)]
 
 
 def test_a_tasks_tokens_weigh_what_is_asked():

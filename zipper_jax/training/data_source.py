@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.sequences import Layout, make_layout
@@ -20,7 +22,7 @@ class DataSource(NamedTuple):
 
     Attributes:
         tasks: Task names; a batch's ``task`` is an index into them.
-        batches: ``get(step)`` returns the global batch of that step.
+        batches: ``get(step)`` returns the batch of that step.
         validation: The same over the validation split; None without one.
         validation_batches: Batches per validation.
     """
@@ -29,6 +31,11 @@ class DataSource(NamedTuple):
     batches: Any
     validation: Any
     validation_batches: int
+
+    def only(self, rows: np.ndarray) -> "DataSource":
+        """The same with these rows of each batch alone."""
+        validation = None if self.validation is None else self.validation.only(rows)
+        return self._replace(batches=self.batches.only(rows), validation=validation)
 
 
 def open_data(config: TrainConfig) -> DataSource:

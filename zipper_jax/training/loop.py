@@ -20,7 +20,7 @@ import numpy as np
 
 from zipper_jax.checkpoint.checkpoints import Checkpoints
 from zipper_jax.checkpoint.state import TrainState
-from zipper_jax.sharding.mesh import put_batch, put_flag
+from zipper_jax.sharding.mesh import own_rows, put_batch, put_flag
 from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Batches(Protocol):
-    """Global batches by batch number; ``get`` is a pure function of it."""
+    """Batches by batch number, of which a process has the rows of its own devices; ``get`` is a pure function."""
 
     def get(self, step: int) -> Batch: ...
 
@@ -113,8 +113,9 @@ def train(
         if done is not None and done >= config.steps:
             return TrainResult("already finished", done, 0, config.model_dir)
         source = distributed.together(data_source.open_data, config)
-        batches = wrap_batches(source.batches) if wrap_batches else source.batches
         built = distributed.together(program.build, config, len(source.tasks))
+        source = source.only(own_rows(built.mesh, config.batch_size))
+        batches = wrap_batches(source.batches) if wrap_batches else source.batches
         furthest = max((line["step"] for line in read_metrics(staging.folder) if line["split"] == "train"), default=0)
         goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
         traces = stack.enter_context(Traces(config.profile, staging.folder))
@@ -232,8 +233,8 @@ class _Run:
         while True:
             arrived = 0  # 1: ``state`` has just been confirmed as the state after ``step`` updates
             with self.goodput.spend("data"):
-                batch = self.batches.get(self.next)
-                placed = put_batch(batch, self.built.mesh)
+                batch = self.own(self.batches, self.next)
+                placed = put_batch(batch, self.built.mesh, config.batch_size)
                 flag = put_flag(self.stop.requested is not None, self.built.mesh)
             with self.goodput.spend("compile" if not compiled else self.kind(step)):
                 with self.traces.update(step + 1 + (sent is not None)) as traced:
@@ -261,6 +262,15 @@ class _Run:
             if ends:
                 self.finish(step)
                 return step
+
+    def own(self, batches: Batches, number: int) -> Batch:
+        """This process's rows of a batch. They are read here alone, so the others do not see an error of theirs."""
+        try:
+            return batches.get(number)
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            raise distributed.FailedAloneError(str(error)) from error
 
     def kind(self, step: int) -> str:
         """The goodput category of the update after ``step``: recovery if an earlier attempt has already done it."""
@@ -316,7 +326,8 @@ class _Run:
         totals: dict[str, Sums] | None = None
         params = state.params
         for index in range(self.source.validation_batches):
-            batch = put_batch(self.source.validation.get(index), self.built.mesh)
+            batch = self.own(self.source.validation, index)
+            batch = put_batch(batch, self.built.mesh, self.config.batch_size)
             sums: dict[str, Sums] = jax.device_get(self.built.eval_step(params, batch))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         if totals is not None:
@@ -336,7 +347,8 @@ class _Run:
         self.streak, self.last_bad = self.streak + 1, sent.number
         path = bad_batches.path_of(self.run_dir, sent.number)
         if jax.process_index() == 0:
-            bad_batches.write(path, sent.batch, sent.number, step, before)
+            whole = sent.batch if jax.process_count() == 1 else self.source.batches.whole(sent.number)
+            bad_batches.write(path, whole, sent.number, step, before)
         self.monitor.skipped(step, sent.number, metrics, path)
 
     def roll_back(self, step: int) -> tuple[TrainState, int]:
