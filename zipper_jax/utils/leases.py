@@ -71,7 +71,7 @@ class _Lease:
                 logger.info(f"{self._path}: taking over the lock of {holder.get('holder')}, which has ended")
                 self._generation = found
                 continue
-            if not _may_be_dead(holder):
+            if _is_near(holder):  # and it lives
                 raise self._held(holder)
             if not waiting:
                 waiting = True
@@ -127,7 +127,12 @@ class _Lease:
 
 
 def _self() -> dict[str, object]:
-    return {"holder": f"process {os.getpid()} on {socket.gethostname()}", "process": os.getpid(), "machine": _machine()}
+    return {
+        "holder": f"process {os.getpid()} on {socket.gethostname()}",
+        "process": os.getpid(),
+        "began": _began(os.getpid()),
+        "machine": _machine(),
+    }
 
 
 def _machine() -> str:
@@ -147,23 +152,20 @@ def _decoded(content: bytes) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def _began(process: object) -> str:
+    """When a process of this machine began, in clock ticks since the start; "" where there is none."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def _is_near(holder: dict[str, object]) -> bool:
-    return bool(_machine()) and holder.get("machine") == _machine() and isinstance(holder.get("process"), int)
+    """Whether the holder's process, if it lives, is seen on this machine."""
+    return bool(_machine()) and holder.get("machine") == _machine()
 
 
 def _is_dead(holder: dict[str, object]) -> bool:
-    """Whether the holder was a process of this machine that no longer exists."""
-    if not _is_near(holder):
-        return False
-    try:
-        os.kill(int(str(holder["process"])), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _may_be_dead(holder: dict[str, object]) -> bool:
-    """Whether the holder may have ended without our knowing: not where its process is seen on this machine."""
-    return not _is_near(holder)
+    """Whether the holder was a process of this machine that has ended; its number may be another's by now."""
+    return _is_near(holder) and _began(holder.get("process")) != holder.get("began")

@@ -1,7 +1,7 @@
 """Google Cloud Storage on loopback: gcp-storage-emulator with what it lacks of the real service, as a process.
 
 Added: preconditions on generations (412), the generation in the answer to a download, empty objects, listings between
-offsets and in pages, and several clients at a time. Run as ``python gcs_server.py FOLDER BUCKET``; its port goes to
+offsets and in pages, and several clients at a time. Run as ``python gcs_server.py FOLDER``; its port goes to
 ``FOLDER/port``.
 """
 
@@ -65,7 +65,7 @@ def listed(request, response, storage, *args, **kwargs):
     response.json({"kind": "storage#objects", "items": found[:size], **more})
 
 
-def main(folder: str, bucket: str) -> None:
+def main(folder: str) -> None:
     for _, methods in emulator.HANDLERS:
         for method, handler in methods.items():
             if handler in (objects.insert, objects.get, objects.delete):
@@ -73,7 +73,7 @@ def main(folder: str, bucket: str) -> None:
             elif handler is objects.ls:
                 methods[method] = listed
     storage = Storage(use_memory_fs=True)
-    buckets.create_bucket(bucket, storage)
+    buckets.create_bucket("bucket", storage)
     handler = type(
         "Handler", (emulator.RequestHandler,), {"protocol_version": "HTTP/1.1", "disable_nagle_algorithm": True}
     )
@@ -85,4 +85,4 @@ def main(folder: str, bucket: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
