@@ -121,7 +121,7 @@ def test_a_folder_whose_writer_was_killed_is_replaced(folder, tmp_path, monkeypa
     assert storage.is_partial(out)
     with new_folder(out) as made:
         (made / "c").write_bytes(b"2")
-    assert storage.keys(out) == [MARKER, "c"]
+    assert storage.keys(out) == ["c", MARKER]
 
 
 HOLD = """

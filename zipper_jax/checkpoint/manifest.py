@@ -89,6 +89,11 @@ def is_sealed(folder: AnyPath) -> bool:
     return (folder / FILES).is_file()
 
 
+def sealed_bytes(folder: AnyPath) -> int:
+    """Bytes of all files below a sealed folder, as :func:`seal_files` found them."""
+    return sum(one["bytes"] for one in unsealed(user_json.read_object(folder / FILES, ""), FILES).values())
+
+
 def check_files(folder: AnyPath, below: Collection[str] | None = None) -> list[str]:
     """The differences from ``files.json``, a line per file; empty if there are none. ``below``: only these folders."""
     try:

@@ -106,10 +106,10 @@ def copy_folder(source: AnyPath, target: AnyPath) -> None:
         if isinstance(target, Path):
             target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target) as aside:
-            copy_tree(source, aside, dirs_exist_ok=True)
+            copy_tree(source, aside, exist_ok=True)
 
 
-def copy_tree(source: AnyPath, target: Path, **options: Any) -> None:
+def copy_tree(source: AnyPath, target: Path, left_out: tuple[str, ...] = (), exist_ok: bool = False) -> None:
     """`shutil.copytree` that stops at the first error; shutil's own continues and returns all errors as text.
 
     Raises:
@@ -126,6 +126,7 @@ def copy_tree(source: AnyPath, target: Path, **options: Any) -> None:
             ) from error
 
     if not isinstance(source, Path):
-        storage.copy_tree(source, target, without=(storage.MARKER, LOCK))
+        storage.copy_tree(source, target, without=(storage.MARKER, LOCK, *left_out))
         return
-    shutil.copytree(source, target, copy_function=copy, **options)
+    ignore = shutil.ignore_patterns(*left_out)
+    shutil.copytree(source, target, copy_function=copy, ignore=ignore, dirs_exist_ok=exist_ok)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.storage import is_bucket
+from zipper_jax.utils.storage import AnyPath, as_path, is_bucket
 
 # One slash suffices: Path("gs://bucket/run") is "gs:/bucket/run", and would be a folder here.
 _BUCKET = re.compile(r"(gs|s3)://[a-z0-9][a-z0-9._-]+(/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)+/?")
@@ -46,6 +46,11 @@ def any_path(path: str | os.PathLike, field: str) -> str:
     """As `local_path`, but a folder of a bucket, ``gs://BUCKET/PATH`` or ``s3://BUCKET/PATH``, is one too."""
     text = os.fspath(path)
     if not is_bucket(text):
+        if _URL.match(text):
+            raise UserError(
+                f"{field} = {text!r}: of URLs only folders of buckets are supported; give gs://BUCKET/FOLDER, "
+                "s3://BUCKET/FOLDER or a path on this machine"
+            )
         return local_path(text, field)
     if not _BUCKET.fullmatch(text):
         raise UserError(f"{field} = {text!r} is no folder of a bucket; write it as gs://BUCKET/FOLDER/SUBFOLDER")
@@ -68,6 +73,11 @@ def require_different(out: str | os.PathLike, field: str, sources: Mapping[str, 
 def folder_text(text: str) -> str:
     """Type of a command-line option that is a folder, of a bucket too (`any_path`), and is used as a string."""
     return text
+
+
+def folder_path(text: str) -> AnyPath:
+    """As `folder_text`, used as a path."""
+    return as_path(text)
 
 
 def path_text(text: str) -> str:

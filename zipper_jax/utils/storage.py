@@ -130,12 +130,14 @@ def delete_tree(folder: str | os.PathLike) -> None:
 
 
 def copy_tree(source: AnyPath, target: str | os.PathLike, without: tuple[str, ...] = ()) -> None:
-    """Copy the files below ``source``, of this machine or of a bucket, into a folder of either; a marker last.
+    """Copy the files below ``source``, of this machine or of a bucket, into a folder of either; its marker last.
+
+    Files and folders whose name is in ``without`` are left out.
 
     One file is in memory at a time: TensorStore writes an object at once, and does not tell its size.
     """
     for name in sorted(files(source), key=lambda name: (name == MARKER, name)):
-        if name.rsplit("/", 1)[-1] in without:
+        if not set(name.split("/")).isdisjoint(without):
             continue
         there = as_path(target) / name
         there.parent.mkdir(parents=True, exist_ok=True)
