@@ -153,6 +153,31 @@ def test_a_tasks_tokens_weigh_what_is_asked():
                 assert np.array_equal(after["towers"][tower].tokens, before["towers"][tower].tokens)
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_the_rows_of_all_processes_together_are_the_batch(ahead):
+    parts = ([0, 1, 2], [3, 4, 5], [6, 7]), ([0, 2, 4, 6], [1, 3, 5, 7]), ([5],)
+    with batches(mixture(), LAYOUT, LENGTHS, 8, {"asr": 2.5}, ahead=ahead) as run:
+        whole = [run.get(step) for step in range(4)]
+        for rows in (rows for group in parts for rows in group):
+            with run.only(rows) as own:
+                for step in (0, 1, 3, 2):
+                    found = own.get(step)
+                    assert found["task"].tolist() == whole[step]["task"][rows].tolist()
+                    for tower, batch in found["towers"].items():
+                        for mine, all_of_them in zip(batch, whole[step]["towers"][tower], strict=True):
+                            np.testing.assert_array_equal(mine, all_of_them[rows])
+                    assert_same(own.whole(step), whole[step])
+
+
+def test_a_process_reads_its_own_rows_alone():
+    mix, read = mixture(), []
+    for name, store in mix.stores.items():
+        row = store.row
+        store.row = lambda index, name=name, row=row: (read.append((name, index)), row(index))[1]
+    batches(mix, LAYOUT, LENGTHS, 8, ahead=0).only([2, 5]).get(3)
+    assert read == [(mix.tasks[task], index) for task, index in (mix.row(26), mix.row(29))]
+
+
 def test_batch_size_does_not_change_the_order_of_rows():
     with batches(mixture(), LAYOUT, LENGTHS, 6) as big, batches(mixture(), LAYOUT, LENGTHS, 2) as small:
         parts = [small.get(step)["towers"]["text"].tokens for step in range(3)]

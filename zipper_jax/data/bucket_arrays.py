@@ -40,8 +40,8 @@ class BucketArray:
             if np.lib.format.read_magic(io.BytesIO(head)) != (1, 0):
                 raise ValueError("another version of the format")
             self._begin = 10 + int.from_bytes(head[8:], "little")
-            file = io.BytesIO(storage.read(path, 8, self._begin))
-            self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(file)
+            header = io.BytesIO(storage.read(path, 8, self._begin))
+            self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(header)
             if len(self.shape) != 1 or self.dtype.hasobject:
                 raise ValueError("another form of array")
         except (ValueError, OSError, EOFError) as error:
@@ -50,13 +50,13 @@ class BucketArray:
         self.ndim, self._bytes = 1, self.shape[0] * self.dtype.itemsize
         count = -(-self._bytes // BLOCK)
         self._there = np.zeros(count, np.bool_)
-        self._file: Any = None
-        self._kept = np.zeros(0, self.dtype)
+        self._raw = np.zeros(0, np.uint8)
         if count:
             cache_home().mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=cache_home(), prefix="rows-")  # noqa: SIM115 (as long as the array)
-            self._file.truncate(self._bytes)  # sparse: blocks take space once they are written
-            self._kept = np.memmap(self._file, self.dtype, "r", shape=self.shape)
+            with tempfile.TemporaryFile(dir=cache_home(), prefix="rows-") as file:
+                file.truncate(self._bytes)  # sparse: blocks take space once they are written
+                self._raw = np.memmap(file, np.uint8, "r+", shape=(self._bytes,))  # keeps the file
+        self._kept = self._raw.view(self.dtype)
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -80,7 +80,5 @@ class BucketArray:
                 for block, (content, generation) in zip(some, storage.read_spans(self._path, spans), strict=True):
                     if generation != self._generation:
                         raise UserError(f"{str(self._path)!r} was replaced while it was read; start again")
-                    self._file.seek(block * BLOCK)
-                    self._file.write(content)
+                    self._raw[block * BLOCK : block * BLOCK + len(content)] = np.frombuffer(content, np.uint8)
                     self._there[block] = True
-                self._file.flush()
