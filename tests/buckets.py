@@ -1,12 +1,15 @@
 """Fixtures of buckets on loopback: emulators run as processes, and the environment names them. Import what you use."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,37 +33,42 @@ def _port(file: Path, process: subprocess.Popen) -> int:
     return int(file.read_text())
 
 
-def _serve(folder: Path, script: str) -> tuple[subprocess.Popen, int]:
-    command = [sys.executable, str(HERE / script), str(folder)]
+@cache
+def _serve(script: str) -> int:
+    """The port of an emulator, started once in this process: TensorStore keeps the server that it used first."""
+    folder = Path(tempfile.mkdtemp())
     environment = {**os.environ, "PYTHONPATH": str(EMULATORS)}
     with (folder / "log").open("w") as log:
+        command = [sys.executable, str(HERE / script), str(folder)]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    return process, _port(folder / "port", process)
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return _port(folder / "port", process)
 
 
-@pytest.fixture(scope="session")
-def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def gcs() -> str:
     """A Google Cloud Storage with a bucket; ``gs://bucket``."""
     _require("gcp_storage_emulator")
-    process, port = _serve(tmp_path_factory.mktemp("gcs"), "gcs_server.py")
+    port = _serve("gcs_server.py")
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = f"http://127.0.0.1:{port}"
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
-    yield "gs://bucket"
-    process.kill()
-    process.wait()
+    return "gs://bucket"
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def s3() -> str:
     """An S3 with a bucket; ``s3://bucket``."""
     _require("moto")
-    process, port = _serve(tmp_path_factory.mktemp("s3"), "s3_server.py")
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://127.0.0.1:{_serve('s3_server.py')}"
     os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).read()
-    yield "s3://bucket"
-    process.kill()
-    process.wait()
+    return "s3://bucket"
 
 
 @pytest.fixture

@@ -191,6 +191,24 @@ def test_a_holder_whose_lock_was_taken_over_ends_at_once(folder):  # noqa: F811
     assert json.loads(storage.read(as_path(folder) / ".lock"))["holder"] == "process 7 on mars"
 
 
+def test_a_lost_answer_to_a_write_of_a_lock_does_not_lose_it(folder, monkeypatch):  # noqa: F811
+    real, lost = storage.write, []
+
+    def loses(path, data, only_if=None):
+        found = real(path, data, only_if)
+        if data is not None and len(lost) < 2:
+            lost.append(found)
+            return None
+        return found
+
+    monkeypatch.setattr(storage, "write", loses)
+    monkeypatch.setattr(leases, "RENEWAL", 0.2)
+    with locked(folder):
+        time.sleep(1)
+    assert len(lost) == 2
+    assert storage.keys(as_path(folder)) == []
+
+
 def test_many_that_want_a_lock_at_once_get_it_one_at_a_time(folder):  # noqa: F811
     held, most = [], []
 

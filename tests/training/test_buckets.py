@@ -2,26 +2,29 @@
 
 import random
 import signal
+import uuid
 
 import numpy as np
 import pytest
-from buckets import folder, gcs  # noqa: F401
-from killing import Job
+from buckets import any_folder, folder, gcs, s3  # noqa: F401
+from killing import Job, wait_for
 from running import log, params, run
 from test_kill import disturb_a_group, kill_and_restart, same_end
 
 import zipper_jax
-from zipper_jax.checkpoint import checkpoints
+from zipper_jax.checkpoint import checkpoints, tools
+from zipper_jax.cli.main import main
 from zipper_jax.training.config import FreezeConfig, SaveCheckpointConfig
 from zipper_jax.utils import storage
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.storage import MARKER, as_path
+from zipper_jax.utils.trees import flatten
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rows_in_bucket(prepared, gcs):  # noqa: F811
     """The prepared folder, in the bucket."""
-    target = as_path(f"{gcs}/prepared")
+    target = as_path(f"{gcs}/{uuid.uuid4().hex}")
     storage.copy_tree(prepared, target)
     return target
 
@@ -151,11 +154,53 @@ def test_ctrl_c_saves_in_a_bucket(prepared, folder, tmp_path):  # noqa: F811
     """The metrics of an interrupted run are in the bucket when it has ended, and its lock is not."""
     job = Job(tmp_path, "run", prepared, 100_000, where=as_path(folder))
     process = job.start()
-    from killing import wait_for
-
     wait_for(lambda: job.logged() >= 10, process, pause=0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 128 + signal.SIGINT, job.said()[-2000:]
     saved = checkpoints.steps(folder)[-1]
     assert job.logged() == saved
     assert not (as_path(folder) / ".lock").is_file()
+
+
+def test_checkpoints_in_a_bucket_are_listed_verified_pruned_and_exported(text_run, folder, tmp_path):  # noqa: F811
+    config = text_run(model_dir=folder)
+    run(config)
+    assert [line.split()[:2] for line in tools.listing(folder)] == [["step", "3"], ["step", "6"]]
+    assert not any("?" in line for line in tools.listing(folder))
+    assert [(step, problems) for step, problems, _ in tools.verify_run(folder, None, True)] == [(3, []), (6, [])]
+    for out in (f"{folder}/exported", str(tmp_path / "exported")):
+        assert tools.export(folder, out, step=3) == 3
+        assert checkpoints.steps(out) == [3]
+        assert checkpoints.verify(out, 3) == []
+        for key, leaf in flatten(checkpoints.load_params(folder, 3)[1]).items():
+            np.testing.assert_array_equal(flatten(checkpoints.load_params(out)[1])[key], leaf)
+    assert any("checkpoints/3" in line for line in tools.prune(folder, keep=1))
+    assert checkpoints.steps(folder) == [6]
+    assert not [name for name in storage.keys(as_path(folder) / "checkpoints") if name.startswith("3/")]
+
+
+def test_models_in_buckets_are_written_fused_and_trained_further(text_run, prepared, any_folder, tmp_path, capsys):  # noqa: F811
+    config = text_run()
+    run(config)
+    tower = f"{any_folder}/tower"
+    assert main(["convert", "export", config.model_dir, "--out", tower]) == 0
+    assert main(["convert", "export", config.model_dir, "--out", tower]) == 2
+    assert f"--out '{tower}' exists" in capsys.readouterr().err
+    assert main(["inspect", tower]) == 0
+    assert "a model folder" in capsys.readouterr().out
+    for key, leaf in params(config).items():
+        np.testing.assert_array_equal(flatten(checkpoints.load_params(tower)[1])[key], leaf)
+    fused = f"{any_folder}/fused"
+    towers = ["--tower", f"text={tower}", "--tower", f"other={tower}"]
+    assert main(["fuse", *towers, "--zips", "text=1,other=1", "--out", fused]) == 0, capsys.readouterr().err
+    assert set(zipper_jax.load(fused).config.towers) == {"text", "other"}
+    further = text_run(model_dir=str(tmp_path / "further"), initialise_from={"text": tower}, steps=1)
+    assert run(further)[0].status == "finished"
+    storage.write(as_path(tower) / ".partial", b"")
+    storage.write(as_path(tower) / MARKER, None)
+    with pytest.raises(UserError, match="is incomplete: its writer was stopped"):
+        zipper_jax.load(tower)
+    whole = storage.read(as_path(fused) / "model.safetensors")
+    storage.write(as_path(fused) / "model.safetensors", whole[:-1000])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        zipper_jax.load(fused)

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 from zipper_jax.utils import storage
@@ -50,6 +51,7 @@ class _Lease:
     def __init__(self, folder: AnyPath, path: AnyPath) -> None:
         self._folder, self._path = folder, path
         self._generation = storage.ABSENT
+        self._content = {**_self(), "token": uuid.uuid4().hex}
         self._count = 0
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="renew the lock", daemon=True)
@@ -63,6 +65,9 @@ class _Lease:
                 self._generation = storage.ABSENT
                 continue
             holder = _decoded(content)
+            if holder.get("token") == self._content["token"]:  # it was written, and the answer lost
+                self._generation, self._renewed = found, time.monotonic()
+                break
             if found != seen:
                 if waiting:  # it was renewed: its holder lives
                     raise self._held(holder)
@@ -87,7 +92,7 @@ class _Lease:
 
     def _write(self, only_if: bytes) -> bool:
         self._count += 1  # so that a renewal is another object
-        content = {**_self(), "renewals": self._count}
+        content = {**self._content, "renewals": self._count}
         written = storage.write(self._path, json.dumps(content).encode(), only_if=only_if)
         if written is not None:
             self._generation, self._renewed = written, time.monotonic()
@@ -114,7 +119,7 @@ class _Lease:
             content, generation = storage.read_version(self._path)
         except FileNotFoundError:
             return False
-        if {**_decoded(content), "renewals": 0} != {**_self(), "renewals": 0}:
+        if _decoded(content).get("token") != self._content["token"]:
             return False
         self._generation, self._renewed = generation, time.monotonic()
         return True
