@@ -78,6 +78,8 @@ def test_a_run_in_a_bucket_equals_one_on_a_disk_and_resumes(zipper_run, rows_in_
     ]
 
 
+# Orbax closes its event loop at the first read that fails, while others are under way: Python says so of each.
+READS_UNDER_WAY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DAMAGES = {
     "flipped": lambda path: storage.write(path, bytes([storage.read(path)[0] ^ 1]) + storage.read(path)[1:]),
     "truncated": lambda path: storage.write(path, storage.read(path)[:-1]),
@@ -85,6 +87,7 @@ DAMAGES = {
 }
 
 
+@READS_UNDER_WAY
 def test_a_damaged_step_in_a_bucket_is_found_and_set_aside(text_run, folder):  # noqa: F811
     config = text_run(model_dir=folder)
     run(config)
@@ -104,7 +107,7 @@ def test_a_damaged_step_in_a_bucket_is_found_and_set_aside(text_run, folder):  #
     assert "it is moved to" in said
     assert "resuming from step 3" in said
     assert storage.is_complete(as_path(folder) / "damaged" / "6")
-    assert checkpoints.steps(folder) == [3, 6, 9]
+    assert checkpoints.steps(folder) == [6, 9]
     for key, leaf in params(config, 6).items():
         np.testing.assert_array_equal(before[key], leaf)
 
@@ -121,6 +124,7 @@ def test_a_step_without_its_marker_does_not_exist(text_run, folder):  # noqa: F8
     assert checkpoints.steps(folder) == [3, 6]
 
 
+@READS_UNDER_WAY
 def test_all_steps_damaged_in_a_bucket_stops_and_moves_nothing(text_run, folder):  # noqa: F811
     config = text_run(model_dir=folder)
     run(config)

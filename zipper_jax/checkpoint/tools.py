@@ -103,6 +103,10 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
                 (folder / "frozen" / table.name).write_bytes(table.read_bytes())
         copy_folder(root / "vocabularies", folder / "vocabularies")
         write_config(folder, config)
+        if storage.is_bucket(out):  # where a step and the frozen part are complete with their markers
+            for complete in (copied, folder / "frozen" / content["frozen"]):
+                if complete.is_dir():
+                    (complete / storage.MARKER).write_bytes(b"")
     return step
 
 
