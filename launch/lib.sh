@@ -136,8 +136,8 @@ number() { # number NAME LEAST...: each is a whole number of at least LEAST
   done
 }
 
-# train_command [FOLDER]: checks `-- train ...`, and sets model_dir. With FOLDER the run folder must be inside it: only
-# shared storage survives the loss of a host.
+# train_command [FOLDER]: checks `-- train ...`, and sets model_dir. With FOLDER the run folder must be inside it or in a
+# bucket: only shared storage survives the loss of a host.
 train_command() {
   local word gin=""
   model_dir=""
@@ -153,10 +153,10 @@ train_command() {
   [ -n "$gin" ] || fail "the train command needs --gin_file=..., for example --gin_file=runs/fuse.gin"
   model_dir=${model_dir//[\"\']/}
   [ -n "$model_dir" ] || fail "the train command needs --gin.MODEL_DIR=FOLDER: a restart resumes from it"
-  [[ $model_dir != *://* ]] ||
-    fail "--gin.MODEL_DIR=$model_dir: buckets are not supported, locks and renames need a POSIX file system (an NFS share)"
-  [ -z "${1:-}" ] || [[ $model_dir == "${1%/}"/* ]] ||
-    fail "--gin.MODEL_DIR=$model_dir: give a folder in $1, which all hosts share"
+  [[ $model_dir != *://* || $model_dir == gs://?*/?* ]] ||
+    fail "--gin.MODEL_DIR=$model_dir: of URLs only gs://BUCKET/FOLDER can be a run folder"
+  [ -z "${1:-}" ] || [[ $model_dir == gs://* || $model_dir == "${1%/}"/* ]] ||
+    fail "--gin.MODEL_DIR=$model_dir: give gs://BUCKET/FOLDER, or a folder in $1, which all hosts share"
 }
 
 quoted() { # quoted WORD...: as one line that the shell reads back as these words

@@ -3,13 +3,14 @@
 # the same run folder when hosts are preempted or a process dies, until training has finished; then deletes it.
 #
 #   launch/tpu_queued.sh --name=fuse-1 --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-64 --spot \
-#     --nfs=10.0.0.2:/zipper --package=dist/zipper_jax-0.1.0-py3-none-any.whl -- \
-#     train --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --gin.DATA=/mnt/zipper/prepared \
-#     --gin.MODEL_DIR=/mnt/zipper/runs/fuse-1 --gin.TEXT_RUN=/mnt/zipper/towers/text --gin.SPEECH_RUN=/mnt/zipper/runs/speech
+#     --package=dist/zipper_jax-0.1.0-py3-none-any.whl -- \
+#     train --gin_file=runs/paper/gecko_1b.gin --gin.FSDP=64 --gin.DATA=gs://my-bucket/prepared \
+#     --gin.MODEL_DIR=gs://my-bucket/runs/fuse-1 --gin.TEXT_RUN=gs://my-bucket/towers/text \
+#     --gin.SPEECH_RUN=gs://my-bucket/runs/speech
 #
 # Training runs detached on the hosts. Ctrl-C only stops watching; the same command watches again, and --stop saves and
-# ends training and deletes the TPUs. The run folder must be on an NFS share (Filestore) that every host mounts: locks
-# and renames need a POSIX file system, so buckets (gs://, gcsfuse) are not supported.
+# ends training and deletes the TPUs. The run folder is in a bucket (gs://), or with --nfs on a share (Filestore) that every
+# host mounts; not on gcsfuse, which has neither locks nor atomic renames.
 # shellcheck disable=SC2154,SC2317 # options become variables by their names; functions are called by theirs
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -28,7 +29,7 @@ option network optional my-network "VPC network (default: the project's default)
 option subnetwork optional my-subnetwork "VPC subnetwork"
 option internal_ip switch "" "reach the hosts by internal address (from a VM in the same network)"
 option existing optional my-tpu "an existing TPU VM instead of a queued resource; never re-created or deleted"
-option nfs required 10.0.0.2:/zipper "the share, ADDRESS:/NAME"
+option nfs optional 10.0.0.2:/zipper "a share for the run folder, ADDRESS:/NAME (default: none, it is in a bucket)"
 option mount default /mnt/zipper "where the hosts mount it"
 option nfs_options default vers=4.1,hard,timeo=600 "mount options (NFSv3 never frees the lock of a lost VM)"
 option package required dist/zipper_jax-0.1.0-py3-none-any.whl "wheel or source archive; a path in --mount is used there"
@@ -278,10 +279,11 @@ if [ -n "$stop" ]; then
   exit
 fi
 
-require nfs package
-[[ $nfs == ?*:/* ]] || fail "--nfs=$nfs: give ADDRESS:/NAME, for example 10.0.0.2:/zipper"
+require package
+[[ -z $nfs || $nfs == ?*:/* ]] || fail "--nfs=$nfs: give ADDRESS:/NAME, for example 10.0.0.2:/zipper"
 [[ $mount == /?* ]] || fail "--mount=$mount: give an absolute path"
 train_command "$mount"
+[[ -n $nfs || $model_dir == gs://* ]] || fail "--gin.MODEL_DIR=$model_dir is on a share: give --nfs=ADDRESS:/NAME"
 [ -n "$existing" ] || [ -n "$runtime_version" ] || runtime_version=$(known_runtime)
 if [ -z "$dry_run" ]; then
   command -v gcloud >/dev/null || fail "no gcloud on PATH: install the Google Cloud CLI"

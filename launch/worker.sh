@@ -2,7 +2,7 @@
 # Runs on every host of a TPU slice. tpu_queued.sh copies this file there and calls it over ssh; every call is short,
 # because an ssh connection may break long before training ends.
 #
-#   worker.sh setup NFS MOUNT OPTIONS PACKAGE LOCK   mount the share, install zipper
+#   worker.sh setup NFS MOUNT OPTIONS PACKAGE LOCK   mount the share (NFS is not empty), install zipper
 #   worker.sh start ATTEMPT train ...                start training, detached; at most once per ATTEMPT
 #   worker.sh status                                 one line: `zipper-worker HOST idle|running|stopped|exited N`
 #   worker.sh stop TERM|KILL                         TERM: save, and stay stopped; KILL: at once, and wait until all are gone
@@ -12,16 +12,21 @@ home=$HOME/zipper
 state=$home/state
 mkdir -p "$state"
 
+packages() { # packages NAME...: a VM that has just started may still be installing updates: wait for that
+  sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
+  sudo apt-get -qq -y -o DPkg::Lock::Timeout=600 install "$@" >/dev/null
+}
+
 setup() {
   local nfs=$1 mount=$2 options=$3 package=$4 lock=$5 wanted
-  sudo mkdir -p "$mount"
-  if ! mountpoint -q "$mount"; then
-    # A VM that has just started may still be installing updates: wait for the package manager's lock.
-    sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
-    sudo apt-get -qq -y -o DPkg::Lock::Timeout=600 install nfs-common python3-venv >/dev/null
-    sudo mount -t nfs -o "$options" "$nfs" "$mount"
+  if [ -n "$nfs" ]; then
+    sudo mkdir -p "$mount"
+    if ! mountpoint -q "$mount"; then
+      packages nfs-common python3-venv
+      sudo mount -t nfs -o "$options" "$nfs" "$mount"
+    fi
+    [ -w "$mount" ] || sudo chmod 0777 "$mount"
   fi
-  [ -w "$mount" ] || sudo chmod 0777 "$mount"
   package=$(realpath "$package")
   wanted=$(cat "$package" "$lock" | sha256sum)
   if [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ]; then
@@ -29,6 +34,7 @@ setup() {
   fi
   # The VM's Python is older than zipper needs: uv installs one.
   [ -x "$home/uv/bin/uv" ] || {
+    python3 -c 'import ensurepip' 2>/dev/null || packages python3-venv
     python3 -m venv "$home/uv"
     "$home/uv/bin/python" -m pip install --quiet uv
   }

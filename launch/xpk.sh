@@ -22,7 +22,7 @@ option tpu_type required tpu7x-4x4x4 "v5litepod-256, v5p-128, v6e-256, tpu7x-4x4
 option num_slices default 1 "number of slices of that type"
 option workload required fuse-1 "names the job; after the last restart delete it, or give another name"
 option docker_image required REGION-docker.pkg.dev/my-project/zipper/tpu:1 "built from container/tpu.Dockerfile"
-option storage required zipper-share "the Filestore share's name in xpk"
+option storage optional zipper-share "the Filestore share's name in xpk (default: none, the run folder is in a bucket)"
 option mount default /mnt/zipper "where containers mount it"
 option max_restarts default 100 "maximum number of restarts of all pods"
 option priority default medium "very-low, low, medium, high or very-high"
@@ -43,12 +43,15 @@ needs=()
 [ -z "$create_storage" ] || needs+=(cluster project zone storage)
 [ -z "$build_image" ] || needs+=(docker_image)
 if ((${#rest[@]} > 0)) || ((${#needs[@]} == 0)); then
-  needs+=(cluster project zone tpu_type workload docker_image storage)
+  needs+=(cluster project zone tpu_type workload docker_image)
   train_wanted=1
 fi
 mapfile -t needs < <(printf '%s\n' "${needs[@]}" | awk '!seen[$0]++')
 require "${needs[@]}"
-[ -z "${train_wanted:-}" ] || train_command "$mount"
+if [ -n "${train_wanted:-}" ]; then
+  train_command "$mount"
+  [[ -n $storage || $model_dir == gs://* ]] || fail "--gin.MODEL_DIR=$model_dir is on a share: give --storage=NAME"
+fi
 if [ -z "$dry_run" ]; then
   [ "${needs[*]}" = docker_image ] || command -v xpk >/dev/null || fail "no xpk on PATH: pip install xpk"
   [ -z "$build_image" ] || command -v docker >/dev/null || fail "no docker on PATH: --build_image needs it"
@@ -79,7 +82,7 @@ fi
 note "training"
 # xpk's own list of statuses that allow a restart is 42 and 127-255; zipper's rule is all but 2.
 run xpk workload create "--workload=$workload" "--cluster=$cluster" "${place[@]}" "--tpu-type=$tpu_type" \
-  "--num-slices=$num_slices" "--docker-image=$docker_image" "--storage=$storage" "--priority=$priority" \
+  "--num-slices=$num_slices" "--docker-image=$docker_image" ${storage:+"--storage=$storage"} "--priority=$priority" \
   "--max-restarts=$max_restarts" --restart-on-exit-codes=1,3-126 "--termination-grace-period-seconds=$grace_seconds" \
   "--command=exec $(quoted zipper "${rest[@]}" --coordinator=auto)"
 note "status"

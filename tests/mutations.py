@@ -1116,9 +1116,57 @@ MUTATIONS = (
         "-",
         "the weight of a task in a mixture ignored",
         MIXTURES,
-        "batch.weights[...] *= self._weights[list(tasks)][:, None]",
+        "batch.weights[...] *= self._weights[tasks][:, None]",
         "pass",
         "tests/data/test_mixtures.py -k weigh",
+    ),
+    Mutation(
+        "6",
+        "a step in a bucket exists without its marker",
+        "utils/storage.py",
+        "if len(parts) == 2 and parts[1] == MARKER]",
+        "if len(parts) >= 2]",
+        "tests/training/test_buckets.py -k marker",
+    ),
+    Mutation(
+        "6",
+        "metrics in a bucket are not copied before a checkpoint",
+        LOOP,
+        "self.staging.copy()  # so that",
+        "None  # so that",
+        "tests/training/test_buckets.py -k two_kills",
+    ),
+    Mutation(
+        "6",
+        "the lock of a bucket is written whatever is there",
+        "utils/leases.py",
+        "json.dumps(content).encode(), only_if=only_if)",
+        "json.dumps(content).encode())",
+        "tests/test_storage.py -k lock",
+    ),
+    Mutation(
+        "6",
+        "a lock that is renewed is taken over",
+        "utils/leases.py",
+        "if found != seen:",
+        "if not seen:",
+        "tests/test_storage.py -k renewed",
+    ),
+    Mutation(
+        "6",
+        "rows of a bucket may be replaced while they are read",
+        "data/bucket_arrays.py",
+        "if generation != self._generation:",
+        "if False:",
+        "tests/data/test_bucket_rows.py -k replaced",
+    ),
+    Mutation(
+        "5",
+        "a process makes the first rows of a batch instead of its own",
+        MIXTURES,
+        "int(number) for number in numbers]",
+        "number for number in range(len(numbers))]",
+        "tests/data/test_mixtures.py -k processes",
     ),
 )
 
@@ -1143,6 +1191,9 @@ def run(mutation: Mutation) -> dict:
         for name in ("zipper_jax", "tests"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
         shutil.copy(ROOT / "pyproject.toml", root)
+        if (emulators := ROOT / ".cache" / "emulators").is_dir():
+            (root / ".cache").mkdir()
+            (root / ".cache" / "emulators").symlink_to(emulators)
         path = root / "zipper_jax" / mutation.file
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

@@ -1,4 +1,4 @@
-"""Paths: `~` is expanded, URLs are refused before anything starts, path-valued macros are strings as they are."""
+"""Paths: `~` is expanded, URLs that cannot be used are refused at once, path-valued macros are strings as they are."""
 
 import argparse
 import os
@@ -15,9 +15,11 @@ from zipper_jax.cli.gin_path import search_paths
 from zipper_jax.cli.main import COMMANDS, command_parser, main
 from zipper_jax.training.config import DataConfig, RestoreCheckpointConfig
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path, path_text, require_different
+from zipper_jax.utils.paths import any_path, folder_path, folder_text, local_path, path_text, require_different
 
 URL = "gs://bucket/r"
+OTHER = "https://bucket/r"
+ONLY_BUCKETS = "of URLs only folders of buckets are supported; give gs://BUCKET/FOLDER"
 NO_PATHS = {
     "launch", "completion", "doctor", "train",  # their paths are gin flags, or there are none
 }  # fmt: skip
@@ -26,7 +28,7 @@ NO_PATHS = {
 @given(st.sampled_from(["gs", "s3", "https", "file", "hf", "a+b.c-d"]), st.text("ab/ ", max_size=5))
 def test_urls_are_refused_and_home_is_expanded(scheme, rest):
     for url in (f"{scheme}://{rest}", Path(f"{scheme}://x{rest}")):
-        with pytest.raises(UserError, match=r"^--out = .*URLs and object stores are not supported; give a path"):
+        with pytest.raises(UserError, match=r"^--out = .*URLs and object stores are not supported here; give a path"):
             local_path(url, "--out")
     assert local_path(f"~/{rest}", "--out") == f"{os.path.expanduser('~')}/{rest}"
     for plain in (f"{rest}x", f"runs/lr=1e-3 {rest}", f"./gs:/{rest}", "2024_11_28", "a~b"):
@@ -44,7 +46,7 @@ def path_arguments():
             if isinstance(action, argparse._SubParsersAction):
                 for name, one in action.choices.items():
                     yield from of([*words, name], one)
-            elif action.type in (Path, path_text):
+            elif action.type in (Path, path_text, folder_text, folder_path):
                 yield words, action
 
     for name in COMMANDS:
@@ -63,9 +65,14 @@ def test_a_url_is_refused_by_every_command_before_it_starts(words, action, tmp_p
     """Other required arguments are missing, so nothing but the check of this one can answer with its name."""
     monkeypatch.chdir(tmp_path)
     name = action.option_strings[0] if action.option_strings else action.dest
-    given = [name, URL] if action.option_strings else ["list"] * (words == ["sweep"]) + [URL]
+    of_buckets = action.type in (folder_text, folder_path)
+    url = OTHER if of_buckets else URL
+    given = [name, url] if action.option_strings else ["list"] * (words == ["sweep"]) + [url]
     assert main([*words, *given]) == 2
-    message = f"error: {name} = '{URL}': URLs and object stores are not supported; give a path on this machine"
+    refusal = (
+        ONLY_BUCKETS if of_buckets else "URLs and object stores are not supported here; give a path on this machine"
+    )
+    message = f"error: {name} = '{url}': {refusal}"
     assert capsys.readouterr().err.splitlines()[0].startswith(message)
     assert not any(tmp_path.iterdir())
 
@@ -77,8 +84,8 @@ def test_home_is_expanded_in_options(tmp_path, monkeypatch, capsys):
     assert main(["data", "import", "text", "~/s.txt", "--out=~/c8"]) == 0
     assert (tmp_path / "c8" / "manifest.jsonl").is_file()
     assert not (tmp_path / "~").exists()
-    assert main(["fuse", "--tower", f"text={URL}", "--tower", "b=c", "--zips", "text=1,b=1", "--out", "x"]) == 2
-    assert f"error: --tower text = '{URL}': URLs" in capsys.readouterr().err
+    assert main(["fuse", "--tower", f"text={OTHER}", "--tower", "b=c", "--zips", "text=1,b=1", "--out", "x"]) == 2
+    assert f"error: --tower text = '{OTHER}': {ONLY_BUCKETS}" in capsys.readouterr().err
 
 
 NAMES = ["runs/my run", "runs/lr=1e-3", "2024_11_28", "1e3", "None", "a,b", "x(1)", "it's", '"q"', "é ü", "[1]"]
@@ -109,20 +116,20 @@ def test_the_known_path_macros_are_those_of_the_gin_files():
 @pytest.mark.parametrize("more", [["--dry_run"], ["--print_config"], []])
 def test_a_url_in_a_gin_flag_is_refused_in_the_dry_run_too(macro, more, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    values = {"MODEL_DIR": "r", "TEXT_RUN": "t", "SPEECH_RUN": "s", "DATA": "d", macro: URL}
+    values = {"MODEL_DIR": "r", "TEXT_RUN": "t", "SPEECH_RUN": "s", "DATA": "d", macro: OTHER}
     flags = [f"--gin.{name}={value}" for name, value in values.items()]
     assert main(["train", "--gin_file=runs/fuse.gin", *flags, *more]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --gin.{macro} = '{URL}': URLs and object stores are not supported")
+    assert error.startswith(f"error: --gin.{macro} = '{OTHER}': {ONLY_BUCKETS}")
     assert error.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
 def test_a_url_in_a_gin_file_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("mine.gin").write_text(f"include 'runs/fuse.gin'\nDATA = '{URL}'\n")
+    Path("mine.gin").write_text(f"include 'runs/fuse.gin'\nDATA = '{OTHER}'\n")
     assert main(["train", "--gin_file=mine.gin", "--gin.MODEL_DIR=r", "--dry_run"]) == 2
-    assert f"= '{URL}': URLs and object stores are not supported" in capsys.readouterr().err
+    assert f"= '{OTHER}': {ONLY_BUCKETS}" in capsys.readouterr().err
 
 
 def test_configurations_refuse_urls_and_expand_home():
@@ -130,9 +137,20 @@ def test_configurations_refuse_urls_and_expand_home():
     assert DataConfig("~/d", "asr_tts", {}, task_folders={"tts": "~/t"}).folder == f"{home}/d"
     assert DataConfig("d", "asr_tts", {}, task_folders={"tts": "~/t"}).task_folders == {"tts": f"{home}/t"}
     assert RestoreCheckpointConfig("~/r").path == f"{home}/r"
-    for make in (lambda: DataConfig(URL, "asr", {}), lambda: RestoreCheckpointConfig(URL)):
-        with pytest.raises(UserError, match="URLs and object stores are not supported"):
+    assert DataConfig("gs://bucket/d/", "asr", {}).folder == "gs://bucket/d"
+    for make in (lambda: DataConfig(OTHER, "asr", {}), lambda: RestoreCheckpointConfig(OTHER)):
+        with pytest.raises(UserError, match=ONLY_BUCKETS):
             make()
+    for wrong in (
+        "gs://bucket",
+        "gs:/bucket/r",
+        "gs://bucket//r",
+        "gs://bucket/../r",
+        "s3://Bucket/r",
+        "gs://bucket/r?x\n",
+    ):
+        with pytest.raises(UserError, match=r"^DATA = .* is no folder of a bucket; write it as gs://BUCKET/FOLDER"):
+            any_path(wrong, "DATA")
 
 
 def test_an_output_that_is_an_input_is_refused_and_the_input_kept(tmp_path, monkeypatch, capsys):

@@ -31,6 +31,9 @@ class FakeRows:
     def __len__(self):
         return len(self.rows)
 
+    def fetch(self, indices):
+        pass
+
     def row(self, index):
         return self.rows[index]
 
@@ -136,7 +139,7 @@ def test_batches_hold_the_drawn_rows():
     assert batch["task"].dtype == np.int32
     assert batch["task"].tolist() == [mix.row(n)[0] for n in range(8, 12)]
     said = batch["towers"]["text"].tokens[:, 1]
-    assert said.tolist() == [mix.examples(n)[1][0][1 if mix.row(n)[0] == 0 else 0].tokens[0] for n in range(8, 12)]
+    assert said.tolist() == [mix.examples([n])[1][0][0][1 if mix.row(n)[0] == 0 else 0].tokens[0] for n in range(8, 12)]
 
 
 def test_a_tasks_tokens_weigh_what_is_asked():
@@ -148,6 +151,31 @@ def test_a_tasks_tokens_weigh_what_is_asked():
             for tower in ("text", "speech"):
                 assert np.array_equal(after["towers"][tower].weights, before["towers"][tower].weights * factor)
                 assert np.array_equal(after["towers"][tower].tokens, before["towers"][tower].tokens)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_the_rows_of_all_processes_together_are_the_batch(ahead):
+    parts = ([0, 1, 2], [3, 4, 5], [6, 7]), ([0, 2, 4, 6], [1, 3, 5, 7]), ([5],)
+    with batches(mixture(), LAYOUT, LENGTHS, 8, {"asr": 2.5}, ahead=ahead) as run:
+        whole = [run.get(step) for step in range(4)]
+        for rows in (rows for group in parts for rows in group):
+            with run.only(rows) as own:
+                for step in (0, 1, 3, 2):
+                    found = own.get(step)
+                    assert found["task"].tolist() == whole[step]["task"][rows].tolist()
+                    for tower, batch in found["towers"].items():
+                        for mine, all_of_them in zip(batch, whole[step]["towers"][tower], strict=True):
+                            np.testing.assert_array_equal(mine, all_of_them[rows])
+                    assert_same(own.whole(step), whole[step])
+
+
+def test_a_process_reads_its_own_rows_alone():
+    mix, read = mixture(), []
+    for name, store in mix.stores.items():
+        row = store.row
+        store.row = lambda index, name=name, row=row: (read.append((name, index)), row(index))[1]
+    batches(mix, LAYOUT, LENGTHS, 8, ahead=0).only([2, 5]).get(3)
+    assert read == [(mix.tasks[task], index) for task, index in (mix.row(26), mix.row(29))]
 
 
 def test_batch_size_does_not_change_the_order_of_rows():

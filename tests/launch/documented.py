@@ -67,6 +67,7 @@ COMMANDS: dict[str, Command] = dict(
         _gcloud(
             "compute instances create",
             *("--zone=", "--machine-type=", "--image-family=", "--image-project=", "--boot-disk-size=", "--network="),
+            "--scopes=",
         ),
         _gcloud("compute instances delete", "--zone="),
         _gcloud("compute ssh", "--zone=", "--command="),
@@ -74,6 +75,8 @@ COMMANDS: dict[str, Command] = dict(
         _gcloud("artifacts repositories create", "--location=", "--repository-format="),
         _gcloud("artifacts repositories delete", "--location="),
         _gcloud("storage cp", "--recursive"),
+        _gcloud("storage rm", "--recursive"),
+        _gcloud("storage buckets create", "--location=", "--uniform-bucket-level-access", "--soft-delete-duration="),
         _xpk(
             "cluster create",
             *("--cluster=", "--tpu-type=", "--num-slices=", "--spot", "--on-demand", "--flex", "--reservation="),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import zipper_jax
 from zipper_jax.training.monitor import read_metrics
+from zipper_jax.utils import storage
+from zipper_jax.utils.storage import AnyPath
 
 CLOCK = ("tokens_per_second", "flops_per_second", "goodput")
 GIN = """
@@ -53,20 +55,23 @@ class Job:
         devices: Virtual devices of each process.
         bindings: Further gin flags.
         gin: What is trained.
+        where: The run folder; None: ``folder/name``.
     """
 
     def __init__(
         self,
         folder: Path,
         name: str,
-        data: Path,
+        data: AnyPath,
         steps: int,
         launch: tuple[str, ...] | None = None,
         devices: int = 1,
         bindings: tuple[str, ...] = (),
         gin: str = GIN,
+        where: AnyPath | None = None,
     ):
-        self.run_dir = folder / name
+        self.run_dir = where or folder / name
+        self.folder = folder
         file = folder / f"{name}.gin"
         file.write_text(gin)
         train = ["train", f"--gin_file={file}", f"--gin.DATA={str(data)!r}", f"--gin.MODEL_DIR={str(self.run_dir)!r}"]
@@ -88,7 +93,7 @@ class Job:
                 env=self.environment,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                cwd=self.run_dir.parent,
+                cwd=self.folder,
             )
 
     def finish(self, *extra: str) -> int:
@@ -115,8 +120,8 @@ class Job:
     def logged(self) -> int:
         """The newest step that is logged."""
         try:
-            with (self.run_dir / "metrics.jsonl").open("rb") as file:
-                whole = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+            content = (self.run_dir / "metrics.jsonl").read_bytes()
+            whole = content.rpartition(b"\n")[0].rpartition(b"\n")[2]
             return int(json.loads(whole)["step"]) if whole else 0
         except FileNotFoundError:
             return 0
@@ -124,16 +129,20 @@ class Job:
     def writing(self) -> bool:
         """Whether a checkpoint is half written."""
         folder = self.run_dir / "checkpoints"
+        if not isinstance(folder, Path):
+            return set(storage.subfolders(folder)) != set(storage.complete_subfolders(folder))
         return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240, pause: float | None = None
+) -> None:
     """Poll until it holds; fails when the process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with status {process.returncode} before it could be killed"
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.0005)
+        time.sleep(0.0005 if pause is None else pause)
 
 
 def moment(job: Job, rng: random.Random, reach: int) -> Callable[[], bool]:

@@ -115,6 +115,21 @@ def test_a_process_that_fails_alone_ends_the_group(prepared, tmp_path):
     assert "tensorboard" in group.said()
 
 
+@pytest.mark.slow
+def test_a_damaged_row_that_one_process_reads_ends_the_group(prepared, tmp_path):
+    """Each process makes its own rows, so the others see no error: they must not wait for this one."""
+    damaged = tmp_path / "prepared"
+    shutil.copytree(prepared, damaged)
+    path = damaged / "rows" / "text_lm" / "train" / "spans.npy"
+    spans = np.load(path)
+    spans["segment"][len(spans) // 2] = 7
+    np.save(path, spans)
+    group = Job(tmp_path, "run", damaged, 40, ("--processes=4", "--restarts=3"))
+    assert group.finish() == 2, group.said()
+    assert "is damaged: prepare the rows again" in group.said()
+    assert "Traceback" not in group.said()
+
+
 def test_a_process_that_does_not_join_is_reported(prepared, tmp_path):
     job = Job(tmp_path, "run", prepared, 5)
     status = job.finish(

@@ -10,8 +10,9 @@
     frozen/DIGEST/               Orbax; the frozen leaves, written once and shared by all steps
     damaged/STEP/                steps that were found damaged
 
-A step is complete when Orbax has renamed it into place. A step is good when its restored arrays match the digests of
-its manifest: every restore checks that, and a run resumes from the newest good step.
+A step is complete when Orbax has renamed it into place; in a bucket, when it has its marker (`utils.storage`). A step
+is good when its restored arrays match the digests of its manifest: every restore checks that, and a run resumes from
+the newest good step.
 """
 
 import logging
@@ -29,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zipper_jax.checkpoint import manifest, orbax_trees
+from zipper_jax.checkpoint.bucket_steps import BucketSteps, complete_steps
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.checkpoint.frozen import (
     FrozenDamagedError,
@@ -42,9 +44,10 @@ from zipper_jax.checkpoint.model_folder import is_model_folder, read_model_folde
 from zipper_jax.checkpoint.orbax_trees import Leaf, join_leaves, open_folder, proven
 from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.checkpoint.state import TrainState
-from zipper_jax.utils import distributed, user_json
+from zipper_jax.utils import distributed, storage, user_json
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import is_no_room
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import Flat, join_flat, unflatten
 
 logger = logging.getLogger(__name__)
@@ -76,16 +79,21 @@ class Checkpoints:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | AnyPath,
         config: SaveCheckpointConfig = SaveCheckpointConfig(),
     ) -> None:
-        self.run_dir = Path(run_dir).absolute()
+        self.run_dir = storage.absolute(run_dir)
         self._config = config
         self._folder = self.run_dir / "checkpoints"
+        in_bucket = storage.is_bucket(self.run_dir)
+        if in_bucket and jax.process_index() == 0:  # steps that a killed process was writing or deleting
+            for partial in set(storage.subfolders(self._folder)) - set(storage.complete_subfolders(self._folder)):
+                storage.delete_tree(self._folder / partial)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # deleting is ours: see _tidy
             enable_async_checkpointing=config.asynchronous,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not in_bucket,
+            step_name_format=BucketSteps() if in_bucket else None,
         )
         handlers: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler() for item in ARRAYS}
         handlers["manifest"] = ocp.JsonCheckpointHandler()
@@ -94,7 +102,7 @@ class Checkpoints:
         self._tidying: threading.Thread | None = None
         self._frozen = ""
         self._last: int | None = None  # the step that was saved or restored last
-        if jax.process_index() == 0:
+        if isinstance(self._folder, Path) and jax.process_index() == 0:
             for left_over in self._folder.glob(f"{TRASH}*"):
                 shutil.rmtree(left_over)
 
@@ -244,13 +252,19 @@ class Checkpoints:
             return state, content["progress"]
         raise DamagedError(f"every checkpoint of {self.run_dir}", problems)
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> AnyPath:
         """Move a damaged step to ``damaged/``; every process of a group must call this."""
         target = self.run_dir / "damaged" / str(step)
         if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (self._folder / str(step)).replace(target)
+            source = self._folder / str(step)
+            if isinstance(source, Path):
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                source.replace(target)
+            else:
+                storage.delete_tree(target)
+                storage.copy_tree(source, target)
+                storage.delete_tree(source)
         distributed.barrier(f"set aside {step}")
         self._manager.reload()
         return target
@@ -276,23 +290,26 @@ class Checkpoints:
         return kept
 
 
-def delete_step(run_dir: str | Path, step: int) -> None:
+def delete_step(run_dir: str | AnyPath, step: int) -> None:
     """Rename, then delete: a kill in between must not leave a partial step that looks complete."""
-    folder = Path(run_dir) / "checkpoints"
+    folder = as_path(run_dir) / "checkpoints"
+    if not isinstance(folder, Path):  # the marker goes first
+        storage.delete_tree(folder / str(step))
+        return
     aside = folder / f"{TRASH}{step}"
     shutil.rmtree(aside, ignore_errors=True)
     (folder / str(step)).replace(aside)
     shutil.rmtree(aside)
 
 
-def _is_periodic(run_dir: str | Path, step: int) -> bool:
+def _is_periodic(run_dir: str | AnyPath, step: int) -> bool:
     try:
         return bool(read_manifest(run_dir, step).get("periodic", True))
     except DamagedError:
         return False
 
 
-def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
+def best_steps(run_dir: str | AnyPath, config: SaveCheckpointConfig) -> list[int]:
     """Steps that have the best metric, best first; ties: the earlier step first."""
     found = []
     for step in steps(run_dir):
@@ -305,7 +322,7 @@ def best_steps(run_dir: str | Path, config: SaveCheckpointConfig) -> list[int]:
     return [step for _, step in sorted(found)]
 
 
-def _read_item(folder: Path, item: str, content: Mapping[str, Any], like: Mapping[str, Any] | None) -> Flat:
+def _read_item(folder: AnyPath, item: str, content: Mapping[str, Any], like: Mapping[str, Any] | None) -> Flat:
     """Read one item of a step and verify its digests, if the format has any."""
     what = f"checkpoint {folder.name} of {folder.parent.parent}"
     if not (folder / item).is_dir():
@@ -323,13 +340,12 @@ def _unnamed(named: Flat, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def steps(run_dir: str | Path) -> list[int]:
+def steps(run_dir: str | AnyPath) -> list[int]:
     """Complete checkpoints of a run, oldest first."""
-    folder = Path(run_dir) / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+    return complete_steps(as_path(run_dir) / "checkpoints")
 
 
-def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
+def read_manifest(run_dir: str | AnyPath, step: int) -> dict[str, Any]:
     """The manifest of a step: ``step``, ``frozen``, ``progress``, ``metrics``, ``arrays`` (item -> path -> digest).
 
     A step of format 1 has no digests: its ``arrays`` have None for each item.
@@ -337,7 +353,7 @@ def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
     Raises:
         DamagedError: It cannot be read or is not what was saved.
     """
-    folder = Path(run_dir).absolute() / "checkpoints" / str(step)
+    folder = storage.absolute(run_dir) / "checkpoints" / str(step)
     what = f"checkpoint {step} of {run_dir}"
     old = folder / "progress" / "metadata"
     try:
@@ -350,7 +366,7 @@ def read_manifest(run_dir: str | Path, step: int) -> dict[str, Any]:
     return manifest.unsealed(stored, what)
 
 
-def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
+def verify(run_dir: str | AnyPath, step: int, arrays: bool = True) -> list[str]:
     """The problems of a checkpoint, one line each; empty if it is good.
 
     Args:
@@ -359,7 +375,7 @@ def verify(run_dir: str | Path, step: int, arrays: bool = True) -> list[str]:
         arrays: Also read each array and compare its digest; else only files are checked. A step that a kill left
             without ``files.json`` is good if its arrays are.
     """
-    run_dir = Path(run_dir).absolute()
+    run_dir = storage.absolute(run_dir)
     folder = run_dir / "checkpoints" / str(step)
     old = (folder / "progress").is_dir()
     problems = [] if old or (arrays and not manifest.is_sealed(folder)) else manifest.check_files(folder)
@@ -387,9 +403,9 @@ def _is_format_1(content: Mapping[str, Any]) -> bool:
     return content["arrays"].get("trainable") is None
 
 
-def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+def restore_step(run_dir: str | AnyPath, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     """The state at a step, sharded like ``like``, and the step's manifest; see :meth:`Checkpoints.restore`."""
-    run_dir = Path(run_dir).absolute()
+    run_dir = storage.absolute(run_dir)
     content = distributed.together(read_manifest, run_dir, require_step(run_dir, step))
     stored = read_frozen(run_dir, content["frozen"], like.frozen, verify=not _is_format_1(content))
     orbax_trees.check_same(stored, like.frozen, f"the frozen part of {run_dir}")
@@ -416,7 +432,7 @@ def restore_step(run_dir: str | Path, like: TrainState, step: int) -> tuple[Trai
     return state, content
 
 
-def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_params(run_dir: str | AnyPath, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load a run or model folder for inference, without the optimizer.
 
     Args:
@@ -436,15 +452,15 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[dict[str,
         return read_model_folder(run_dir)
     config = read_config(run_dir)
 
-    def read(folder: Path, content: Mapping[str, Any], what: str) -> Flat:
+    def read(folder: AnyPath, content: Mapping[str, Any], what: str) -> Flat:
         return _read_item(folder, "trainable", content, None)
 
     trainable, content = _newest_good(run_dir, step, read)
-    frozen = read_frozen(Path(run_dir), content["frozen"], verify=not _is_format_1(content))
+    frozen = read_frozen(as_path(run_dir), content["frozen"], verify=not _is_format_1(content))
     return config, unflatten(join_flat({**trainable, **frozen}))
 
 
-def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]:
+def open_params(run_dir: str | AnyPath, step: int | None = None) -> dict[str, Leaf]:
     """The parameters of a run's checkpoint, each read and verified lazily (`Leaf.make`).
 
     Args:
@@ -456,24 +472,27 @@ def open_params(run_dir: str | Path, step: int | None = None) -> dict[str, Leaf]
         UserError: Not a run folder, or no such checkpoint.
     """
 
-    def read(folder: Path, content: Mapping[str, Any], what: str) -> dict[str, Leaf]:
+    def read(folder: AnyPath, content: Mapping[str, Any], what: str) -> dict[str, Leaf]:
         # A step that a kill left unsealed has its arrays' digests only.
         if manifest.is_sealed(folder) and (wrong := manifest.check_files(folder, ("trainable",))):
             raise DamagedError(what, wrong)
         return proven(open_folder(folder / "trainable", what), content["arrays"]["trainable"], what)
 
     leaves, content = _newest_good(run_dir, step, read)
-    return join_leaves(leaves | open_frozen(Path(run_dir), content["frozen"]))
+    return join_leaves(leaves | open_frozen(as_path(run_dir), content["frozen"]))
 
 
 def _newest_good(
-    run_dir: str | Path, step: int | None, read: Callable[[Path, Mapping[str, Any], str], T]
+    run_dir: str | AnyPath, step: int | None, read: Callable[[AnyPath, Mapping[str, Any], str], T]
 ) -> tuple[T, dict[str, Any]]:
     """What ``read(folder, manifest, name)`` gives of ``step``, or of the newest step where it raises no DamagedError,
     with a warning when that is not the newest; and the step's manifest."""
     problems: list[str] = []
     for candidate in [require_step(run_dir, step)] if step is not None else reversed(require_steps(run_dir)):
-        folder, what = Path(run_dir).absolute() / "checkpoints" / str(candidate), f"checkpoint {candidate} of {run_dir}"
+        folder, what = (
+            storage.absolute(run_dir) / "checkpoints" / str(candidate),
+            f"checkpoint {candidate} of {run_dir}",
+        )
         try:
             content = read_manifest(run_dir, candidate)
             found = read(folder, content, what)
@@ -488,7 +507,7 @@ def _newest_good(
     raise DamagedError(f"every checkpoint of {run_dir}", problems)
 
 
-def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None) -> str:
+def tower_name(run_dir: str | AnyPath, towers: Collection[str], wanted: str | None) -> str:
     """The tower of a run that is meant: ``wanted``, or its only one; else UserError."""
     name = wanted if wanted in towers else next(iter(towers)) if len(towers) == 1 else None
     if name is None:
@@ -497,7 +516,7 @@ def tower_name(run_dir: str | Path, towers: Collection[str], wanted: str | None)
     return name
 
 
-def require_steps(run_dir: str | Path) -> list[int]:
+def require_steps(run_dir: str | AnyPath) -> list[int]:
     """Like :func:`steps`, but UserError if there is none."""
     known = steps(run_dir)
     if is_model_folder(run_dir):
@@ -507,7 +526,7 @@ def require_steps(run_dir: str | Path) -> list[int]:
     return known
 
 
-def require_step(run_dir: str | Path, step: int) -> int:
+def require_step(run_dir: str | AnyPath, step: int) -> int:
     """``step``; UserError, naming the existing ones, if there is no such checkpoint."""
     known = require_steps(run_dir)
     if step not in known:

@@ -7,7 +7,6 @@ again, or loses it to later steps.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +14,10 @@ import orbax.checkpoint as ocp
 
 from zipper_jax.checkpoint import manifest, orbax_trees
 from zipper_jax.checkpoint.orbax_trees import Leaf, open_folder, proven
-from zipper_jax.utils import distributed, user_json
+from zipper_jax.utils import distributed, storage, user_json
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import write_text
+from zipper_jax.utils.storage import AnyPath
 from zipper_jax.utils.trees import Flat, unflatten
 
 TABLE = "{}.json"
@@ -27,14 +27,18 @@ class FrozenDamagedError(DamagedError):
     """The frozen part, which every checkpoint of the run needs, is damaged."""
 
 
-def write_frozen(run_dir: Path, frozen: Flat) -> str:
+def write_frozen(run_dir: AnyPath, frozen: Flat) -> str:
     """Write the frozen leaves under their digest, unless they exist; returns the digest ("" if there are none)."""
     if not frozen:
         return ""
     arrays = manifest.table(frozen)
     name = manifest.name_of(arrays)
     folder = run_dir / "frozen" / name
-    if not distributed.from_first(folder.is_dir()):  # Orbax writes aside and renames: a folder that exists is complete
+    if not distributed.from_first(storage.is_complete(folder)):  # Orbax renames it, or writes its marker last
+        if storage.is_bucket(folder):
+            if jax.process_index() == 0:
+                storage.delete_tree(folder)  # of a killed process
+            distributed.barrier("the frozen part can be written")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(unflatten(frozen)))
     if jax.process_index() == 0 and not (has_digests(run_dir, name) and manifest.is_sealed(folder)):
@@ -43,7 +47,7 @@ def write_frozen(run_dir: Path, frozen: Flat) -> str:
     return name
 
 
-def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None, verify: bool = True) -> Flat:
+def read_frozen(run_dir: AnyPath, name: str, like: Mapping[str, Any] | None = None, verify: bool = True) -> Flat:
     """The frozen leaves of a digest as they are stored, sharded like ``like``, or as NumPy arrays on the host.
 
     ``verify``: their digests are compared with their name, which is no digest of them in runs of format 1.
@@ -54,9 +58,9 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None,
     """
     if not name:
         return {}
-    folder = Path(run_dir).absolute() / "frozen" / name
+    folder = storage.absolute(run_dir) / "frozen" / name
     what = f"frozen part {folder}"
-    if not folder.is_dir():
+    if not storage.is_complete(folder):
         raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
     try:
         frozen = distributed.together(orbax_trees.read_folder, folder, like, what)
@@ -75,7 +79,7 @@ def read_frozen(run_dir: Path, name: str, like: Mapping[str, Any] | None = None,
     return frozen
 
 
-def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
+def open_frozen(run_dir: AnyPath, name: str) -> dict[str, Leaf]:
     """The same leaves, each read and verified lazily (`Leaf.make`).
 
     Raises:
@@ -83,9 +87,9 @@ def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
     """
     if not name:
         return {}
-    folder = run_dir.absolute() / "frozen" / name
+    folder = storage.absolute(run_dir) / "frozen" / name
     what, table = f"frozen part {folder}", folder.parent / TABLE.format(name)
-    if not folder.is_dir():
+    if not storage.is_complete(folder):
         raise FrozenDamagedError(what, ["the folder is missing; restore it from a copy"])
     stored = None
     if table.is_file():
@@ -98,11 +102,11 @@ def open_frozen(run_dir: Path, name: str) -> dict[str, Leaf]:
     return proven(open_folder(folder, what), stored, what)
 
 
-def check_frozen_files(run_dir: Path, name: str) -> list[str]:
+def check_frozen_files(run_dir: AnyPath, name: str) -> list[str]:
     """The problems of the frozen part's files, one line each."""
     folder = run_dir / "frozen" / name
     table = folder.parent / TABLE.format(name)
-    if not folder.is_dir():
+    if not storage.is_complete(folder):
         return [f"folder frozen/{name} is missing"]
     problems = [f"frozen/{name}: {problem}" for problem in manifest.check_files(folder)]
     try:
@@ -115,6 +119,6 @@ def check_frozen_files(run_dir: Path, name: str) -> list[str]:
     return problems
 
 
-def has_digests(run_dir: Path, name: str) -> bool:
+def has_digests(run_dir: AnyPath, name: str) -> bool:
     """Whether the frozen part can be verified (one of format 1 cannot)."""
     return not name or (run_dir / "frozen" / TABLE.format(name)).is_file()

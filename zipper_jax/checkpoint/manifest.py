@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from zipper_jax.utils import user_json
+from zipper_jax.utils import storage, user_json
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import write_text
+from zipper_jax.utils.storage import AnyPath
 
 FILES = "files.json"
 _LANES = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)  # the first digits of pi
@@ -75,22 +76,25 @@ def unsealed(stored: Any, what: str) -> dict[str, Any]:
     return dict(stored["content"])
 
 
-def seal_files(folder: Path) -> None:
+def seal_files(folder: AnyPath) -> None:
     """Write ``files.json`` atomically: size and sha256 of every file below ``folder``."""
-    found = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != FILES
-    }
+    names = [name for name in storage.files(folder) if name.rsplit("/", 1)[-1] != FILES]
+    digests = {name: storage.sha256(folder / name) for name in names}
+    found = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests.items()}
     write_text(folder / FILES, json.dumps(sealed(found), indent=1, sort_keys=True))
 
 
-def is_sealed(folder: Path) -> bool:
+def is_sealed(folder: AnyPath) -> bool:
     """Whether :func:`seal_files` has completed for this folder."""
     return (folder / FILES).is_file()
 
 
-def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]:
+def sealed_bytes(folder: AnyPath) -> int:
+    """Bytes of all files below a sealed folder, as :func:`seal_files` found them."""
+    return sum(one["bytes"] for one in unsealed(user_json.read_object(folder / FILES, ""), FILES).values())
+
+
+def check_files(folder: AnyPath, below: Collection[str] | None = None) -> list[str]:
     """The differences from ``files.json``, a line per file; empty if there are none. ``below``: only these folders."""
     try:
         stored = unsealed(user_json.read_object(folder / FILES, ""), FILES)
@@ -103,18 +107,16 @@ def check_files(folder: Path, below: Collection[str] | None = None) -> list[str]
         path = folder / name
         if below is not None and Path(name).parts[0] not in below:
             continue
-        if not path.is_file():
+        try:
+            size, digest = storage.sha256(path)
+        except (FileNotFoundError, IsADirectoryError):
             problems.append(f"file {name} is missing")
-        elif path.stat().st_size != want["bytes"]:
-            problems.append(f"file {name} has {path.stat().st_size} bytes, not {want['bytes']}")
-        elif _sha256(path) != want["sha256"]:
+            continue
+        if size != want["bytes"]:
+            problems.append(f"file {name} has {size} bytes, not {want['bytes']}")
+        elif digest != want["sha256"]:
             problems.append(f"file {name} is not what was saved")
     return problems
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of_json(content: Any) -> str:

@@ -10,8 +10,8 @@ as float32, which is exact.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +22,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.files import copy_tree, new_folder
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary
 
@@ -60,12 +61,12 @@ class Loaded:
         return self._flat[name]
 
 
-def is_model_folder(folder: str | Path) -> bool:
+def is_model_folder(folder: str | AnyPath) -> bool:
     """Whether ``folder`` is a model folder rather than a run folder."""
-    return (Path(folder) / FILE).is_file() and (Path(folder) / "vocabularies").is_dir()
+    return (as_path(folder) / FILE).is_file() and (as_path(folder) / "vocabularies").is_dir()
 
 
-def read_model_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_model_folder(folder: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(config, params)``: config.json, and the nested float32 parameters on the host.
 
     Raises:
@@ -76,11 +77,11 @@ def read_model_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any
 
 
 def write_model_folder(
-    out: str | Path,
+    out: str | AnyPath,
     model: ZipperConfig,
     leaves: Mapping[str, tuple[Any, tuple[int, ...]]],
     fill: Callable[[Writer], None],
-    vocabularies: Mapping[str, Vocabulary | Path],
+    vocabularies: Mapping[str, Vocabulary | AnyPath],
     lengths: Mapping[str, int] | None = None,
     **more: Any,
 ) -> None:
@@ -105,7 +106,7 @@ def write_model_folder(
             fill(writer)
         for modality, vocabulary in vocabularies.items():
             home = folder / "vocabularies" / modality
-            if isinstance(vocabulary, Path):
+            if isinstance(vocabulary, os.PathLike):
                 copy_tree(vocabulary, home)
             else:
                 vocabulary.save(home)

@@ -8,7 +8,6 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from etils import epath
 
 from zipper_jax.checkpoint.manifest import ArrayTable, check_arrays
 from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.storage import AnyPath
 from zipper_jax.utils.trees import Flat, base_path, flatten, join_flat
 
 PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
@@ -31,7 +31,7 @@ class Leaf(NamedTuple):
     make: Callable[[], np.ndarray]
 
 
-def open_folder(folder: Path, what: str) -> dict[str, Leaf]:
+def open_folder(folder: AnyPath, what: str) -> dict[str, Leaf]:
     """The flat tree that Orbax saved in ``folder``, each leaf read lazily; raises like `read_folder`."""
     with _reading(folder, what) as handler:
         stored = handler.metadata(epath.Path(folder)).tree
@@ -100,7 +100,7 @@ def _names(tree: Mapping[str, Any], path: str) -> list[str]:
     return []
 
 
-def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat:
+def read_folder(folder: AnyPath, like: Mapping[str, Any] | None, what: str) -> Flat:
     """The flat tree that Orbax saved in ``folder``.
 
     Args:
@@ -121,7 +121,7 @@ def read_folder(folder: Path, like: Mapping[str, Any] | None, what: str) -> Flat
 
 
 @contextmanager
-def _reading(folder: Path, what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
+def _reading(folder: AnyPath, what: str) -> Iterator[ocp.PyTreeCheckpointHandler]:
     handler = ocp.PyTreeCheckpointHandler()
     try:
         yield handler

@@ -8,7 +8,6 @@ Formats:
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -18,6 +17,7 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import RENAMED, from_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
+from zipper_jax.utils.storage import AnyPath, as_path, is_partial
 
 T = TypeVar("T")
 
@@ -68,14 +68,14 @@ class _Config(msgspec.Struct):
     source: dict[str, Any] = {}
 
 
-def require(config: Mapping[str, Any], run_dir: str | Path, *fields: str) -> None:
+def require(config: Mapping[str, Any], run_dir: str | AnyPath, *fields: str) -> None:
     """Raise UserError unless ``config``, from `read_config`, has the fields."""
     for field in fields:
         if field not in config:
-            raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {field} is missing; {_FIX}")
+            raise UserError(f"{str(as_path(run_dir) / 'config.json')!r}: {field} is missing; {_FIX}")
 
 
-def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | Path, *path: str) -> T:
+def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | AnyPath, *path: str) -> T:
     """The part of a ``config`` from `read_config` at ``path``, as a dataclass; a part that is missing has the defaults.
 
     Raises:
@@ -87,24 +87,26 @@ def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | Path, *path
     try:
         return from_dict(kind, part)
     except UserError as error:
-        raise UserError(f"{str(Path(run_dir) / 'config.json')!r}: {error}") from error
+        raise UserError(f"{str(as_path(run_dir) / 'config.json')!r}: {error}") from error
 
 
-def read_model(run_dir: str | Path) -> tuple[dict[str, Any], ZipperConfig]:
+def read_model(run_dir: str | AnyPath) -> tuple[dict[str, Any], ZipperConfig]:
     """`read_config`, and the model it describes; raises UserError, which names the file."""
     config = read_config(run_dir)
     require(config, run_dir, "model")
     return config, part_of(config, ZipperConfig, run_dir, "model")
 
 
-def read_config(run_dir: str | Path) -> dict[str, Any]:
+def read_config(run_dir: str | AnyPath) -> dict[str, Any]:
     """The run's ``config.json``, converted to the current format; ``format_version`` is unchanged.
 
     Raises:
         UserError: No such folder, not a run folder, damaged, or of a newer format.
     """
-    path = Path(run_dir) / "config.json"
-    if not Path(run_dir).is_dir():
+    path = as_path(run_dir) / "config.json"
+    if is_partial(path.parent):
+        raise UserError(f"{str(run_dir)!r} is incomplete: its writer was stopped; write it again")
+    if not path.parent.is_dir():
         raise UserError(f"run folder {str(run_dir)!r} does not exist; give a folder that `zipper train` wrote")
     if not path.is_file():
         raise UserError(
@@ -140,10 +142,10 @@ def renamed_model(model: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> None:
+def write_config(run_dir: str | AnyPath, config: Mapping[str, Any]) -> None:
     """Write ``config.json`` with the current ``format_version``."""
     text = json.dumps({**config, "format_version": FORMAT_VERSION}, indent=2, sort_keys=True)
-    write_text(Path(run_dir) / "config.json", text + "\n")
+    write_text(as_path(run_dir) / "config.json", text + "\n")
 
 
 def _from_1(config: dict[str, Any]) -> dict[str, Any]:

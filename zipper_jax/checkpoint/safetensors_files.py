@@ -10,14 +10,15 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ml_dtypes
 import msgspec
 import numpy as np
 
-from zipper_jax.utils import user_json
+from zipper_jax.utils import storage, user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath, as_path
 
 DTYPES: dict[str, Any] = {
     "F64": np.dtype(np.float64),
@@ -35,9 +36,11 @@ ADAPTER = "adapter_config.json"
 class Tensor(NamedTuple):
     """A tensor's file, dtype and shape; dtype None: not one of `DTYPES` (masks, quantised weights)."""
 
-    path: Path
+    path: AnyPath
     dtype: np.dtype | None
     shape: tuple[int, ...]
+    start: int = 0
+    """Of a file in a bucket: where the tensor's bytes begin."""
 
 
 class Reader:
@@ -49,7 +52,7 @@ class Reader:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self._tensors: dict[str, Tensor] = {}
         for path, wanted in self._files().items():
             found = _tensors(path)
@@ -80,10 +83,15 @@ class Reader:
         """Read one tensor. The file is reopened for each: pages of an open file would stay in this process's memory."""
         import safetensors
 
-        with safetensors.safe_open(self._tensors[name].path, framework="numpy") as file:
+        path, dtype, shape, start = self._tensors[name]
+        if not isinstance(path, Path):
+            assert dtype is not None, name
+            size = math.prod(shape) * dtype.itemsize
+            return np.frombuffer(storage.read(path, start, start + size) if size else b"", dtype).reshape(shape)
+        with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
-    def _files(self) -> dict[Path, set[str] | None]:
+    def _files(self) -> dict[AnyPath, set[str] | None]:
         """File -> tensors to read from it; None: all."""
         index = self.folder / INDEX
         if (self.folder / FILE).is_file():
@@ -147,7 +155,7 @@ def other_layout(where: str, names: Collection[str]) -> str:
     return ""
 
 
-def read_weight_map(index: Path, fix: str) -> dict[str, str]:
+def read_weight_map(index: AnyPath, fix: str) -> dict[str, str]:
     """Tensor -> file, from an index. Raises UserError with ``fix`` if it is damaged."""
     return user_json.convert(user_json.read_object(index, fix), _Index, repr(str(index)), fix).weight_map
 
@@ -222,10 +230,12 @@ def _slices(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: AnyPath) -> dict[str, Tensor]:
     """The tensors of a file; the library checks its header against the file's size."""
     import safetensors
 
+    if not isinstance(path, Path):
+        return _tensors_in_bucket(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -235,3 +245,29 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             }
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from error
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], int]
+
+
+def _tensors_in_bucket(path: AnyPath) -> dict[str, Tensor]:
+    """As `_tensors`, from the header alone."""
+    fix = "get it again"
+    try:
+        length = int.from_bytes(storage.read(path, 0, 8), "little")
+        if length > 100_000_000:  # the format's own limit
+            raise ValueError(f"a header of {length} bytes")
+        header = user_json.decode(storage.read(path, 8, 8 + length), repr(str(path)), fix)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {fix}") from error
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in user_json.convert(header, dict[str, _Entry], repr(str(path)), fix).items():
+        dtype, shape, (begin, end) = DTYPES.get(entry.dtype), tuple(entry.shape), entry.data_offsets
+        if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
+            raise UserError(f"{path} is damaged ({name!r} has {end - begin} bytes); {fix}")
+        found[name] = Tensor(path, dtype, shape, 8 + length + begin)
+    return found

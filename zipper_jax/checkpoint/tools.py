@@ -9,16 +9,18 @@ from zipper_jax.checkpoint import checkpoints, manifest
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.checkpoint.frozen import TABLE
 from zipper_jax.checkpoint.run_format import part_of, read_config, write_config
+from zipper_jax.utils import storage
 from zipper_jax.utils.errors import DamagedError, UserError
 from zipper_jax.utils.files import copy_folder, copy_tree, new_folder, require_new
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.readable import size as readable_size
+from zipper_jax.utils.storage import AnyPath, as_path
 
 
 def listing(run_dir: str) -> list[str]:
     """A line per checkpoint, oldest first, and one for each frozen part and each damaged step."""
     read_config(run_dir)
-    known, root = checkpoints.steps(run_dir), Path(run_dir)
+    known, root = checkpoints.steps(run_dir), as_path(run_dir)
     config = _save_config(run_dir)
     best = checkpoints.best_steps(run_dir, config)[:1]
     lines = []
@@ -50,8 +52,8 @@ def verify_run(run_dir: str, step: int | None, arrays: bool) -> Iterator[tuple[i
     """
     read_config(run_dir)
     for one in checkpoints.require_steps(run_dir) if step is None else [checkpoints.require_step(run_dir, step)]:
-        old = (Path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
-        unsealed = not old and not manifest.is_sealed(Path(run_dir) / "checkpoints" / str(one))
+        old = (as_path(run_dir) / "checkpoints" / str(one) / "progress").is_dir()
+        unsealed = not old and not manifest.is_sealed(as_path(run_dir) / "checkpoints" / str(one))
         note = "format 1 has no digests, only read" if old else "its files are not sealed yet" if unsealed else ""
         yield one, checkpoints.verify(run_dir, one, arrays), note
 
@@ -86,11 +88,10 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
     problems = checkpoints.verify(run_dir, step)
     if problems:
         raise DamagedError(f"checkpoint {step} of {run_dir}", problems)
-    root, content = Path(run_dir), checkpoints.read_manifest(run_dir, step)
-    left_out = shutil.ignore_patterns("optimizer", "guard", manifest.FILES)
+    root, content = as_path(run_dir), checkpoints.read_manifest(run_dir, step)
     with new_folder(out) as folder:
         copied = folder / "checkpoints" / str(step)
-        copy_tree(root / "checkpoints" / str(step), copied, ignore=left_out)
+        copy_tree(root / "checkpoints" / str(step), copied, left_out=("optimizer", "guard", manifest.FILES))
         if (copied / "manifest").is_dir():
             lighter = {**content, "arrays": {"trainable": content["arrays"]["trainable"]}}
             (copied / "manifest" / "metadata").write_text(json.dumps(manifest.sealed(lighter)), encoding="utf-8")
@@ -99,9 +100,13 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
             copy_tree(root / "frozen" / content["frozen"], folder / "frozen" / content["frozen"])
             table = root / "frozen" / TABLE.format(content["frozen"])
             if table.is_file():
-                shutil.copy(table, folder / "frozen" / table.name)
+                (folder / "frozen" / table.name).write_bytes(table.read_bytes())
         copy_folder(root / "vocabularies", folder / "vocabularies")
         write_config(folder, config)
+        if storage.is_bucket(out):  # where a step and the frozen part are complete with their markers
+            for complete in (copied, folder / "frozen" / content["frozen"]):
+                if complete.is_dir():
+                    (complete / storage.MARKER).write_bytes(b"")
     return step
 
 
@@ -124,7 +129,7 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
     if keep < 1:
         raise UserError(f"--keep={keep}: give 1 or more (to delete a whole run, delete its folder)")
     read_config(run_dir)
-    root = Path(run_dir)
+    root = as_path(run_dir)
     with locked(root):
         known = checkpoints.steps(run_dir)
         good = [step for step in known if not checkpoints.verify(run_dir, step)]
@@ -143,8 +148,10 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
         for path in [] if dry_run else doomed:
             if path.parent.name == "checkpoints" and path.name.isdecimal():
                 checkpoints.delete_step(root, int(path.name))
-            else:
+            elif isinstance(path, Path):
                 shutil.rmtree(path)
+            else:
+                storage.delete_tree(path)
             path.with_name(TABLE.format(path.name)).unlink(missing_ok=True)
     return lines or ["nothing to delete"]
 
@@ -153,9 +160,11 @@ def _save_config(run_dir: str) -> SaveCheckpointConfig:
     return part_of(read_config(run_dir), SaveCheckpointConfig, run_dir, "train", "save")
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+def _folders(parent: AnyPath) -> list[AnyPath]:
+    return [parent / name for name in storage.subfolders(parent)]
 
 
-def _size(folder: Path) -> str:
-    return readable_size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+def _size(folder: AnyPath) -> str:
+    if isinstance(folder, Path):
+        return readable_size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    return readable_size(manifest.sealed_bytes(folder)) if manifest.is_sealed(folder) else "?"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from zipper_jax.utils.paths import path_text
+from zipper_jax.utils.paths import folder_text
 
 DESCRIPTION = """\
   zipper ckpt list runs/fused               steps, sizes, metrics
@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("prune", "delete older steps and leftovers"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("run", type=path_text, help="a folder that `zipper train` wrote")
+        command.add_argument("run", type=folder_text, help="a folder that `zipper train` wrote")
         if name in ("verify", "export"):
             command.add_argument("--step", type=int, help="step (default: verify: all; export: the newest)")
         if name == "verify":
             command.add_argument("--files_only", action="store_true", help="do not read the arrays back")
         if name == "export":
-            command.add_argument("--out", required=True, type=path_text, help="the folder to write; must not exist")
+            command.add_argument("--out", required=True, type=folder_text, help="the folder to write; must not exist")
             command.add_argument("--best", action="store_true", help="export the step with the best metric")
         if name == "prune":
             command.add_argument("--keep", type=int, default=1, help="number of newest steps to keep (default 1)")

@@ -2,14 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from zipper_jax.tasks import SPEECH, TEXT, stored_task_set
 from zipper_jax.utils.configs import closest, to_dict
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import path_text
+from zipper_jax.utils.paths import folder_text, path_text
 from zipper_jax.utils.progress import progress
+from zipper_jax.utils.storage import as_path
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     def out_and_dry_run(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--out", required=True, type=path_text, help="the folder to write; must not exist")
+        one.add_argument("--out", required=True, type=folder_text, help="the folder to write; must not exist")
         one.add_argument("--dry_run", action="store_true", help="print the plan and stop")
 
     def vocabulary(one: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out_and_dry_run(one)
 
     one = command("to-hf", "convert a tower to a folder for transformers")
-    one.add_argument("run", type=path_text, help="a run or model folder")
+    one.add_argument("run", type=folder_text, help="a run or model folder")
     one.add_argument("--tower", help="tower to convert (default: the only one)")
     one.add_argument("--step", type=int, help="checkpoint of a run (default: the newest valid one)")
     one.add_argument("--family", help="model_type to write (default: that of its source, else one that fits)")
@@ -79,13 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out_and_dry_run(one)
 
     one = command("export", "write a run's model as one safetensors file, with its vocabularies")
-    one.add_argument("run", type=path_text, help="a run or model folder")
+    one.add_argument("run", type=folder_text, help="a run or model folder")
     one.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
     one.add_argument("--bf16", action="store_true", help="store bfloat16")
     out_and_dry_run(one)
 
     one = command("verify", "compare a tower's logits with another model's")
-    one.add_argument("run", type=path_text, help="a run or model folder")
+    one.add_argument("run", type=folder_text, help="a run or model folder")
     one.add_argument(
         "--against", required=True, type=path_text, help="a Hugging Face folder or hub id, or a run or model folder"
     )
@@ -199,7 +199,7 @@ def _to_hf(args: argparse.Namespace) -> int:
     model, weights, _ = _open(args.run, args.step)
     tower = _tower(model, args.tower)
     modality = next((m for m, place in model.modalities.items() if place.tower == tower), None)
-    vocabulary = None if modality is None else load_vocabulary(Path(args.run) / "vocabularies" / modality)
+    vocabulary = None if modality is None else load_vocabulary(as_path(args.run) / "vocabularies" / modality)
     dtype = ml_dtypes.bfloat16 if args.bf16 else None
     plan = to_hf.plan(weights, tower, model.towers[tower], vocabulary, args.family, dtype)
     for line in plan.lines():
@@ -237,13 +237,13 @@ def _export(args: argparse.Namespace) -> int:
             bar.update(leaf.size)
         bar.close()
 
-    source = {"run": str(Path(args.run).name)} | ({"step": str(args.step)} if args.step is not None else {})
+    source = {"run": str(as_path(args.run).name)} | ({"step": str(args.step)} if args.step is not None else {})
     write_model_folder(
         args.out,
         model,
         leaves,
         fill,
-        {m: Path(args.run) / "vocabularies" / m for m in model.modalities},
+        {m: as_path(args.run) / "vocabularies" / m for m in model.modalities},
         header.get("lengths"),
         source=source,
         task_set=to_dict(stored_task_set(header)),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import require_different
+from zipper_jax.utils.paths import folder_path, require_different
+from zipper_jax.utils.storage import AnyPath, as_path
 
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser: the
@@ -35,10 +36,10 @@ resumes from it.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
-    parser.add_argument("--run", required=True, type=Path, help="run folder of the zipper")
-    parser.add_argument("--single_decoder", type=Path, help="run folder of the Single Decoder, evaluated beside it")
-    parser.add_argument("--other_form", type=Path, help="run folder of a zipper of the other form: perplexity only")
-    parser.add_argument("--data", type=Path, help="prepared folder with the test splits (not with --pairs)")
+    parser.add_argument("--run", required=True, type=folder_path, help="run folder of the zipper, also of a bucket")
+    parser.add_argument("--single_decoder", type=folder_path, help="run folder of the Single Decoder, beside it")
+    parser.add_argument("--other_form", type=folder_path, help="run of a zipper of the other form: perplexity only")
+    parser.add_argument("--data", type=folder_path, help="prepared folder with the test splits (not with --pairs)")
     parser.add_argument(
         "--corpus", type=Path, help="corpus folder with the test splits' audio (with --split: optional)"
     )
@@ -177,9 +178,10 @@ def _stage_seconds(folder: Path | None) -> dict[str, float]:
     return seconds
 
 
-def _pretraining_runs(run: Path) -> dict[str, Path]:
+def _pretraining_runs(run: AnyPath) -> dict[str, AnyPath]:
     """Return the tower runs that initialised the zipper, for their loss curves."""
     from zipper_jax.checkpoint.run_format import read_config
 
     sources = read_config(run).get("train", {}).get("initialise_from") or {}
-    return {f"{tower} tower": Path(path) for tower, path in sources.items() if Path(path).is_dir()}
+    folders = {f"{tower} tower": as_path(path) for tower, path in sources.items()}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}

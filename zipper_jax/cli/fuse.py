@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path, path_text
+from zipper_jax.utils.paths import any_path, folder_text
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tower", action="append", required=True, metavar="NAME=FOLDER", help="a run or model folder")
     parser.add_argument("--zips", action="append", required=True, help="blocks to join, see above")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new parameters (default 0)")
-    parser.add_argument("--out", required=True, type=path_text, help="the folder to write; must not exist")
+    parser.add_argument("--out", required=True, type=folder_text, help="the folder to write; must not exist")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
 
 
@@ -63,7 +63,7 @@ def _tower(given: str) -> tuple[str, str]:
     name, equals, folder = given.partition("=")
     if not (name and equals and folder):
         raise UserError(f"--tower = {given!r}: give NAME=FOLDER, e.g. text=towers/text")
-    return name, local_path(folder, f"--tower {name}")
+    return name, any_path(folder, f"--tower {name}")
 
 
 def _zip(given: str) -> dict[str, Any]:

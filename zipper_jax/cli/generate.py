@@ -14,7 +14,7 @@ from zipper_jax.tasks import TEXT
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked_file
-from zipper_jax.utils.paths import require_different
+from zipper_jax.utils.paths import folder_path, require_different
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -40,7 +40,7 @@ class _Request(msgspec.Struct):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
-    parser.add_argument("--model", required=True, type=Path, help="run folder")
+    parser.add_argument("--model", required=True, type=folder_path, help="run folder, also of a bucket")
     parser.add_argument("--input", type=Path, help="JSON lines (standard input)")
     parser.add_argument("--output", type=Path, help="JSON lines (standard output)")
     parser.add_argument(

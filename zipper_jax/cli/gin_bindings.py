@@ -7,7 +7,6 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -29,7 +28,8 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.utils.configs import from_dict, nearest
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path
+from zipper_jax.utils.paths import any_path, local_path
+from zipper_jax.utils.storage import as_path
 
 CONFIGURABLES = (
     TowerConfig,
@@ -83,9 +83,9 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
     """Return the total vocabulary size of these modalities in a prepared folder."""
     from zipper_jax.vocabularies import load_vocabulary
 
-    total, folder = 0, local_path(folder, "DATA")
+    total, folder = 0, any_path(folder, "DATA")
     for modality in modalities:
-        path = Path(folder) / "vocabularies" / modality
+        path = as_path(folder) / "vocabularies" / modality
         if not path.is_dir():
             raise UserError(f"DATA = {folder!r}: there is no {path}; give a folder that `zipper data prepare` wrote")
         total += load_vocabulary(path).size
@@ -111,7 +111,7 @@ def stored_model(
     """
     from zipper_jax.checkpoint.run_format import read_model
 
-    model = read_model(local_path(folder, "FUSED"))[1]
+    model = read_model(any_path(folder, "FUSED"))[1]
     changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat, "attention": attention}
     return replace(model, **{name: value for name, value in changes.items() if value is not None})
 

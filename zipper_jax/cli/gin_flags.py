@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from zipper_jax.cli.gin_path import known_files, search_paths
 from zipper_jax.utils.configs import RENAMED, closest
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path
+from zipper_jax.utils.paths import any_path, local_path
 
 T = TypeVar("T")
 
@@ -146,7 +146,8 @@ def _binding(name: str, value: str) -> str:
     import gin
 
     if name in PATHS and value[0] not in "%@":
-        return f"{name} = {local_path(_unquoted(value), f'--gin.{name}')!r}"
+        checked = local_path if name.startswith("PrepareSettings.") else any_path
+        return f"{name} = {checked(_unquoted(value), f'--gin.{name}')!r}"
     if _BARE_STRING.match(value):
         try:
             gin.config.parse_value(value)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import path_text
+from zipper_jax.utils.paths import folder_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = "Show a run: its model, parameter counts, step, gate values and last losses."
-    parser.add_argument("run", type=path_text, help="a folder that `zipper train` wrote, or a model folder")
+    parser.add_argument("run", type=folder_text, help="a folder that `zipper train` wrote, or a model folder")
     parser.add_argument("--sharding", action="store_true", help="show how each array is sharded, and bytes per device")
     parser.add_argument("--devices", type=int, help="with --sharding: number of devices (default: this machine's)")
     parser.add_argument(

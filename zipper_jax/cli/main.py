@@ -21,7 +21,7 @@ from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.interrupts import interruptible
-from zipper_jax.utils.paths import local_path, path_text
+from zipper_jax.utils.paths import any_path, folder_path, folder_text, local_path, path_text
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("zipper_jax.cli.data", "synthesise a corpus; turn a corpus into units and packed rows"),
@@ -153,6 +153,8 @@ class Parser(argparse.ArgumentParser):
     """Checks and expands every path (`local_path`): options whose type is `Path` or `path_text`, subcommands' too."""
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type in (folder_path, folder_text) and (arg_string or action.default != ""):
+            arg_string = any_path(arg_string, action.option_strings[0] if action.option_strings else action.dest)
         if action.type in (Path, path_text) and (arg_string or action.default != ""):  # "" where it is the default
             arg_string = local_path(arg_string, action.option_strings[0] if action.option_strings else action.dest)
         return super()._get_value(action, arg_string)

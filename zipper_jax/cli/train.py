@@ -80,9 +80,13 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         logs.to_console(args.process_index or 0)
     from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
+    from zipper_jax.utils.distributed import FailedAloneError
 
     try:
         result = train(config, provenance=text, infer=in_loop.make(config), began=began)
+    except FailedAloneError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     except Exception as error:
         if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise

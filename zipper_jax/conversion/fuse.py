@@ -1,7 +1,6 @@
 """Fuses towers into an untrained zipper: copies their weights and initialises zips and input projections."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from zipper_jax.checkpoint.safetensors_files import Reader, Writer
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig, ZipperConfig
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import flatten
 
 
@@ -23,8 +23,8 @@ class TowerSource:
         UserError: No such folder, or it has several towers and none of that name.
     """
 
-    def __init__(self, name: str, folder: str | Path):
-        self.name, self.folder = name, Path(folder)
+    def __init__(self, name: str, folder: str | AnyPath):
+        self.name, self.folder = name, as_path(folder)
         model = read_model(folder)[1]
         self.there = name if name in model.towers else next(iter(model.towers))
         if name not in model.towers and len(model.towers) > 1:
@@ -66,7 +66,7 @@ def plan(
     )
 
 
-def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | Path, seed: int = 0) -> None:
+def write(sources: Sequence[TowerSource], model: ZipperConfig, out: str | AnyPath, seed: int = 0) -> None:
     """Write the fused model's folder, copying leaf by leaf.
 
     Raises:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from zipper_jax.models.config import TowerConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import new_folder
+from zipper_jax.utils.storage import AnyPath
 from zipper_jax.vocabularies import HuggingFaceVocabulary, Vocabulary
 
 _NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
@@ -95,7 +95,7 @@ def plan(
     return HuggingFacePlan(chosen, tower, config, rules, weights, prefix, resolved, tensors, vocabulary)
 
 
-def write(plan: HuggingFacePlan, out: str | Path, progress: Callable[[int], None] = lambda count: None) -> None:
+def write(plan: HuggingFacePlan, out: str | AnyPath, progress: Callable[[int], None] = lambda count: None) -> None:
     """Write config.json, model.safetensors and the tokenizer's files; ``out`` is created atomically.
 
     Raises:

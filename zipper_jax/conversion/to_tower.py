@@ -1,7 +1,6 @@
 """Executes a conversion plan: streaming to a model folder, or into a `zipper_jax.Model` in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from zipper_jax.checkpoint.model_folder import added_rows, default_lengths, rms, write_model_folder
 from zipper_jax.checkpoint.safetensors_files import Writer
 from zipper_jax.models.config import ModalityConfig, TowerConfig, ZipperConfig
+from zipper_jax.utils.storage import AnyPath
 from zipper_jax.utils.trees import unflatten
 from zipper_jax.vocabularies import Vocabulary
 from zipper_jax.vocabularies.tokenizer_files import added_tokens
@@ -56,7 +56,7 @@ def one_tower_model(name: str, tower: TowerConfig, vocabulary: Vocabulary) -> Zi
 
 
 def write_tower(
-    plan: Plan, out: str | Path, name: str, vocabulary: Vocabulary, source: str, progress: Progress = lambda n: None
+    plan: Plan, out: str | AnyPath, name: str, vocabulary: Vocabulary, source: str, progress: Progress = lambda n: None
 ) -> None:
     """Write the model folder of a converted tower; peak memory is the size of its largest tensor.
 

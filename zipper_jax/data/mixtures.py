@@ -6,7 +6,7 @@ Random orders use raw PCG64 bits, which numpy keeps stable between versions; its
 
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from types import MappingProxyType, TracebackType
@@ -32,6 +32,8 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> list[Example]: ...
+
+    def fetch(self, indices: Sequence[int]) -> None: ...
 
 
 class RowMixture:
@@ -86,10 +88,12 @@ class RowMixture:
         epoch, within = divmod(block * self.counts[name] + int(earlier[place]), len(self.stores[name]))
         return task, int(self._epoch(task, epoch)[within])
 
-    def examples(self, n: int) -> tuple[int, list[Example]]:
-        """Return (task index, examples of the row) of draw ``n``."""
-        task, index = self.row(n)
-        return task, self.stores[self.tasks[task]].row(index)
+    def examples(self, draws: Sequence[int]) -> tuple[list[int], list[list[Example]]]:
+        """Return (task index of each draw, examples of its row)."""
+        found = [self.row(n) for n in draws]
+        for task, name in enumerate(self.tasks):  # rows in a bucket are read at the same time
+            self.stores[name].fetch([index for of, index in found if of == task])
+        return [task for task, _ in found], [self.stores[self.tasks[task]].row(index) for task, index in found]
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Return two arrays [1024]: the task of each draw, and how many draws of that task precede it in the block."""
@@ -133,7 +137,11 @@ def _shares(tasks: tuple[str, ...], rates: Mapping[str, float]) -> list[int]:
 
 
 class RowBatches:
-    """Batches by step: ``get(step)`` is a pure function of the step. A thread prefetches the next ones."""
+    """Batches by step: ``get(step)`` is a pure function of the step. A thread prefetches the next ones.
+
+    The global batch is the same whatever `only` says: a process of a group makes the rows of its own devices, and the
+    rows of all processes together are the batch.
+    """
 
     def __init__(
         self,
@@ -143,6 +151,7 @@ class RowBatches:
         batch_size: int,
         weights: Mapping[str, float],
         ahead: int = 2,
+        rows: Sequence[int] | None = None,
     ):
         self.mixture = mixture
         self._layout = layout
@@ -150,9 +159,21 @@ class RowBatches:
         self._batch_size = batch_size
         self._weights = np.array([weights.get(task, 1.0) for task in mixture.tasks], np.float32)
         self._ahead = ahead
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._pending: dict[int, Future] = {}
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
+
+    def only(self, rows: Sequence[int] | np.ndarray) -> "RowBatches":
+        """Return the same batches with these rows alone, in increasing order: B in `get` is their number."""
+        rest = dict(zip(self.mixture.tasks, self._weights.tolist(), strict=True))
+        return RowBatches(
+            self.mixture, self._layout, self._lengths, self._batch_size, rest, self._ahead, [int(row) for row in rows]
+        )
+
+    def whole(self, step: int) -> dict[str, Any]:
+        """Return the global batch of ``step`` >= 0, with all rows, as `get` does."""
+        return self._make(step, np.arange(self._batch_size))
 
     def get(self, step: int) -> dict[str, Any]:
         """Return the batch of ``step`` >= 0.
@@ -161,14 +182,14 @@ class RowBatches:
             {"towers": tower -> TowerBatch [B, T], "task": int32 [B], indices into ``mixture.tasks``}.
         """
         if self._executor is None:
-            return self._make(step)
+            return self._make(step, self._rows)
         with self._lock:
             wanted = range(step, step + self._ahead + 1)
             for other in [s for s in self._pending if s not in wanted]:  # the step jumped: drop prefetched batches
                 self._pending.pop(other).cancel()
             for s in wanted:
                 if s not in self._pending:
-                    self._pending[s] = self._executor.submit(self._make, s)
+                    self._pending[s] = self._executor.submit(self._make, s, self._rows)
             future = self._pending.pop(step)
         return future.result()
 
@@ -187,12 +208,11 @@ class RowBatches:
     ) -> None:
         self.close()
 
-    def _make(self, step: int) -> dict[str, Any]:
-        draws = range(step * self._batch_size, (step + 1) * self._batch_size)
-        tasks, rows = zip(*(self.mixture.examples(n) for n in draws), strict=True)
+    def _make(self, step: int, numbers: np.ndarray) -> dict[str, Any]:
+        tasks, rows = self.mixture.examples([step * self._batch_size + int(number) for number in numbers])
         towers = rows_to_towers(rows, self._layout, self._lengths)
         for batch in towers.values():  # freshly allocated, so an update in place is safe
-            batch.weights[...] *= self._weights[list(tasks)][:, None]
+            batch.weights[...] *= self._weights[tasks][:, None]
         return {"towers": towers, "task": np.array(tasks, np.int32)}
 
 

@@ -1,4 +1,5 @@
-"""Packed rows on disk, read by training. No TensorFlow; memory-mapped, so opening takes the same time for any size.
+"""Packed rows on disk or in a bucket, read by training. No TensorFlow; memory-mapped, or read in blocks as they are
+needed (`data.bucket_arrays`), so opening takes the same time for any size.
 
 A row is a list of examples (linear sequences), stored without begin and end tokens and independent of towers: the same
 rows serve every model whose rows are long enough.
@@ -8,9 +9,11 @@ rows serve every model whose rows are long enough.
     rows.npy    [R + 1]: row r has the spans rows[r] to rows[r + 1]
     meta.json   format, modalities, counts, and the writer's own entries
 
-A folder is written under a temporary name and renamed: if it exists, it is complete.
+A folder is written under a temporary name and renamed: if it exists, it is complete. In a bucket ``meta.json`` is
+written last.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,11 +23,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from zipper_jax.data.bucket_arrays import BucketArray
 from zipper_jax.sequences import Example, Span
-from zipper_jax.utils import user_json
+from zipper_jax.utils import storage, user_json
 from zipper_jax.utils.arrays import read_array
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+from zipper_jax.utils.storage import AnyPath, as_path
 
 FORMAT_VERSION = 1
 META = "meta.json"
@@ -60,7 +65,7 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
     Raises:
         UserError: A token is negative.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     counts = describe(rows)
     modalities = {name: number for number, name in enumerate(counts["modalities"])}
     spans, offsets, contents, start = [], [0], [], 0
@@ -77,13 +82,21 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
     tokens = np.concatenate([*contents, np.zeros(0, np.int64)])
     tokens = tokens.astype(np.min_scalar_type(int(tokens.max(initial=0))))
     written = {"format_version": FORMAT_VERSION, **counts, "token_dtype": str(tokens.dtype), **meta}
+    arrays = {"tokens": tokens, "spans": np.array(spans, _SPAN), "rows": np.array(offsets, np.int64)}
+    if not isinstance(folder, Path):
+        storage.write(folder / META, None)
+        for name, array in arrays.items():
+            file = io.BytesIO()
+            np.save(file, array)
+            storage.write(folder / f"{name}.npy", file.getvalue())
+        write_json(folder / META, written)
+        return written
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        np.save(aside / "tokens.npy", tokens)
-        np.save(aside / "spans.npy", np.array(spans, _SPAN))
-        np.save(aside / "rows.npy", np.array(offsets, np.int64))
+        for name, array in arrays.items():
+            np.save(aside / f"{name}.npy", array)
         write_json(aside / META, written)
         if folder.exists():  # a rename cannot replace a folder; a crash in between leaves none, not a partial one
             shutil.rmtree(folder)
@@ -91,6 +104,11 @@ def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], met
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return written
+
+
+def _array(path: AnyPath) -> "np.ndarray | BucketArray":
+    fix = "prepare the rows again"
+    return read_array(path, fix, mapped=True) if isinstance(path, Path) else BucketArray(path, fix)
 
 
 def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
@@ -124,7 +142,7 @@ def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
 
 def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
     """Return ``meta.json`` of a complete store, or None if there is none. Raises UserError when it cannot be read."""
-    path = Path(folder) / META
+    path = as_path(folder) / META
     if not path.is_file():
         return None
     fix = "it is damaged: delete the folder and prepare the rows again"
@@ -145,15 +163,14 @@ class RowStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         meta = read_meta(folder)
         if meta is None:
             raise UserError(f"there are no packed rows in {str(folder)!r}: write them with `zipper data prepare`")
         self.meta: dict[str, Any] = meta
         try:
             self._tokens, self._spans, self._rows = (
-                read_array(self.folder / f"{name}.npy", "prepare the rows again", mapped=True)
-                for name in ("tokens", "spans", "rows")
+                _array(self.folder / f"{name}.npy") for name in ("tokens", "spans", "rows")
             )
             if self._spans.dtype != _SPAN or self._rows.dtype != np.int64 or self._tokens.dtype.kind not in "ui":
                 raise ValueError("arrays of other types")
@@ -174,6 +191,16 @@ class RowStore:
 
     def __len__(self) -> int:
         return len(self._rows) - 1
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """Read these rows from a bucket at the same time, so that `row` need not wait; on a disk nothing is done."""
+        if isinstance(self._rows, BucketArray) and isinstance(self._spans, BucketArray):
+            self._rows.fetch((index, index + 2) for index in indices)
+            ranges = [(int(self._rows[index]), int(self._rows[index + 1])) for index in indices]
+            self._spans.fetch(ranges)
+            if isinstance(self._tokens, BucketArray):
+                ends = [(self._spans[a], self._spans[b - 1]) for a, b in ranges if 0 <= a < b <= len(self._spans)]
+                self._tokens.fetch((int(a["start"]), int(b["start"]) + int(b["length"])) for a, b in ends)
 
     def row(self, index: int) -> list[Example]:
         """Return the examples of row ``index``, in order. Raises IndexError outside ``[0, len)``."""

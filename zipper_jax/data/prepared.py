@@ -46,6 +46,7 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+from zipper_jax.utils.storage import AnyPath, as_path, subfolders
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
@@ -92,7 +93,7 @@ class _Example(msgspec.Struct):
 
 def read_header(folder: Any) -> dict[str, Any]:
     """Return ``header.json``. Raises UserError when it is missing or cannot be read."""
-    header = _header_or_none(Path(folder))
+    header = _header_or_none(as_path(folder))
     if header is None:
         raise UserError(
             f"{str(folder)!r} is not a prepared folder (no header.json): run `zipper data prepare --out {folder}`"
@@ -102,12 +103,12 @@ def read_header(folder: Any) -> dict[str, Any]:
 
 def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
     """Yield the examples of ``split`` in corpus order; units as int32; the field of an absent modality is None."""
-    path = _examples(Path(folder), split)
+    path = _examples(as_path(folder), split)
     if not path.is_file():
         known = ", ".join(splits(folder)) or "none"
         raise UserError(f"{str(path)!r} does not exist (splits there: {known}): run `zipper data prepare`")
     # Examples written by other tools may come without a header: they are of the default modalities.
-    task_set = read_task_set(folder) if (Path(folder) / "header.json").is_file() else TaskSet()
+    task_set = read_task_set(folder) if (as_path(folder) / "header.json").is_file() else TaskSet()
     contents = [task_set.field_of(modality) for modality in task_set.modalities]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -124,7 +125,7 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 def splits(folder: Any) -> list[str]:
     """Return the sorted names of the splits that have examples."""
-    return sorted(path.stem for path in (Path(folder) / "examples").glob("*.jsonl"))
+    return sorted(path.stem for path in (as_path(folder) / "examples").glob("*.jsonl"))
 
 
 def read_task_set(folder: Any) -> TaskSet:
@@ -133,13 +134,13 @@ def read_task_set(folder: Any) -> TaskSet:
     try:
         return stored_task_set(header)
     except UserError as error:
-        raise UserError(f"{str(Path(folder) / 'header.json')!r}: {error}") from error
+        raise UserError(f"{str(as_path(folder) / 'header.json')!r}: {error}") from error
 
 
 def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
     """Return modality -> vocabulary of a prepared folder or a run."""
-    root = Path(folder) / "vocabularies"
-    found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    root = as_path(folder) / "vocabularies"
+    found = subfolders(root)
     if not found:
         raise UserError(f"{str(root)!r} holds no vocabulary: finish `zipper data prepare` first, or check the folder")
     return {name: load_vocabulary(root / name) for name in found}
@@ -287,11 +288,11 @@ def _begin(corpus: Path, folder: Path, settings: PrepareSettings, overwrite: boo
         write_json(folder / "header.json", start)
 
 
-def _examples(folder: Path, split: str) -> Path:
+def _examples(folder: AnyPath, split: str) -> AnyPath:
     return folder / "examples" / f"{split}.jsonl"
 
 
-def _header_or_none(folder: Path) -> dict[str, Any] | None:
+def _header_or_none(folder: AnyPath) -> dict[str, Any] | None:
     path, fix = folder / "header.json", "it is damaged: delete the folder and prepare it again"
     if not path.is_file():
         return None

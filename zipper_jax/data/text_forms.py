@@ -1,16 +1,16 @@
 """How the texts of a prepared folder are compared and encoded. Light: a run on packed rows reads it, too."""
 
-from pathlib import Path
 from typing import Any
 
 from zipper_jax.metrics import normalisers
 from zipper_jax.metrics.normalisers import Policy, TextForm
 from zipper_jax.utils import user_json
+from zipper_jax.utils.storage import as_path
 
 
 def read_text_form(folder: Any) -> TextForm | None:
     """Return the form that a prepared folder's header.json states; None where it states none, or there is none."""
-    path, fix = Path(folder) / "header.json", "it is damaged: delete the folder and prepare it again"
+    path, fix = as_path(folder) / "header.json", "it is damaged: delete the folder and prepare it again"
     if not path.is_file():
         return None
     header = user_json.read_object(path, fix)

@@ -48,6 +48,7 @@ from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.vocabularies import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,8 @@ class Sources:
         corpus: Their corpus, with the raw audio.
     """
 
-    runs: Mapping[str, Path]
-    prepared: Path
+    runs: Mapping[str, AnyPath]
+    prepared: AnyPath
     corpus: Path
 
 
@@ -197,7 +198,7 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     return results
 
 
-def policy_of(settings: EvalSettings, prepared: Path) -> Policy:
+def policy_of(settings: EvalSettings, prepared: AnyPath) -> Policy:
     """Return the normalisation of texts that the settings name, else that of the data."""
     name = settings.normaliser
     return read_policy(prepared) if name is None else normaliser(name)
@@ -337,14 +338,14 @@ def _check_origins(sources: Sources) -> None:
         if header["train"].get("restore"):
             origins["its start"] = header["train"]["restore"]["path"]
         for what, origin in origins.items():
-            if not Path(origin).is_dir():
+            if not as_path(origin).is_dir():
                 raise UserError(
                     f"{str(run)!r} initialised {what} from {origin!r}, which does not exist, and perplexity before "
                     "fusion needs it: restore that folder, or run from the working folder of the training command"
                 )
 
 
-def check_units(prepared: Path, run: Path, model: Model) -> None:
+def check_units(prepared: AnyPath, run: AnyPath, model: Model) -> None:
     """Raise UserError when the examples' units differ from those that the model was trained on."""
     theirs, ours = load_vocabulary(prepared / "vocabularies" / SPEECH), model.vocabularies[SPEECH]
     for name in ("num_units", "rate_hz", "codebook"):  # ids may differ: examples store unit numbers
@@ -362,7 +363,7 @@ def form_of(config: ZipperConfig) -> str:
     return "identity" if kept and all(fusion_class(z.fusion).preserves(z) for z in config.zips) else "paper"
 
 
-def _examples(prepared: Path, split: str, most: int, policy: Policy) -> list[dict[str, Any]]:
+def _examples(prepared: AnyPath, split: str, most: int, policy: Policy) -> list[dict[str, Any]]:
     from zipper_jax.data.prepared import read_examples
 
     rows = [row for row in read_examples(prepared, split) if row["units"] is not None and policy(row["text"] or "")]

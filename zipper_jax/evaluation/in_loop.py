@@ -4,7 +4,6 @@ Every prompt is an example of the packed validation rows without its last span, 
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from zipper_jax.sharding.rules import Placement
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.data_source import open_layout
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import as_path
 from zipper_jax.vocabularies import load_vocabulary
 
 Scores = dict[str, dict[str, float]]
@@ -51,7 +51,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
         )
     examples = {task: _examples(config, task, wanted.examples) for task in functions}
     layout = open_layout(config)
-    folder = Path(config.data.folder) / "vocabularies"
+    folder = as_path(config.data.folder) / "vocabularies"
     vocabularies = {modality: load_vocabulary(folder / modality) for modality in layout}
     max_new_tokens = {modality: max(1, config.data.lengths[place.tower] - 2) for modality, place in layout.items()}
     placer = Placement(make_mesh(config.mesh), config.mesh)

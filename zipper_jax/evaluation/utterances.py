@@ -31,6 +31,7 @@ from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+from zipper_jax.utils.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ WITH_AUDIO = 100
 
 
 def evaluate_split(
-    run: Path,
-    prepared: Path,
+    run: AnyPath,
+    prepared: AnyPath,
     split: str,
     out: Path,
     settings: EvalSettings = EvalSettings(),

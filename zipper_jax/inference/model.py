@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +31,8 @@ from zipper_jax.sharding.mesh import MeshConfig, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path
+from zipper_jax.utils.paths import any_path
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import flatten, unflatten
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
@@ -114,7 +114,7 @@ class Model:
         params: Mapping[str, Any],
         vocabularies: Mapping[str, Vocabulary],
         lengths: Mapping[str, int],
-        folder: Path | None = None,
+        folder: AnyPath | None = None,
         mesh: MeshConfig | None = None,
         task_set: TaskSet | None = None,
         text_form: TextForm | None = None,
@@ -463,23 +463,23 @@ def load(path: str | os.PathLike, step: int | None = None, *, mesh: MeshConfig |
     from zipper_jax.checkpoint.checkpoints import load_params
     from zipper_jax.checkpoint.run_format import part_of, require
 
-    path = local_path(path, "path")
-    header, params = load_params(Path(path), step)
+    path = any_path(path, "path")
+    header, params = load_params(as_path(path), step)
     require(header, path, "model", "lengths")
     config = part_of(header, ZipperConfig, path, "model")
     try:
         task_set = stored_task_set(header)
     except UserError as error:
-        raise UserError(f"{str(Path(path) / 'config.json')!r}: {error}") from error
+        raise UserError(f"{str(as_path(path) / 'config.json')!r}: {error}") from error
     require(
         {f"lengths.{tower}": length for tower, length in header["lengths"].items()},
         path,
         *(f"lengths.{tower}" for tower in config.towers),
     )
     _check_parameters(path, params, zipper.abstract_params(config))
-    vocabularies = {m: load_vocabulary(Path(path) / "vocabularies" / m) for m in config.modalities}
+    vocabularies = {m: load_vocabulary(as_path(path) / "vocabularies" / m) for m in config.modalities}
     form = part_of(header, TextForm, path, "text_form") if "text_form" in header else None
-    return Model(config, params, vocabularies, header["lengths"], Path(path), mesh, task_set, form)
+    return Model(config, params, vocabularies, header["lengths"], as_path(path), mesh, task_set, form)
 
 
 def _check_parameters(path: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.readable import duration
+from zipper_jax.utils.storage import AnyPath
 
 _LABELS = {
     "zipper": "Zipper",
@@ -74,7 +75,7 @@ class _Sample(TypedDict, total=False):
     tts_judged: dict[str, str | None] | None
 
 
-def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
+def write_report(folder: Path, runs: Mapping[str, AnyPath]) -> Path:
     """Write ``folder/report.html``: one file with its plots and audio embedded.
 
     Args:

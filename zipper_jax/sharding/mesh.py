@@ -168,12 +168,36 @@ def check_batch_size(batch_size: int, microbatches: int, sizes: Mapping[str, int
         )
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Transfer a host batch (NumPy, the same global rows in every process) to the mesh, asynchronously."""
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, in increasing order: int [rows].
+
+    Processes whose devices hold shards of the same rows (``tensor`` across hosts) have the same rows.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[at] for at in held.values() if at is not None]))
+
+
+def put_batch(batch: Any, mesh: Mesh, batch_size: int | None = None) -> Any:
+    """Transfer a host batch to the mesh, asynchronously.
+
+    Args:
+        batch: NumPy arrays [rows, ...] of `own_rows`; in one process that is the whole batch.
+        mesh: The mesh.
+        batch_size: Rows of the global batch; None: those of ``batch``, which has all of them.
+    """
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda at: a[at]), batch)
+    size = len(jax.tree.leaves(batch)[0]) if batch_size is None else batch_size
+    rows = np.arange(size) if batch_size is None else own_rows(mesh, size)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def shard(at: Any) -> np.ndarray:
+            return array[np.searchsorted(rows, np.arange(size)[at[0]])]
+
+        return jax.make_array_from_callback((size, *array.shape[1:]), sharding, shard)
+
+    return jax.tree.map(put, batch)
 
 
 def put_flag(raised: bool, mesh: Mesh) -> Any:

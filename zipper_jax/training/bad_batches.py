@@ -10,22 +10,23 @@ from zipper_jax.training.skips import Skips
 from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_with
+from zipper_jax.utils.storage import AnyPath
 
 Batch = dict[str, Any]
 _FIX = "it is no stored batch of `zipper train`: give a bad_batches/*.npz"
 
 
-def path_of(run_dir: Path, number: int) -> Path:
+def path_of(run_dir: AnyPath, number: int) -> AnyPath:
     """The file of batch ``number``."""
     return run_dir / "bad_batches" / f"batch_{number}.npz"
 
 
-def command(path: Path) -> str:
+def command(path: AnyPath) -> str:
     """The command that inspects it."""
     return f"zipper replay {path}"
 
 
-def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> None:
+def write(path: AnyPath, batch: Batch, number: int, step: int, skips: Skips) -> None:
     """Store a batch with its number, the updates applied before it, and the batches skipped until then."""
     arrays = {"task": np.asarray(batch["task"]), "number": np.int64(number), "step": np.int64(step)}
     arrays["skipped"] = np.array(skips.as_json(), np.int64).reshape(-1, 2)
@@ -39,7 +40,7 @@ def write(path: Path, batch: Batch, number: int, step: int, skips: Skips) -> Non
     write_with(path, save)
 
 
-def read(path: Path) -> tuple[Batch, int, int, Skips]:
+def read(path: AnyPath) -> tuple[Batch, int, int, Skips]:
     """Read a stored batch.
 
     Returns:

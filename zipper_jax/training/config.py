@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.models.config import ZipperConfig
@@ -12,7 +11,8 @@ from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.paths import local_path, require_different
+from zipper_jax.utils.paths import any_path, require_different
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import compile_pattern
 
 
@@ -42,8 +42,8 @@ class DataConfig:
     task_set: TaskSet = field(default_factory=TaskSet)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", local_path(self.folder, "DataConfig.folder (DATA)"))
-        folders = {t: local_path(path, f"DataConfig.task_folders[{t!r}]") for t, path in self.task_folders.items()}
+        object.__setattr__(self, "folder", any_path(self.folder, "DataConfig.folder (DATA)"))
+        folders = {t: any_path(path, f"DataConfig.task_folders[{t!r}]") for t, path in self.task_folders.items()}
         object.__setattr__(self, "task_folders", folders)
         for start, stop in self.skip_batches:
             if not 0 <= start < stop:
@@ -79,9 +79,9 @@ class DataConfig:
             if length < 1:
                 raise UserError(f"DataConfig.lengths[{tower!r}]={length}: give the tokens per row, e.g. 256")
 
-    def rows(self, task: str) -> Path:
+    def rows(self, task: str) -> AnyPath:
         """The folder of a task's rows, with one subfolder per split."""
-        return Path(self.task_folders.get(task, self.folder)) / "rows" / task
+        return as_path(self.task_folders.get(task, self.folder)) / "rows" / task
 
     @property
     def tasks(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class RestoreCheckpointConfig:
     strict: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", local_path(self.path, "RestoreCheckpointConfig.path"))
+        object.__setattr__(self, "path", any_path(self.path, "RestoreCheckpointConfig.path"))
         for pattern, _ in self.assignment_map:
             compile_pattern(pattern, "RestoreCheckpointConfig.assignment_map")
 
@@ -248,8 +248,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.model_dir:
             raise UserError("TrainConfig.model_dir is empty: name the run folder, e.g. --gin.MODEL_DIR=\"'runs/text'\"")
-        object.__setattr__(self, "model_dir", local_path(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)"))
-        origins = {t: local_path(run, f"TrainConfig.initialise_from[{t!r}]") for t, run in self.initialise_from.items()}
+        object.__setattr__(self, "model_dir", any_path(self.model_dir, "TrainConfig.model_dir (MODEL_DIR)"))
+        if self.model_dir.startswith("s3:"):
+            raise UserError(
+                f"TrainConfig.model_dir (MODEL_DIR) = {self.model_dir!r}: checkpoints are written to disks and gs:// "
+                "only (Orbax has no S3); give such a folder, or a path of a mounted bucket"
+            )
+        origins = {t: any_path(run, f"TrainConfig.initialise_from[{t!r}]") for t, run in self.initialise_from.items()}
         object.__setattr__(self, "initialise_from", origins)
         sources = {f"TrainConfig.initialise_from[{tower!r}]": run for tower, run in origins.items()}
         sources["DataConfig.folder (DATA)"] = self.data.folder

@@ -1,7 +1,8 @@
 """Batches of a run by step number, from a prepared folder. No TensorFlow."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from zipper_jax.data.mixtures import RowMixture, batches
 from zipper_jax.data.packed_rows import RowStore
@@ -9,6 +10,7 @@ from zipper_jax.sequences import Layout, make_layout
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import as_path, subfolders
 from zipper_jax.vocabularies import load_vocabulary
 
 VALIDATION_SEED = 0
@@ -20,7 +22,7 @@ class DataSource(NamedTuple):
 
     Attributes:
         tasks: Task names; a batch's ``task`` is an index into them.
-        batches: ``get(step)`` returns the global batch of that step.
+        batches: ``get(step)`` returns the batch of that step.
         validation: The same over the validation split; None without one.
         validation_batches: Batches per validation.
     """
@@ -30,6 +32,11 @@ class DataSource(NamedTuple):
     validation: Any
     validation_batches: int
 
+    def only(self, rows: np.ndarray) -> "DataSource":
+        """The same with these rows of each batch alone."""
+        validation = None if self.validation is None else self.validation.only(rows)
+        return self._replace(batches=self.batches.only(rows), validation=validation)
+
 
 def open_data(config: TrainConfig) -> DataSource:
     """Open the rows of a run's mixture.
@@ -37,7 +44,7 @@ def open_data(config: TrainConfig) -> DataSource:
     Raises:
         UserError: Folder, task, rows or vocabulary are missing or do not fit the model.
     """
-    folder = Path(config.data.folder)
+    folder = as_path(config.data.folder)
     if not folder.is_dir():
         raise UserError(f"data folder {config.data.folder!r} does not exist; write it with `zipper data prepare`")
     layout = open_layout(config)
@@ -57,8 +64,8 @@ def open_data(config: TrainConfig) -> DataSource:
 
 def open_layout(config: TrainConfig) -> Layout:
     """The token layout of the model's modalities, with the prepared folder's vocabularies."""
-    folder = Path(config.data.folder) / "vocabularies"
-    known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    folder = as_path(config.data.folder) / "vocabularies"
+    known = subfolders(folder)
     for name in config.model.modalities:
         if name not in known:
             raise UserError(
@@ -75,7 +82,7 @@ def _mixture(config: TrainConfig, split: str, seed: int) -> RowMixture | None:
     for task in config.data.tasks:
         home = config.data.rows(task)
         if not home.is_dir():
-            known = sorted(p.name for p in home.parent.iterdir() if p.is_dir()) if home.parent.is_dir() else []
+            known = subfolders(home.parent)
             raise UserError(
                 f"DataConfig (MIXTURE_OR_TASK_NAME): {home.parent} has no task {task!r} (there: "
                 f"{', '.join(known) or 'none'}){closest(task, known)}"
@@ -91,7 +98,7 @@ def _check_folders(config: TrainConfig) -> None:
     """Raise UserError when a task folder's vocabularies differ from those of ``DataConfig.folder``."""
     for task, folder in config.data.task_folders.items():
         for modality in config.model.modalities:
-            here, there = (Path(f) / "vocabularies" / modality for f in (config.data.folder, folder))
+            here, there = (as_path(f) / "vocabularies" / modality for f in (config.data.folder, folder))
             if load_vocabulary(here).digest != load_vocabulary(there).digest:
                 raise UserError(
                     f"DataConfig.task_folders[{task!r}] = {folder!r} has another {modality} vocabulary than "

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 
 from zipper_jax.checkpoint.checkpoints import Checkpoints
 from zipper_jax.checkpoint.state import TrainState
-from zipper_jax.sharding.mesh import put_batch, put_flag
+from zipper_jax.sharding.mesh import own_rows, put_batch, put_flag
 from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
@@ -34,13 +33,15 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.logs import to_file
 from zipper_jax.utils.signals import GracefulStop
+from zipper_jax.utils.staging import Staging, staged
+from zipper_jax.utils.storage import AnyPath, as_path
 
 logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """Global batches by batch number; ``get`` is a pure function of it."""
+    """Batches by batch number, of which a process has the rows of its own devices; ``get`` is a pure function."""
 
     def get(self, step: int) -> Batch: ...
 
@@ -91,14 +92,16 @@ def train(
     began = time.perf_counter() if began is None else began
     distributed.require_same(run_folder.resolved(config), "configuration")
     first = jax.process_index() == 0
-    run_dir = Path(config.model_dir)
+    run_dir = as_path(config.model_dir)
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
         # Process 0 writes the folder, and only while it holds the folder's lock.
         distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
         name = "train.log" if first else f"train.process_{jax.process_index()}.log"
-        stack.enter_context(to_file(run_dir / name))
+        staging = stack.enter_context(staged(run_dir))
+        staging.fetch(name, *(("metrics.jsonl", "goodput.json") if first else ()))
+        stack.enter_context(to_file(staging.folder / name))
         distributed.together(lambda: run_folder.open_run(config, provenance) if first else None)
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.save))
         done = checkpoints.latest()
@@ -110,16 +113,17 @@ def train(
         if done is not None and done >= config.steps:
             return TrainResult("already finished", done, 0, config.model_dir)
         source = distributed.together(data_source.open_data, config)
-        batches = wrap_batches(source.batches) if wrap_batches else source.batches
         built = distributed.together(program.build, config, len(source.tasks))
-        furthest = max((line["step"] for line in read_metrics(run_dir) if line["split"] == "train"), default=0)
-        goodput = Goodput(run_dir / "goodput.json" if first else None, began, furthest)
-        traces = stack.enter_context(Traces(config.profile, run_dir))
-        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces)
+        source = source.only(own_rows(built.mesh, config.batch_size))
+        batches = wrap_batches(source.batches) if wrap_batches else source.batches
+        furthest = max((line["step"] for line in read_metrics(staging.folder) if line["split"] == "train"), default=0)
+        goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
+        traces = stack.enter_context(Traces(config.profile, staging.folder))
+        run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces, staging)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()
         with Monitor(
-            run_dir,
+            staging.folder,
             start=step,
             batch=run.next,
             total=config.steps,
@@ -164,7 +168,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        run_dir: Path,
+        run_dir: AnyPath,
         source: "data_source.DataSource",
         batches: Batches,
         built: program.Program,
@@ -173,10 +177,11 @@ class _Run:
         goodput: Goodput,
         infer: Callable[[dict[str, Any]], dict[str, dict[str, float]]] | None,
         traces: Traces,
+        staging: Staging,
     ) -> None:
         self.config, self.run_dir, self.source, self.batches, self.built = config, run_dir, source, batches, built
         self.checkpoints, self.stop, self.goodput, self.infer = checkpoints, stop, goodput, infer
-        self.traces = traces
+        self.traces, self.staging = traces, staging
         self.skips = Skips(config.data.skip_batches)
         self.next = self.skips.batch(0)
         self.streak = self.rollbacks = self.last_bad = 0
@@ -215,6 +220,7 @@ class _Run:
             "streak": self.streak,
             "rollbacks": self.rollbacks,
         }
+        self.staging.copy()  # so that a restored step never lacks the lines before it
         self.checkpoints.save(state, progress, self.validated)
 
     # The loop.
@@ -227,8 +233,8 @@ class _Run:
         while True:
             arrived = 0  # 1: ``state`` has just been confirmed as the state after ``step`` updates
             with self.goodput.spend("data"):
-                batch = self.batches.get(self.next)
-                placed = put_batch(batch, self.built.mesh)
+                batch = self.own(self.batches, self.next)
+                placed = put_batch(batch, self.built.mesh, config.batch_size)
                 flag = put_flag(self.stop.requested is not None, self.built.mesh)
             with self.goodput.spend("compile" if not compiled else self.kind(step)):
                 with self.traces.update(step + 1 + (sent is not None)) as traced:
@@ -256,6 +262,15 @@ class _Run:
             if ends:
                 self.finish(step)
                 return step
+
+    def own(self, batches: Batches, number: int) -> Batch:
+        """This process's rows of a batch. They are read here alone, so the others do not see an error of theirs."""
+        try:
+            return batches.get(number)
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            raise distributed.FailedAloneError(str(error)) from error
 
     def kind(self, step: int) -> str:
         """The goodput category of the update after ``step``: recovery if an earlier attempt has already done it."""
@@ -311,7 +326,8 @@ class _Run:
         totals: dict[str, Sums] | None = None
         params = state.params
         for index in range(self.source.validation_batches):
-            batch = put_batch(self.source.validation.get(index), self.built.mesh)
+            batch = self.own(self.source.validation, index)
+            batch = put_batch(batch, self.built.mesh, self.config.batch_size)
             sums: dict[str, Sums] = jax.device_get(self.built.eval_step(params, batch))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         if totals is not None:
@@ -331,7 +347,8 @@ class _Run:
         self.streak, self.last_bad = self.streak + 1, sent.number
         path = bad_batches.path_of(self.run_dir, sent.number)
         if jax.process_index() == 0:
-            bad_batches.write(path, sent.batch, sent.number, step, before)
+            whole = sent.batch if jax.process_count() == 1 else self.source.batches.whole(sent.number)
+            bad_batches.write(path, whole, sent.number, step, before)
         self.monitor.skipped(step, sent.number, metrics, path)
 
     def roll_back(self, step: int) -> tuple[TrainState, int]:

@@ -30,6 +30,7 @@ from zipper_jax.training.step import Metrics, Sums
 from zipper_jax.utils import user_json
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.readable import duration
+from zipper_jax.utils.storage import AnyPath, as_path
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +67,14 @@ def nest_gates(flat: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     return gates
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: str | AnyPath) -> list[dict[str, Any]]:
     """Read the lines of ``metrics.jsonl``, except a last line truncated by a kill.
 
     Raises:
         UserError: A line is damaged.
     """
     fix, found = "remove the line: only reports show it", []
-    for place, line in user_json.read_lines(Path(run_dir) / "metrics.jsonl", fix, unfinished=True):
+    for place, line in user_json.read_lines(as_path(run_dir) / "metrics.jsonl", fix, unfinished=True):
         user_json.convert(line, _KINDS.get(str(line.get("split")), _Line), place, fix)
         found.append(line)
     return found
@@ -232,7 +233,7 @@ class Monitor:
         logger.info(f"step {step}  decoded  " + "  ".join(f"{name} {value:.4f}" for name, value in flat.items()))
         return {f"inference/{name}": value for name, value in flat.items()}
 
-    def skipped(self, step: int, batch: int, metrics: Metrics, kept: Path) -> None:
+    def skipped(self, step: int, batch: int, metrics: Metrics, kept: AnyPath) -> None:
         """Log an update that was not applied, and where its batch is kept."""
         values = {name: float(getattr(metrics, name)) for name in ("loss", "grad_norm", "limit")}
         # JSON has no infinities, so values that are not finite are written as strings.

@@ -5,7 +5,6 @@ Axes: B rows, T positions.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,10 +20,12 @@ from zipper_jax.training import bad_batches, data_source, initial, program, run_
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.skips import Skips
 from zipper_jax.training.step import loss_and_gradients, spike_limit
+from zipper_jax.utils import storage
 from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.storage import AnyPath
 
 
-def replay(path: Path, rows: int = 8) -> Iterator[str]:
+def replay(path: AnyPath, rows: int = 8) -> Iterator[str]:
     """Report losses and gradient norms of the stored batch ``path``, line by line.
 
     Args:
@@ -35,7 +36,7 @@ def replay(path: Path, rows: int = 8) -> Iterator[str]:
         UserError: The file is no stored batch, or the run's checkpoints or data are gone.
     """
     batch, number, step, skips = bad_batches.read(path)
-    run_dir = path.absolute().parent.parent
+    run_dir = storage.absolute(path).parent.parent
     config = run_folder.stored_config(run_dir)
     source = data_source.open_data(config)
     built = program.build(config, len(source.tasks))
@@ -51,7 +52,7 @@ def replay(path: Path, rows: int = 8) -> Iterator[str]:
     yield from _anatomy(config, built, state, batch, source.tasks, rows)
 
 
-def _state_before(config: TrainConfig, built: program.Program, run_dir: Path, skips: Skips, step: int) -> TrainState:
+def _state_before(config: TrainConfig, built: program.Program, run_dir: AnyPath, skips: Skips, step: int) -> TrainState:
     """The newest good checkpoint up to ``step`` with the same skipped batches as ``skips``, or the state of step 0."""
     for candidate in reversed(checkpoints.steps(run_dir)):
         try:

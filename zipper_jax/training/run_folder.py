@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
@@ -13,6 +12,7 @@ from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import copy_folder, write_text
+from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.vocabularies import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def check_run(config: TrainConfig) -> str:
         UserError: The folder holds another run (the message lists the differences), or is neither empty nor a run
             folder; or a vocabulary differs from the data's.
     """
-    run_dir, note = Path(config.model_dir), ""
+    run_dir, note = as_path(config.model_dir), ""
     new = resolved(config)
     if (run_dir / "config.json").is_file():
         found = differences(resolved(stored_config(run_dir)), new)
@@ -54,11 +54,11 @@ def check_run(config: TrainConfig) -> str:
             note = f"resuming with another configuration (allow_changes):\n  {joined}"
     elif run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
         raise UserError(f"MODEL_DIR {config.model_dir!r} is neither empty nor a run folder; choose another one")
-    _check_vocabularies(config, Path(config.data.folder) / "vocabularies", run_dir)
+    _check_vocabularies(config, as_path(config.data.folder) / "vocabularies", run_dir)
     return note
 
 
-def open_run(config: TrainConfig, provenance: str = "") -> Path:
+def open_run(config: TrainConfig, provenance: str = "") -> AnyPath:
     """Check the run folder, then write its ``config.json`` and ``vocabularies``; hold the lock meanwhile.
 
     Args:
@@ -73,7 +73,7 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     """
     if note := check_run(config):
         logger.info(note)
-    run_dir, source = Path(config.model_dir), Path(config.data.folder) / "vocabularies"
+    run_dir, source = as_path(config.model_dir), as_path(config.data.folder) / "vocabularies"
     form = read_text_form(config.data.folder)
     texts = {} if form is None else {"text_form": asdict(form)}
     write_config(run_dir, resolved(config) | texts)  # first, so that a rerun after a kill finds a run folder
@@ -85,7 +85,7 @@ def open_run(config: TrainConfig, provenance: str = "") -> Path:
     return run_dir
 
 
-def stored_config(run_dir: str | Path) -> TrainConfig:
+def stored_config(run_dir: str | AnyPath) -> TrainConfig:
     """Read the TrainConfig of a run folder; missing fields get their defaults, ``model_dir`` becomes ``run_dir``."""
     stored = read_config(run_dir)
     require(stored, run_dir, "train", "model")
@@ -93,7 +93,7 @@ def stored_config(run_dir: str | Path) -> TrainConfig:
     return replace(part_of(whole, TrainConfig, run_dir, "run"), model_dir=str(run_dir))
 
 
-def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> None:
+def _check_vocabularies(config: TrainConfig, source: AnyPath, run_dir: AnyPath) -> None:
     """Raise UserError when the data's vocabularies differ from those of the run folder or of a source tower."""
     for modality, place in config.model.modalities.items():
         here = source / modality
@@ -103,7 +103,7 @@ def _check_vocabularies(config: TrainConfig, source: Path, run_dir: Path) -> Non
         if config.restore is not None:
             runs["RestoreCheckpointConfig.path"] = config.restore.path
         for name, run in runs.items():
-            there = Path(run) / "vocabularies" / modality
+            there = as_path(run) / "vocabularies" / modality
             if here.is_dir() and there.is_dir() and load_vocabulary(here).digest != load_vocabulary(there).digest:
                 raise UserError(
                     f"{name} = {run!r} was trained with another {modality} vocabulary than that of the data in "

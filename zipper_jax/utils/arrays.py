@@ -1,13 +1,12 @@
 """NumPy files (.npy, .npz) that may be damaged; never pickles, which can run code."""
 
-from pathlib import Path
-
 import numpy as np
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath
 
 
-def read_array(path: Path, fix: str, mapped: bool = False) -> np.ndarray:
+def read_array(path: AnyPath, fix: str, mapped: bool = False) -> np.ndarray:
     """Return the array in a .npy file, or a memory map of it. Raises UserError, which names the file, with ``fix``."""
     try:
         if mapped:
@@ -23,7 +22,7 @@ def read_array(path: Path, fix: str, mapped: bool = False) -> np.ndarray:
     raise UserError(_message(path, error, fix)) from error
 
 
-def read_archive(path: Path, fix: str) -> dict[str, np.ndarray]:
+def read_archive(path: AnyPath, fix: str) -> dict[str, np.ndarray]:
     """Return name -> array of an .npz file. Raises UserError, which names the file, with ``fix``."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
@@ -32,7 +31,7 @@ def read_archive(path: Path, fix: str) -> dict[str, np.ndarray]:
         raise UserError(_message(path, error, fix)) from error
 
 
-def _message(path: Path, error: Exception, fix: str) -> str:
+def _message(path: AnyPath, error: Exception, fix: str) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
     if "allow_pickle" in why:  # numpy's advice, which is for trusted files
         why = "pickled, or another format"

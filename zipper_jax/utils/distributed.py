@@ -20,6 +20,10 @@ from zipper_jax.utils.errors import DamagedError, UserError
 T = TypeVar("T")
 
 
+class FailedAloneError(Exception):
+    """A user error that this process alone has: it must end at once, since the others wait for it."""
+
+
 @dataclass(frozen=True)
 class Group:
     """A process's position in its group.

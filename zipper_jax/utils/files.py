@@ -1,21 +1,27 @@
-"""Atomic writes of files and folders: written to a temporary name, then renamed."""
+"""Atomic writes of files and folders: written to a temporary name, then renamed; in a bucket see `utils.storage`."""
 
 import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.utils import storage
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import LOCK, locked
+from zipper_jax.utils.storage import AnyPath, as_path
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write ``path`` atomically; missing folders are created."""
-    write_with(path, lambda aside: aside.write_bytes(data))
+    if storage.is_bucket(path):
+        storage.write(path, data)
+    else:
+        write_with(path, lambda aside: aside.write_bytes(data))
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -30,7 +36,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_with(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
     """Call ``write(aside)`` and rename ``aside`` to ``path``; after an error or Ctrl-C it is removed."""
-    path = Path(path)
+    path = as_path(path)
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="zipper-") as folder:
+            aside = Path(folder) / path.name
+            write(aside)
+            storage.write(path, aside.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -49,21 +61,30 @@ def is_no_room(error: OSError | ValueError) -> bool:
     return any(f"os_error_code='{number}'" in text for number in full)  # tensorstore's way to say it
 
 
-def require_new(out: str | Path) -> None:
-    """Raise UserError if ``out`` exists; call before the work begins."""
-    if Path(out).exists():
+def require_new(out: str | AnyPath) -> None:
+    """Raise UserError if ``out`` exists; call before the work begins. A folder whose writer was killed does not."""
+    path = as_path(out)
+    if path.exists() and not storage.is_partial(path):
         raise UserError(f"--out {str(out)!r} exists; give a folder that does not")
 
 
 @contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
+def new_folder(out: str | AnyPath) -> Iterator[Path]:
     """A temporary folder beside ``out``, renamed to ``out`` when the block succeeds, else removed.
+
+    Where ``out`` is in a bucket, the folder is on this machine, and its files are then copied to the bucket.
 
     Raises:
         UserError: ``out`` exists, or another process is writing it.
     """
     require_new(out)
-    target = Path(out).absolute()
+    target = storage.absolute(out)
+    if not isinstance(target, Path):
+        with locked(target.with_name(f".{target.name}.partial")), tempfile.TemporaryDirectory(prefix="zipper-") as made:
+            require_new(target)
+            yield Path(made)
+            storage.upload(Path(made), target)
+        return
     aside = target.with_name(f".{target.name}.partial")
     with locked(aside):
         require_new(out)  # another process may have finished it meanwhile
@@ -79,15 +100,16 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         aside.replace(target)
 
 
-def copy_folder(source: Path, target: Path) -> None:
+def copy_folder(source: AnyPath, target: AnyPath) -> None:
     """Copy a folder atomically; does nothing if the target exists."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists() or storage.is_partial(target):
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target) as aside:
-            copy_tree(source, aside, dirs_exist_ok=True)
+            copy_tree(source, aside, exist_ok=True)
 
 
-def copy_tree(source: Path, target: Path, **options: Any) -> None:
+def copy_tree(source: AnyPath, target: Path, left_out: tuple[str, ...] = (), exist_ok: bool = False) -> None:
     """`shutil.copytree` that stops at the first error; shutil's own continues and returns all errors as text.
 
     Raises:
@@ -103,4 +125,8 @@ def copy_tree(source: Path, target: Path, **options: Any) -> None:
                 "same command again"
             ) from error
 
-    shutil.copytree(source, target, copy_function=copy, **options)
+    if not isinstance(source, Path):
+        storage.copy_tree(source, target, without=(storage.MARKER, LOCK, *left_out))
+        return
+    ignore = shutil.ignore_patterns(*left_out)
+    shutil.copytree(source, target, copy_function=copy, ignore=ignore, dirs_exist_ok=exist_ok)

@@ -1,4 +1,4 @@
-"""Exclusive locks of output folders and files: two processes never write the same one."""
+"""Exclusive locks of output folders and files: two processes never write the same one. Of buckets: `utils.leases`."""
 
 import contextlib
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.leases import leased
+from zipper_jax.utils.storage import as_path
 
 LOCK = ".lock"
 
@@ -18,12 +20,17 @@ LOCK = ".lock"
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Lock an output folder, created if missing, while the block runs.
 
-    The system releases the lock when the process ends, however it ends, so a crashed process's successor gets it.
+    The system releases the lock when the process ends, however it ends, so a crashed process's successor gets it; in a
+    bucket the successor takes it over.
 
     Raises:
         UserError: Another process holds the lock.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
+    if not isinstance(folder, Path):
+        with leased(folder, LOCK):
+            yield
+        return
     is_new = not folder.exists()
     with contextlib.ExitStack() as stack:
         while True:

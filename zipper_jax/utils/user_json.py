@@ -8,7 +8,6 @@ import json
 import re
 import typing
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +15,7 @@ import msgspec
 
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath
 
 T = TypeVar("T")
 
@@ -139,23 +139,23 @@ def convert(
         raise JsonError(f"{place}: {what}: {_expected(text, kind, top)}; {fix}", top) from error
 
 
-def read_file(path: Path, kind: type[T], fix: str, known: Iterable[str] = ()) -> T:
+def read_file(path: AnyPath, kind: type[T], fix: str, known: Iterable[str] = ()) -> T:
     """Return the content of a file that holds one JSON object. Raises JsonError, which names the file."""
     return convert(read_object(path, fix), kind, repr(str(path)), fix, known=known)
 
 
-def read_object(path: Path, fix: str) -> dict[str, Any]:
+def read_object(path: AnyPath, fix: str) -> dict[str, Any]:
     """Return the one JSON object that a file holds. Raises JsonError, which names the file."""
     return decode(path.read_bytes(), repr(str(path)), fix)
 
 
-def read_list(path: Path, kind: type[T], fix: str) -> list[T]:
+def read_list(path: AnyPath, kind: type[T], fix: str) -> list[T]:
     """Return the JSON list that a file holds, of values of a kind. Raises JsonError, which names the file."""
     place = repr(str(path))
     return convert(decode_list(path.read_bytes(), place, fix), list[kind], place, fix)
 
 
-def read_lines(path: Path, fix: str, unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(path: AnyPath, fix: str, unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the object of each line that is not empty; a file that is missing has none.
 
     Args:

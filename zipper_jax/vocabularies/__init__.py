@@ -11,6 +11,7 @@ from jaxtyping import Int32
 
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import as_path, on_this_machine
 from zipper_jax.vocabularies import files
 from zipper_jax.vocabularies.files import FILE_NAME
 from zipper_jax.vocabularies.hugging_face import HuggingFaceVocabulary
@@ -74,9 +75,12 @@ KINDS: dict[str, Any] = {
 
 def load_vocabulary(folder: Any) -> Vocabulary:
     """Load the output of ``save(folder)``. Raises UserError when it is missing, damaged or of unknown kind."""
-    path = Path(folder) / FILE_NAME
+    path = as_path(folder) / FILE_NAME
     if not path.is_file():
         raise UserError(f"vocabulary {str(path)!r} does not exist: check the folder, or prepare the data again")
+    if not isinstance(path, Path):
+        with on_this_machine(path.parent) as copy:
+            return load_vocabulary(copy)
     place, fix = f"vocabulary {str(path)!r}", "it is damaged: prepare the data again"
     header = user_json.decode(path.read_bytes(), place, fix)
     about = user_json.convert(header, files.Header, place, fix)

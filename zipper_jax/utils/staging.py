@@ -1,0 +1,83 @@
+"""Files of a run folder that grow: appended to on this machine, and copied to a bucket from time to time.
+
+An object cannot be appended to. So where the run folder is in a bucket, metrics, logs, goodput, TensorBoard's events
+and traces are written to a temporary folder, and every file that changed is written to the bucket as a whole: every
+`PERIOD` seconds, at the end, and before each checkpoint, so that a restored step never lacks the lines before it.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from zipper_jax.utils import storage
+from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 30.0
+"""Seconds between two copies; a kill loses at most so much of what no checkpoint follows."""
+
+
+class Staging:
+    """Where a process writes the growing files of a run folder.
+
+    Attributes:
+        folder: On this machine: the run folder itself, or a temporary one.
+    """
+
+    def __init__(self, run_dir: AnyPath, folder: Path) -> None:
+        self.folder, self._run_dir = folder, run_dir
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def fetch(self, *names: str) -> None:
+        """Continue these files of the run folder, as far as they exist."""
+        if self.folder == self._run_dir:
+            return
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).write_bytes(storage.read(self._run_dir / name))
+
+    def copy(self) -> None:
+        """Write every file that changed to the bucket."""
+        if self.folder == self._run_dir:
+            return
+        with self._lock:
+            for name in storage.files(self.folder):
+                path = self.folder / name
+                with contextlib.suppress(FileNotFoundError):  # replaced at this moment
+                    about = path.stat()
+                    state = (about.st_size, about.st_mtime_ns)
+                    if not name.endswith(".partial") and self._copied.get(name) != state:
+                        storage.write(self._run_dir / name, path.read_bytes())
+                        self._copied[name] = state
+
+
+@contextlib.contextmanager
+def staged(run_dir: AnyPath) -> Iterator[Staging]:
+    """A `Staging` of the run folder, copied periodically while the block runs and at its end."""
+    if isinstance(run_dir, Path):
+        yield Staging(run_dir, run_dir)
+        return
+    with TemporaryDirectory(prefix="zipper-run-") as folder:
+        staging, ended = Staging(run_dir, Path(folder)), threading.Event()
+
+        def copy() -> None:
+            while not ended.wait(PERIOD):
+                try:
+                    staging.copy()
+                except UserError as error:
+                    logger.warning(f"metrics and logs are not copied now: {error}")
+
+        thread = threading.Thread(target=copy, name="copy metrics and logs", daemon=True)
+        thread.start()
+        try:
+            yield staging
+        finally:
+            ended.set()
+            thread.join()
+            staging.copy()
