@@ -43,7 +43,7 @@ stage synthesise data synth --out "$out/corpus" --engine "$engine" --voice_files
   --text_only "$out/open/text.txt" --pitches 0.92,1.0,1.08
 # Units of tiny.en's third layer: the judge, Whisper base, is another model.
 stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
-  --unit_features whisper:tiny.en --unit_layer 3 --unit_rate 50 --text_length "$text_length" --speech_length "$speech_length"
+  --unit_features whisper:tiny.en --text_length "$text_length" --speech_length "$speech_length"
 stage vocoder data vocoder "$out/prepared" --corpus "$out/corpus" --steps "$vocoder_steps" --overwrite
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"

@@ -49,8 +49,8 @@ class PrepareSettings:
     text_vocabulary_size: int = 256
     num_units: int = NUM_UNITS
     unit_features: str = "log-mel"
-    unit_layer: int = 2
-    unit_rate: int = 25
+    unit_layer: int = 3
+    unit_rate: int = 50
     tokenizer: str = ""
     speech_vocabulary: str = ""
     seed: int = 0
