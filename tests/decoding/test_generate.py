@@ -17,6 +17,7 @@ from options import FUSIONS, OPTIONS
 from passes import advance, forward
 from tiny import PAIR_LAYOUT, TRIO_LAYOUT, pair, random_example, random_params, trio, with_gates
 
+from zipper_jax.decoding import generate
 from zipper_jax.decoding.beam import beam_span
 from zipper_jax.decoding.generate import Generator, copied_bytes, decoding_config, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig, choose
@@ -516,6 +517,23 @@ def test_one_tower_alone_generates():
     params = {"towers": {"x": params_of("small")["towers"]["speech"]}}
     (row,) = Generator(config, params, {"x": Place("x", 0, 6, 7, 8)})([[("x", content(1, 2))]], ("x",), {"x": 4})
     assert len(row) == 1
+
+
+def test_soft_tokens_take_learned_positions():
+    config, layout = MODELS["projector one way"]
+    most = config.towers["text"].max_positions
+    with pytest.raises(UserError, match=rf"positions of tower 'text'.* for {most} tokens"):
+        Generator(config, {}, layout)([[("speech", content(*[1] * most))]], ("text",), {"text": 1})
+
+
+def test_how_blocks_run_is_decided_by_the_parameters_that_are_decoded_with(monkeypatch):
+    config, layout = MODELS["pair"]
+    seen = []
+    monkeypatch.setattr(generate, "decoding_config", lambda config, params, *_: seen.append(params) or config)
+    empty = Generator(config, {}, layout, dict.fromkeys(config.towers, 64))
+    assert not seen
+    empty.with_params(params_of("pair"))([[]], ("text",), {"text": 1})
+    assert seen == [params_of("pair")]
 
 
 def test_blocks_are_unrolled_on_tpus_with_memory_for_their_copies():

@@ -39,6 +39,17 @@ def test_words_in_context():
 
 
 @needs_lexicons
+def test_what_is_spoken_is_what_is_written():
+    assert pronunciation.phonemes("I don’t know") == pronunciation.phonemes("I don't know")
+    assert pronunciation.phonemes("“well-known” (twice)") == pronunciation.phonemes("well known twice")
+    assert pronunciation.phonemes("1,000 boxes") == pronunciation.phonemes("one thousand boxes")
+    assert pronunciation.phonemes("one, 200 boxes") == pronunciation.phonemes("one, two hundred boxes")
+    for text in ("a café", "5 €", "50%", "a & b", "x²"):
+        with pytest.raises(UserError, match="cannot be spoken"):
+            pronunciation.phonemes(text)
+
+
+@needs_lexicons
 def test_words_of_no_lexicon_are_derived_or_refused(monkeypatch):
     monkeypatch.setattr(pronunciation, "_network", lambda: None)
     pronunciation._word.cache_clear()

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.evaluator import _jsgf
@@ -47,10 +49,26 @@ def test_no_held_out_sentence_is_in_any_text_for_training(engine, files, tmp_pat
     assert {r["split"] for r in rows if "audio" not in r} == {"train"}
     assert _jsgf(tmp_path / "corpus") is None  # the judge of the grammar knows none of these
     (tmp_path / "text.txt").write_text("another text")
+    with pytest.raises(UserError, match="other sentences in its files"):  # although it is complete
+        synthesise_corpus(tmp_path / "corpus", files, processes=1)
     header = read_header(tmp_path / "corpus")
     (tmp_path / "corpus" / "corpus.json").write_text(json.dumps(header | {"complete": False}))
     with pytest.raises(UserError, match="other sentences in its files"):
         synthesise_corpus(tmp_path / "corpus", files, processes=1)
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(" ".join), min_size=4, unique=True))
+def test_no_training_sentence_holds_a_held_out_one(found):
+    counts = {"test": 1, "validation": 1, "test_other": 1, "train": -1}
+    chosen = list(sentences.assign(found, counts))
+    held = [f" {text} " for split, text in chosen if split != "train"]
+    training = [text for split, text in chosen if split == "train"]
+    assert len(held) == 3
+    assert not [text for text in training for other in held if other in f" {text} "]
+    left = [text for text in found[3:] if not any(other in f" {text} " for other in held)]
+    assert training == left
+    few = [text for split, text in sentences.assign(found, counts | {"train": 2}) if split == "train"]
+    assert few == left[:2]
 
 
 def test_settings_that_do_not_go_together(engine, files, tmp_path):
@@ -81,5 +99,9 @@ def test_the_open_corpus(tmp_path, capsys):
     text = sentences.read_sentences(tmp_path / "open" / sentences.TEXT_ONLY)
     assert not set(text) & set(spoken)
     assert "Princeton University" in (tmp_path / "open" / sentences.NOTICE).read_text()
+    assert main(["data", "sentences", "--wordnet", str(WORDNET), "--out", str(tmp_path / "open")]) == 0  # nothing to do
+    (tmp_path / "open" / sentences.SPOKEN).write_text("another\n")
+    assert main(["data", "sentences", "--wordnet", str(WORDNET), "--out", str(tmp_path / "open")]) == 2
+    assert "exists" in capsys.readouterr().err
     assert main(["data", "sentences", "--wordnet", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
     assert "data.noun' does not exist" in capsys.readouterr().err

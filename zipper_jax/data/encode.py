@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import msgspec
 
 from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
-from zipper_jax.speech.tokenizers import load_tokenizer
+from zipper_jax.speech.tokenizers import load_units
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
@@ -183,7 +183,7 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
 
 def make_encoder(tokenizer: str, shifts: int) -> Callable[[dict[str, Any]], Encoded]:
     """Return the function that a worker runs on the arguments of `load_audio`."""
-    units = load_tokenizer(tokenizer)
+    units = load_units(tokenizer)
     step = SAMPLE_RATE / units.rate_hz
 
     def encode(part: dict[str, Any]) -> Encoded:

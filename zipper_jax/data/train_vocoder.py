@@ -15,7 +15,7 @@ from zipper_jax.speech import mel_decoder
 from zipper_jax.speech.audio import AudioError, load_audio
 from zipper_jax.speech.corpus import read_manifest
 from zipper_jax.speech.mel_decoder_training import MelDecoderSettings, Spoken, pair, train
-from zipper_jax.speech.tokenizers import load_tokenizer
+from zipper_jax.speech.tokenizers import load_units
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
@@ -49,7 +49,7 @@ def train_vocoder(
     home = Path(folder) / "vocabularies" / SPEECH
     if (home / mel_decoder.FILE_NAME).is_file() and not overwrite:
         raise UserError(f"{str(home / mel_decoder.FILE_NAME)!r} exists: give --overwrite to train another")
-    tokenizer = load_tokenizer(home)
+    tokenizer = load_units(home)
     rows = [row for row in read_manifest(corpus, "train") if "audio" in row]
     chosen, seconds = [], 0.0
     for place in np.random.default_rng(settings.seed).permutation(len(rows)):
@@ -74,7 +74,7 @@ def train_vocoder(
 
 def make_pairer(home: str) -> Callable[[tuple[dict[str, Any], str]], Spoken | None]:
     """Return the function that a worker runs on the arguments of `load_audio` and a voice; None: audio is unusable."""
-    tokenizer = load_tokenizer(home)
+    tokenizer = load_units(home)
 
     def pairer(job: tuple[dict[str, Any], str]) -> Spoken | None:
         try:

@@ -7,6 +7,7 @@ Axis letters: B rows, N = limit + 2, V vocabulary.
 """
 
 import copy
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,10 @@ from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
 from zipper_jax.models.cache import Cache, init_cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Params, Placer, unsharded
+from zipper_jax.models.schedule import positions_used
 from zipper_jax.models.zipper import Zipper, bind_params
 from zipper_jax.sequences import Layout, Place, Span, TowerBatch, rows_to_towers, tower_lengths
+from zipper_jax.utils.distributed import gather
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import flatten
 
@@ -73,8 +76,7 @@ class Generator:
         self.config, self.params, self.layout, self.lengths = config, params, dict(layout), dict(lengths or {})
         self.placer = placer
         self._feed = jax.jit(partial(_feed, config, placer), donate_argnums=(1,))
-        decoded = decoding_config(config, params, jax.default_backend(), _free_bytes())
-        self._prepare = jax.jit(partial(for_decoding, decoded, placer=placer))
+        self._prepare: dict[bool, Any] = {}  # by whether blocks are under scan
         self._decode = jax.jit(decode_span, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
         self._beam = jax.jit(beam_span, static_argnames=("place", "limit", "beams", "length_penalty"))
         self._prepared: Zipper | None = None
@@ -89,7 +91,10 @@ class Generator:
     def _model(self) -> Zipper:
         """The model that spans are decoded with, made once."""
         if self._prepared is None:
-            self._prepared = self._prepare(self.params)
+            config = decoding_config(self.config, self.params, jax.default_backend(), _free_bytes())
+            if config.scan not in self._prepare:
+                self._prepare[config.scan] = jax.jit(partial(for_decoding, config, placer=self.placer))
+            self._prepared = self._prepare[config.scan](self.params)
         return self._prepared
 
     def __call__(
@@ -206,8 +211,9 @@ class Generator:
             longest = {tower: max(longest[tower], used[tower]) for tower in longest}
         for modality in outputs:
             longest[self.layout[modality].tower] += int(max_new_tokens[modality]) + 2
-        for tower, length in longest.items():
-            self.config.towers[tower].check_length(length, f"tokens of tower {tower!r}, prompt plus max_new_tokens")
+        for tower in longest:
+            length = positions_used(self.config, tower, longest)
+            self.config.towers[tower].check_length(length, f"positions of tower {tower!r}, prompt plus max_new_tokens")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
     def _check(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int], sampling: Any) -> None:
@@ -264,9 +270,15 @@ def copied_bytes(params: Params) -> float:
 
 
 def _free_bytes() -> float | None:
+    """Bytes free on a device, the least of all processes, which must decode by one program; None: not known."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use")
-    return None if limit is None or used is None else float(limit - used)
+    free = None if limit is None or used is None else float(limit - used)
+    if jax.process_count() > 1:
+        free = min(
+            (known for text in gather(json.dumps(free)) if (known := json.loads(text)) is not None), default=None
+        )
+    return free
 
 
 def for_decoding(config: ZipperConfig, params: Params, *, placer: Placer = unsharded) -> Zipper:

@@ -26,10 +26,12 @@ from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Placer, unsharded
+from zipper_jax.models.schedule import soft_tokens
 from zipper_jax.sequences import make_layout, own_tokens
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh
 from zipper_jax.sharding.rules import Placement, param_shardings
 from zipper_jax.tasks import SPEECH, TEXT, TaskSet, stored_task_set
+from zipper_jax.utils import storage
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.paths import any_path
 from zipper_jax.utils.storage import AnyPath, as_path
@@ -173,7 +175,8 @@ class Model:
         if self.folder is None:
             raise UserError("this model was not loaded from a folder, so it has no audio tokenizer")
         home, named = self.folder / "vocabularies" / modality, getattr(self.vocabularies[modality], "codebook", "")
-        loaded = load_tokenizer(home)
+        with storage.on_this_machine(home) as here:
+            loaded = load_tokenizer(here)
         if named not in ("", loaded.digest):
             raise UserError(
                 f"{str(home)!r}: the tokenizer is not the one that this model was trained with (digest "
@@ -267,8 +270,15 @@ class Model:
         for name, tower in self.config.towers.items():
             own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
             if tower.positions == "learned" and own:
-                places = [[len(t) + 2 for m, t in spans if self.layout[m].tower == name] for spans in given]
-                left = (tower.max_positions or 0) - max(map(sum, places), default=0) - 2 * len(own)
+                # Soft tokens take positions, too.
+                towers = [name, *(soft.source for soft in soft_tokens(self.config, name))]
+                places = [
+                    [len(t) + 2 for m, t in spans for at in towers if self.layout[m].tower == at] for spans in given
+                ]
+                soft = [
+                    room[m] + 2 for m in outputs for at in towers[1:] if m in self.layout and self.layout[m].tower == at
+                ]
+                left = (tower.max_positions or 0) - max(map(sum, places), default=0) - sum(soft) - 2 * len(own)
                 room |= {m: max(1, min(room[m], left // len(own))) for m in own}
         return room
 

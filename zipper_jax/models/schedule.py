@@ -129,6 +129,11 @@ def soft_tokens(config: "ZipperConfig", receiver: str) -> tuple[SoftTokens, ...]
     return tuple(sorted(found, key=lambda soft: (soft.block, soft.zip)))
 
 
+def positions_used(config: "ZipperConfig", receiver: str, lengths: Mapping[str, int]) -> int:
+    """Positions of a tower's sequence of ``lengths`` tokens of each tower: its own tokens and soft ones."""
+    return lengths[receiver] + sum(lengths[soft.source] for soft in soft_tokens(config, receiver))
+
+
 def read_alone(config: "ZipperConfig") -> dict[str, int]:
     """Tower -> the last block that it runs on its unimodal path, for soft tokens elsewhere."""
     found: dict[str, int] = {}

@@ -183,10 +183,11 @@ def synthesise_corpus(
 
 def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> Path:
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-    found = read_header(out)
+    found, complete = read_header(out), False
     if found is not None:
         _check_same(out, found["settings"], wanted)
-        if found["complete"] and (out / "manifest.jsonl").is_file():
+        complete = found["complete"] and (out / "manifest.jsonl").is_file()
+        if complete and not (settings.text_file or settings.text_only):
             logger.info(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
             return out
     engine = find_engine(settings.engine, settings.voice_files)
@@ -201,6 +202,9 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
     digest = _digest([*(f"{u.id} {u.text}" for u in utterances), *texts])
     if found is not None and found.get("texts", digest) != digest:
         raise UserError(f"corpus folder {str(out)!r} was begun with other sentences in its files: give another folder")
+    if found is not None and complete:
+        logger.info(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
+        return out
     (out / "audio").mkdir(parents=True, exist_ok=True)
     for leftover in (out / "audio").glob("*.partial"):
         leftover.unlink()

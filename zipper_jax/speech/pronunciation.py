@@ -20,6 +20,7 @@ from zipper_jax.utils.errors import UserError
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*|[0-9]+|[.,;:!?]")
 _MARKS = ".,;:!?"
+_SILENT = "'\"‘“”«»()[]{}-‐‑–—…*_"
 _VOWELS = "AIOWYaeiouæɑɐɒɔəɛɜɪʊʌᵊᵻ"
 _VOICELESS, _SIBILANTS = "pkftθ", "szʃʒʧʤ"
 _FUNCTION_WORDS = {"a": "ɐ", "an": "ɐn", "of": "əv", "I": "ˌI"}
@@ -54,8 +55,11 @@ def phonemes(text: str) -> str:
     """Return the phonemes of English text: words parted by spaces, punctuation kept.
 
     Raises:
-        UserError: The lexicons are not installed, or a word is in none and cannot be derived.
+        UserError: The lexicons are not installed, a word is in none and cannot be derived, or a character has no sound.
     """
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.replace("’", "'"))
+    if unknown := [c for c in _WORD.sub("", text) if not (c.isspace() or c in _SILENT)]:
+        raise UserError(f"text = {text!r}: {unknown[0]!r} cannot be spoken; write it in letters, as it is read aloud")
     words = [word for found in _WORD.findall(text) for word in (number_words(found) if found.isdigit() else [found])]
     spoken: list[str] = []
     following = ""

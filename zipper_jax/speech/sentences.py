@@ -38,12 +38,17 @@ def read_sentences(path: str | os.PathLike) -> list[str]:
 
 
 def text_without(path: str | os.PathLike, held_out: Iterable[str]) -> list[str]:
-    """Return the lines of a file that hold none of the sentences ``held_out``, not even within a longer line."""
+    """Return the lines of a file that hold none of the sentences ``held_out``, see `lines_without`."""
+    return lines_without(_lines(path), held_out)
+
+
+def lines_without(lines: Iterable[str], held_out: Iterable[str]) -> list[str]:
+    """Return the lines that hold none of the sentences ``held_out``, not even within a longer line."""
     key = TextForm().policy
     banned = {tuple(key(sentence).split()) for sentence in held_out}
     lengths = sorted({len(words) for words in banned})
     kept = []
-    for line in _lines(path):
+    for line in lines:
         words = key(line).split()
         runs = (tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1))
         if words and not any(run in banned for run in runs):
@@ -55,10 +60,10 @@ def write_open_corpus(wordnet: str | Path, out: str | Path) -> Path:
     """Write the sentences of WordNet's data files (its licence is permissive, and asks for its notice) into ``out``.
 
     spoken.txt has sentences of 5 to 14 words that all occur at least three times, text.txt the other ones and the
-    definitions, without any sentence of spoken.txt; LICENCE.txt is WordNet's.
+    definitions, without any sentence of spoken.txt; LICENCE.txt is WordNet's. Does nothing where ``out`` holds them.
 
     Raises:
-        UserError: There are no such files, or ``out`` exists.
+        UserError: There are no such files, or ``out`` exists and is another.
     """
     folder = Path(wordnet)
     files = [folder / f"data.{part}" for part in _PARTS]
@@ -75,10 +80,15 @@ def write_open_corpus(wordnet: str | Path, out: str | Path) -> Path:
     known = {key(sentence) for sentence in spoken}
     text = sorted(line for line in (examples | definitions) - {""} if key(line) and key(line) not in known)
     random.Random(0).shuffle(text)
+    parts = {SPOKEN: spoken, TEXT_ONLY: text, NOTICE: _notice(contents[0])}
+    written = {name: ("\n".join(lines) + "\n").encode() for name, lines in parts.items()}
+    there = [Path(out) / name for name in written]
+    if all(path.is_file() and path.read_bytes() == written[path.name] for path in there):
+        return Path(out)  # a run that is started again
     require_new(out)
     with new_folder(out) as aside:
-        for name, lines in ((SPOKEN, spoken), (TEXT_ONLY, text), (NOTICE, _notice(contents[0]))):
-            write_bytes(aside / name, ("\n".join(lines) + "\n").encode())
+        for name, lines in written.items():
+            write_bytes(aside / name, lines)
     return Path(out)
 
 
@@ -108,6 +118,8 @@ def _lines(path: str | os.PathLike) -> Sequence[str]:
 def assign(sentences: Sequence[str], counts: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (split, sentence): the held-out splits' from the front of ``sentences``, then at most ``train`` more.
 
+    No sentence of ``train`` holds a held-out one.
+
     Raises:
         UserError: Fewer sentences than the held-out splits take.
     """
@@ -119,6 +131,6 @@ def assign(sentences: Sequence[str], counts: dict[str, int]) -> Iterator[tuple[s
         for sentence in sentences[place : place + counts[split]]:
             yield split, sentence
         place += counts[split]
-    last = len(sentences) if counts["train"] < 0 else place + counts["train"]
-    for sentence in sentences[place:last]:
+    training = lines_without(sentences[place:], sentences[:place])
+    for sentence in training if counts["train"] < 0 else training[: counts["train"]]:
         yield "train", sentence

@@ -95,12 +95,17 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: It is missing or damaged.
     """
-    found = _load(folder)
+    found = load_units(folder)
     there = (Path(folder) / mel_decoder.FILE_NAME).is_file()
     return VocodedTokenizer(found, MelDecoder.load(folder)) if there else found
 
 
-def _load(folder: str | os.PathLike) -> Tokenizer:
+def load_units(folder: str | os.PathLike) -> Tokenizer:
+    """Load a tokenizer of any kind without its learned decoder, which encoding does not need.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     path = Path(folder) / given_units.FILE_NAME
     if not path.is_file():
         return UnitTokenizer.load(folder)

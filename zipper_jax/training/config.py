@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
 from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.schedule import positions_used
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.tasks import TaskSet
 from zipper_jax.training.optimizer import OptimizerConfig
@@ -295,7 +296,8 @@ class TrainConfig:
                 f"{towers}; give each tower its tokens per row"
             )
         for name, tower in self.model.towers.items():
-            tower.check_length(self.data.lengths[name], f"DataConfig.lengths[{name!r}] (TASK_FEATURE_LENGTHS)")
+            length = positions_used(self.model, name, self.data.lengths)
+            tower.check_length(length, f"positions of DataConfig.lengths (TASK_FEATURE_LENGTHS) in tower {name!r}")
 
     @property
     def dropout_seed(self) -> int | None:
