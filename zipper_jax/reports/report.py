@@ -332,7 +332,7 @@ def _gates(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     pictures = []
     for name, lines in metrics.items():
         found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-        for line in lines:
+        for line in (line for line in lines if line["split"] in ("train", "validation")):
             for zipped, gates in line.get("gates", {}).items():
                 for gate, values in gates.items():
                     series = found.setdefault((zipped, gate), {})
