@@ -34,7 +34,7 @@ def environment(bin_folder: Path) -> dict[str, str]:
     ("line", "replies"),
     [
         ("zipper tr", {"train", "transcribe"}),
-        ("zipper data ", {"import", "inspect", "synth", "prepare", "tokenizer"}),
+        ("zipper data ", {"import", "inspect", "synth", "sentences", "prepare", "tokenizer", "vocoder"}),
         ("zipper data synth --see", {"--seed"}),
         ("zipper compile --what ", {"train", "decode"}),
         ("zipper ckpt ver", {"verify"}),

@@ -146,10 +146,13 @@ def wait_for(
 
 
 def moment(job: Job, rng: random.Random, reach: int) -> Callable[[], bool]:
-    """A random moment to come: after a few more steps than now, or while a checkpoint is being written."""
+    """A random moment to come: after a few more steps than now, or while a checkpoint is being written.
+
+    A write can be too quick to be seen: then the moment comes some steps later.
+    """
     target = job.logged() + rng.randint(1, reach)
-    in_a_write = rng.random() < 0.4
-    return lambda: job.logged() >= target and (not in_a_write or job.writing())
+    latest = target + (20 if rng.random() < 0.4 else 0)
+    return lambda: (steps := job.logged()) >= target and (steps >= latest or job.writing())
 
 
 def children(pid: int) -> list[int]:
