@@ -44,7 +44,14 @@ def test_masks_have_the_rate_and_differ_by_row_step_tower_block_and_place():
     assert Dropout({"text": 0.25}, row_keys(0, 0, 4)).of("speech", "own") is None
 
 
-@pytest.mark.parametrize("zips", [None, SHARED, PROJECTOR], ids=["paper", "shared attention", "projector"])
+@pytest.mark.parametrize(
+    "zips",
+    [
+        pytest.param(None, id="paper"),
+        pytest.param(SHARED, id="shared attention", marks=pytest.mark.slow),
+        pytest.param(PROJECTOR, id="projector", marks=pytest.mark.slow),
+    ],
+)
 def test_accumulation_and_mesh_drop_the_same(zipper_run, zips):
     """Rule 5: the loss and gradients of one device and one batch, with every block and stream dropping."""
     model = zipper_run().model

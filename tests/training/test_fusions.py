@@ -44,11 +44,16 @@ ZIPS = {
 }  # fmt: skip
 
 
+# The package's own, and one of soft tokens, in the fast tier.
+FAST = ("shared attention", "projector", "soft")
+ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZIPS]
+
+
 def model(name):
     return replace(zipper_model(), zips=(ZIPS[name],))
 
 
-@pytest.mark.parametrize("name", ZIPS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_run_trains_freezes_stops_resumes_and_is_exported(name, zipper_run, tmp_path):
     """Rules 3 and 6, bitwise: the frozen tower is what it was, and a run in two parts logs the same losses."""
     config = zipper_run(
@@ -71,7 +76,7 @@ def test_a_run_trains_freezes_stops_resumes_and_is_exported(name, zipper_run, tm
     assert all((found[path] == leaf).all() for path, leaf in wanted.items())
 
 
-@pytest.mark.parametrize("name", ZIPS)
+@pytest.mark.parametrize("name", ALL)
 def test_any_mesh_gives_the_loss_of_one_device(name, zipper_run):
     """Rule 5; also parameters whose axes no sharding rule knows (plain Flax layers)."""
     losses = []
