@@ -306,7 +306,8 @@ def rows(sweep: Sweep, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> l
 
 def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
     """The row's training configuration."""
-    with _errors_of(f"arm {row.arm.name!r}: "):
+    code = getattr(row.arm.config, "__code__", None)  # a call that does not fit leaves no frame of its file
+    with _errors_of(f"arm {row.arm.name!r}: ", "" if code is None else code.co_filename):
         found = row.arm.config(places, row.seed)
     if not isinstance(found, TrainConfig):
         raise UserError(f"arm {row.arm.name!r}: config returned {type(found).__name__}, not a TrainConfig")
@@ -370,7 +371,8 @@ def _errors_of(what: str = "", file: str = "") -> Iterator[None]:
             frames = [(str(error.filename), error.lineno)]
         line = next((f" line {number}" for name, number in reversed(frames) if name == file), "")
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{file!r}{line}: {what}{kind}{' '.join(str(error).split())}") from error
+        place = f"{file!r}{line}: " if file else ""
+        raise UserError(f"{place}{what}{kind}{' '.join(str(error).split())}") from error
 
 
 def load_sweep(path: str | Path, size: str) -> Sweep:
