@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from buckets import any_folder, folder, gcs, s3  # noqa: F401
+from buckets import any_folder, failing, folder, gcs, s3  # noqa: F401
 
 from zipper_jax.utils import leases, storage
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.files import copy_folder, new_folder, require_new, write_json, write_with
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.storage import ABSENT, MARKER, as_path
@@ -75,7 +75,7 @@ def test_a_listing_has_every_page(folder):  # noqa: F811
 
 
 def test_what_a_bucket_refuses_names_it(gcs):  # noqa: F811
-    with pytest.raises(UserError, match=r"^'gs://no-such-bucket/x': the bucket cannot be used .*credentials"):
+    with pytest.raises(ServiceError, match=r"^'gs://no-such-bucket/x': the bucket cannot be used .*credentials"):
         storage.write(as_path("gs://no-such-bucket/x"), b"")
 
 
@@ -189,6 +189,33 @@ def test_a_holder_whose_lock_was_taken_over_ends_at_once(folder):  # noqa: F811
     assert "another process has taken over the lock" in holder.stderr.read()
     holder.stdout.close(), holder.stderr.close()
     assert json.loads(storage.read(as_path(folder) / ".lock"))["holder"] == "process 7 on mars"
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_a_holder_that_cannot_renew_its_lock_ends_before_it_may_be_taken_over(folder, status):  # noqa: F811
+    holder = hold(folder, lease=6, renewal=1)
+    with failing(f"{folder.rpartition('/')[2]}/.lock", status):
+        began = time.monotonic()
+        assert holder.wait(timeout=30) == 1
+        assert time.monotonic() - began < 7
+    assert "this process ends" in holder.stderr.read()
+    holder.stdout.close(), holder.stderr.close()
+
+
+def test_a_lock_that_cannot_be_released_does_not_hide_the_error_of_the_block(folder, caplog):  # noqa: F811
+    with pytest.raises(ZeroDivisionError), failing(f"DELETE .*{folder.rpartition('/')[2]}"), locked(folder):
+        1 / 0  # noqa: B018
+    assert "the lock stays" in caplog.text
+
+
+def test_a_killed_holder_that_its_parent_has_not_noticed_is_dead(folder):  # noqa: F811
+    holder = hold(folder)
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
+    with locked(folder):
+        assert json.loads(storage.read(as_path(folder) / ".lock"))["process"] == os.getpid()
+    holder.wait()
+    holder.stdout.close(), holder.stderr.close()
 
 
 def test_a_lost_answer_to_a_write_of_a_lock_does_not_lose_it(folder, monkeypatch):  # noqa: F811

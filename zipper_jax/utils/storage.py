@@ -9,6 +9,8 @@ All traffic goes through TensorStore, which Orbax needs anyway and which has no 
 
 Credentials: gs://: application default credentials; s3://: those of the AWS SDK. ``TENSORSTORE_GCS_HTTP_URL`` and
 ``AWS_ENDPOINT_URL`` name other servers.
+
+Every function raises `ServiceError` where the service fails.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 
 from etils import epath
 
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError
 
 AnyPath: TypeAlias = Path | epath.Path
 """A path on this machine, or in a bucket."""
@@ -231,12 +233,12 @@ class _All(NamedTuple):
 
 
 def _done(path: str | os.PathLike, begin: Callable[[], Any]) -> Any:
-    """The result of a request; what the service answers becomes a UserError that names the path."""
+    """The result of a request; a failure of the service becomes a ServiceError that names the path."""
     try:
         return begin().result()
     except (ValueError, RuntimeError, PermissionError, NotImplementedError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise ServiceError(
             f"{os.fspath(path)!r}: the bucket cannot be used ({why}); check its name, your credentials and their rights"
         ) from error
 
