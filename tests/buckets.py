@@ -37,7 +37,7 @@ def _port(file: Path, process: subprocess.Popen) -> int:
 
 @cache
 def _serve(script: str) -> tuple[int, Path]:
-    """The port and the folder of an emulator, started once in this process: TensorStore keeps the server that it used first."""
+    """Port and folder of an emulator, started once in this process: TensorStore keeps the server that it used first."""
     folder = Path(tempfile.mkdtemp())
     environment = {**os.environ, "PYTHONPATH": str(EMULATORS)}
     with (folder / "log").open("w") as log:

@@ -83,7 +83,8 @@ def main(folder: str) -> None:
         except FileNotFoundError:
             pattern = "$^"
         if not re.search(pattern, f"{method} {unquote(self.path)}"):
-            return getattr(emulator.RequestHandler, f"do_{method}")(self)
+            getattr(emulator.RequestHandler, f"do_{method}")(self)
+            return
         while status == "0" and (Path(folder) / "fail").exists():
             time.sleep(0.1)
         self.rfile.read(int(self.headers.get("content-length") or 0))

@@ -118,7 +118,7 @@ def train(
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
         furthest = max((line["step"] for line in read_metrics(staging.folder) if line["split"] == "train"), default=0)
         goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
-        traces = stack.enter_context(Traces(config.profile, staging.folder))
+        traces = stack.enter_context(Traces(config.profile, staging.folder, run_dir))
         run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces, staging)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()

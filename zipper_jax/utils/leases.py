@@ -90,7 +90,12 @@ class _Lease:
 
     def release(self) -> None:
         self._ended.set()
-        self._renewer.join(RENEWAL)  # it may be waiting for a server that does not answer
+        try:
+            self._renewer.join(RENEWAL)  # it may be waiting for a server that does not answer
+        finally:  # Ctrl-C
+            self._delete()
+
+    def _delete(self) -> None:
         try:
             if storage.write(self._path, None, only_if=self._generation) is None and self._is_mine():
                 storage.write(self._path, None, only_if=self._generation)
