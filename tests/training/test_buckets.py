@@ -214,10 +214,14 @@ def test_checkpoints_in_a_bucket_are_listed_verified_pruned_and_exported(text_ru
     for out in (f"{folder}/exported", str(tmp_path / "exported")):
         assert tools.export(folder, out, step=3) == 3
         assert checkpoints.steps(out) == [3]
+        assert f"checkpoints/3/{MARKER}" in storage.files(as_path(out))
         assert checkpoints.verify(out, 3) == []
         for key, leaf in flatten(checkpoints.load_params(folder, 3)[1]).items():
             np.testing.assert_array_equal(flatten(checkpoints.load_params(out)[1])[key], leaf)
-    assert any("checkpoints/3" in line for line in tools.prune(folder, keep=1))
+    storage.write(f"{folder}/checkpoints/9/trainable/x", b"")  # of an interrupted write
+    lines = tools.prune(folder, keep=1)
+    assert [line.split()[1] for line in lines] == ["checkpoints/3", "checkpoints/9"]
+    assert storage.subfolders(as_path(folder) / "checkpoints") == ["6"]
     assert checkpoints.steps(folder) == [6]
     assert not [name for name in storage.keys(as_path(folder) / "checkpoints") if name.startswith("3/")]
 
