@@ -1,6 +1,7 @@
 """Fixtures of buckets on loopback: emulators run as processes, and the environment names them. Import what you use."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,8 +36,8 @@ def _port(file: Path, process: subprocess.Popen) -> int:
 
 
 @cache
-def _serve(script: str) -> int:
-    """The port of an emulator, started once in this process: TensorStore keeps the server that it used first."""
+def _serve(script: str) -> tuple[int, Path]:
+    """Port and folder of an emulator, started once in this process: TensorStore keeps the server that it used first."""
     folder = Path(tempfile.mkdtemp())
     environment = {**os.environ, "PYTHONPATH": str(EMULATORS)}
     with (folder / "log").open("w") as log:
@@ -48,14 +50,26 @@ def _serve(script: str) -> int:
         shutil.rmtree(folder)
 
     atexit.register(end)
-    return _port(folder / "port", process)
+    return _port(folder / "port", process), folder
+
+
+@contextlib.contextmanager
+def failing(pattern: str, status: int = 403) -> Iterator[None]:
+    """While the block runs, requests to ``gs://`` of which "METHOD PATH" matches get a status; 0: no answer."""
+    _, folder = _serve("gcs_server.py")
+    (folder / "fail.partial").write_text(f"{status} {pattern}")
+    (folder / "fail.partial").rename(folder / "fail")
+    try:
+        yield
+    finally:
+        (folder / "fail").unlink()
 
 
 @pytest.fixture
 def gcs() -> str:
     """A Google Cloud Storage with a bucket; ``gs://bucket``."""
     _require("gcp_storage_emulator")
-    port = _serve("gcs_server.py")
+    port, _ = _serve("gcs_server.py")
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = f"http://127.0.0.1:{port}"
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
     return "gs://bucket"
@@ -65,7 +79,7 @@ def gcs() -> str:
 def s3() -> str:
     """An S3 with a bucket; ``s3://bucket``."""
     _require("moto")
-    endpoint = f"http://127.0.0.1:{_serve('s3_server.py')}"
+    endpoint = f"http://127.0.0.1:{_serve('s3_server.py')[0]}"
     os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).read()
     return "s3://bucket"

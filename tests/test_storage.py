@@ -1,5 +1,6 @@
 """Objects of buckets, and the locks that are made of them."""
 
+import gc
 import json
 import os
 import subprocess
@@ -8,11 +9,16 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from buckets import any_folder, folder, gcs, s3  # noqa: F401
+import tensorstore
+from buckets import any_folder, failing, folder, gcs, s3  # noqa: F401
+from safetensors.numpy import save_file
 
+from zipper_jax.checkpoint.safetensors_files import Reader
+from zipper_jax.data.bucket_arrays import BucketArray
 from zipper_jax.utils import leases, storage
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.files import copy_folder, new_folder, require_new, write_json, write_with
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.storage import ABSENT, MARKER, as_path
@@ -75,7 +81,7 @@ def test_a_listing_has_every_page(folder):  # noqa: F811
 
 
 def test_what_a_bucket_refuses_names_it(gcs):  # noqa: F811
-    with pytest.raises(UserError, match=r"^'gs://no-such-bucket/x': the bucket cannot be used .*credentials"):
+    with pytest.raises(ServiceError, match=r"^'gs://no-such-bucket/x': the bucket cannot be used .*credentials"):
         storage.write(as_path("gs://no-such-bucket/x"), b"")
 
 
@@ -172,9 +178,9 @@ def test_the_lock_of_another_machine_is_taken_over_when_its_lease_has_run_out(fo
 
 
 def test_a_lock_that_is_renewed_is_not_taken_over(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(leases, "LEASE", 3.0)
+    monkeypatch.setattr(leases, "LEASE", 30.0)
     monkeypatch.setattr(leases, "_machine", lambda: "here")
-    holder = hold(folder, lease=3, renewal=0.5)
+    holder = hold(folder, lease=30, renewal=0.5)
     with pytest.raises(UserError, match=f"is being written by process {holder.pid} on "), locked(folder):
         pass
     holder.kill()
@@ -189,6 +195,33 @@ def test_a_holder_whose_lock_was_taken_over_ends_at_once(folder):  # noqa: F811
     assert "another process has taken over the lock" in holder.stderr.read()
     holder.stdout.close(), holder.stderr.close()
     assert json.loads(storage.read(as_path(folder) / ".lock"))["holder"] == "process 7 on mars"
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_a_holder_that_cannot_renew_its_lock_ends_before_it_may_be_taken_over(folder, status):  # noqa: F811
+    holder = hold(folder, lease=6, renewal=1)
+    with failing(f"{folder.rpartition('/')[2]}/.lock", status):
+        began = time.monotonic()
+        assert holder.wait(timeout=30) == 1
+        assert time.monotonic() - began < 20, "TensorStore alone tries for a minute"
+    assert "this process ends" in holder.stderr.read()
+    holder.stdout.close(), holder.stderr.close()
+
+
+def test_a_lock_that_cannot_be_released_does_not_hide_the_error_of_the_block(folder, caplog):  # noqa: F811
+    with pytest.raises(ZeroDivisionError), failing(f"DELETE .*{folder.rpartition('/')[2]}"), locked(folder):
+        1 / 0  # noqa: B018
+    assert "the lock stays" in caplog.text
+
+
+def test_a_killed_holder_that_its_parent_has_not_noticed_is_dead(folder):  # noqa: F811
+    holder = hold(folder)
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
+    with locked(folder):
+        assert json.loads(storage.read(as_path(folder) / ".lock"))["process"] == os.getpid()
+    holder.wait()
+    holder.stdout.close(), holder.stderr.close()
 
 
 def test_a_lost_answer_to_a_write_of_a_lock_does_not_lose_it(folder, monkeypatch):  # noqa: F811
@@ -207,6 +240,58 @@ def test_a_lost_answer_to_a_write_of_a_lock_does_not_lose_it(folder, monkeypatch
         time.sleep(1)
     assert len(lost) == 2
     assert storage.keys(as_path(folder)) == []
+
+
+def test_objects_do_not_leave_the_folder_that_they_are_copied_to(tmp_path, monkeypatch):
+    store = tensorstore.KvStore.open({"driver": "memory"}).result()  # the emulators refuse such names
+    monkeypatch.setattr(storage, "_open", lambda *_: store)
+    for name in ("../a", "a/../../b", "a/./b", "a//b"):
+        storage.write(f"gs://bucket/x/{name}", b"x")
+        with pytest.raises(UserError, match=r"no file can have that name"):
+            storage.copy_tree(as_path("gs://bucket/x"), tmp_path / "out")
+        storage.write(f"gs://bucket/x/{name}", None)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_damaged_arrays_and_tensors_are_called_damaged(any_folder, tmp_path):  # noqa: F811
+    np.save(tmp_path / "a.npy", np.arange(100_000))
+    whole = (tmp_path / "a.npy").read_bytes()
+    for content in (b"", whole[:5], whole[:50]):
+        storage.write(f"{any_folder}/a.npy", content)
+        with pytest.raises(UserError, match=r"a\.npy' .*damaged.*; prepare it again"):
+            BucketArray(as_path(any_folder) / "a.npy", "prepare it again")
+    for content in (whole[:1000], whole[:-1000]):
+        storage.write(f"{any_folder}/a.npy", content)
+        array = BucketArray(as_path(any_folder) / "a.npy", "prepare it again")
+        with pytest.raises(UserError, match=r"a\.npy' .*damaged.*; prepare it again"):
+            array[-5:]
+    storage.write(f"{any_folder}/a.npy", whole)
+    assert (BucketArray(as_path(any_folder) / "a.npy", "")[:] == np.arange(100_000)).all()
+    save_file({"a": np.arange(100, dtype=np.float32)}, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for content in (b"", whole[:5], whole[:20], whole[:-10]):
+        storage.write(f"{any_folder}/model.safetensors", content)
+        with pytest.raises(UserError, match=r"model\.safetensors.* damaged"):
+            Reader(any_folder).read("a")
+
+
+def test_a_file_whose_writing_fails_becomes_no_object(folder):  # noqa: F811
+    for mode, content in (("w", "x"), ("wb", b"x")):
+        with pytest.raises(TypeError), (as_path(folder) / "half").open(mode) as file:
+            file.writelines([content, 1])
+        file = (as_path(folder) / "half").open(mode)
+        file.write(content)
+        del file
+        gc.collect()
+        with (as_path(folder) / mode).open(mode) as file:
+            file.write(content)
+    assert storage.keys(folder) == ["w", "wb"]
+
+
+def test_importing_the_package_leaves_other_programs_buckets_alone():
+    code = "import os, zipper_jax.cli.main, zipper_jax.utils.storage; assert 'EPATH_USE_TF' not in os.environ"
+    environment = {name: value for name, value in os.environ.items() if name != "EPATH_USE_TF"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_many_that_want_a_lock_at_once_get_it_one_at_a_time(folder):  # noqa: F811

@@ -2,15 +2,19 @@
 
 Added: preconditions on generations (412), the generation in the answer to a download, empty objects, listings between
 offsets and in pages, and several clients at a time. Run as ``python gcs_server.py FOLDER``; its port goes to
-``FOLDER/port``.
+``FOLDER/port``. While ``FOLDER/fail`` exists, a line "STATUS PATTERN", requests whose method and path match the
+pattern get that status; 0: no answer.
 """
 
+import re
 import sys
 import threading
-from functools import partial
+import time
+from functools import partial, partialmethod
 from http import HTTPStatus, server
 from operator import itemgetter
 from pathlib import Path
+from urllib.parse import unquote
 
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
@@ -72,11 +76,27 @@ def main(folder: str) -> None:
                 methods[method] = checked(handler)
             elif handler is objects.ls:
                 methods[method] = listed
+
+    def handle(self, method):
+        try:
+            status, pattern = (Path(folder) / "fail").read_text().split(" ", 1)
+        except FileNotFoundError:
+            pattern = "$^"
+        if not re.search(pattern, f"{method} {unquote(self.path)}"):
+            getattr(emulator.RequestHandler, f"do_{method}")(self)
+            return
+        while status == "0" and (Path(folder) / "fail").exists():
+            time.sleep(0.1)
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(int(status) or 503)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
     storage = Storage(use_memory_fs=True)
     buckets.create_bucket("bucket", storage)
-    handler = type(
-        "Handler", (emulator.RequestHandler,), {"protocol_version": "HTTP/1.1", "disable_nagle_algorithm": True}
-    )
+    methods = {f"do_{method}": partialmethod(handle, method) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")}
+    settings = {"protocol_version": "HTTP/1.1", "disable_nagle_algorithm": True}
+    handler = type("Handler", (emulator.RequestHandler,), settings | methods)
     served = server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, storage))
     aside = Path(folder) / "port.partial"
     aside.write_text(str(served.server_address[1]))

@@ -6,7 +6,7 @@ import uuid
 
 import numpy as np
 import pytest
-from buckets import any_folder, folder, gcs, s3  # noqa: F401
+from buckets import any_folder, failing, folder, gcs, s3  # noqa: F401
 from killing import Job, wait_for
 from running import log, params, run
 from test_kill import disturb_a_group, kill_and_restart, same_end
@@ -14,9 +14,10 @@ from test_kill import disturb_a_group, kill_and_restart, same_end
 import zipper_jax
 from zipper_jax.checkpoint import checkpoints, tools
 from zipper_jax.cli.main import main
+from zipper_jax.training import run_folder
 from zipper_jax.training.config import FreezeConfig, SaveCheckpointConfig
 from zipper_jax.utils import storage
-from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.errors import DamagedError, ServiceError, UserError
 from zipper_jax.utils.storage import MARKER, as_path
 from zipper_jax.utils.trees import flatten
 
@@ -113,6 +114,44 @@ def test_a_damaged_step_in_a_bucket_is_found_and_set_aside(text_run, folder):  #
         np.testing.assert_array_equal(before[key], leaf)
 
 
+@READS_UNDER_WAY
+def test_a_failing_server_is_not_taken_for_damage(text_run, folder, capsys):  # noqa: F811
+    save = SaveCheckpointConfig(period=3, keep=1, keep_best=1, best_mode="max")
+    config = text_run(model_dir=folder, save=save, eval_period=3)
+    run(config)
+    here, steps = folder.rpartition("/")[2], checkpoints.steps(folder)
+    assert steps == [3, 6], "the first is kept as the best only"
+    names = [name for name in storage.keys(folder) if name.startswith("checkpoints/")]
+    newest = f"{here}/checkpoints/{steps[-1]}"
+    for part in ("manifest/metadata", "trainable/.*", "files.json"):
+        with failing(f"GET .*{newest}/{part}.*alt=media"):
+            if part != "files.json":
+                with pytest.raises(ServiceError):
+                    checkpoints.load_params(folder)
+                with pytest.raises(ServiceError):
+                    run(text_run(model_dir=folder, steps=9, save=save, eval_period=3))
+            with pytest.raises(ServiceError):
+                checkpoints.verify(folder, steps[-1])
+            assert main(["ckpt", "prune", folder, "--keep", "1"]) == 1
+            assert "PERMISSION_DENIED" in capsys.readouterr().err
+    with failing(f"GET .*{here}/checkpoints/.*/manifest/metadata.*alt=media"):
+        checkpoints.Checkpoints(folder, save)._tidy()
+    found = storage.keys(folder)
+    assert [name for name in found if name.startswith("checkpoints/")] == names
+    assert not [name for name in found if name.startswith("damaged/")]
+
+
+def test_a_vocabulary_whose_upload_was_killed_is_written_again(text_run, folder):  # noqa: F811
+    config = text_run(model_dir=folder, steps=1)
+    vocabulary = as_path(folder) / "vocabularies" / "text"
+    run_folder.open_run(config)
+    names = storage.keys(folder)
+    storage.delete_tree(vocabulary)
+    storage.write(vocabulary / storage.PARTIAL, b"")
+    run_folder.open_run(config)
+    assert storage.keys(folder) == names
+
+
 def test_a_step_without_its_marker_does_not_exist(text_run, folder):  # noqa: F811
     config = text_run(model_dir=folder)
     run(config)
@@ -176,10 +215,14 @@ def test_checkpoints_in_a_bucket_are_listed_verified_pruned_and_exported(text_ru
     for out in (f"{folder}/exported", str(tmp_path / "exported")):
         assert tools.export(folder, out, step=3) == 3
         assert checkpoints.steps(out) == [3]
+        assert f"checkpoints/3/{MARKER}" in storage.files(as_path(out))
         assert checkpoints.verify(out, 3) == []
         for key, leaf in flatten(checkpoints.load_params(folder, 3)[1]).items():
             np.testing.assert_array_equal(flatten(checkpoints.load_params(out)[1])[key], leaf)
-    assert any("checkpoints/3" in line for line in tools.prune(folder, keep=1))
+    storage.write(f"{folder}/checkpoints/9/trainable/x", b"")  # of an interrupted write
+    lines = tools.prune(folder, keep=1)
+    assert [line.split()[1] for line in lines] == ["checkpoints/3", "checkpoints/9"]
+    assert storage.subfolders(as_path(folder) / "checkpoints") == ["6"]
     assert checkpoints.steps(folder) == [6]
     assert not [name for name in storage.keys(as_path(folder) / "checkpoints") if name.startswith("3/")]
 

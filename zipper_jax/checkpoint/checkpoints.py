@@ -45,7 +45,7 @@ from zipper_jax.checkpoint.orbax_trees import Leaf, join_leaves, open_folder, pr
 from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.utils import distributed, storage, user_json
-from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.errors import DamagedError, ServiceError, UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.storage import AnyPath, as_path
 from zipper_jax.utils.trees import Flat, join_flat, unflatten
@@ -271,6 +271,12 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """Write missing ``files.json``, then delete the steps that are not kept."""
+        try:
+            self._seal_and_delete()
+        except ServiceError as error:
+            logger.warning(f"checkpoints are not tidied up now, but after the next one: {error}")
+
+    def _seal_and_delete(self) -> None:
         known = steps(self.run_dir)
         for step in known:
             folder = self._folder / str(step)

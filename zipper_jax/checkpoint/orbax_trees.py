@@ -5,6 +5,7 @@ Arrays are restored from the stored shapes, in the stored dtype. TensorFlow is n
 """
 
 import errno
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,11 +17,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from zipper_jax.checkpoint.manifest import ArrayTable, check_arrays
-from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils import storage
+from zipper_jax.utils.errors import DamagedError, ServiceError, UserError
 from zipper_jax.utils.storage import AnyPath
 from zipper_jax.utils.trees import Flat, base_path, flatten, join_flat
 
 PASSING_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+_SERVICE = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|INTERNAL)\b:")
+"""How TensorStore names the failures of a bucket's server, which say nothing about what is stored there."""
 
 
 class Leaf(NamedTuple):
@@ -125,9 +129,11 @@ def _reading(folder: AnyPath, what: str) -> Iterator[ocp.PyTreeCheckpointHandler
     handler = ocp.PyTreeCheckpointHandler()
     try:
         yield handler
-    except UserError:
+    except (UserError, ServiceError):
         raise
     except Exception as error:  # files that are cut or changed: Orbax raises many kinds, a bare Exception among them
+        if storage.is_bucket(folder) and (failed := next(filter(_is_service, _causes(error)), None)) is not None:
+            raise ServiceError(f"{str(folder)!r} cannot be read ({_first_line(failed)})") from error
         if any(_passing(cause) for cause in _causes(error)):
             raise  # the machine's fault, not the checkpoint's
         raise DamagedError(what, [f"{folder.name}: {_first_line(_causes(error)[-1])}"]) from error
@@ -181,6 +187,11 @@ def _causes(error: BaseException) -> list[BaseException]:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     return chain
+
+
+def _is_service(error: BaseException) -> bool:
+    """Whether a bucket's server failed, in Orbax's own requests or in ours."""
+    return isinstance(error, ServiceError) or _SERVICE.search(str(error)) is not None
 
 
 def _passing(error: BaseException) -> bool:

@@ -87,7 +87,10 @@ class Reader:
         if not isinstance(path, Path):
             assert dtype is not None, name
             size = math.prod(shape) * dtype.itemsize
-            return np.frombuffer(storage.read(path, start, start + size) if size else b"", dtype).reshape(shape)
+            try:
+                return np.frombuffer(storage.read(path, start, start + size) if size else b"", dtype).reshape(shape)
+            except ValueError as error:
+                raise UserError(f"{path} is damaged ({name!r}: {error}); get it again") from error
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 

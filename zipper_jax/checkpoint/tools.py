@@ -103,10 +103,9 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
                 (folder / "frozen" / table.name).write_bytes(table.read_bytes())
         copy_folder(root / "vocabularies", folder / "vocabularies")
         write_config(folder, config)
-        if storage.is_bucket(out):  # where a step and the frozen part are complete with their markers
-            for complete in (copied, folder / "frozen" / content["frozen"]):
-                if complete.is_dir():
-                    (complete / storage.MARKER).write_bytes(b"")
+        # In a bucket, to which the folder may be copied, a step and the frozen part are complete with their markers.
+        for complete in filter(None, (copied, content["frozen"] and folder / "frozen" / content["frozen"])):
+            (complete / storage.MARKER).write_bytes(b"")
     return step
 
 
@@ -139,7 +138,10 @@ def prune(run_dir: str, keep: int, keep_best: int = 0, dry_run: bool = False) ->
         kept = {*good[-keep:], *best[:keep_best]}
         needed = {checkpoints.read_manifest(run_dir, step)["frozen"] for step in kept}
         doomed = [root / "checkpoints" / str(step) for step in known if step not in kept]
-        doomed += [path for path in _folders(root / "checkpoints") if not path.name.isdecimal()]
+        complete = storage.complete_subfolders(root / "checkpoints")
+        doomed += [
+            path for path in _folders(root / "checkpoints") if not path.name.isdecimal() or path.name not in complete
+        ]
         doomed += [path for path in _folders(root / "frozen") if path.name not in needed]
         doomed += [root / "damaged"] if (root / "damaged").is_dir() else []
         lines = [

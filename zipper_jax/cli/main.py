@@ -18,7 +18,7 @@ from zipper_jax.utils import logs
 from zipper_jax.utils.compile_cache import keep_compiled_programs
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.devices import no_device
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.interrupts import interruptible
 from zipper_jax.utils.paths import any_path, folder_path, folder_text, local_path, path_text
@@ -59,7 +59,10 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``zipper ARGUMENTS`` and returns the exit status: 0, what the command says, 2 (user error), 130 (Ctrl-C)."""
+    """Runs ``zipper ARGUMENTS`` and returns the exit status: 0, what the command says, 2 (user error), 130 (Ctrl-C).
+
+    1: a bucket's server failed (`ServiceError`).
+    """
     if "_ARGCOMPLETE" in os.environ:
         from zipper_jax.cli import completion
 
@@ -72,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _close_bars()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ServiceError as error:  # launchers retry
+        _close_bars()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (RuntimeError, AssertionError) as error:
         if (reason := no_device(error)) is None:
             raise

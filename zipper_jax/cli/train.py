@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from zipper_jax.utils import logs
 from zipper_jax.utils.devices import no_device
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -90,7 +90,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     except Exception as error:
         if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
-        traceback.print_exc()
+        if isinstance(error, ServiceError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # a regular exit would wait for the other processes, which wait for this one
     if result.status == "already finished":

@@ -1,15 +1,19 @@
 """Arrays of packed rows in a bucket, read in blocks as they are needed.
 
-A block is read once and then kept in a temporary file without a name, mapped into memory: the disk holds at most what
+A block is read once and then kept in a temporary file without a name, mapped into memory (and written as a file: a full
+disk is then an error, not the end of the process): the disk holds at most what
 was read (never more than the arrays), and the process's own memory the blocks in flight, at most `IN_FLIGHT` of
 `BLOCK` bytes. Blocks that several rows need are asked for together, so a batch waits for one round trip or two.
 """
 
+import errno
 import io
+import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -52,10 +56,11 @@ class BucketArray:
         self._there = np.zeros(count, np.bool_)
         self._raw = np.zeros(0, np.uint8)
         if count:
-            cache_home().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache_home(), prefix="rows-") as file:
+            with _temporary() as file:
                 file.truncate(self._bytes)  # sparse: blocks take space once they are written
-                self._raw = np.memmap(file, np.uint8, "r+", shape=(self._bytes,))  # keeps the file
+                self._raw = np.memmap(file, np.uint8, "r", shape=(self._bytes,))
+                self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
         self._kept = self._raw.view(self.dtype)
 
     def __len__(self) -> int:
@@ -77,8 +82,23 @@ class BucketArray:
             for first in range(0, len(missing), IN_FLIGHT):
                 some = missing[first : first + IN_FLIGHT]
                 spans = [(self._begin + b * BLOCK, self._begin + min((b + 1) * BLOCK, self._bytes)) for b in some]
-                for block, (content, generation) in zip(some, storage.read_spans(self._path, spans), strict=True):
+                try:
+                    found = storage.read_spans(self._path, spans)
+                except (ValueError, FileNotFoundError) as error:
+                    raise UserError(f"{str(self._path)!r} cannot be read (damaged: {error}); {self._fix}") from error
+                for block, (content, generation) in zip(some, found, strict=True):
                     if generation != self._generation:
                         raise UserError(f"{str(self._path)!r} was replaced while it was read; start again")
-                    self._raw[block * BLOCK : block * BLOCK + len(content)] = np.frombuffer(content, np.uint8)
+                    written = os.pwrite(self._file, content, block * BLOCK)
+                    if written != len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "temporary file of rows")
                     self._there[block] = True
+
+
+def _temporary() -> IO[bytes]:
+    """A file without a name, in the cache folder where one can be made there."""
+    try:
+        cache_home().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=cache_home(), prefix="rows-", buffering=0)
+    except (OSError, RuntimeError):
+        return tempfile.TemporaryFile(prefix="rows-", buffering=0)

@@ -253,7 +253,7 @@ class TrainConfig:
         if self.model_dir.startswith("s3:"):
             raise UserError(
                 f"TrainConfig.model_dir (MODEL_DIR) = {self.model_dir!r}: checkpoints are written to disks and gs:// "
-                "only (Orbax has no S3); give such a folder, or a path of a mounted bucket"
+                "only (Orbax has no S3); give such a folder"
             )
         origins = {t: any_path(run, f"TrainConfig.initialise_from[{t!r}]") for t, run in self.initialise_from.items()}
         object.__setattr__(self, "initialise_from", origins)

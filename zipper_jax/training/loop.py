@@ -10,8 +10,8 @@ loss is seen one step late, but the compiled step has already discarded its upda
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -118,7 +118,7 @@ def train(
         batches = wrap_batches(source.batches) if wrap_batches else source.batches
         furthest = max((line["step"] for line in read_metrics(staging.folder) if line["split"] == "train"), default=0)
         goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
-        traces = stack.enter_context(Traces(config.profile, staging.folder))
+        traces = stack.enter_context(Traces(config.profile, staging.folder, run_dir))
         run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces, staging)
         with goodput.spend("recovery" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()
@@ -264,9 +264,15 @@ class _Run:
                 return step
 
     def own(self, batches: Batches, number: int) -> Batch:
-        """This process's rows of a batch. They are read here alone, so the others do not see an error of theirs."""
-        try:
+        """This process's rows of a batch."""
+        with self.alone():
             return batches.get(number)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For what this process does alone: the others do not see its UserError, and would wait for it."""
+        try:
+            yield
         except UserError as error:
             if jax.process_count() == 1:
                 raise
@@ -347,8 +353,9 @@ class _Run:
         self.streak, self.last_bad = self.streak + 1, sent.number
         path = bad_batches.path_of(self.run_dir, sent.number)
         if jax.process_index() == 0:
-            whole = sent.batch if jax.process_count() == 1 else self.source.batches.whole(sent.number)
-            bad_batches.write(path, whole, sent.number, step, before)
+            with self.alone():
+                whole = sent.batch if jax.process_count() == 1 else self.source.batches.whole(sent.number)
+                bad_batches.write(path, whole, sent.number, step, before)
         self.monitor.skipped(step, sent.number, metrics, path)
 
     def roll_back(self, step: int) -> tuple[TrainState, int]:

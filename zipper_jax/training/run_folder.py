@@ -12,7 +12,7 @@ from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import copy_folder, write_text
-from zipper_jax.utils.storage import AnyPath, as_path
+from zipper_jax.utils.storage import AnyPath, as_path, is_partial
 from zipper_jax.vocabularies import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ def _check_vocabularies(config: TrainConfig, source: AnyPath, run_dir: AnyPath) 
             runs["RestoreCheckpointConfig.path"] = config.restore.path
         for name, run in runs.items():
             there = as_path(run) / "vocabularies" / modality
-            if here.is_dir() and there.is_dir() and load_vocabulary(here).digest != load_vocabulary(there).digest:
+            if not here.is_dir() or not there.is_dir() or is_partial(there):  # `open_run` writes the last again
+                continue
+            if load_vocabulary(here).digest != load_vocabulary(there).digest:
                 raise UserError(
                     f"{name} = {run!r} was trained with another {modality} vocabulary than that of the data in "
                     f"{config.data.folder!r}; train it again on this data, or give the data it was trained on"

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from zipper_jax.training.config import ProfileConfig
+from zipper_jax.utils.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ SIGNAL = signal.SIGUSR1
 class Traces:
     """Starts and stops traces between updates; a context, at whose end an unfinished trace is written."""
 
-    def __init__(self, config: ProfileConfig, run_dir: Path):
-        self._config, self._folder = config, run_dir / FOLDER
+    def __init__(self, config: ProfileConfig, staging: Path, run_dir: AnyPath):
+        self._config, self._folder = config, staging / FOLDER
+        self._named = run_dir / FOLDER  # to which the files are copied where it is in a bucket
         self._asked, self._left = False, 0
         self._previous: Any = None
 
@@ -50,7 +52,7 @@ class Traces:
         if not self._left and (self._asked or number == self._config.start_step):
             self._asked, self._left = False, self._config.steps
             jax.profiler.start_trace(self._folder)
-            logger.info(f"tracing updates {number} to {number + self._left - 1} into {self._folder}")
+            logger.info(f"tracing updates {number} to {number + self._left - 1} into {self._named}")
         results: list[Any] = []
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield results
@@ -63,4 +65,4 @@ class Traces:
     def _stop(self) -> None:
         self._left = 0
         jax.profiler.stop_trace()
-        logger.info(f"the trace is in {self._folder}: tensorboard --logdir {self._folder.parent}, with xprof installed")
+        logger.info(f"the trace is in {self._named}: tensorboard --logdir {self._named.parent}, with xprof installed")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.storage import AnyPath
 
 
@@ -17,6 +17,8 @@ def read_array(path: AnyPath, fix: str, mapped: bool = False) -> np.ndarray:
             return found
         found.close()
         error: Exception = ValueError("an archive, not one array")
+    except ServiceError:
+        raise
     except Exception as reason:  # numpy, zipfile and zlib raise many kinds for a damaged file, MemoryError among them
         error = reason
     raise UserError(_message(path, error, fix)) from error
@@ -27,6 +29,8 @@ def read_archive(path: AnyPath, fix: str) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
+    except ServiceError:
+        raise
     except Exception as error:  # as above; a single array is no context manager
         raise UserError(_message(path, error, fix)) from error
 

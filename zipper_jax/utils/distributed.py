@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from zipper_jax.utils.errors import DamagedError, UserError
+from zipper_jax.utils.errors import DamagedError, ServiceError, UserError
 
 T = TypeVar("T")
 
@@ -93,7 +93,8 @@ def _too_late(group: Group) -> None:
 
 
 def together(task: Callable[..., T], *args: Any) -> T:
-    """Run ``task(*args)`` in every process; if it fails in one, all raise (DamagedError if something is damaged).
+    """Run ``task(*args)`` in every process; if it fails in one, all raise (DamagedError if something is damaged,
+    ServiceError if a bucket's server failed).
 
     Every process must call it at the same point.
     """
@@ -105,12 +106,18 @@ def together(task: Callable[..., T], *args: Any) -> T:
         result = task(*args)
     except Exception as error:
         mine = error
-    told = {"error": str(mine) or type(mine).__name__, "problems": getattr(mine, "problems", None)} if mine else None
+    told = mine and {
+        "error": str(mine) or type(mine).__name__,
+        "problems": getattr(mine, "problems", None),
+        "service": isinstance(mine, ServiceError),
+    }
     said = [json.loads(text) for text in gather(json.dumps(told))]
     failed = [index for index, one in enumerate(said) if one]
     if failed:
         if mine is not None and not isinstance(mine, UserError):
             raise mine  # its traceback is worth more
+        if served := [index for index in failed if said[index]["service"]]:  # a later attempt may find no other error
+            raise ServiceError(f"process {served[0]}: {said[served[0]]['error']}")
         first = said[failed[0]]
         which = "every process" if len(failed) == len(said) else f"process {', '.join(map(str, failed))}"
         if any(said[index]["problems"] for index in failed):

@@ -29,6 +29,14 @@ def _line(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END]} … {text[-_END:]}"
 
 
+class ServiceError(Exception):
+    """A bucket's server did not do what it was asked: unreachable, overloaded, expired credentials, no such right.
+
+    It says nothing about what is stored, and a later attempt may succeed. So it is no `UserError`: nothing may take it
+    for damage, and the command line exits with status 1, which launchers retry.
+    """
+
+
 class DamagedError(UserError):
     """A checkpoint is not what was saved. ``problems``: one line per array or file."""
 

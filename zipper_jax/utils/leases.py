@@ -5,8 +5,9 @@ each under the condition that it still has the generation that the holder wrote.
 
 A holder that was killed leaves its object behind. Its successor takes it over at once where it can see that the holder
 is dead (the same machine and process namespace, no such process), else after it has watched the object for
-`LEASE` seconds without a renewal: no two clocks are compared. A holder that could not renew for that long, or that
-finds another's object, ends its process at once, without another write.
+`LEASE` seconds without a renewal: no two clocks are compared. A holder that could not renew for `LEASE - RENEWAL`
+seconds (a thread of its own watches that, for a request may take longer), or that finds another's object, ends its
+process at once, without another write.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import uuid
 from collections.abc import Iterator
 
 from zipper_jax.utils import storage
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.storage import AnyPath
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class _Lease:
         self._count = 0
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="renew the lock", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watch the lock", daemon=True)
 
     def acquire(self) -> None:
         seen, since, waiting = b"", 0.0, False
@@ -66,7 +68,7 @@ class _Lease:
                 continue
             holder = _decoded(content)
             if holder.get("token") == self._content["token"]:  # it was written, and the answer lost
-                self._generation, self._renewed = found, time.monotonic()
+                self._generation, self._renewed = found, self._begun
                 break
             if found != seen:
                 if waiting:  # it was renewed: its holder lives
@@ -84,34 +86,53 @@ class _Lease:
             time.sleep(min(1.0, LEASE / 10))
             self._generation = storage.ABSENT
         self._renewer.start()
+        self._watcher.start()
 
     def release(self) -> None:
         self._ended.set()
-        self._renewer.join()
-        storage.write(self._path, None, only_if=self._generation)
+        try:
+            self._renewer.join(RENEWAL)  # it may be waiting for a server that does not answer
+        finally:  # Ctrl-C
+            self._delete()
+
+    def _delete(self) -> None:
+        try:
+            if storage.write(self._path, None, only_if=self._generation) is None and self._is_mine():
+                storage.write(self._path, None, only_if=self._generation)
+        except ServiceError as error:  # an error of the block must not be replaced by this one
+            logger.warning(f"the lock stays, and is taken over after {LEASE:.0f} s: {error}")
 
     def _write(self, only_if: bytes) -> bool:
         self._count += 1  # so that a renewal is another object
         content = {**self._content, "renewals": self._count}
+        self._begun = time.monotonic()  # others count from when the object appears, which may be long before the answer
         written = storage.write(self._path, json.dumps(content).encode(), only_if=only_if)
         if written is not None:
-            self._generation, self._renewed = written, time.monotonic()
+            self._generation, self._renewed = written, self._begun
         return written is not None
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWAL):
             try:
                 kept = self._write(self._generation) or self._is_mine()
-            except UserError as error:
+            except Exception as error:  # whatever it is, `_watch` sees how long it lasts
                 logger.warning(f"the lock cannot be renewed: {error}")
-                kept = time.monotonic() - self._renewed < LEASE - RENEWAL
+                continue
             if not kept:
-                os.write(
-                    sys.__stderr__.fileno(),
-                    f"error: {str(self._folder)!r}: another process has taken over the lock, or may have, because it "
-                    f"was not renewed for {LEASE:.0f} s; this process ends, and writes nothing more\n".encode(),
-                )
-                os._exit(1)
+                self._die()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, RENEWAL)):
+            if time.monotonic() - self._renewed > LEASE - RENEWAL:
+                self._die()
+
+    def _die(self) -> None:
+        os.write(
+            sys.__stderr__.fileno(),
+            f"error: {str(self._folder)!r}: another process has taken over the lock, or soon may, because it was not "
+            f"renewed for {LEASE - RENEWAL:.0f} s; this process ends, and writes nothing more\n".encode(),
+        )
+        os._exit(1)
 
     def _is_mine(self) -> bool:
         """Whether the object is of this process after all: a renewal was written, and its answer lost."""
@@ -121,7 +142,7 @@ class _Lease:
             return False
         if _decoded(content).get("token") != self._content["token"]:
             return False
-        self._generation, self._renewed = generation, time.monotonic()
+        self._generation = generation  # when it appeared is not known: the next renewal counts
         return True
 
     def _held(self, holder: dict[str, object]) -> UserError:
@@ -161,9 +182,10 @@ def _began(process: object) -> str:
     """When a process of this machine began, in clock ticks since the start; "" where there is none."""
     try:
         with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] in "ZX" else fields[19]  # killed, but its parent has not noticed
 
 
 def _is_near(holder: dict[str, object]) -> bool:
@@ -173,4 +195,13 @@ def _is_near(holder: dict[str, object]) -> bool:
 
 def _is_dead(holder: dict[str, object]) -> bool:
     """Whether the holder was a process of this machine that has ended; its number may be another's by now."""
-    return _is_near(holder) and _began(holder.get("process")) != holder.get("began")
+    process = holder.get("process")
+    if not _is_near(holder) or not isinstance(process, int) or _began(process) == holder.get("began"):
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's process, whose /proc entry may be hidden
+        return bool(_began(process))
+    except OSError:
+        pass
+    return True

@@ -33,8 +33,8 @@ def local_path(path: str | os.PathLike, field: str) -> str:
         raise UserError(f"{field} is empty: give a path")
     if _URL.match(text):
         raise UserError(
-            f"{field} = {text!r}: URLs and object stores are not supported here; give a path on this machine, for "
-            "example of a mounted bucket"
+            f"{field} = {text!r}: URLs and object stores are not supported here; give a path on this machine, "
+            "to which you copied it"
         )
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):

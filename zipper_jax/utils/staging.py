@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from zipper_jax.utils import storage
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError
 from zipper_jax.utils.storage import AnyPath
 
 logger = logging.getLogger(__name__)
@@ -66,12 +66,15 @@ def staged(run_dir: AnyPath) -> Iterator[Staging]:
     with TemporaryDirectory(prefix="zipper-run-") as folder:
         staging, ended = Staging(run_dir, Path(folder)), threading.Event()
 
+        def try_copy() -> None:
+            try:
+                staging.copy()
+            except ServiceError as error:
+                logger.warning(f"metrics and logs are not copied now: {error}")
+
         def copy() -> None:
             while not ended.wait(PERIOD):
-                try:
-                    staging.copy()
-                except UserError as error:
-                    logger.warning(f"metrics and logs are not copied now: {error}")
+                try_copy()
 
         thread = threading.Thread(target=copy, name="copy metrics and logs", daemon=True)
         thread.start()
@@ -80,4 +83,4 @@ def staged(run_dir: AnyPath) -> Iterator[Staging]:
         finally:
             ended.set()
             thread.join()
-            staging.copy()
+            try_copy()  # an error of the block must not be replaced by one of this

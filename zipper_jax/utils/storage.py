@@ -9,6 +9,8 @@ All traffic goes through TensorStore, which Orbax needs anyway and which has no 
 
 Credentials: gs://: application default credentials; s3://: those of the AWS SDK. ``TENSORSTORE_GCS_HTTP_URL`` and
 ``AWS_ENDPOINT_URL`` name other servers.
+
+Every function raises `ServiceError` where the service fails.
 """
 
 import contextlib
@@ -22,12 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-# TensorFlow's own client, which epath prefers where it is installed, has neither conditions nor other servers.
-os.environ.setdefault("EPATH_USE_TF", "false")
-
 from etils import epath
 
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
 
 AnyPath: TypeAlias = Path | epath.Path
 """A path on this machine, or in a bucket."""
@@ -38,10 +37,16 @@ MARKER = "commit_success.txt"
 PARTIAL = ".partial"
 """Name of the object that is written first into a folder of a bucket, and deleted after the marker was written."""
 
+RETRIES = 6
+"""Of a request, after pauses of 1, 2, 4, … seconds: about a minute."""
+
 ABSENT = b"\x02"
 """TensorStore's generation of an object that does not exist, for `write`."""
 
 _URL = re.compile(r"(gs|s3):/+")  # Path("gs://bucket/run") is "gs:/bucket/run"
+
+_SHORTER = re.compile(r"OUT_OF_RANGE|Unexpected Content-Range")
+"""What servers answer to a request for bytes behind the end of an object."""
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -72,6 +77,7 @@ def read(path: str | os.PathLike, start: int = 0, stop: int | None = None) -> by
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: It is shorter.
     """
     return read_version(path, start, stop)[0]
 
@@ -115,11 +121,19 @@ def write(path: str | os.PathLike, data: bytes | None, only_if: bytes | None = N
 
 
 def keys(folder: str | os.PathLike) -> list[str]:
-    """The paths of all objects below a folder, relative to it, sorted."""
+    """The paths of all objects below a folder, relative to it, sorted.
+
+    Raises:
+        UserError: The name of one would, as a file's, be in another folder.
+    """
     store, key = _locate(folder)
     prefix = f"{key}/" if key else ""
     found = _done(folder, lambda: store.list(_below(prefix), strip_prefix_length=len(prefix)))
-    return sorted(name.decode() for name in found if name and not name.endswith(b"/"))
+    names = sorted(name.decode() for name in found if name and not name.endswith(b"/"))
+    for name in names:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise UserError(f"{os.fspath(folder)!r}: object {name!r}: no file can have that name; delete the object")
+    return names
 
 
 def delete_tree(folder: str | os.PathLike) -> None:
@@ -174,9 +188,12 @@ def complete_subfolders(folder: AnyPath) -> list[str]:
 
 
 def subfolders(folder: AnyPath) -> list[str]:
-    """Names of the folders in a folder, which may be missing; of a bucket, those of which an object is left too."""
+    """Names of the folders in a folder, which may be missing; of a bucket, those of which an object is left too.
+
+    In a bucket not those that begin with a point: the locks of folders that are written.
+    """
     if is_bucket(folder):
-        return sorted({name.split("/", 1)[0] for name in keys(folder) if "/" in name})
+        return sorted({name.split("/", 1)[0] for name in keys(folder) if "/" in name and name[0] != "."})
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
@@ -209,7 +226,9 @@ def _locate(path: str | os.PathLike) -> tuple[Any, str]:
 def _open(scheme: str, bucket: str) -> Any:
     import tensorstore
 
-    spec: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else "s3", "bucket": bucket}
+    driver = "gcs" if scheme == "gs" else "s3"
+    spec: dict[str, Any] = {"driver": driver, "bucket": bucket}
+    spec["context"] = {f"{driver}_request_retries": {"max_retries": RETRIES}}
     if scheme == "s3" and (server := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
         spec |= {"endpoint": server, "aws_region": os.environ.get("AWS_DEFAULT_REGION", "us-east-1")}
     return _done(f"{scheme}://{bucket}", lambda: tensorstore.KvStore.open(spec))
@@ -231,12 +250,17 @@ class _All(NamedTuple):
 
 
 def _done(path: str | os.PathLike, begin: Callable[[], Any]) -> Any:
-    """The result of a request; what the service answers becomes a UserError that names the path."""
+    """The result of a request; a failure of the service becomes a ServiceError that names the path.
+
+    A request for more bytes than there are raises ValueError.
+    """
     try:
         return begin().result()
     except (ValueError, RuntimeError, PermissionError, NotImplementedError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError(
+        if _SHORTER.search(why):
+            raise ValueError("it is shorter than it was") from error
+        raise ServiceError(
             f"{os.fspath(path)!r}: the bucket cannot be used ({why}); check its name, your credentials and their rights"
         ) from error
 
@@ -246,7 +270,13 @@ def _done(path: str | os.PathLike, begin: Callable[[], Any]) -> Any:
 
 @cache
 def _register() -> None:
+    """Take the place of gcsfs and s3fs in this process, for all that reaches buckets through fsspec in it."""
     import fsspec
+    from etils.epath import gpath
+
+    # TensorFlow's own client, which epath prefers where it is installed, has neither conditions nor other servers.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    gpath._is_tf_installed.cache_clear()
 
     class Buckets(fsspec.AbstractFileSystem):
         """Objects as files; folders exist as far as there are objects in them."""
@@ -295,6 +325,12 @@ def _register() -> None:
         def isdir(self, path: str) -> bool:
             return "/" not in self._strip_protocol(path) or bool(keys(self._url(path)))
 
+        def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+            if "w" not in mode or "b" in mode:
+                return super().open(path, mode, **options)
+            how = {name: options[name] for name in ("encoding", "errors", "newline") if name in options}
+            return _WrittenText(self._open(path, "wb"), **how)
+
         def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
             if "r" in mode:
                 return io.BytesIO(read(self._url(path)))
@@ -330,7 +366,7 @@ def _register() -> None:
 
 
 class _Written(io.BytesIO):
-    """A file being written, which becomes an object when it is closed without an error."""
+    """A file being written, which becomes an object when it is closed; not by an exception or the garbage collector."""
 
     def __init__(self, url: str):
         super().__init__()
@@ -338,13 +374,33 @@ class _Written(io.BytesIO):
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is not None:
-            super().close()
+            self.discard()
         self.close()
+
+    def __del__(self) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        super().close()
 
     def close(self) -> None:
         if not self.closed:
             write(self._url, self.getvalue())
         super().close()
+
+
+class _WrittenText(io.TextIOWrapper):
+    """As `_Written`, of text."""
+
+    buffer: _Written
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is not None:
+            self.buffer.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        self.buffer.discard()
 
 
 @contextlib.contextmanager
