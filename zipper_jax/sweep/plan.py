@@ -309,8 +309,8 @@ def train_config(sweep: Sweep, row: Row, places: Places) -> TrainConfig:
     code = getattr(row.arm.config, "__code__", None)  # a call that does not fit leaves no frame of its file
     with _errors_of(f"arm {row.arm.name!r}: ", "" if code is None else code.co_filename):
         found = row.arm.config(places, row.seed)
-    if not isinstance(found, TrainConfig):
-        raise UserError(f"arm {row.arm.name!r}: config returned {type(found).__name__}, not a TrainConfig")
+        if not isinstance(found, TrainConfig):
+            raise UserError(f"config returned {type(found).__name__}, not a TrainConfig")
     config = replace(found, model_dir=places.run(row.arm.name, row.seed), seed=row.seed)
     if sweep.steps is None:
         return config

@@ -24,12 +24,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from etils import epath
-
 from zipper_jax.utils.errors import ServiceError, UserError
 
-AnyPath: TypeAlias = Path | epath.Path
-"""A path on this machine, or in a bucket."""
+try:
+    from etils import epath
+
+    AnyPath: TypeAlias = Path | epath.Path
+    """A path on this machine, or in a bucket."""
+except ImportError:  # `zipper doctor` reports it
+    AnyPath = Path  # type: ignore[assignment, misc]
 
 MARKER = "commit_success.txt"
 """Name of the object that is written last into a folder of a bucket, and deleted first."""
