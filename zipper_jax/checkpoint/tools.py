@@ -105,7 +105,8 @@ def export(run_dir: str, out: str, step: int | None = None, best: bool = False) 
         write_config(folder, config)
         # In a bucket, to which the folder may be copied, a step and the frozen part are complete with their markers.
         for complete in filter(None, (copied, content["frozen"] and folder / "frozen" / content["frozen"])):
-            (complete / storage.MARKER).write_bytes(b"")
+            if not (complete / storage.MARKER).exists():  # Orbax's own has a content, whose digest is kept
+                (complete / storage.MARKER).write_bytes(b"")
     return step
 
 
