@@ -183,10 +183,10 @@ def measure(work: Work, names: Sequence[str], kokoro: str) -> dict[str, Any]:
 
     def row(kind: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
         for name, (references, sounds) in sets.items():
-            heard = work.kept(
+            hypotheses = work.kept(
                 f"{kind}_{name}".replace(" ", ""), lambda s=sounds: judge.transcribe(list(map(change, s)))
             )
-            rates.setdefault(kind, {})[name] = wer(references, heard, normalised)
+            rates.setdefault(kind, {})[name] = wer(references, hypotheses, normalised)
             print(kind, name, rates[kind][name], flush=True)
 
     mixed = [waveform for own in spoken.values() for waveform in own]

@@ -542,10 +542,15 @@ def claims() -> tuple[Claim, ...]:
     )
 
 
+def size_of(name: str) -> Size:
+    """The size called ``name``. Raises UserError if there is none."""
+    if name not in SIZES:
+        raise UserError(f"--size = {name!r}: give one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
 def sweep(size: str) -> Sweep:
-    if size not in SIZES:
-        raise UserError(f"--size = {size!r}: give one of {', '.join(SIZES)}")
-    chosen = SIZES[size]
+    chosen = size_of(size)
     return Sweep(
         name=f"findings_{size}",
         corpus=chosen.corpus,

@@ -12,11 +12,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from findings import IDENTITY, PRESERVING, RATES, SIZES, Arms, Size
+from findings import IDENTITY, PRESERVING, RATES, Arms, Size, size_of
 
 from zipper_jax.models.config import ProjectionConfig
 from zipper_jax.sweep.plan import Arm, Claim, Sweep, Table
-from zipper_jax.utils.errors import UserError
 
 BOTH = ("text", "speech")
 SHARED: dict[str, Any] = {"fusion": "shared_attention", "gate_init": 1.0}
@@ -117,9 +116,7 @@ def claims() -> tuple[Claim, ...]:
 
 
 def sweep(size: str) -> Sweep:
-    if size not in SIZES:
-        raise UserError(f"--size = {size!r}: give one of {', '.join(SIZES)}")
-    chosen = SIZES[size]
+    chosen = size_of(size)
     return Sweep(
         name=f"fusions_{size}",
         corpus=chosen.corpus,

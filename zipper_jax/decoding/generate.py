@@ -91,7 +91,9 @@ class Generator:
     def _model(self) -> Zipper:
         """The model that spans are decoded with, made once."""
         if self._prepared is None:
-            config = decoding_config(self.config, self.params, jax.default_backend(), _free_bytes())
+            platform = jax.default_backend()
+            free = _free_bytes() if platform == "tpu" else None  # a group exchanges it
+            config = decoding_config(self.config, self.params, platform, free)
             if config.scan not in self._prepare:
                 self._prepare[config.scan] = jax.jit(partial(for_decoding, config, placer=self.placer))
             self._prepared = self._prepare[config.scan](self.params)
