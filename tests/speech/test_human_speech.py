@@ -37,9 +37,10 @@ def test_the_open_judge_understands_people(clips):
 
 
 @pytest.mark.parametrize(
-    "features", ["log-mel", pytest.param("whisper", marks=pytest.mark.skipif(not WHISPER, reason=""))]
+    ("features", "samples_per_unit"),
+    [("log-mel", 640), pytest.param("whisper", 320, marks=pytest.mark.skipif(not WHISPER, reason=""))],
 )
-def test_clips_become_units_of_their_length(clips, features, tmp_path):
+def test_clips_become_units_of_their_length(clips, features, samples_per_unit, tmp_path):
     rows = ["audio\ttext\tsplit", *(f"{CLIPS}/{name}.wav\t{text}\ttrain" for name, text in clips.items())]
     (tmp_path / "clips.tsv").write_text("\n".join(rows) + "\n")
     corpus, prepared = tmp_path / "corpus", tmp_path / "prepared"
@@ -52,5 +53,5 @@ def test_clips_become_units_of_their_length(clips, features, tmp_path):
     for name, text in clips.items():
         samples = len(load_audio(CLIPS / f"{name}.wav"))
         units = examples[text]["units"]
-        assert len(units) == -(-samples // 640)
+        assert len(units) == -(-samples // samples_per_unit)
         assert np.unique(units).size > 10, "speech is not one sound"
