@@ -50,7 +50,7 @@ train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"spee
 both="--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length, \"speech\": $speech_length}"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
 train zipper fuse "$fuse_steps" "${towers[@]}" "$both" --gin_file=models/zipper_quick.gin \
-  --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
+  --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips" "--gin.ZipConfig.max_positions=$speech_length"
 train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" \
   "--gin.TASK_FEATURE_LENGTHS={\"decoder\": $((text_length + speech_length))}"
 stage evaluate eval --run "$out/zipper" --single_decoder "$out/single_decoder" --data "$out/prepared" \

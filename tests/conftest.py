@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -25,3 +26,14 @@ _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=50, **_common)
 settings.register_profile("ci", max_examples=50, derandomize=True, **_common)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Models of options.VARIANTS run in the slow tier."""
+    from options import VARIANTS
+
+    for item in items:
+        params = getattr(item, "callspec", None)
+        if params and VARIANTS & {value for value in params.params.values() if isinstance(value, str)}:
+            item.add_marker(pytest.mark.slow)

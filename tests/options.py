@@ -154,6 +154,8 @@ OPTIONS = {
 TRIOS = ["trio", "trio fusions"]
 FUSIONS = [n for n, c in OPTIONS.items() if n not in TRIOS and {z.fusion for z in c.zips} - {"gated_cross_attention"}]
 """Models with another fusion than the paper's: the rules of the forward pass and of decoding run on each of them."""
+VARIANTS = {"shared", "soft late", "shared ungated"}
+"""Models whose rules run in the slow tier (conftest.py): a sibling of each, of the same kind, runs in the fast one."""
 
 
 def _all_zips_have_gates(config):

@@ -115,7 +115,8 @@ def test_a_digest_is_the_same_on_any_mesh():
     assert manifest.table({"x": cut}) == manifest.table({"x": values})
 
 
-@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_costs_nothing_that_was_saved(copied, asynchronous, monkeypatch, capsys):
     """Files may not grow as large as the arrays': the run ends with one line, and resumes once there is space."""
     save = replace(copied.save, asynchronous=asynchronous)

@@ -44,8 +44,8 @@ ZIPS = {
 }  # fmt: skip
 
 
-# The package's own, and one of soft tokens, in the fast tier.
-FAST = ("shared attention", "projector", "soft")
+# The package's own in the fast tier.
+FAST = ("shared attention", "projector")
 ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZIPS]
 
 

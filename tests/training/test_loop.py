@@ -143,6 +143,7 @@ def test_fusion_and_the_single_decoder_start_from_tower_runs(text_run, zipper_ru
         run(wrong)
 
 
+@pytest.mark.slow
 def test_frozen_kernels_are_rounded_for_products_once_and_kept_as_they_are_stored(
     text_run, zipper_run, tmp_path, monkeypatch
 ):
