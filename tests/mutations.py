@@ -345,6 +345,22 @@ MUTATIONS = (
         "positions, total = self.positions(fused.tower) * (cache is None), m",
         f"{DECODING} -k 'chunks and positions'",
     ),
+    Mutation(
+        "-",
+        "zips turn keys by the receiver's scale",
+        "models/fusion/gated_cross_attention.py",
+        "return of(into), of(config.other(into))",
+        "return of(into), of(into)",
+        f"{FORWARD} -k 'equations and heads'",
+    ),
+    Mutation(
+        "2",
+        "zips' turned keys forget where a chunk begins",
+        "models/fusion/gated_cross_attention.py",
+        "return self.attention.keys_and_values(h, source.positions)",
+        "return self.attention.keys_and_values(h, source.positions - source.positions[:, :1])",
+        f"{DECODING} -k 'chunks and rotary'",
+    ),
     # rule 3: the unimodal path
     Mutation(
         "3",

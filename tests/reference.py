@@ -212,9 +212,13 @@ class _Model:
         x = norm(m, p["attention_norm"])
         if z.positions == "learned":
             x = x + p["query_position_table"][np.minimum(np.arange(len(x)), z.max_positions - 1)]
-        q = heads(x, a["query"])
+        q, k = heads(x, a["query"]), heads(h, a["key"])
+        if z.positions == "rotary":
+            scales = z.position_scales or {}
+            q = turn(q, np.arange(len(q)) * scales.get(receiver, 1.0), z.rope_base)
+            k = turn(k, np.arange(len(k)) * scales.get(source, 1.0), z.rope_base)
         mask = self.places[source][None, :] < self.places[receiver][:, None]
-        mixed = attend(q, heads(h, a["key"]), heads(h, a["value"]), mask)
+        mixed = attend(q, k, heads(h, a["value"]), mask)
         out = np.einsum("tnh,nhd->td", mixed, a["output"]["kernel"])
         sees = mask.any(axis=1)[:, None] if mask.shape[1] else np.zeros((len(m), 1), bool)
         if "bias" in a["output"]:
@@ -287,6 +291,12 @@ PLACEMENTS = {
 
 def heads(x, p):
     return np.einsum("td,dnh->tnh", x, p["kernel"]) + p.get("bias", 0.0)
+
+
+def turn(x, positions, base):
+    """RoPE of an even number of elements."""
+    even = x.shape[-1] // 2 * 2
+    return np.concatenate([rope(x[..., :even], positions, base), x[..., even:]], axis=-1)
 
 
 def dense(x, p):

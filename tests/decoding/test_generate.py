@@ -37,6 +37,10 @@ MODELS = {
         ),
         PAIR_LAYOUT,
     ),
+    "rotary zips": (
+        with_gates(pair(), positions="rotary", position_scales={"speech": 0.3}, rope_base=50.0),
+        PAIR_LAYOUT,
+    ),
     "borrowed": (dataclasses.replace(OPTIONS["borrowed"], scan=False), PAIR_LAYOUT),
     "relative": (OPTIONS["relative"], PAIR_LAYOUT),
     **{name: (OPTIONS[name], PAIR_LAYOUT) for name in FUSIONS},
@@ -124,7 +128,7 @@ GIVEN = {
         [("text", content()), ("sign", content(2))],
     ],
 }
-GIVEN |= {"trio fusions": GIVEN["trio"], **dict.fromkeys(("positions", *FUSIONS), GIVEN["pair"])}
+GIVEN |= {"trio fusions": GIVEN["trio"], **dict.fromkeys(("positions", "rotary zips", *FUSIONS), GIVEN["pair"])}
 
 
 # ---- rule 2: caches equal the full pass ------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def test_many_chunks_through_the_caches_equal_the_full_pass(seed, name):
         ("pair", ("text", "speech", "text")),
         ("trio", ("sign", "text")),
         ("trio fusions", ("sign", "text", "speech")),
-        *((name, ("text", "speech", "text")) for name in FUSIONS),
+        *((name, ("text", "speech", "text")) for name in ("rotary zips", *FUSIONS)),
         pytest.param("positions", ("speech", "text"), marks=pytest.mark.slow),
         pytest.param("trio", ("sign", "text", "image", "speech"), marks=pytest.mark.slow),
     ],

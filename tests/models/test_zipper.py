@@ -87,7 +87,7 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper", "positions", "borrowed", *TRIOS, *FUSIONS])
+@pytest.mark.parametrize("name", ["paper", "positions", "heads", "borrowed", *TRIOS, *FUSIONS])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
     params = random_params(config)

@@ -13,6 +13,7 @@ import gin
 from zipper_jax.cli import gin_bindings, gin_flags
 from zipper_jax.cli import train as train_command
 from zipper_jax.cli.main import main
+from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import FUSIONS
 from zipper_jax.training import program
@@ -52,6 +53,19 @@ def test_vocabulary_sizes_come_from_the_data(prepared):
     assert decoder.towers["decoder"].vocab_size == 54
     assert decoder.towers["decoder"].num_layers == build(prepared, "fuse").model.towers["text"].num_layers
     assert (decoder.modalities["speech"].offset, decoder.modalities["speech"].size) == (22, 32)
+
+
+def test_position_scales_are_the_pairs_numbers_of_tokens(prepared):
+    rotary = ['--gin.ZipConfig.positions="rotary"', "--gin.ZipConfig.position_scales=@position_scales()"]
+    given = [*rotary, f'--gin.position_scales.folder="{prepared}"']
+    scales = build(prepared, "fuse", *given, '--gin.position_scales.task="asr"').model.zips[0].position_scales
+    tokens = {"text": 0, "speech": 0}
+    store = RowStore(prepared / "rows" / "asr" / "train")
+    for span in (span for row in range(len(store)) for example in store.row(row) for span in example):
+        tokens[span.modality] += len(span.tokens)
+    assert scales == {"text": 1.0, "speech": pytest.approx(tokens["text"] / tokens["speech"])}
+    with pytest.raises(UserError, match="holds no pairs"):
+        build(prepared, "fuse", *given, '--gin.position_scales.task="another"')
 
 
 @pytest.mark.parametrize("size", ["128m", "1b"])

@@ -3,6 +3,7 @@
 What the paper does not specify is a field here; the default follows the paper, or the code it cites.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -240,8 +241,13 @@ class ZipConfig:
         feed_forward: "always" (Flamingo: also for tokens without visible keys) or "where_visible" (training then does
             not change text without speech).
         positions: "learned" adds a vector per local position to the input of keys (after the projection and its norm)
-            and of queries (after the norm); the paper has none.
-        max_positions: Rows of the two tables; positions beyond share the last row.
+            and of queries (after the norm); "rotary" turns keys and queries by their local positions times
+            ``position_scales`` (RoPE), so that weights can depend on progress through both sequences; the paper has
+            none.
+        max_positions: "learned": rows of the two tables; positions beyond share the last row.
+        position_scales: "rotary": {tower: factor on its local positions}, 1 where unnamed. With the pairs' mean number
+            of tokens of the other tower per token of this one, tokens that correspond stand at about equal positions.
+        rope_base: "rotary": longest wavelength in scaled positions, over 2 pi.
         fusion: A name in `models.fusion.FUSIONS`, or ``package.module:Class``.
         options: Fields of the fusion's ``Options``.
     """
@@ -262,13 +268,15 @@ class ZipConfig:
     gate_init: float = 0.0
     projection: ProjectionConfig = ProjectionConfig()
     feed_forward: Literal["always", "where_visible"] = "always"
-    positions: Literal["none", "learned"] = "none"
+    positions: Literal["none", "learned", "rotary"] = "none"
     max_positions: int = 2048
+    position_scales: Mapping[str, float] | None = None
+    rope_base: float = 10_000.0
     fusion: str = "gated_cross_attention"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        freeze_fields(self, "towers", "intervals", "pairs", "into", "options")
+        freeze_fields(self, "towers", "intervals", "pairs", "into", "position_scales", "options")
         a, b = self.towers
         check(a != b, f"ZipConfig.towers = {self.towers}: a zip joins two different towers")
         check(
@@ -276,7 +284,7 @@ class ZipConfig:
             f"zip {self.name}: give either intervals or pairs, got intervals={self.intervals}, pairs={self.pairs}",
         )
         check(self.pairs is None or len(self.pairs) > 0, f"zip {self.name}: pairs = () is empty; remove the zip")
-        for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions"):
+        for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "max_positions", "rope_base"):
             value = getattr(self, name)
             check(value is None or value > 0, f"zip {self.name}: {name} = {value} must be positive")
         if self.intervals is not None:
@@ -284,6 +292,15 @@ class ZipConfig:
                 set(self.intervals) == set(self.towers) and min(self.intervals.values()) > 0,
                 f"zip {self.name}: intervals must name {a} and {b} with positive numbers, got {dict(self.intervals)}",
             )
+        scales = self.position_scales or {}
+        check(
+            set(scales) <= set(self.towers) and all(0 < scale < math.inf for scale in scales.values()),
+            f"zip {self.name}: position_scales = {dict(scales)} must give {a}, {b} or both a positive factor",
+        )
+        check(
+            not scales or self.positions == "rotary",
+            f"zip {self.name}: position_scales has no effect with positions = {self.positions!r}; set 'rotary'",
+        )
         check(
             self.into is None or (len(self.into) > 0 and set(self.into) <= set(self.towers)),
             f"zip {self.name}: into = {self.into} must name {a}, {b} or both",

@@ -72,9 +72,9 @@ def relative_buckets() -> Int[np.ndarray, " W"]:
 @cache
 def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.ndarray, " L"]]:
     """(frequencies, amplitudes) of every layer; L = 1 when all layers are the same."""
-    plain = _frequencies(config.rope_base, config.rotary_size)
+    plain = frequencies(config.rope_base, config.rotary_size)
     scaled, amplitude = _scaled(plain, config.rope_base, config.rope_scaling)
-    near = None if config.window_rope_base is None else _frequencies(config.window_rope_base, config.rotary_size)
+    near = None if config.window_rope_base is None else frequencies(config.window_rope_base, config.rotary_size)
     layers = [
         (scaled, amplitude) if near is None or not limited else (near, 1.0) for limited in map(bool, config.window_of)
     ]
@@ -83,7 +83,8 @@ def _rotations(config: TowerConfig) -> tuple[Float[np.ndarray, "L R"], Float[np.
     return np.stack([f for f, _ in layers]).astype(np.float32), np.array([a for _, a in layers], np.float32)
 
 
-def _frequencies(base: float, size: int) -> Float[np.ndarray, " R"]:
+def frequencies(base: float, size: int) -> Float[np.ndarray, " R"]:
+    """Radians per position of each of ``size`` / 2 pairs, from 1 towards 1 / ``base`` (arXiv 2104.09864)."""
     return base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 

@@ -17,6 +17,7 @@ Axis letters: B rows, T positions, D embed_dim, V vocabulary, L layers, Z zips.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, overload
 
@@ -73,7 +74,8 @@ class Zipper(Module):
         count = len(zip_pairs(z, towers))
 
         def make(into: str) -> Fusion:
-            return fusion_class(z.fusion)(z, towers[z.other(into)], towers[into], rngs=rngs, dtype=dtype)
+            one = replace(z, into=(into,))
+            return fusion_class(z.fusion)(one, towers[z.other(into)], towers[into], rngs=rngs, dtype=dtype)
 
         return {f"into_{into}": stack(partial(make, into), count, "zips") for into in z.receivers}
 

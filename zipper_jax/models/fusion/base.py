@@ -56,7 +56,7 @@ class NoOptions:
 
 
 class Fusion(Module):
-    """One direction of one zip.
+    """One direction of one zip; its ``config`` has one receiver.
 
     A subclass sets ``placement`` and ``sources``, declares its parameters in ``__init__`` with the layers of
     `models.layers` (or plain Flax ones), and has ``read`` and, by its placement, ``effect`` or ``keys_and_values``.

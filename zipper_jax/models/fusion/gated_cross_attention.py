@@ -23,6 +23,7 @@ from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, regis
 from zipper_jax.models.layers import MLP, Linear, Norm, Projection
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module, param
+from zipper_jax.models.rotary import Rotation, frequencies, rotate
 from zipper_jax.ops.interval_attention import interval_attention, interval_weights
 from zipper_jax.utils.errors import UserError
 
@@ -35,11 +36,25 @@ class KeyValue(NamedTuple):
 
 
 class CrossAttention(Module):
-    """Cross-attention with N query heads, K key/value heads and head_dim H; all inputs have embed_dim D (``width``)."""
+    """Cross-attention with N query heads, K key/value heads and head_dim H; all inputs have embed_dim D (``width``).
+
+    Attributes:
+        frequencies: Radians per position by which RoPE turns (queries, keys); None: positions are not used.
+    """
 
     def __init__(
-        self, width: int, n: int, k: int, h: int, *, rngs: nnx.Rngs, bias: bool = False, dtype: Any = jnp.float32
+        self,
+        width: int,
+        n: int,
+        k: int,
+        h: int,
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        dtype: Any = jnp.float32,
+        frequencies: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ):
+        self.frequencies = frequencies
         kind: dict[str, Any] = {"fan_in": width, "dtype": dtype, "bias": bias, "outputs": 2, "rngs": rngs}
         self.query = Linear("BTD,DNH->BTNH", (width, n, h), ("embed", "heads", "head_size"), **kind)
         self.key = Linear("BSD,DKH->BSKH", (width, k, h), ("embed", "kv_heads", "head_size"), **kind)
@@ -47,14 +62,23 @@ class CrossAttention(Module):
         axes = ("heads", "head_size", "embed")
         self.output = Linear("BTNH,NHD->BTD", (n, h, width), axes, fan_in=n * h, dtype=dtype, bias=bias, rngs=rngs)
 
-    def keys_and_values(self, h: Float[Array, "B S D"]) -> KeyValue:
+    def keys_and_values(self, h: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> KeyValue:
         """Keys and values, [B, S, K, H] each."""
-        return KeyValue(self.key(h), self.value(h))
+        return KeyValue(self._turned(self.key(h), positions, 1), self.value(h))
 
-    def __call__(self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range) -> Float[Array, "B T D"]:
+    def queries(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
+        """Queries of x."""
+        return self._turned(self.query(x), positions, 0)
+
+    def _turned(self, x: Float[Array, "B T N H"], positions: Int[Array, "B T"], which: int) -> Float[Array, "B T N H"]:
+        return rotate(x, positions, Rotation(jnp.asarray(self.frequencies[which]), 1.0)) if self.frequencies else x
+
+    def __call__(
+        self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
         """Attention of each position of x over the visible keys; exactly 0 where no key is visible."""
         start, end = visible
-        query = self.query(x)
+        query = self.queries(x, positions)
         with jax.named_scope("cross_attention"):
             attended = interval_attention(query, kept.key, kept.value, start, end)
         y = self.output(attended)
@@ -83,7 +107,8 @@ class GatedCrossAttention(Fusion):
         self.source_position_table, self.query_position_table = positions(), positions()
         self.source_norm = Norm(width, kind=config.norm, rngs=rngs) if config.normalise_source else None
         self.attention_norm = Norm(width, kind=config.norm, rngs=rngs)
-        self.attention = CrossAttention(width, n, k, h, bias=config.bias, dtype=dtype, rngs=rngs)
+        turns = _frequencies(config, h) if config.positions == "rotary" else None
+        self.attention = CrossAttention(width, n, k, h, bias=config.bias, dtype=dtype, rngs=rngs, frequencies=turns)
         self.attention_gate = param((), (), use="gate", fill=config.gate_init)
         self.mlp_norm = Norm(width, kind=config.norm, rngs=rngs)
         hidden = config.mlp_multiplier * width
@@ -96,14 +121,16 @@ class GatedCrossAttention(Fusion):
         if self.source_norm is not None:
             h = self.source_norm(h)
         # After the norm, which would otherwise rescale the position embeddings.
-        return self.attention.keys_and_values(_add_positions(h, self.source_position_table, source.positions))
+        h = _add_positions(h, self.source_position_table, source.positions)
+        return self.attention.keys_and_values(h, source.positions)
 
     def effect(
         self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """a + f, see the module's docstring; exactly 0 while both gates are 0."""
         start, end = visible
-        a = _gate(self.attention_gate, m) * self.attention(self._query_input(m, positions), kept=kept, visible=visible)
+        x = self._query_input(m, positions)
+        a = _gate(self.attention_gate, m) * self.attention(x, kept=kept, visible=visible, positions=positions)
         f = _gate(self.mlp_gate, m) * self.mlp(self.mlp_norm(m + a))
         if self.config.feed_forward == "where_visible":
             f = jnp.where((end > start)[..., None], f, 0)
@@ -113,7 +140,8 @@ class GatedCrossAttention(Fusion):
         self, m: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
     ) -> Float[Array, "B K G T S"]:
         """The attention weights of `effect`."""
-        return interval_weights(self.attention.query(self._query_input(m, positions)), kept.key, *visible)
+        query = self.attention.queries(self._query_input(m, positions), positions)
+        return interval_weights(query, kept.key, *visible)
 
     def _query_input(self, m: Array, positions: Array) -> Float[Array, "B T D"]:
         return _add_positions(self.attention_norm(m), self.query_position_table, positions)
@@ -152,6 +180,17 @@ def _heads(config: ZipConfig, receiver: TowerConfig) -> tuple[int, int, int]:
     """num_heads, num_kv_heads and head_dim of the cross-attention into ``receiver``."""
     k = config.num_kv_heads or config.num_heads or receiver.num_kv_heads
     return config.num_heads or receiver.num_heads, k, config.head_dim or receiver.head_dim
+
+
+def _frequencies(config: ZipConfig, h: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Radians per local position of the receiver and of the source."""
+    (into,), scales = config.receivers, config.position_scales or {}
+    plain = frequencies(config.rope_base, h - h % 2)
+
+    def of(tower: str) -> tuple[float, ...]:
+        return tuple((scales.get(tower, 1.0) * plain).tolist())
+
+    return of(into), of(config.other(into))
 
 
 def _add_positions(x: Array, table: nnx.Param | None, positions: Int[Array, "B T"]) -> Array:
