@@ -94,9 +94,9 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
 
 @configurable
 def position_scales(folder: str = gin.REQUIRED, task: str = gin.REQUIRED) -> dict[str, float]:
-    """Return ``ZipConfig.position_scales`` of the pairs of a task in a prepared folder, for towers named like modalities.
+    """Return ``ZipConfig.position_scales`` of a task's pairs in a prepared folder; towers are named like modalities.
 
-    The modality with the fewest tokens has 1, another its mean number of those tokens per token of its own.
+    The one with the fewest tokens has 1, another its mean number of those tokens per token of its own.
     """
     from zipper_jax.data.packed_rows import read_meta
 
