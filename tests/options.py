@@ -62,7 +62,7 @@ OPTIONS = {
         zips=(
             dataclasses.replace(
                 ZIP, num_heads=6, num_kv_heads=2, head_dim=9, norm="rms", normalise_source=True,
-                positions="rotary", position_scales={"speech": 0.3}, rope_base=50.0,
+                positions="rotary", position_scales={"speech": 0.3}, rope_base=50.0, diagonal_init=0.5,
                 projection=ProjectionConfig(depth=2, hidden_dim=20, activation="gelu", final_activation="none"),
             ),
         ),

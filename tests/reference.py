@@ -215,6 +215,7 @@ class _Model:
         q, k = heads(x, a["query"]), heads(h, a["key"])
         if z.positions == "rotary":
             scales = z.position_scales or {}
+            q, k = q + a.get("query_offset", 0.0), k + a.get("key_offset", 0.0)
             q = turn(q, np.arange(len(q)) * scales.get(receiver, 1.0), z.rope_base)
             k = turn(k, np.arange(len(k)) * scales.get(source, 1.0), z.rope_base)
         mask = self.places[source][None, :] < self.places[receiver][:, None]

@@ -38,7 +38,7 @@ MODELS = {
         PAIR_LAYOUT,
     ),
     "rotary zips": (
-        with_gates(pair(), positions="rotary", position_scales={"speech": 0.3}, rope_base=50.0),
+        with_gates(pair(), positions="rotary", position_scales={"speech": 0.3}, rope_base=50.0, diagonal_init=0.5),
         PAIR_LAYOUT,
     ),
     "borrowed": (dataclasses.replace(OPTIONS["borrowed"], scan=False), PAIR_LAYOUT),

@@ -248,6 +248,9 @@ class ZipConfig:
         position_scales: "rotary": {tower: factor on its local positions}, 1 where unnamed. With the pairs' mean number
             of tokens of the other tower per token of this one, tokens that correspond stand at about equal positions.
         rope_base: "rotary": longest wavelength in scaled positions, over 2 pi.
+        diagonal_init: "rotary": above 0, queries and keys have a bias, all of whose elements start at this value before
+            they are turned: weights start out largest where scaled positions are equal. 1.0 with a rope_base of 100
+            weighs equal positions some 3 times as much as those 2 apart, 20 times as much as those 5 apart.
         fusion: A name in `models.fusion.FUSIONS`, or ``package.module:Class``.
         options: Fields of the fusion's ``Options``.
     """
@@ -272,6 +275,7 @@ class ZipConfig:
     max_positions: int = 2048
     position_scales: Mapping[str, float] | None = None
     rope_base: float = 10_000.0
+    diagonal_init: float = 0.0
     fusion: str = "gated_cross_attention"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -297,10 +301,11 @@ class ZipConfig:
             set(scales) <= set(self.towers) and all(0 < scale < math.inf for scale in scales.values()),
             f"zip {self.name}: position_scales = {dict(scales)} must give {a}, {b} or both a positive factor",
         )
-        check(
-            not scales or self.positions == "rotary",
-            f"zip {self.name}: position_scales has no effect with positions = {self.positions!r}; set 'rotary'",
-        )
+        for name in ("position_scales", "diagonal_init"):
+            check(
+                not getattr(self, name) or self.positions == "rotary",
+                f"zip {self.name}: {name} has no effect with positions = {self.positions!r}; set 'rotary'",
+            )
         check(
             self.into is None or (len(self.into) > 0 and set(self.into) <= set(self.towers)),
             f"zip {self.name}: into = {self.into} must name {a}, {b} or both",

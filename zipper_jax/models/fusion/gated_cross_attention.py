@@ -40,6 +40,7 @@ class CrossAttention(Module):
 
     Attributes:
         frequencies: Radians per position by which RoPE turns (queries, keys); None: positions are not used.
+        query_offset, key_offset: Added before they are turned, starting at ``diagonal``; None for 0.
     """
 
     def __init__(
@@ -53,8 +54,14 @@ class CrossAttention(Module):
         bias: bool = False,
         dtype: Any = jnp.float32,
         frequencies: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        diagonal: float = 0.0,
     ):
         self.frequencies = frequencies
+
+        def offset(heads: int, axis: str) -> nnx.Param | None:
+            return param((heads, h), (axis, "head_size"), use="scale", fill=diagonal) if diagonal else None
+
+        self.query_offset, self.key_offset = offset(n, "heads"), offset(k, "kv_heads")
         kind: dict[str, Any] = {"fan_in": width, "dtype": dtype, "bias": bias, "outputs": 2, "rngs": rngs}
         self.query = Linear("BTD,DNH->BTNH", (width, n, h), ("embed", "heads", "head_size"), **kind)
         self.key = Linear("BSD,DKH->BSKH", (width, k, h), ("embed", "kv_heads", "head_size"), **kind)
@@ -64,14 +71,19 @@ class CrossAttention(Module):
 
     def keys_and_values(self, h: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> KeyValue:
         """Keys and values, [B, S, K, H] each."""
-        return KeyValue(self._turned(self.key(h), positions, 1), self.value(h))
+        return KeyValue(self._turned(self.key(h), self.key_offset, positions, 1), self.value(h))
 
     def queries(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
         """Queries of x."""
-        return self._turned(self.query(x), positions, 0)
+        return self._turned(self.query(x), self.query_offset, positions, 0)
 
-    def _turned(self, x: Float[Array, "B T N H"], positions: Int[Array, "B T"], which: int) -> Float[Array, "B T N H"]:
-        return rotate(x, positions, Rotation(jnp.asarray(self.frequencies[which]), 1.0)) if self.frequencies else x
+    def _turned(
+        self, x: Float[Array, "B T N H"], offset: nnx.Param | None, positions: Int[Array, "B T"], which: int
+    ) -> Float[Array, "B T N H"]:
+        if self.frequencies is None:
+            return x
+        x = x if offset is None else x + offset[...].astype(x.dtype)
+        return rotate(x, positions, Rotation(jnp.asarray(self.frequencies[which]), 1.0))
 
     def __call__(
         self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]
@@ -90,7 +102,14 @@ class CrossAttention(Module):
 class GatedCrossAttention(Fusion):
     """Cross-tower projection, then Flamingo's gated cross-attention and feed-forward; fields are those of ZipConfig."""
 
-    sources = ("projection", "source_position_table", "source_norm", "attention/key", "attention/value")
+    sources = (
+        "projection",
+        "source_position_table",
+        "source_norm",
+        "attention/key",
+        "attention/key_offset",
+        "attention/value",
+    )
 
     def __init__(
         self, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
@@ -108,7 +127,9 @@ class GatedCrossAttention(Fusion):
         self.source_norm = Norm(width, kind=config.norm, rngs=rngs) if config.normalise_source else None
         self.attention_norm = Norm(width, kind=config.norm, rngs=rngs)
         turns = _frequencies(config, h) if config.positions == "rotary" else None
-        self.attention = CrossAttention(width, n, k, h, bias=config.bias, dtype=dtype, rngs=rngs, frequencies=turns)
+        self.attention = CrossAttention(
+            width, n, k, h, bias=config.bias, dtype=dtype, rngs=rngs, frequencies=turns, diagonal=config.diagonal_init
+        )
         self.attention_gate = param((), (), use="gate", fill=config.gate_init)
         self.mlp_norm = Norm(width, kind=config.norm, rngs=rngs)
         hidden = config.mlp_multiplier * width
