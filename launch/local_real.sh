@@ -15,10 +15,10 @@ zips="((2,1),(3,2),(4,3))" # (speech block, text block)
 if [ -n "${QUICK:-}" ]; then
   out=runs/real_quick
   zips="((3,2),)"
-  sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=60 judged=4
+  sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=120 judged=4
 else
   out=runs/real
-  sentences=8000 test=100 units=2048 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=4000 judged=50
+  sentences=8000 test=100 units=2048 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=8000 judged=50
 fi
 text_length=32 speech_length=256 # 5 s of 50 units a second
 
@@ -49,9 +49,11 @@ train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"
 both="--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length, \"speech\": $speech_length}"
 towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
-train zipper fuse "$fuse_steps" "${towers[@]}" "$both" --gin_file=models/zipper_quick.gin \
-  --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips" "--gin.ZipConfig.max_positions=$speech_length"
-train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" \
+# Rows and rates as in local_smoke.sh, where they were compared.
+fusion=("--gin.BATCH_SIZE=4" "--gin.OptimizerConfig.learning_rate_multipliers={\".*_gate\": 3.0}")
+train zipper fuse "$fuse_steps" "${towers[@]}" "${fusion[@]}" "$both" --gin_file=models/zipper_quick.gin \
+  --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
+train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" "--gin.BATCH_SIZE=4" \
   "--gin.TASK_FEATURE_LENGTHS={\"decoder\": $((text_length + speech_length))}"
 stage evaluate eval --run "$out/zipper" --single_decoder "$out/single_decoder" --data "$out/prepared" \
   --corpus "$out/corpus" --out "$out" --sentences "$test" --speech_sentences "$judged" --judge whisper:base \
