@@ -1205,7 +1205,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "a failing server is a user error",
-        "utils/storage.py",
+        "utils/objects.py",
         "raise ServiceError(",
         "raise UserError(",
         "tests/training/test_buckets.py -k failing",
@@ -1237,7 +1237,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "an object named .. leaves its folder",
-        "utils/storage.py",
+        "utils/objects.py",
         'if not {"", ".", ".."}.isdisjoint(name.split("/")):',
         "if False:",
         "tests/test_storage.py -k do_not_leave",
@@ -1245,7 +1245,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "a short object is a failing server",
-        "utils/storage.py",
+        "utils/objects.py",
         "if _SHORTER.search(why):",
         "if False:",
         "tests/test_storage.py -k damaged_arrays",
