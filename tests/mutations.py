@@ -736,7 +736,7 @@ MUTATIONS = (
         STACKING,
         " & (positions[:, 1:] == positions[:, :-1] + 1)",
         "",
-        f"{FORWARD} -k 'equations and stacked'",
+        "tests/models/test_stacking.py -k within_runs",
     ),
     Mutation(
         "2",
@@ -752,7 +752,7 @@ MUTATIONS = (
         STACKING,
         "number = known[:, None] +",
         "number = known[:1, None] +",
-        f"{OBJECT} -k 'chunks_of_both and stacked'",
+        "tests/models/test_stacking.py -k passes",
     ),
     Mutation(
         "-",
