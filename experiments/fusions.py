@@ -26,6 +26,9 @@ MLP: dict[str, Any] = {
     "normalise_source": True,
 }
 LINEAR: dict[str, Any] = {**MLP, "projection": ProjectionConfig(depth=1, final_activation="none")}
+STACKED: dict[str, Any] = {**MLP, "options": {"stack": {"speech": 5}}}  # SLAM-ASR's 5; units come 25 a second
+INSULATED: dict[str, Any] = {"insulate": ("speech",)}
+"""The speech tower, the one that is trained, learns from its own loss alone."""
 WITHOUT: dict[str, ProjectionConfig] = {}
 """No input projections: the papers of these fusions have none, and soft tokens are input themselves."""
 
@@ -65,12 +68,22 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         joined("shared.frozen", "… gated, both towers frozen", projections=WITHOUT, form=SHARED, frozen=BOTH),
         projector("projector", "soft tokens by an MLP (SLAM-ASR), both ways", MLP),
         projector("projector.linear", "… by a linear map", LINEAR),
+        projector("projector.stacked", "… by an MLP, one of 5 units of speech (SLAM-ASR's downsampling)", STACKED),
         projector("projector.frozen", "… by an MLP trained alone, both towers frozen", MLP, frozen=BOTH),
+        joined(
+            "identity.insulated",
+            "identity, the speech tower insulated from the text tower's loss",
+            projections=PRESERVING,
+            form={**IDENTITY, **INSULATED},
+        ),
+        joined("shared.insulated", "shared, insulated", projections=WITHOUT, form={**SHARED, **INSULATED}),
+        projector("projector.insulated", "projector, insulated", {**MLP, **INSULATED}),
     )
 
 
 MAIN = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "middle", "shared", "shared.ungated")
-SOFT = ("projector", "projector.linear")
+SOFT = ("projector", "projector.linear", "projector.stacked")
+INSULATION = ("identity", "shared", "projector")
 FROZEN = ("zipper.frozen", "one_way", "shared.frozen", "projector.frozen")
 
 
@@ -83,6 +96,7 @@ def tables() -> tuple[Table, ...]:
         Table("Speech to text, speech tower trained", (*MAIN, *SOFT), asr),
         Table("Text to speech, speech tower trained", (*MAIN, *SOFT), tts),
         Table("Both towers frozen", FROZEN, both, note=note),
+        Table("Insulation", tuple(f"{arm}{form}" for arm in INSULATION for form in ("", ".insulated")), both),
     )
 
 
@@ -101,9 +115,25 @@ def claims() -> tuple[Claim, ...]:
         for words, arm in (("shared attention", "shared.frozen"), ("the projector", "projector.frozen"))
         for what, measure in (("ASR", "asr"), ("TTS, by likelihood", "tts_nats"))
     ]  # fmt: skip
+    insulated = [
+        Claim(f"insulation does not hurt {arm} in {what}", measure, f"{arm}.insulated", arm, "similar", 0.02,
+              "arXiv 2505.23705")
+        for arm in INSULATION
+        for what, measure in (("ASR", "asr"), ("TTS", "tts"))
+    ]  # fmt: skip
     return (
         *found,
         *frozen,
+        *insulated,
+        Claim(
+            "one soft token of 5 units does for ASR",
+            "asr",
+            "projector.stacked",
+            "projector",
+            "similar",
+            0.02,
+            "SLAM-ASR",
+        ),
         Claim(
             "gates do not matter to shared attention in ASR", "asr", "shared", "shared.ungated", "similar", 0.02, "ours"
         ),

@@ -42,7 +42,7 @@ class Mutation(NamedTuple):
 
 
 ZIPPER, TOWER, MODULE, CACHE = "models/zipper.py", "models/tower.py", "models/module.py", "models/cache.py"
-PASS = "models/forward.py"
+PASS, PLACES, STACKING = "models/forward.py", "models/places.py", "models/stacking.py"
 MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attention.py", "models/schedule.py"
 OPS = "ops/interval_attention"
 DENSE, MERGING, KERNEL = f"{OPS}/dense.py", f"{OPS}/merging.py", f"{OPS}/pallas_tpu.py"
@@ -94,9 +94,10 @@ MUTATIONS = (
     Mutation(
         "1",
         "decoding sees positions behind its own",
-        PASS,
-        "return attention_range(queries, keys, inclusive=tower == other)\n",
-        "start, end = attention_range(queries, keys, inclusive=tower == other)\n"
+        PLACES,
+        "return attention_range(self.tokens(tower).queries, self.tokens(other).keys, inclusive=tower == other)\n",
+        "keys = self.tokens(other).keys\n"
+        "        start, end = attention_range(self.tokens(tower).queries, keys, inclusive=tower == other)\n"
         "        return start, end + (self.cache is not None and tower == other)\n",
         f"{DECODING} -k changes_no_earlier",
     ),
@@ -139,9 +140,9 @@ MUTATIONS = (
     Mutation(
         "2",
         "decoding misses the other tower's last token",
-        PASS,
-        "self.visible = {pair: self._range(*pair) for pair in pairs}",
-        "ranges = {pair: self._range(*pair) for pair in pairs}\n"
+        PLACES,
+        "self.visible = {pair: self.range(*pair) for pair in pairs}",
+        "ranges = {pair: self.range(*pair) for pair in pairs}\n"
         "        self.visible = {p: (a, jnp.maximum(a, b - (cache is not None))) for p, (a, b) in ranges.items()}",
         CHUNKS,
     ),
@@ -244,9 +245,9 @@ MUTATIONS = (
     Mutation(
         "2",
         "the cache of a tower without a batch is not read",
-        PASS,
+        PLACES,
         "for name, tower in cache.towers.items()}\n",
-        "for name, tower in cache.towers.items() if name in queries}\n",
+        "for name, tower in cache.towers.items() if name in self._queries}\n",
         CHUNKS,
     ),
     Mutation(
@@ -738,6 +739,54 @@ MUTATIONS = (
         f"{OBJECT} -k 'chunks_of_both and projector'",
     ),
     Mutation(
+        "1",
+        "a group of stacked tokens is visible from its first token",
+        STACKING,
+        "Order(*(_take(x, last) for x in tokens))",
+        "Order(*(_take(x, last - k + 1) for x in tokens))",
+        f"{FORWARD} -k 'changes_nothing_before and stacked'",
+    ),
+    Mutation(
+        "-",
+        "groups of stacked tokens go on over the tokens of other towers",
+        STACKING,
+        " & (positions[:, 1:] == positions[:, :-1] + 1)",
+        "",
+        "tests/models/test_stacking.py -k within_runs",
+    ),
+    Mutation(
+        "2",
+        "the states of an open group are forgotten",
+        PASS,
+        "open_groups={**cache.open_groups, key: left}",
+        "open_groups={**cache.open_groups}",
+        f"{OBJECT} -k 'chunks_of_both and stacked'",
+    ),
+    Mutation(
+        "2",
+        "groups of a row are numbered as those of the first row",
+        STACKING,
+        "number = known[:, None] +",
+        "number = known[:1, None] +",
+        "tests/models/test_stacking.py -k passes",
+    ),
+    Mutation(
+        "-",
+        "insulation passes the gradient of keys and values",
+        PASS,
+        "map(passed, tower.execution.in_use(block).heads(at.state, at.positions, layer))",
+        "tower.execution.in_use(block).heads(passed(at.state), at.positions, layer)",
+        f"{FORWARD} -k 'insulated and shared'",
+    ),
+    Mutation(
+        "-",
+        "insulation passes the gradient of states",
+        PASS,
+        "SourceState(passed(at.state), ",
+        "SourceState(at.state, ",
+        f"{FORWARD} -k 'insulated and projector'",
+    ),
+    Mutation(
         "-",
         "dropout drops the same in every row",
         "models/dropout.py",
@@ -886,8 +935,8 @@ MUTATIONS = (
         "-",
         "a source's parameters counted by the receiver's tokens",
         ZIPPER,
-        'z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner',
-        "owner",
+        'reads = fusion.reads_source("/".join(rest[1:]))',
+        "reads = False",
         f"{DECLARED} -k products",
     ),
     Mutation(
@@ -1048,16 +1097,17 @@ MUTATIONS = (
     Mutation(
         "1",
         "a token sees the soft token of the next",
-        PASS,
-        "return attention_range(queries, keys, inclusive=tower == other)\n",
-        "start, end = attention_range(queries, keys, inclusive=tower == other)\n"
-        "        return start, jnp.minimum(end + (tower != other), keys.segment_ids.shape[1])\n",
+        PLACES,
+        "            visible = ranges[stream]\n",
+        "            ends = {other: there.keys.segment_ids.shape[1] for other, there in streams.items()}\n"
+        "            ranges |= {o: (a, jnp.minimum(b + (o != stream), ends[o])) for o, (a, b) in ranges.items()}\n"
+        "            visible = ranges[stream]\n",
         f"{FORWARD} -k 'changes_nothing_before and soft'",
     ),
     Mutation(
         "2",
         "soft tokens of a pass without their receiver are forgotten",
-        PASS,
+        PLACES,
         "        if cache is None or not into:\n            return {}",
         "        if cache is None or into:\n            return {}",
         f"{DECODING} -k 'chunks and soft'",
@@ -1065,15 +1115,15 @@ MUTATIONS = (
     Mutation(
         "2",
         "soft tokens in the cache are not read by a pass without their source",
-        PASS,
-        "slots = self.slots.get(tower, None if self.cache is None else jnp.zeros_like(counts))",
-        "slots = self.slots.get(tower)",
+        PLACES,
+        "None if self.cache is None else self.slots.get(tower, none)",
+        "self.slots.get(tower)",
         f"{DECODING} -k 'chunks and soft'",
     ),
     Mutation(
         "-",
         "soft tokens do not count as positions",
-        PASS,
+        PLACES,
         "counts = sum((end - start for start, end in ranges.values()), jnp.zeros_like(visible[0]))",
         "counts = visible[1] - visible[0]",
         f"{FORWARD} -k 'equations and soft'",
@@ -1171,7 +1221,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "a failing server is a user error",
-        "utils/storage.py",
+        "utils/objects.py",
         "raise ServiceError(",
         "raise UserError(",
         "tests/training/test_buckets.py -k failing",
@@ -1203,7 +1253,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "an object named .. leaves its folder",
-        "utils/storage.py",
+        "utils/objects.py",
         'if not {"", ".", ".."}.isdisjoint(name.split("/")):',
         "if False:",
         "tests/test_storage.py -k do_not_leave",
@@ -1211,7 +1261,7 @@ MUTATIONS = (
     Mutation(
         "6",
         "a short object is a failing server",
-        "utils/storage.py",
+        "utils/objects.py",
         "if _SHORTER.search(why):",
         "if False:",
         "tests/test_storage.py -k damaged_arrays",

@@ -149,6 +149,17 @@ OPTIONS = {
         added_tokens={"speech": 2}, scan=False,
     ),
     "trio fusions": TRIO_OF_FUSIONS,
+    "projector stacked": pair(  # 3 states of one tower and 2 of the other are one soft token; learned positions
+        text=dataclasses.replace(TEXT, positions="learned", max_positions=60),
+        speech=dataclasses.replace(SPEECH, windows=(3, 0, 2, 3, 0)),
+        zips=(
+            ZipConfig(
+                ("text", "speech"), pairs=((3, 5),), fusion="projector", normalise_source=True,
+                projection=ProjectionConfig(depth=2, final_activation="none"),
+                options={"stack": {"speech": 3, "text": 2}},
+            ),
+        ),
+    ),
 }  # fmt: skip
 
 

@@ -145,13 +145,22 @@ class _Model:
                 return z, source, at[source], 1 if z.fusion == "projector" else at[tower]
         return None
 
+    def groups(self, z, source):
+        """Indices of the source tokens of each soft token: k neighbours of one run without other towers' tokens."""
+        k, found, run = z.options.get("stack", {}).get(source, 1), [], []
+        for index, place in enumerate(self.places[source]):
+            run = [*run, index] if run and place == self.places[source][index - 1] + 1 else [index]
+            if len(run) == k:
+                found, run = [*found, run], []
+        return np.array(found, int).reshape(-1, k)
+
     def rows(self, tower, block):
         """Of the sequence that goes through a block: global position, whether a token is the tower's own, position."""
         places = self.places[tower]
         soft = self.soft(tower)
         if soft is None:
             return places, np.ones(len(places), bool), np.arange(len(places))
-        both = np.concatenate([places, self.places[soft[1]]])
+        both = np.concatenate([places, self.places[soft[1]][self.groups(*soft[:2])[:, -1]]])
         order = np.argsort(both)
         own = order < len(places)
         present = own | (block >= soft[3])
@@ -171,7 +180,10 @@ class _Model:
             alone = _Model(self.config, self.params, self.tokens, self.places, fused=False).pre(source, at)
             norm = layer_norm if z.norm == "layer" else rms_norm
             read = norm(alone, p["source_norm"]) if z.normalise_source else alone
-            entering = project(z.projection, p["projection"], read)
+            groups = self.groups(z, source)
+            entering = project(
+                z.projection, p["projection"], read[groups].reshape(len(groups), groups.shape[1] * read.shape[1])
+            )
         else:
             entering = soft_tokens(p, self.own(source, self.pre(source, at), at))
         _, own, local = self.rows(tower, block)

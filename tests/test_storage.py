@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from zipper_jax.checkpoint.safetensors_files import Reader
 from zipper_jax.data.bucket_arrays import BucketArray
-from zipper_jax.utils import leases, storage
+from zipper_jax.utils import leases, objects, storage
 from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.files import copy_folder, new_folder, require_new, write_json, write_with
 from zipper_jax.utils.locks import locked
@@ -118,7 +118,8 @@ def test_a_folder_whose_writer_was_killed_is_replaced(folder, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(path, data, only_if)
 
-    monkeypatch.setattr(storage, "write", fails)
+    for module in (objects, storage):
+        monkeypatch.setattr(module, "write", fails)
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")
     with pytest.raises(KeyboardInterrupt):
@@ -244,7 +245,7 @@ def test_a_lost_answer_to_a_write_of_a_lock_does_not_lose_it(folder, monkeypatch
 
 def test_objects_do_not_leave_the_folder_that_they_are_copied_to(tmp_path, monkeypatch):
     store = tensorstore.KvStore.open({"driver": "memory"}).result()  # the emulators refuse such names
-    monkeypatch.setattr(storage, "_open", lambda *_: store)
+    monkeypatch.setattr(objects, "_open", lambda *_: store)
     for name in ("../a", "a/../../b", "a/./b", "a//b"):
         storage.write(f"gs://bucket/x/{name}", b"x")
         with pytest.raises(UserError, match=r"no file can have that name"):

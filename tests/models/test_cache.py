@@ -66,5 +66,6 @@ def test_rows_are_taken_of_everything(rows):
         jax.tree.map(lambda axis, x: np.take(x, rows, axis), axes, cache.towers),
         jax.tree.map(lambda x: np.take(x, rows, 1), cache.zips),
         jax.tree.map(lambda x: np.take(x, rows, 1), cache.alone),
+        jax.tree.map(lambda x: np.take(x, rows, 1), cache.open_groups),
     )
     jax.tree.map(np.testing.assert_array_equal, taken, wanted)

@@ -43,6 +43,8 @@ def test_tower_heads():
         ({"into": ()}, "must name text, speech or both"),
         ({"into": ("image",)}, "must name text, speech or both"),
         ({"projection": ProjectionConfig(form="residual")}, "projection.form = 'residual' is for input projections"),
+        ({"insulate": ("image",)}, r"insulate = \('image',\) names 'image', which it does not read; give 'speech' or"),
+        ({"insulate": ("text",), "into": ("text",)}, "names 'text', which it does not read; give 'speech'$"),
     ],
 )
 def test_zip_checks(changes, message):
@@ -100,6 +102,28 @@ def test_zipper_checks(changes, message):
     fields = {"towers": {"text": TEXT, "speech": SPEECH}, "modalities": MODALITIES, **changes}
     with pytest.raises(UserError, match=message):
         ZipperConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"options": {"stack": {"speech": 0}}},
+            r"stack = {'speech': 0}: 'speech' needs 1 or more states per soft token",
+        ),
+        ({"options": {"stack": {"speach": 5}}}, r"'speach', which the zip does not read; did you mean 'speech'"),
+        ({"options": {"stack": {"text": 5}}, "into": ("text",)}, r"'text', which the zip does not read"),
+        ({"options": {"stack": 5}}, r"stack = 5"),
+        (
+            {"options": {"stack": {"speech": 5}}, "into": ("text",), "projection": ProjectionConfig(form="none")},
+            "form 'none' cannot bring 5 stacked states into one",
+        ),
+    ],
+)
+def test_stacks_of_the_projector_are_checked(changes, message):
+    z = ZipConfig(("text", "speech"), pairs=((3, 5),), fusion="projector")
+    with pytest.raises(UserError, match=message):
+        pair(zips=(dataclasses.replace(z, **changes),))
 
 
 def test_zip_names_and_shapes():

@@ -3,6 +3,7 @@
 "Bitwise" below is np.testing.assert_array_equal on the outputs of one compiled program.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from options import (
     gradient_program,
     layout_of,
     lengths_of,
+    losses,
     numpy_tree,
     program,
 )
@@ -232,6 +234,35 @@ def test_where_visible_leaves_tokens_that_see_nothing_as_they_were():
         blind = np.isin(towers["text"].segment_ids[0], segments)
         assert blind.any()
         assert (first[0, blind] == second[0, blind]).all() == equal
+
+
+# ---- knowledge insulation (bitwise) ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["paper", *FUSIONS])
+def test_an_insulated_tower_learns_from_its_own_loss_alone(name):
+    """Its gradients are those of the other tower's loss at weight 0; the forward pass is that without insulation."""
+    config = OPTIONS[name]
+    params = random_params(config)
+    _, towers = batch_of(config)
+    (z,) = config.zips
+    source, reader = (z.other("text"), "text") if "text" in z.receivers else (z.other("speech"), "speech")
+    insulated = dataclasses.replace(config, zips=(dataclasses.replace(z, insulate=(source,)),))
+    plain, run = gradient_program(name), jax.jit(jax.value_and_grad(partial(losses, insulated)))
+    without = {**towers, reader: towers[reader]._replace(weights=np.zeros_like(towers[reader].weights))}
+
+    def of_source(gradients):
+        return {path: g for path, g in paths(numpy_tree(gradients)) if path[1] == source}
+
+    loss, gradients = run(params, towers)
+    assert float(loss) == float(plain(params, towers)[0])
+    own = of_source(run(params, without)[1])
+    assert own.keys() == of_source(gradients).keys()
+    for path, g in of_source(gradients).items():
+        np.testing.assert_array_equal(g, own[path], err_msg=str(path))
+    assert any((g != own[path]).any() for path, g in of_source(plain(params, towers)[1]).items()), "insulation alone"
+    fused = [g for path, g in paths(numpy_tree(gradients)) if path[0] == "zips" and f"into_{reader}" in path]
+    assert not z.options.get("gate", True) or any((g != 0).any() for g in fused), "what is added learns"
 
 
 # ---- rule 5: packed equals unpacked ----------------------------------------------------------------------------------

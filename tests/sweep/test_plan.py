@@ -105,7 +105,7 @@ def test_the_shipped_fusions_are_a_sweep_of_every_fusion():
     for size in ("cpu", "gpu"):
         sweep = load_sweep(path, size)
         scored = [row for row in rows(sweep) if row.arm.scored == "test"]
-        assert len(scored) == 3 * len({row.arm.name for row in scored}) == 39
+        assert len(scored) == 3 * len({row.arm.name for row in scored}) == 51
         assert sweep.corpus == load_sweep(ROOT / "experiments" / "findings.py", size).corpus
 
 
@@ -134,9 +134,14 @@ def test_flite_can_speak_the_corpus_of_the_findings(size, utterances):
     assert len(plan(settings, find_engine("flite"))) == utterances
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "findings").glob("*/")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder",
+    sorted(page for name in ("findings", "fusions") for page in (ROOT / "docs" / name).glob("*/")),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
 def test_the_committed_findings_are_what_their_results_say(folder, tmp_path):
-    sweep = load_sweep(ROOT / "experiments" / "findings.py", folder.name)
-    page = write_report(sweep, Places(folder), tmp_path, command_of("experiments/findings.py", folder.name))
+    file = f"experiments/{folder.parent.name}.py"
+    sweep = load_sweep(ROOT / file, folder.name)
+    page = write_report(sweep, Places(folder), tmp_path, command_of(file, folder.name))
     assert page.read_text() == (folder / "README.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}

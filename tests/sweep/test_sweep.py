@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -21,6 +22,7 @@ ROOT = HERE.parent.parent
 
 BARE = """
 import sys
+import time
 from importlib.machinery import PathFinder
 class Bare(PathFinder):
     @classmethod
@@ -171,3 +173,27 @@ def test_a_row_that_fails_is_named_with_its_log_and_the_others_continue(given, t
     assert "2 of 4 rows failed: speech_lm-0, zipper-0" in done.stderr
     assert "zipper-0: skipped" in done.stderr
     assert (tmp_path / "outputs" / "single_decoder-0.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_row_by_row(given, tmp_path):
+    """Finished rows are kept as they are; the row that was killed with the sweep runs again."""
+    given = [*copied(given, tmp_path), "--only", "single_decoder"]
+    first, second = (Places(tmp_path).outputs("single_decoder", seed) for seed in (0, 1))
+    command = [sys.executable, "-m", "zipper_jax.cli.main", "sweep", "run", *map(str, given)]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "XLA_FLAGS": ""}, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 300
+        while not first.is_file() and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        killed.kill()  # its row ends with it, see `training.supervise`
+        killed.wait()
+    assert first.is_file()
+    assert not second.is_file()
+    written = first.stat().st_mtime_ns
+    done = zipper("run", *given)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows, 1 finished before" in done.stderr
+    assert second.is_file()
+    assert first.stat().st_mtime_ns == written

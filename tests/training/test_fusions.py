@@ -40,12 +40,16 @@ ZIPS = {
         ("speech", "text"),
         pairs=((3, 2),), fusion="projector", projection=ProjectionConfig(depth=2, final_activation="none"),
     ),
+    "stacked": ZipConfig(
+        ("speech", "text"), pairs=((3, 2),), fusion="projector", options={"stack": {"speech": 4}},
+        projection=ProjectionConfig(depth=2, final_activation="none"), insulate=("speech",),
+    ),
     "soft": ZipConfig(("text", "speech"), pairs=((1, 2),), into=("text",), fusion="outside_fusions:SoftTokens"),
 }  # fmt: skip
 
 
 # The package's own in the fast tier.
-FAST = ("shared attention", "projector")
+FAST = ("shared attention", "projector", "stacked")
 ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZIPS]
 
 
@@ -115,7 +119,8 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
     if fusion_class(ZIPS[name].fusion).placement == "sequence":
         pairs, alone = 0.0, fusion_class(ZIPS[name].fusion).alone
         for into in ZIPS[name].receivers:  # every block of the receiver works on the source's tokens, too
-            other, own = LENGTHS[ZIPS[name].other(into)], LENGTHS[into]
+            source, own = ZIPS[name].other(into), LENGTHS[into]
+            other = LENGTHS[source] // ZIPS[name].options.get("stack", {}).get(source, 1)
             blocks = [p for path, p in products.items() if path.startswith(f"towers/{into}/blocks/")]
             more = other + alone * own  # both towers are also read alone
             weights += sum(4.0 * np.prod(p.shape) * more for p in blocks)

@@ -16,7 +16,7 @@ import numpy as np
 
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import fusion_class
-from zipper_jax.models.schedule import read_alone, soft_tokens, zip_pairs
+from zipper_jax.models.schedule import positions_used, read_alone, zip_pairs
 from zipper_jax.models.zipper import parameters
 from zipper_jax.sharding.chips import Chip
 from zipper_jax.sharding.mesh import BATCH_AXES, batch_ways
@@ -81,7 +81,7 @@ def _memory(config: TrainConfig, built: Program) -> float:
             total += 2 * (2 * held_bytes(leaf) + state) + 2 * (micro - 1) * held_bytes(leaf)
     rows = config.batch_size / batch_ways(built.mesh)
     for name, tower in model.towers.items():
-        length = config.data.lengths[name] + sum(config.data.lengths[s.source] for s in soft_tokens(model, name))
+        length = positions_used(model, name, config.data.lengths)
         # A tower that is read alone runs some blocks on its own tokens once more.
         slots = rows * (length + config.data.lengths[name] * read_alone(model).get(name, 0) / tower.num_layers)
         heads = (tower.num_heads + 2 * tower.num_kv_heads) * tower.head_dim

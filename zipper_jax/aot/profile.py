@@ -72,6 +72,11 @@ class Operation(NamedTuple):
         return Operation(self.source, self.part, times, cycles, flops, moved)
 
 
+def _copies(times: float = 0.0, cycles: float = 0.0, moved: float = 0.0) -> Operation:
+    """Asynchronous copies: how many are started, the cycles in which they are waited for, and what they move."""
+    return Operation("asynchronous copies", WAITS, times, cycles, 0.0, float(moved))
+
+
 class Part(NamedTuple):
     """Time of one part of the model.
 
@@ -262,15 +267,15 @@ class _Reader:
                 here = [o for place in called(what) for o in self.walk(place, times)]
             elif size := self._copied(opcode, what):
                 copies[instruction] = self._memory_cycles(size)
-                found.append(Operation("asynchronous copies", WAITS, times, 0.0, 0.0, float(times * size)))
+                found.append(_copies(times, moved=times * size))
             elif opcode.endswith("-done") and (started := _operands(what)[0]) in copies:
                 waited = _wait(copies, until=started)
-                found.append(Operation("asynchronous copies", WAITS, 0, times * waited, 0.0, 0.0))
+                found.append(_copies(cycles=times * waited))
             else:
                 here = self._operation(instruction, opcode, what, shapes, times)
             _proceed(copies, sum(o.cycles - self._memory_cycles(o.moved) for o in here) / times)
             found += here
-        found.append(Operation("asynchronous copies", WAITS, 0, times * sum(copies.values()), 0.0, 0.0))
+        found.append(_copies(cycles=times * sum(copies.values())))
         return [o for o in found if o.cycles or o.moved]
 
     def _memory_cycles(self, size: float) -> float:

@@ -10,7 +10,7 @@ model.tower("text").perplexity(["turn the light on"])
 import copy
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -270,15 +270,16 @@ class Model:
         for name, tower in self.config.towers.items():
             own = [m for m in outputs if self.layout.get(m) and self.layout[m].tower == name]
             if tower.positions == "learned" and own:
-                # Soft tokens take positions, too.
-                towers = [name, *(soft.source for soft in soft_tokens(self.config, name))]
-                places = [
-                    [len(t) + 2 for m, t in spans for at in towers if self.layout[m].tower == at] for spans in given
-                ]
-                soft = [
-                    room[m] + 2 for m in outputs for at in towers[1:] if m in self.layout and self.layout[m].tower == at
-                ]
-                left = (tower.max_positions or 0) - max(map(sum, places), default=0) - sum(soft) - 2 * len(own)
+                # Soft tokens take positions, too. Tower -> how many of its tokens take one.
+                stacks = {name: 1, **{soft.source: soft.stack for soft in soft_tokens(self.config, name)}}
+
+                def used(spans: Iterable[tuple[str, int]], stacks: Mapping[str, int] = stacks) -> int:
+                    towers = [(self.layout[m].tower, n + 2) for m, n in spans if m in self.layout]
+                    return sum(n // stacks[at] for at, n in towers if at in stacks)
+
+                prompts = max((used((m, len(t)) for m, t in spans) for spans in given), default=0)
+                soft = used((m, room[m]) for m in outputs if m in self.layout and m not in own)
+                left = (tower.max_positions or 0) - prompts - soft - 2 * len(own)
                 room |= {m: max(1, min(room[m], left // len(own))) for m in own}
         return room
 

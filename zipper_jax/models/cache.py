@@ -18,7 +18,7 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.fusion import CacheEntry, fusion_class
 from zipper_jax.models.masks import Order
 from zipper_jax.models.module import Placer, unsharded
-from zipper_jax.models.schedule import read_alone, zip_pairs
+from zipper_jax.models.schedule import SoftTokens, read_alone, soft_tokens, zip_pairs
 from zipper_jax.sequences import TowerBatch
 
 
@@ -51,11 +51,13 @@ class Cache(NamedTuple):
         towers: Tower -> its cache.
         zips: (zip, receiver) -> what its fusion caches of source tokens, [Z, B, S, ...]; a `KeyValue` of soft tokens.
         alone: Tower whose unimodal path is the source of soft tokens -> its keys and values there.
+        open_groups: (zip, receiver) of soft tokens that stack k source tokens -> the last k - 1 states of the source.
     """
 
     towers: dict[str, TowerCache]
     zips: dict[tuple[str, str], Any]
     alone: dict[str, KeyValue]
+    open_groups: dict[tuple[str, str], Float[Array, "1 B O C"]]
 
     @property
     def lengths(self) -> dict[str, Int[Array, " B"]]:
@@ -72,7 +74,7 @@ class Cache(NamedTuple):
             name: TowerCache(take(1, t.key), take(1, t.value), take(0, t.order), take(0, t.lengths))
             for name, t in self.towers.items()
         }
-        return Cache(towers, take(1, self.zips), take(1, self.alone))
+        return Cache(towers, take(1, self.zips), take(1, self.alone), take(1, self.open_groups))
 
 
 def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], placer: Placer = unsharded) -> Cache:
@@ -95,11 +97,13 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
     for z in config.zips:
         for into in z.receivers:
             count, entries, by_head = _entries(config, z, into)
+            source = z.other(into)
+            places = capacity[source] // fusion_class(z.fusion).stack(z, source)
 
             def empty(
-                entry: CacheEntry, at: "Axes", z: Any = z, into: str = into, count: int = count, heads: int = by_head
+                entry: CacheEntry, at: "Axes", places: int = places, count: int = count, heads: int = by_head
             ) -> Array:
-                shape = (*entry.shape[:heads], capacity[z.other(into)], *entry.shape[heads:])
+                shape = (*entry.shape[:heads], places, *entry.shape[heads:])
                 return placer(jnp.zeros((count, rows, *shape), dtype), at.tower, *at.names)
 
             zips[z.name, into] = jax.tree.map(empty, entries, axes.zips[z.name, into])
@@ -108,11 +112,22 @@ def init_cache(config: ZipperConfig, rows: int, capacity: Mapping[str, int], pla
         t = config.towers[name]
         shape = (blocks, rows, t.num_kv_heads, capacity[name], t.head_dim)
         alone[name] = KeyValue(*(placer(jnp.zeros(shape, dtype), name, *KEY_AXES) for _ in range(2)))
-    return Cache(towers, zips, alone)
+    open_groups = {}
+    for soft in _stacked(config):
+        states = jnp.zeros((1, rows, soft.stack - 1, config.towers[soft.source].embed_dim), dtype)
+        open_groups[soft.zip, soft.into] = placer(states, soft.source, *OPEN_AXES)
+    return Cache(towers, zips, alone, open_groups)
+
+
+def _stacked(config: ZipperConfig) -> list[SoftTokens]:
+    """The soft tokens that stack several source tokens."""
+    return [soft for receiver in config.towers for soft in soft_tokens(config, receiver) if soft.stack > 1]
 
 
 KEY_AXES = (None, "batch", "kv_heads", None, None)
 """Logical axes of a tower's keys and values. Heads come before positions, as the product of a step reads them."""
+OPEN_AXES = (None, "batch", None, None)
+"""Logical axes of the states of an open group."""
 
 
 def _entries(config: ZipperConfig, z: Any, into: str) -> tuple[int, Any, int]:
@@ -149,7 +164,8 @@ def cache_axes(config: ZipperConfig) -> Cache:
 
             zips[z.name, into] = jax.tree.map(axes, kept)
     alone: Any = {name: KeyValue(*[Axes(name, KEY_AXES)] * 2) for name in read_alone(config)}  # type: ignore[arg-type]
-    return Cache(towers, zips, alone)
+    open_groups: Any = {(soft.zip, soft.into): Axes(soft.source, OPEN_AXES) for soft in _stacked(config)}
+    return Cache(towers, zips, alone, open_groups)
 
 
 def write(kept: Any, index: Any, slots: Int[Array, "B T"], new: Any) -> Any:

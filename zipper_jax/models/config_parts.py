@@ -253,6 +253,8 @@ class ZipConfig:
             weighs equal positions some 3 times as much as those 2 apart, 20 times as much as those 5 apart.
         fusion: A name in `models.fusion.FUSIONS`, or ``package.module:Class``.
         options: Fields of the fusion's ``Options``.
+        insulate: Towers whose states the zip reads without passing a gradient back ("knowledge insulation", arXiv
+            2505.23705): a tower that is trained learns from its own loss alone. The forward pass is the same.
     """
 
     towers: tuple[str, str]
@@ -278,9 +280,10 @@ class ZipConfig:
     diagonal_init: float = 0.0
     fusion: str = "gated_cross_attention"
     options: Mapping[str, Any] = field(default_factory=dict)
+    insulate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        freeze_fields(self, "towers", "intervals", "pairs", "into", "position_scales", "options")
+        freeze_fields(self, "towers", "intervals", "pairs", "into", "position_scales", "options", "insulate")
         a, b = self.towers
         check(a != b, f"ZipConfig.towers = {self.towers}: a zip joins two different towers")
         check(
@@ -310,6 +313,13 @@ class ZipConfig:
             self.into is None or (len(self.into) > 0 and set(self.into) <= set(self.towers)),
             f"zip {self.name}: into = {self.into} must name {a}, {b} or both",
         )
+        sources = sorted({self.other(into) for into in self.receivers})
+        for tower in self.insulate:
+            check(
+                tower in sources,
+                f"zip {self.name}: insulate = {self.insulate} names {tower!r}, which it does not read; give "
+                f"{' or '.join(map(repr, sources))}",
+            )
         check(
             self.projection.form != "residual",
             f"zip {self.name}: projection.form = 'residual' is for input projections; use 'mlp' or, for equal "

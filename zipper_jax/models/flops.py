@@ -50,7 +50,7 @@ def flops_per_row(
     for name, tower in config.towers.items():
         soft = soft_tokens(config, name)
         for block, window in enumerate(tower.window_of, 1):
-            length = lengths[name] + sum(lengths[s.source] for s in soft if s.block <= block)
+            length = lengths[name] + sum(s.most(lengths) for s in soft if s.block <= block)
             runs = [length] + [lengths[name]] * (block <= alone.get(name, 0))
             for length in runs:
                 seen = length / 2 if not window else min(window, length / 2)

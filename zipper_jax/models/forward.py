@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.models.cache import Cache, KeyValue, cache_axes, place_tokens, write
+from zipper_jax.models import stacking
+from zipper_jax.models.cache import OPEN_AXES, Cache, KeyValue, cache_axes, write
 from zipper_jax.models.dropout import EMBEDDING, Dropout, TowerDropout
 from zipper_jax.models.fusion import Fusion, SourceState
-from zipper_jax.models.masks import Order, Range, attention_range
+from zipper_jax.models.masks import Range
 from zipper_jax.models.module import cut, member
+from zipper_jax.models.places import Batches, TokenPlaces
 from zipper_jax.models.schedule import Fusion as Fused
-from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, read_alone, soft_tokens
+from zipper_jax.models.schedule import Read, Source, Stage, group_stages, make_schedule, read_alone
 from zipper_jax.models.tower import OWN, Block, Keys, More, Places
-from zipper_jax.sequences import TowerBatch
 
 if TYPE_CHECKING:
     from zipper_jax.models.zipper import Zipper
@@ -33,7 +34,6 @@ State = Float[Array, "B T D"]
 Streams = dict[str, Float[Array, "B _ _"]]
 States = dict[str, Streams]
 """Tower -> the states of its own tokens (`OWN`) and of the soft tokens in its sequence, by zip."""
-Batches = Mapping[str, TowerBatch]
 Weights = dict[tuple[str, str, int], Float[Array, "B K G T S"]]
 """(zip, receiving tower, member) -> attention weights."""
 
@@ -60,52 +60,14 @@ class Pass:
         config = model.config
         self.model, self.probe, self.dropout = model, probe, dropout
         self.asked = set(batches)
-        self.soft = {name: soft_tokens(config, name) for name in config.towers}
-        batches = {**batches, **self._receivers_of_soft_tokens(batches, cache)}
-        self.batches = {name: jax.tree.map(jnp.asarray, batches[name]) for name in sorted(batches)}
-        slots: dict[str, Array] = {}
-        if cache is not None:
-            towers = dict(cache.towers)
-            for name, batch in self.batches.items():
-                towers[name], slots[name] = place_tokens(towers[name], batch)
-            cache = cache._replace(towers=towers)
-        self.cache, self.slots, self.axes = cache, slots, cache_axes(config)
-        queries = {name: Order(b.segment_ids, b.global_positions) for name, b in self.batches.items()}
-        keys = queries if cache is None else {name: tower.order for name, tower in cache.towers.items()}
-        self.queries, self.keys = queries, keys
-        pairs = ((into, z.other(into)) for z in config.zips for into in z.receivers if into in queries)
-        self.visible = {pair: self._range(*pair) for pair in pairs}  # (receiver, source) -> all earlier tokens
-        self.streams: dict[str, dict[str, Places]] = {name: self._streams(name) for name in self.batches}
-
-    def _receivers_of_soft_tokens(self, batches: Batches, cache: Cache | None) -> dict[str, TowerBatch]:
-        """Receiver -> a batch without tokens, where its cache receives soft tokens from this pass's sources."""
-        into = {s.into for soft in self.soft.values() for s in soft if s.source in batches and s.into not in batches}
-        if cache is None or not into:
-            return {}
-        (like, *_) = (jax.tree.map(lambda x: x[:, :0], batch) for batch in batches.values())
-        return dict.fromkeys(into, like)
-
-    def _streams(self, name: str) -> dict[str, Places]:
-        """Positions and ranges of each stream. All streams share one sequence, in the order of the linear sequence."""
-        bias, slots = self.model.towers[name].distance_bias(), self.slots.get(name)
-        if not self.soft[name]:
-            return {OWN: Places(self.batches[name].local_positions, self._range(name, name), slots, bias)}
-        towers, found = {OWN: name} | {soft.zip: soft.source for soft in self.soft[name]}, {}
-        for stream, tower in towers.items():
-            ranges = {other: self._range(tower, there) for other, there in towers.items()}
-            visible = ranges[stream]
-            counts = sum((end - start for start, end in ranges.values()), jnp.zeros_like(visible[0]))
-            slots = self.slots.get(tower, None if self.cache is None else jnp.zeros_like(counts))
-            positions = jnp.maximum(counts - 1, 0)  # all tokens so far, this one included
-            others = {other: seen for other, seen in ranges.items() if other != stream}
-            found[stream] = Places(positions, visible, slots, None, others)
-        return found
-
-    def _range(self, tower: str, other: str) -> Range:
-        """The tokens of ``other`` that each token of ``tower`` may depend on, its own position included."""
-        none = Order(*[jnp.zeros((next(iter(self.batches.values())).tokens.shape[0], 0), jnp.int32)] * 2)
-        queries, keys = self.queries.get(tower, none), self.keys.get(other, none)
-        return attention_range(queries, keys, inclusive=tower == other)
+        places = self.places = TokenPlaces(config, batches, cache)
+        self.batches, self.cache, self.slots, self.visible = places.batches, places.cache, places.slots, places.visible
+        self.axes = cache_axes(config)
+        self.streams: dict[str, dict[str, Places]] = {}
+        for name, streams in places.streams.items():
+            bias = model.towers[name].distance_bias()
+            self.streams[name] = {stream: at._replace(distance_bias=bias) for stream, at in streams.items()}
+        self.insulated = {(z.name, tower) for z in config.zips for tower in z.insulate}
 
     def __call__(self) -> dict[str, State]:
         """The final states of the towers present."""
@@ -145,12 +107,14 @@ class Pass:
     def run_alone(self, name: str) -> dict[int, "_At"]:
         """Block -> the tower's state after it on its unimodal path, of the blocks that soft tokens read."""
         tower, batch = self.model.towers[name], self.batches[name]
-        places = Places(batch.local_positions, self._range(name, name), self.slots.get(name), tower.distance_bias())
+        visible = self.places.range(name, name)
+        places = Places(batch.local_positions, visible, self.slots.get(name), tower.distance_bias())
         x = tower.embed(batch=batch, added=self.model.added_embeddings.get(name))
         x, drops = self.drop_embedding(x, name, "alone"), self.drops(name, ["alone"])
         kept: Keys | None = None if self.cache is None else self.cache.alone[name]
         found, done = {}, 0
-        for block in sorted({s.alone for soft in self.soft.values() for s in soft if s.alone and s.source == name}):
+        soft = (soft for of_tower in self.places.soft.values() for soft in of_tower)
+        for block in sorted({s.alone for s in soft if s.alone and s.source == name}):
             xs, caches = tower.run(
                 blocks=None if self.cache is not None else cut(tower.blocks, done + 1, block),
                 layers=np.arange(done, block, dtype=np.int32),
@@ -250,7 +214,8 @@ class Pass:
             if fusion.placement == "inside":
                 fused[fusion.tower], cache = self.run_inside(fusion, parts, states, saved, cache)
             elif fusion.placement == "sequence":
-                fused[fusion.tower] = states[fusion.tower] | self.enter(fusion, parts, saved)
+                entered, cache = self.enter(fusion, parts, saved, cache)
+                fused[fusion.tower] = states[fusion.tower] | entered
             else:
                 fused[fusion.tower] = {**states[fusion.tower], OWN: self.fuse(fusion, parts, saved, cache)}
         return {**states, **fused}, saved, cache
@@ -329,23 +294,46 @@ class Pass:
         caches = {stream: tower.shard_cache(own) for stream, own in caches.items()}
         return xs, self.with_caches(fused.tower, caches, cache)
 
-    def enter(self, fused: Fused, parts: "_Parts", saved: "_Saved") -> Streams:
+    def enter(
+        self, fused: Fused, parts: "_Parts", saved: "_Saved", cache: Cache | None
+    ) -> tuple[Streams, Cache | None]:
         """The soft tokens of this pass, as inputs of the receiver's block."""
         tower, found = self.model.towers[fused.tower], {}
         for source in fused.sources:
             fusion, _ = self.fusion(parts, source.zip, fused.tower, source.member)
-            places = self.streams[fused.tower][source.zip]
+            key, at = (source.zip, fused.tower), self.at(source, False, saved)
+            earlier = self.earlier(key, at, cache)
 
             @tower.execution.attending
-            def read(fusion: Fusion, at: _At, source: Source = source, places: Places = places) -> State:
-                with _zip_scope(source.zip, fused.tower):
-                    x = tower.execution.in_use(fusion).read(self.source(source, at, fusion.placement))
-                    return tower.add_positions(x, places.positions)
+            def read(fusion: Fusion, at: _At, earlier: Any, source: Source = source, key: Any = key) -> State:
+                with _zip_scope(*key):
+                    state = self.stacked(key, self.source(source, at, fusion.placement), earlier)
+                    x = tower.execution.in_use(fusion).read(state)
+                    return tower.add_positions(x, self.streams[fused.tower][source.zip].positions)
 
-            run = read if self.cache is not None else tower.execution.recompute(read)
-            x = run(fusion, self.at(source, False, saved))
+            run = read if cache is not None else tower.execution.recompute(read)
+            x = run(fusion, at, earlier)
             found[source.zip] = tower.execution.shard(x, "batch", None, None)
-        return found
+            if cache is not None and key in cache.open_groups and source.tower in self.batches:
+                count = jnp.sum(self.batches[source.tower].segment_ids > 0, axis=1)
+                left = stacking.last_states(at.state, earlier, count)[None]
+                left = self.model.towers[source.tower].execution.shard(left, *OPEN_AXES)
+                cache = cache._replace(open_groups={**cache.open_groups, key: left})
+        return found, cache
+
+    def earlier(self, key: tuple[str, str], at: "_At", cache: Cache | None) -> Float[Array, "B O C"]:
+        """The states of cached tokens that soft tokens of this pass may stack."""
+        if cache is None or key not in cache.open_groups:
+            return at.state[:, :0]
+        return cache.open_groups[key][0].astype(at.state.dtype)
+
+    def stacked(self, key: tuple[str, str], source: SourceState, earlier: Float[Array, "B O C"]) -> SourceState:
+        """What a fusion reads for its soft tokens: ``source``, or the states of each group that closes in this pass."""
+        groups = self.places.groups.get(key)
+        if groups is None:
+            return source
+        positions = jnp.take_along_axis(source.positions, groups.last, axis=1, mode="clip")
+        return SourceState(stacking.stack_states(source.state, earlier, groups), positions)
 
     def remember(self, read: Read, parts: "_Parts", saved: "_Saved", cache: Cache) -> Cache:
         """Write what a zip caches of this pass's tokens."""
@@ -375,20 +363,25 @@ class Pass:
             return self.alone[name][source.block]
         if name in self.batches:
             return saved[name, source.block, inside]
-        rows = next(iter(self.batches.values())).tokens.shape[0]
+        rows = self.places.rows
         width, dtype = self.model.config.towers[name].embed_dim, self.model.towers[name].execution.dtype
         return _At(jnp.zeros((rows, 0, width), dtype), jnp.zeros((rows, 0), jnp.int32), None, None)
 
     def source(self, source: Any, at: "_At", placement: str) -> SourceState:
         """The input of `Fusion.read`."""
-        tower = self.model.towers[source.tower]
+        tower, insulated = self.model.towers[source.tower], (source.zip, source.tower) in self.insulated
+
+        def passed(x: Array) -> Array:
+            return jax.lax.stop_gradient(x) if insulated else x
 
         def heads() -> tuple[Array, Array]:
             # Without tokens any block gives the same, empty, result.
             block, layer = (member(tower.blocks, 0), 0) if at.block is None else (at.block, at.layer)
-            return tower.execution.in_use(block).heads(at.state, at.positions, layer)[1:]
+            # The source's own weights make them: with insulation no gradient may reach these either.
+            _, key, value = map(passed, tower.execution.in_use(block).heads(at.state, at.positions, layer))
+            return key, value
 
-        return SourceState(at.state, at.positions, heads if placement == "inside" else None)
+        return SourceState(passed(at.state), at.positions, heads if placement == "inside" else None)
 
 
 class _At(NamedTuple):

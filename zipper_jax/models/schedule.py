@@ -59,9 +59,10 @@ class Fusion(NamedTuple):
 
 
 class SoftTokens(NamedTuple):
-    """A zip's soft tokens in the sequence of their receiver: one per token of ``source``, from ``block`` on.
+    """A zip's soft tokens in the sequence of their receiver, made of the tokens of ``source``, from ``block`` on.
 
     ``alone``: the block of ``source`` after which it is read on its unimodal path; 0: it is read in the pass itself.
+    ``stack``: how many consecutive tokens of ``source`` are one soft token, see `models.stacking`.
     """
 
     zip: str
@@ -69,6 +70,11 @@ class SoftTokens(NamedTuple):
     source: str
     block: int
     alone: int = 0
+    stack: int = 1
+
+    def most(self, lengths: Mapping[str, int]) -> int:
+        """The most soft tokens that sequences of ``lengths`` tokens of each tower give."""
+        return lengths[self.source] // self.stack
 
 
 class Stage(NamedTuple):
@@ -125,13 +131,13 @@ def soft_tokens(config: "ZipperConfig", receiver: str) -> tuple[SoftTokens, ...]
             block = dict(zip(z.towers, pair, strict=True))
             source = z.other(receiver)
             at = (1, block[source]) if fusion.alone else (block[receiver], 0)
-            found.append(SoftTokens(z.name, receiver, source, *at))
+            found.append(SoftTokens(z.name, receiver, source, *at, stack=fusion.stack(z, source)))
     return tuple(sorted(found, key=lambda soft: (soft.block, soft.zip)))
 
 
 def positions_used(config: "ZipperConfig", receiver: str, lengths: Mapping[str, int]) -> int:
     """Positions of a tower's sequence of ``lengths`` tokens of each tower: its own tokens and soft ones."""
-    return lengths[receiver] + sum(lengths[soft.source] for soft in soft_tokens(config, receiver))
+    return lengths[receiver] + sum(soft.most(lengths) for soft in soft_tokens(config, receiver))
 
 
 def read_alone(config: "ZipperConfig") -> dict[str, int]:

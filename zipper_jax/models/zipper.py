@@ -74,7 +74,7 @@ class Zipper(Module):
         count = len(zip_pairs(z, towers))
 
         def make(into: str) -> Fusion:
-            one = replace(z, into=(into,))
+            one = replace(z, into=(into,), insulate=tuple(t for t in z.insulate if t != into))
             return fusion_class(z.fusion)(one, towers[z.other(into)], towers[into], rngs=rngs, dtype=dtype)
 
         return {f"into_{into}": stack(partial(make, into), count, "zips") for into in z.receivers}
@@ -233,11 +233,14 @@ def parameters(config: ZipperConfig) -> dict[str, Parameter]:
         if top == "zips":
             z, fusion = classes[name]
             owner = rest[0].removeprefix("into_")
-            tokens = {z.other(owner) if fusion.reads_source("/".join(rest[1:])) else owner: 1.0}
+            source = z.other(owner)
+            reads = fusion.reads_source("/".join(rest[1:]))
+            tokens = {source: 1 / fusion.stack(z, source)} if reads else {owner: 1.0}
         elif top == "towers" and rest[0] == "blocks":
             depth = config.towers[name].num_layers
             tokens[name] += read_alone(config).get(name, 0) / depth
-            tokens |= {soft.source: (depth + 1 - soft.block) / depth for soft in soft_tokens(config, name)}
+            soft = soft_tokens(config, name)
+            tokens |= {s.source: (depth + 1 - s.block) / depth / s.stack for s in soft}
         value, declared = variable.get_raw_value(), variable.get_metadata()
         axes = declared.get("axes") or (None,) * len(value.shape)
         output, stacked = declared.get("output", False), declared.get("stacked", False)

@@ -31,13 +31,14 @@ class SourceState(NamedTuple):
     """The source tower at the zip.
 
     Attributes:
-        state: A block's pre-fusion output; for placement "inside", its input.
-        positions: Local positions.
+        state: A block's pre-fusion output; for placement "inside", its input. For soft tokens that stack k source
+            tokens the states of each complete group, [B, G, k, C].
+        positions: Local positions; of a group that of its last token.
         heads: For placement "inside": returns keys and values of the source's own block, [B, S, K, H] of the source, at
             no extra cost, since the block computes them anyway.
     """
 
-    state: Float[Array, "B S C"]
+    state: Float[Array, "B S *k C"]
     positions: Int[Array, "B S"]
     heads: Callable[[], tuple[Array, Array]] | None = None
 
@@ -64,15 +65,17 @@ class Fusion(Module):
     Attributes:
         placement: "behind": the effect is added to the output of a block; zips read pre-fusion block outputs. "inside":
             extra keys and values join the block's own attention, in one softmax; zips read block inputs. "sequence":
-            what ``read`` returns joins the receiver's own sequence as soft tokens, one per source token, starting at
-            the one receiver block that ``pairs`` names. They are in the order of the linear sequence and count as
-            positions of the receiver; zips and the head apply to its own tokens only.
+            what ``read`` returns joins the receiver's own sequence as soft tokens, one per source token (or per
+            ``stack`` of them), starting at the one receiver block that ``pairs`` names. They are in the order of the
+            linear sequence and count as positions of the receiver; zips and the head apply to its own tokens only.
         alone: Placement "sequence": the source is read as on its unimodal path (with its added tokens), after the block
             that ``pairs`` names for it, and soft tokens enter before the receiver's first block. Both directions are
             then possible in one zip; the source's blocks process its tokens once more.
         Options: A frozen dataclass with the fields of ``ZipConfig.options``.
         sources: Names of the parts (paths from this module, "attention/key") that process source tokens; all others
             process receiver tokens.
+
+    ``__init__`` is given a config of which ``receivers`` is the one receiver.
     """
 
     placement: ClassVar[Placement] = "behind"
@@ -132,6 +135,12 @@ class Fusion(Module):
     def preserves(cls, config: ZipConfig) -> bool:
         """Whether a receiver token that sees no source token stays as it is, whatever the parameters."""
         return cls.placement != "behind"
+
+    @classmethod
+    def stack(cls, config: ZipConfig, source: str) -> int:
+        """Placement "sequence": k, the consecutive tokens of the tower ``source`` that become one soft token, see
+        `models.stacking`; `read` then gets their states [B, G, k, C]. 1: every token becomes one."""
+        return 1
 
     @classmethod
     def heads(cls, config: ZipConfig, receiver: TowerConfig) -> tuple[int, int]:

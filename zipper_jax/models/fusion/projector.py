@@ -11,11 +11,16 @@ other fields it uses ``projection`` (SLAM-ASR: depth 2, ReLU between, none at th
 ``norm``. There is no gate, as in the papers: without a token of the source the receiver is the tower itself, with one
 its sequence is another.
 
-Not as in SLAM-ASR: every source token becomes a soft token; neighbours are not stacked.
+``ZipConfig.options = {"stack": {"speech": 5}}`` makes one soft token of 5 consecutive states of the speech tower, side
+by side, as SLAM-ASR does (its downsampling). A soft token is visible once its last state is there; as in SLAM-ASR, the
+last states of a span that are too few for one are not read (`models.stacking`).
 
-Axis letters: B rows, S source positions, D receiver embed_dim.
+Axis letters: B rows, S source positions, or groups of k of them, C source embed_dim, D receiver embed_dim.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,6 +30,25 @@ from jaxtyping import Array, Float
 from zipper_jax.models.config_parts import TowerConfig, ZipConfig
 from zipper_jax.models.fusion.base import Fusion, SourceState, register
 from zipper_jax.models.layers import Norm, Projection
+from zipper_jax.utils.configs import closest, freeze_fields
+from zipper_jax.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class ProjectorOptions:
+    """Fields of ``ZipConfig.options``.
+
+    Attributes:
+        stack: Source tower -> how many of its consecutive states become one soft token; 1 where not named.
+    """
+
+    stack: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "stack")
+        for tower, k in self.stack.items():
+            if k < 1:
+                raise UserError(f"stack = {dict(self.stack)}: {tower!r} needs 1 or more states per soft token")
 
 
 @register("projector")
@@ -33,21 +57,41 @@ class Projector(Fusion):
 
     placement = "sequence"
     alone = True
+    Options = ProjectorOptions
     sources = ("source_norm", "projection")
 
     def __init__(
         self, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         self.source_norm = Norm(source.embed_dim, kind=config.norm, rngs=rngs) if config.normalise_source else None
-        self.projection = Projection(config.projection, source.embed_dim, receiver.embed_dim, rngs=rngs, dtype=dtype)
+        (into,) = config.receivers
+        width = self.stack(config, config.other(into)) * source.embed_dim
+        self.projection = Projection(config.projection, width, receiver.embed_dim, rngs=rngs, dtype=dtype)
 
     def read(self, source: SourceState) -> Float[Array, "B S D"]:
         """The soft tokens."""
-        x = source.state
-        return self.projection(x if self.source_norm is None else self.source_norm(x))
+        x = source.state if self.source_norm is None else self.source_norm(source.state)
+        return self.projection(x.reshape(*x.shape[:2], math.prod(x.shape[2:])))
+
+    @classmethod
+    def stack(cls, config: ZipConfig, source: str) -> int:
+        """That of the options."""
+        k: int = cls.options(config).stack.get(source, 1)
+        return k
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:
-        """UserError also if there is no projection and embed_dim differs."""
+        """UserError also if ``stack`` names no source, or there is no projection and embed_dim differs."""
         super().check(config, source, receiver, name)
+        sources, stack = sorted(map(config.other, config.receivers)), cls.options(config).stack
+        for tower in stack:
+            if tower not in sources:
+                raise UserError(
+                    f"zip {config.name}, fusion {config.fusion!r}: options stack = {dict(stack)} names {tower!r}, "
+                    f"which the zip does not read{closest(tower, sources)}; known: {sources}"
+                )
+        if config.projection.form == "none" and (k := cls.stack(config, config.other(name))) > 1:
+            raise UserError(
+                f"zip {config.name}: projection form 'none' cannot bring {k} stacked states into one; use form 'mlp'"
+            )
         cls.check_projection(config, source, receiver, name)
