@@ -12,6 +12,7 @@ from valid_files import SENTENCES, files_below, lines
 from zipper_jax.data import check_audio, encode, prepared
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore, write_rows
+from zipper_jax.data.prepare_examples import write_examples
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.sequences import fill_template
 from zipper_jax.speech.hubert import read_centroids
@@ -48,7 +49,7 @@ def _prepared_files() -> dict[str, bytes]:
         (corpus / "manifest.jsonl").write_bytes(lines(rows))
         about = {"format_version": 1, "settings": {}, "counts": {"train": 3}, "complete": True, "units": _UNITS}
         (corpus / "corpus.json").write_text(json.dumps(about))
-        prepared.write_examples(corpus, folder, _SETTINGS, overwrite=False, processes=1)
+        write_examples(corpus, folder, _SETTINGS, overwrite=False, processes=1)
         write_rows(folder / "rows/asr/train", _rows(), _META)
         return {f"prepared/{file}": content for file, content in files_below(folder).items()}
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from zipper_jax.cli.main import refuse
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
