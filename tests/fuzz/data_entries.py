@@ -106,7 +106,7 @@ def packed_rows() -> Entry:
 
 def _resume(source: Path, out: Path) -> None:
     """A damaged line counts as not done; nothing else may happen."""
-    for key, found in check_audio._read(source / "checked.jsonl").items():
+    for key, found in check_audio._lines(source / "checked.jsonl"):
         assert isinstance(key, str)
         assert found.seconds >= 0
         assert found.rate >= 0

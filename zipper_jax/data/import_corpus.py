@@ -29,7 +29,7 @@ from zipper_jax.speech.manifest import SPLITS
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
-from zipper_jax.utils.locks import locked
+from zipper_jax.utils.locks import locked, locked_file
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,37 @@ def import_corpus(
     """
     with locked(out):
         return _import(kind, paths, Path(out), settings, strict, overwrite, processes)
+
+
+def check_shard(
+    kind: str,
+    paths: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    settings: ImportSettings,
+    shard: tuple[int, int],
+    overwrite: bool = False,
+    processes: int | None = None,
+) -> None:
+    """Check the audio of part (i, n) of the source, i from 0; `import_corpus` does not check it again.
+
+    Shards may run at the same time, on any machines that see the source under the same paths and share ``out``, or
+    whose journals are copied there.
+
+    Raises:
+        UserError: The source cannot be read, or another process checks this shard.
+    """
+    out = Path(out)
+    if kind.startswith("tfds:"):
+        raise UserError(f"--shard: audio of {kind} is extracted, not checked; import it in one part")
+    if (read_header(out) or {}).get("complete") and not overwrite:
+        logger.info(f"corpus {out} is complete; --overwrite reads the source again")
+        return
+    journal = check_audio.shard_journal(shard)
+    rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
+    out.mkdir(parents=True, exist_ok=True)
+    with locked_file(out / journal):
+        check_audio.check_audio(out, _parts(rows)[shard[0] :: shard[1]], processes, journal)
+    logger.info(f"shard {shard[0]}/{shard[1]} is done")
 
 
 def _import(
@@ -175,8 +206,7 @@ def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
 
 def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int | None) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
-    places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
-    parts = [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in (rows[index] for index in places)]
+    places, parts = [index for index, row in enumerate(rows) if _has_audio(row)], _parts(rows)
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
         places, check_audio.check_audio(out, parts, processes) if parts else [], strict=True
@@ -189,6 +219,15 @@ def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int 
         rates[str(rate)] += not problem
         rows[index] = dataclasses.replace(row, seconds=round(seconds, 4), problem=problem)
     return rows, Counter({rate: count for rate, count in sorted(rates.items()) if count})
+
+
+def _has_audio(row: Row) -> bool:
+    return row.audio is not None and not row.problem
+
+
+def _parts(rows: Iterable[Row]) -> list[check_audio.Part]:
+    """Return the parts of files that the rows have, in their order."""
+    return [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in rows if _has_audio(row)]
 
 
 def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:

@@ -3,11 +3,12 @@
 The files of one split, one behind another, are ``examples/<split>.jsonl``; one line is in memory at a time.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zipper_jax.data.encode import count_dropped, describe_dropped, dropped_path
 from zipper_jax.data.prepare_fit import SHARDS, Source, fit, modalities_of, open_source
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_shards import DONE, Done, done_shards, encode_shard, read_fit
+from zipper_jax.speech.workers import parallel_map
 from zipper_jax.tasks import TaskSet
 from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
@@ -28,7 +30,12 @@ Shards = list[tuple[Path, Done]]
 
 
 def write_examples(
-    corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool, processes: int | None = None
+    corpus: Any,
+    folder: Any,
+    settings: PrepareSettings,
+    overwrite: bool,
+    processes: int | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Fit tokenizer and vocabularies and encode every split; skip what is done. Return the header.
 
@@ -37,8 +44,22 @@ def write_examples(
     """
     source, folder = open_source(corpus, settings), Path(folder)
     fit(source, folder, overwrite)
-    encode_shard(source, folder, (0, 1), processes)
+    if workers == 1:
+        encode_shard(source, folder, (0, 1), processes)
+    else:
+        setup = {"corpus": str(corpus), "folder": str(folder), "settings": settings}
+        shards = [(index, workers) for index in range(workers)]
+        made = parallel_map(f"{__name__}:make_shard_worker", setup, shards, workers)
+        with contextlib.closing(made):
+            for _ in made:
+                pass
     return join(source, folder)
+
+
+def make_shard_worker(corpus: str, folder: str, settings: PrepareSettings) -> Callable[[tuple[int, int]], None]:
+    """Return the function that makes one shard, with one process for encoding."""
+    source = open_source(corpus, settings)
+    return lambda shard: encode_shard(source, Path(folder), shard, processes=1)
 
 
 def join(source: Source, folder: Path) -> dict[str, Any]:

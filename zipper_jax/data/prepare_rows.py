@@ -34,6 +34,7 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
     overwrite: bool = False,
     processes: int | None = None,
+    workers: int = 1,
 ) -> Metas:
     """Turn a corpus into a prepared folder; return (task, split) -> ``meta.json`` of its rows.
 
@@ -45,13 +46,14 @@ def prepare(
       settings: How it is prepared.
       overwrite: start over what was made with other settings; without it that is an error.
       processes: for encoding audio, default one per core.
+      workers: shards that are made at the same time, if more than 1 with one process for encoding each.
 
     Raises:
       UserError: a corpus that is missing or not finished, or other settings than the folder was made with.
     """
     began = time.monotonic()
     with locked(folder):
-        write_examples(corpus, folder, settings, overwrite, processes)
+        write_examples(corpus, folder, settings, overwrite, processes, workers)
         metas = write_all_rows(folder, settings, overwrite)
     logger.info(f"prepared {folder} in {time.monotonic() - began:.1f} s")
     return metas
