@@ -110,7 +110,6 @@ def digest(folder: Path) -> str:
 
 def measure(root: Path, hours: float) -> dict[str, Any]:
     """Return what each number of shards took, and whether the bytes are equal."""
-    began = time.process_time()
     corpora = make_corpus(root, hours)
     runs, digests = [], set()
     for shards in (1, 2, 4):
@@ -127,7 +126,6 @@ def measure(root: Path, hours: float) -> dict[str, Any]:
         "small": {"hours": hours / SMALL, **steps(corpora[SMALL], root / "small", 1)},
         "identical": len(digests) == 1,
         "sizes": sizes,
-        "corpus_cpu_s": round(time.process_time() - began, 1),
         "version": zipper_jax.__version__,
         "cores": os.cpu_count(),
     }

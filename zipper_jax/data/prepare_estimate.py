@@ -9,10 +9,10 @@ from zipper_jax.speech.tokenizer import RATE_HZ
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
 
-HOURS_PER_CORE_HOUR = {"log-mel": 600.0, "whisper": 10.0}
+HOURS_PER_CORE_HOUR = {"log-mel": 900.0, "whisper": 10.0}
 """Hours of audio at 16 kHz that one core encodes in an hour, by the kind of unit: measured by
 benchmarks/prepare_shards.py, and by benchmarks/units.py (0.1 s a second)."""
-FINISH_HOURS_PER_CORE_HOUR = 10_000.0
+FINISH_HOURS_PER_CORE_HOUR = 30_000.0
 """Hours of audio whose examples one core joins and packs for one task in an hour: benchmarks/prepare_shards.py."""
 _BYTES_PER_UNIT = {"examples": 4.9, "rows": 2.0}  # a number of 0 to 1,023 with comma and blank; 16 bits, for each task
 _BYTES_PER_EXAMPLE = {"examples": 150, "rows": 40}

@@ -117,7 +117,7 @@ def _join_split(folder: Path, split: str, shards: Shards, task_set: TaskSet) -> 
             for line in _lines(shards, path.name):
                 out.write(line)
                 example = user_json.decode(line, f"an example of split {split}", "run the shard again")
-                if not example["shift"]:
+                if not example.get("shift"):
                     count += 1
                     kinds.add(modalities_of(example, task_set))
 

@@ -19,7 +19,7 @@ import msgspec
 from zipper_jax.data import prepared
 from zipper_jax.data.encode import encode_split
 from zipper_jax.data.prepare_fit import FIT, SHARDS, Source
-from zipper_jax.speech.manifest import Manifest
+from zipper_jax.speech.manifest import Manifest, Split
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
@@ -38,7 +38,7 @@ class Fit(msgspec.Struct):
     """The content of ``fit.json``."""
 
     made_with: dict[str, Any]
-    splits: list[str]
+    splits: list[Split]
     about: dict[str, Any]
     vocabularies: dict[str, str]
 
