@@ -186,6 +186,11 @@ def test_what_is_missing_damaged_or_anothers_is_named(corpus, tmp_path):
     fit.write_text(fit.read_text().replace('"tokenizer": "', '"tokenizer": "0'))
     with pytest.raises(UserError, match=r"was made with other units or vocabularies: --fit ran more than once"):
         prepare_rows.prepare_finish(corpus, folder, audio)
+    with pytest.raises(UserError, match=r"vocabularies/speech' has other units than fit.json: copy both"):
+        prepare_rows.prepare_shard(corpus, folder, audio, (0, 3), processes=1)
+    (folder / "shards" / "00000-of-00002" / "done.json").unlink()  # as if it was killed before the other fit
+    with pytest.raises(UserError, match=r"00000-of-00002' was made with other units or vocabularies"):
+        prepare_rows.prepare_shard(corpus, folder, audio, (0, 2), processes=1)
 
 
 def test_the_audio_of_an_import_is_checked_in_shards(tmp_path, monkeypatch):

@@ -5,11 +5,12 @@ from typing import Any
 
 from zipper_jax.data.prepare_fit import modalities_of, open_source
 from zipper_jax.data.prepare_settings import PrepareSettings
-from zipper_jax.speech.tokenizer import RATE_HZ
+from zipper_jax.speech.tokenizer import RATE_HZ, UnitTokenizer
+from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
 
-HOURS_PER_CORE_HOUR = {"log-mel": 900.0, "whisper": 10.0}
+HOURS_PER_CORE_HOUR: dict[str, float] = {"log-mel": 900.0, "whisper": 10.0}
 """Hours of audio at 16 kHz that one core encodes in an hour, by the kind of unit: measured by
 benchmarks/prepare_shards.py, and by benchmarks/units.py (0.1 s a second)."""
 FINISH_HOURS_PER_CORE_HOUR = 30_000.0
@@ -40,16 +41,18 @@ def estimate(
     kind, where = settings.unit_features.partition(":")[0], "as measured"
     per_second = float(RATE_HZ if kind == "log-mel" else settings.unit_rate)
     if source.given is not None:
-        kind, per_second = "given", source.given.rate_hz
+        per_second, made = source.given.rate_hz, getattr(source.given, "base", source.given)
+        kind = {UnitTokenizer: "log-mel", WhisperUnits: "whisper"}.get(type(made), "given")
     rows, unknown, seconds, encoded, text, examples = 0, 0, 0.0, 0.0, 0, 0
     of_task = dict.fromkeys(settings.tasks, 0)
+    written = [m.field for m in settings.task_set.modalities.values() if m.vocabulary != "units"]
     for row in source.rows():
         shifts = settings.shifts if row["split"] == "train" else 1
         rows, unknown = rows + 1, unknown + ("audio" in row and "seconds" not in row)
         duration, there = float(row.get("seconds") or 0.0), set(modalities_of(row, settings.task_set))
         seconds, examples = seconds + duration, examples + shifts
         encoded += duration * shifts * ("audio" in row and "units" not in row)
-        text += len(row.get("text") or "")
+        text += sum(len(row.get(field) or "") for field in written)
         for task in settings.tasks:
             of_task[task] += shifts * (there >= set(settings.task_set.tasks[task].modalities))
     if rate is None and encoded and kind not in HOURS_PER_CORE_HOUR:
@@ -63,7 +66,8 @@ def estimate(
     speaking = [task for task in settings.tasks if SPEECH in settings.task_set.tasks[task].modalities]
     finish = seconds / _HOUR * max(len(speaking), 1) / FINISH_HOURS_PER_CORE_HOUR
     encoding = encoded / _HOUR / speed
-    yield f"encoding: {encoding:,.1f} core hours ({speed:g} hours of audio per core hour, {where}), in any shards"
+    if encoded:
+        yield f"encoding: {encoding:,.1f} core hours ({speed:g} hours of audio per core hour, {where}), in any shards"
     yield f"finish: {finish:,.1f} hours of one core, after them ({FINISH_HOURS_PER_CORE_HOUR:g} per task, as measured)"
     if price is not None:
         yield f"cost: {(encoding + finish) * price:,.2f} at {price:g} per core hour"

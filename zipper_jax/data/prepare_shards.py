@@ -1,7 +1,8 @@
 """The second step of `prepare`: encode one of n parts of a corpus, in any order, on any machine.
 
     prepared/shards/fit.json            of the first step
-    prepared/shards/00003-of-00016/     of shard 3/16: <split>.jsonl, <split>.dropped, and done.json, written last
+    prepared/shards/00003-of-00016/     of shard 3/16: <split>.jsonl, <split>.dropped; fit.sha256, fit.json's digest,
+                                        is written first, done.json last
 
 Shard i/n has the lines that begin in the i-th of n equal parts of the manifest, so the shards' files, one behind
 another, are those of one shard, whatever n. A killed shard resumes; one that is done does nothing.
@@ -20,16 +21,17 @@ from zipper_jax.data import prepared
 from zipper_jax.data.encode import encode_split
 from zipper_jax.data.prepare_fit import FIT, SHARDS, Source
 from zipper_jax.speech.manifest import Manifest, Split
+from zipper_jax.speech.tokenizers import load_units
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.files import write_json
+from zipper_jax.utils.files import write_json, write_text
 from zipper_jax.utils.locks import LOCK, locked
 from zipper_jax.utils.storage import sha256, subfolders
 
 logger = logging.getLogger(__name__)
 
-DONE = "done.json"
+BEGUN, DONE = "fit.sha256", "done.json"
 _DAMAGED = "it is damaged: delete the folder of this shard and run the shard again"
 _MOST_NAMED = 20
 
@@ -101,12 +103,15 @@ def encode_shard(source: Source, folder: Path, shard: tuple[int, int], processes
     with locked(home):
         if _done(home, fit) is not None:  # another process did it meanwhile
             return
+        _begin(home, fit)
         modalities, units = source.settings.task_set.modalities, folder / "vocabularies" / SPEECH
+        if "tokenizer" in fit.about and load_units(units).digest != fit.about["tokenizer"]:
+            raise UserError(f"{str(units)!r} has other units than {FIT}: copy both from the machine that ran --fit")
         fields = [modality.field for name, modality in modalities.items() if name != SPEECH]
         for split in fit.splits:
             rows, shifts = Rows(source.rows(shard), split), source.settings.shifts if split == "train" else 1
             encode_split(home / f"{split}.jsonl", source.corpus, units, rows, fields, shifts, processes)
-        files = sorted(path for path in home.iterdir() if path.name not in (LOCK, DONE))
+        files = sorted(path for path in home.iterdir() if path.name not in (LOCK, BEGUN, DONE))
         write_json(home / DONE, {"fit": fit.digest, "files": {path.name: sha256(path) for path in files}})
     if shard[1] > 1:
         logger.info(f"shard {shard[0]}/{shard[1]} is done")
@@ -123,7 +128,7 @@ def done_shards(folder: Path, fit: Fit) -> list[tuple[Path, Done]]:
     Raises:
         UserError: Shards are missing, damaged, or of another fit.
     """
-    numbers = {int(name.rpartition("-of-")[2]) for name in subfolders(folder / SHARDS) if "-of-" in name}
+    numbers = {int(count) for name in subfolders(folder / SHARDS) if (count := name.partition("-of-")[2]).isdecimal()}
     fewest: list[int] | None = None
     of = 0
     for count in sorted(numbers):
@@ -143,6 +148,21 @@ def done_shards(folder: Path, fit: Fit) -> list[tuple[Path, Done]]:
     )
 
 
+def _begin(home: Path, fit: Fit) -> None:
+    """Pin the fit of a shard. Raises UserError where the shard was begun with another."""
+    path = home / BEGUN
+    if path.is_file() and path.read_text(errors="replace") != fit.digest:
+        raise _of_another_fit(home)
+    write_text(path, fit.digest)
+
+
+def _of_another_fit(home: Path) -> UserError:
+    return UserError(
+        f"{str(home)!r} was made with other units or vocabularies: --fit ran more than once; delete the folder and run "
+        "the shard again with what this folder's --fit wrote"
+    )
+
+
 def _done(home: Path, fit: Fit) -> Done | None:
     """Return what a shard wrote; None: it is not done. Raises UserError where it is damaged or of another fit."""
     path = home / DONE
@@ -150,10 +170,7 @@ def _done(home: Path, fit: Fit) -> Done | None:
         return None
     found = user_json.read_file(path, Done, _DAMAGED)
     if found.fit != fit.digest:
-        raise UserError(
-            f"{str(home)!r} was made with other units or vocabularies: --fit ran more than once; delete the folder "
-            "and run the shard again with what this folder's --fit wrote"
-        )
+        raise _of_another_fit(home)
     for name, (size, _) in found.files.items():
         if not (home / name).is_file() or (home / name).stat().st_size != size:
             raise UserError(f"{str(home / name)!r} is missing or not whole: {_DAMAGED.removeprefix('it is damaged: ')}")
