@@ -128,7 +128,8 @@ def done_shards(folder: Path, fit: Fit) -> list[tuple[Path, Done]]:
     Raises:
         UserError: Shards are missing, damaged, or of another fit.
     """
-    numbers = {int(count) for name in subfolders(folder / SHARDS) if (count := name.partition("-of-")[2]).isdecimal()}
+    ends = (name.partition("-of-")[2] for name in subfolders(folder / SHARDS))
+    numbers = {int(end) for end in ends if end.isdecimal()}
     fewest: list[int] | None = None
     of = 0
     for count in sorted(numbers):
