@@ -24,8 +24,9 @@ import numpy as np
 from zipper_jax.metrics.error_rates import NORMALISER, wer
 from zipper_jax.speech import grammar, judge, vocoder
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, load_audio
-from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
+from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
 from zipper_jax.speech.features import log_mel
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.speech.tokenizer import UnitTokenizer
 
 RESULT = Path(__file__).parent / "results" / "judge_table.json"

@@ -79,6 +79,7 @@ CASES = (
     Case("tiny_128m", "v6e:4x4", 16, 8),
     Case("gecko_1b", "v5p:4x4x4", 64, 2),
     Case("tiny_128m", "v5p:2x2x1", 4, 16),
+    Case("tiny_128m", "tpu7x:2x2x1", 8, 8),
     Case("gecko_128m", "v6e:8x8", 64, 2),
     Case("gecko_128m", "v5p:4x4x4", 64, 2),
     Case("gecko_1b", "v6e:2x2", output="speech", tensor=4, rows=64),

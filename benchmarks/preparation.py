@@ -17,7 +17,8 @@ import soundfile
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.prepare_rows import prepare
 from zipper_jax.data.prepare_settings import PrepareSettings
-from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
+from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.speech.workers import usable_cores
 
 

@@ -159,6 +159,22 @@ train_command() {
     fail "--gin.MODEL_DIR=$model_dir: give gs://BUCKET/FOLDER, or a folder in $1, which all hosts share"
 }
 
+# prepare_command: checks `-- data prepare ...` of the scripts that run it in shards.
+prepare_command() {
+  local word out="" corpus=""
+  [ "${rest[0]:-} ${rest[1]:-}" = "data prepare" ] ||
+    fail "$script_name: give the command after --: -- data prepare --corpus=FOLDER --out=FOLDER ..."
+  for word in "${rest[@]:2}"; do
+    case $word in
+      --out | --out=?*) out=1 ;;
+      --corpus | --corpus=?*) corpus=1 ;;
+      --fit | --finish | --shard | --shard=* | --workers | --workers=* | --processes | --processes=*)
+        fail "$script_name sets ${word%%=*} itself: remove it" ;;
+    esac
+  done
+  [ -n "$corpus" ] && [ -n "$out" ] || fail "the command needs --corpus=FOLDER and --out=FOLDER"
+}
+
 quoted() { # quoted WORD...: as one line that the shell reads back as these words
   local word line="" head
   for word in "$@"; do

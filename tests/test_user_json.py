@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper_jax.speech.corpus import ManifestRow
+from zipper_jax.speech.manifest import ManifestRow
 from zipper_jax.utils import user_json
 
 

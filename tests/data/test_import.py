@@ -25,7 +25,8 @@ from zipper_jax.data import check_audio
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.sources.rows import ImportSettings, audio_files, split_of
 from zipper_jax.speech.audio import load_audio
-from zipper_jax.speech.corpus import read_header, read_manifest
+from zipper_jax.speech.corpus import read_header
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 NONE_HELD_OUT = ImportSettings(validation=0, test=0)

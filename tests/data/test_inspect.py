@@ -14,7 +14,8 @@ from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_examples import write_examples
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.given_units import run_vocoder
 from zipper_jax.utils.errors import UserError
@@ -52,7 +53,7 @@ def test_a_manifest_written_by_hand(tmp_path):
 
 def test_a_prepared_folder(tmp_path):
     import_corpus("table", [making.table(tmp_path / "t")], tmp_path / "corpus", processes=1)
-    prepared.write_examples(tmp_path / "corpus", tmp_path / "p", SETTINGS, False, 1)
+    write_examples(tmp_path / "corpus", tmp_path / "p", SETTINGS, False, 1)
     lines = list(inspect(tmp_path / "p", 2, tmp_path / "look"))
     assert "vocabulary speech: units, 10 tokens" in lines
     assert "train: 8 examples, 0.00 hours" in lines
@@ -67,7 +68,7 @@ def test_given_units_are_synthesised_only_when_their_command_may_run(tmp_path):
     path = making.units(tmp_path / "u", vocoder=f"{sys.executable} {script} {{units}} {{wav}}")
     import_corpus("units", [path], tmp_path / "corpus", ImportSettings(validation=0, test=0), processes=1)
     settings = dataclasses.replace(SETTINGS, num_units=20)
-    prepared.write_examples(tmp_path / "corpus", tmp_path / "p", settings, False, 1)
+    write_examples(tmp_path / "corpus", tmp_path / "p", settings, False, 1)
     lines = list(inspect(tmp_path / "p", 1, tmp_path / "look"))
     assert any(line.startswith("  no audio: these units (made up, 20 at 50 Hz) have no built-in") for line in lines)
     assert not list((tmp_path / "look").glob("*.wav"))

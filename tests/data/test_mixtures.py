@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from zipper_jax.data import mixtures
 from zipper_jax.data.mixtures import BLOCK, RowMixture, batches, permutation
-from zipper_jax.data.packed_rows import describe
+from zipper_jax.data.packed_rows import Counts
 from zipper_jax.sequences import Place, fill_template
 from zipper_jax.tasks import PAPER_RATES, TASKS
 from zipper_jax.utils.errors import UserError
@@ -26,7 +26,10 @@ class FakeRows:
         task = TASKS.get(task, TASKS["asr"])
         content = {"text": np.arange(2), "speech": np.arange(3)}
         self.rows = [[fill_template(task, {**content, "text": np.array([i % 30])})] for i in range(size)]
-        self.meta = describe(self.rows)
+        counts = Counts()
+        for row in self.rows:
+            counts.add(row)
+        self.meta = counts.describe()
 
     def __len__(self):
         return len(self.rows)

@@ -33,6 +33,9 @@ def test_round_trip(tmp_path_factory, rows):
     assert store.meta["examples"] == sum(map(len, rows))
     with pytest.raises(IndexError):
         store.row(len(rows))
+    for name in ("tokens", "spans", "rows"):  # written in blocks, but the file is that of numpy.save
+        np.save(folder / "again.npy", np.load(folder / f"{name}.npy"))
+        assert (folder / "again.npy").read_bytes() == (folder / f"{name}.npy").read_bytes()
 
 
 def example(*tokens):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ import soundfile
 from logged import logged
 
 from zipper_jax.cli import main as cli
-from zipper_jax.data import prepare_rows, prepared
+from zipper_jax.data import prepare_examples, prepare_fit, prepare_rows, prepare_shards, prepared
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
@@ -139,17 +140,24 @@ def test_running_again_skips_everything(made, corpus):
     assert changed <= {"header.json"}
 
 
-def test_encoding_resumes_in_the_middle_of_a_split(corpus, tmp_path):
+def test_encoding_resumes_in_the_middle_of_a_split(corpus, tmp_path, monkeypatch):
     """A run that was killed left whole lines, the first half of an utterance's, and half a line."""
     folder, lines = tmp_path / "p", list[str]()
     settings = dataclasses.replace(SETTINGS, shifts=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_examples, "join", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_rows.prepare(corpus, folder, settings, processes=1)
+    stopped = shutil.copytree(folder, tmp_path / "stopped")
     prepare_rows.prepare(corpus, folder, settings, processes=1)
     whole = contents(folder)
-    path = folder / "examples" / "train.jsonl"
-    written = path.read_text().splitlines(keepends=True)
+    written = (folder / "examples" / "train.jsonl").read_text().splitlines(keepends=True)
     for kept in ("".join(written[:9]) + written[9][:20], "".join(written[:8]), ""):
-        path.unlink()
-        path.with_name("train.jsonl.partial").write_text(kept)
+        shutil.rmtree(folder)
+        shard = shutil.copytree(stopped, folder) / "shards" / "00000-of-00001"
+        (shard / "done.json").unlink()
+        (shard / "train.jsonl").unlink()
+        (shard / "train.jsonl.partial").write_text(kept)
         with logged(lines.append):
             prepare_rows.prepare(corpus, folder, settings, processes=1)
         assert contents(folder) == whole
@@ -159,9 +167,10 @@ def test_encoding_resumes_in_the_middle_of_a_split(corpus, tmp_path):
 
 def test_an_interrupted_run_resumes_and_ends_the_same(made, corpus, tmp_path, monkeypatch):
     folder = tmp_path / "p"
-    for stage in ("make_vocabulary", "encode_split"):
+    stages = [(prepare_fit, "make_vocabulary"), (prepare_shards, "encode_split"), (prepare_examples, "_join_split")]
+    for module, stage in stages:
         with monkeypatch.context() as patch:
-            patch.setattr(prepared, stage, interrupt)
+            patch.setattr(module, stage, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 prepare_rows.prepare(corpus, folder, SETTINGS, processes=1)
         assert not prepared.read_header(folder)["complete"]
@@ -201,26 +210,17 @@ def press(self, record):
 logs.Console.emit = press
 sys.exit(main.main(sys.argv[2:]))
 """
-DEAF = """
-import os, signal
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-except BaseException:
-    pass  # as the real one does here and there
-"""
 
 
-@pytest.mark.parametrize("stage", ["fitting 8 units", "text vocabulary: ", "test: 3 examples", "the import of seqio"])
+@pytest.mark.parametrize("stage", ["fitting 8 units", "text vocabulary: ", "test: 3 examples", "text_lm/test: 3"])
 def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
     """The real command, a real signal to all its processes: exit status 130, one line; the next run resumes."""
-    (tmp_path / "seqio.py").write_text(DEAF)
-    (tmp_path / "tensorflow.py").write_text("class config: set_visible_devices = print")
     folder = tmp_path / "p"
     arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(folder), "--text_vocabulary_size=24"]
     arguments += ["--max_unknown=1"]
     done = subprocess.run(
         [sys.executable, "-c", PRESSED, stage, *arguments, "--num_units=8", "--processes=2"],
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         start_new_session=True,
@@ -230,7 +230,7 @@ def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
     assert "Traceback" not in done.stderr
     assert f"prepared {folder}" not in done.stderr
     header = prepared.read_header(folder)
-    assert header["complete"] == (stage == "the import of seqio")
+    assert header["complete"] == (stage == "text_lm/test: 3")
     assert not list(folder.rglob("*.partial"))
 
 
@@ -267,7 +267,7 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
     import tensorflow as tf
 
     from zipper_jax.data import tasks
-    from zipper_jax.data.prepare_rows import pack_examples
+    from zipper_jax.data.prepare_rows import Packed
 
     folder = made[0]
     names = tasks.register(folder, prefix="mine_")
@@ -282,7 +282,7 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
     assert feature != task.output_features["speech"].vocabulary
     for name in ("text_lm", "speech_lm", "asr", "tts"):
         store = RowStore(folder / "rows" / name / "validation")
-        rows, _ = pack_examples(name, tasks.examples(names[name], "validation"), SETTINGS)
+        rows = list(Packed(name, tasks.examples(names[name], "validation"), SETTINGS))
         assert len(rows) == len(store)
         for i in range(len(store)):
             for ours, theirs in zip(rows[i], store.row(i), strict=True):

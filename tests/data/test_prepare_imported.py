@@ -20,11 +20,12 @@ from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.packed_rows import RowStore
+from zipper_jax.data.prepare_examples import write_examples
 from zipper_jax.data.prepare_rows import prepare
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.audio import load_audio
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.utils.errors import UserError
@@ -96,7 +97,7 @@ def test_a_manifest_made_by_hand_is_checked_for_leaks(tmp_path, capsys):
     lines: list[str] = []
     settings = dataclasses.replace(SETTINGS, text_vocabulary="bytes")
     with logged(lines.append):
-        prepared.write_examples(tmp_path / "c", tmp_path / "p", settings, False, 1)
+        write_examples(tmp_path / "c", tmp_path / "p", settings, False, 1)
     sentences, voices = (f"{what}: 1 of the held-out ones are in training too" for what in ("sentences", "voices"))
     assert {sentences, voices} <= set(lines)
     assert cli.main(["data", "inspect", str(tmp_path / "c")]) == 0

@@ -12,10 +12,12 @@ from making_sources import SENTENCES, sound, write
 from zipper_jax.data import prepared
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_examples import write_examples
+from zipper_jax.data.prepare_fit import fit, open_source
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.audio import AudioError, load_audio
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 HELD_OUT = ImportSettings(validation=0, test=0)
@@ -114,7 +116,7 @@ def test_columns_that_are_not_used_are_named(tmp_path):
     assert f"{path}: fields not used: transcript" in run("units", path, tmp_path / "out4")[2]
     manifest = write(tmp_path / "c" / "manifest.jsonl", '{"id": "a", "split": "train", "text": "one", "sentence": "x"}')
     with logged() as lines:
-        prepared.write_examples(manifest.parent, tmp_path / "p", PrepareSettings(text_vocabulary="bytes"), False, 1)
+        write_examples(manifest.parent, tmp_path / "p", PrepareSettings(text_vocabulary="bytes"), False, 1)
     assert f"{manifest}: fields not used: sentence" in lines
 
 
@@ -181,7 +183,7 @@ def test_a_clip_too_short_for_a_unit_is_dropped_by_the_import(tmp_path):
     soundfile.write(tmp_path / "a" / "some.wav", np.full(100, 0.5, "f4"), 44_100)
     problems, _, _ = run("audio", tmp_path / "a", tmp_path / "c")
     assert problems == {"shorter than 0.01 s": 2}
-    prepared.write_examples(tmp_path / "c", tmp_path / "p", PrepareSettings(num_units=8), False, 1)
+    write_examples(tmp_path / "c", tmp_path / "p", PrepareSettings(num_units=8), False, 1)
 
 
 def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
@@ -193,7 +195,7 @@ def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
     (wav / "u5.wav").unlink()
     settings = PrepareSettings(text_vocabulary="bytes", num_units=8)
     with logged() as lines:
-        header = prepared.write_examples(tmp_path / "c", out, settings, False, 1)
+        header = write_examples(tmp_path / "c", out, settings, False, 1)
     assert header["examples"] == {"test": 1, "train": 5, "validation": 1}
     assert {reason: one["count"] for reason, one in header["dropped"]["train"].items()} == {
         "shorter than 0.01 s": 1, "corrupt audio": 1, "missing audio": 1,
@@ -203,14 +205,17 @@ def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
     assert any(line.startswith("train: dropped 1 corrupt audio") for line in inspect(out))
     before = (out / "examples" / "train.jsonl").read_bytes()
 
-    (out / "examples" / "train.jsonl").unlink()  # as if killed after the third row
-    write(out / "examples" / "train.jsonl.partial", b"".join(before.splitlines(keepends=True)[:3]) + b'{"id"')
-    again = prepared.write_examples(tmp_path / "c", out, settings, False, 1)
+    killed = tmp_path / "killed"  # as if killed after the third row
+    fit(open_source(tmp_path / "c", settings), killed, False)
+    shard = killed / "shards" / "00000-of-00001"
+    write(shard / "train.jsonl.partial", b"".join(before.splitlines(keepends=True)[:3]) + b'{"id"')
+    write(shard / "train.dropped", (out / "examples" / "train.dropped").read_bytes())
+    again = write_examples(tmp_path / "c", killed, settings, False, 1)
     assert again == header
-    assert (out / "examples" / "train.jsonl").read_bytes() == before
+    assert (killed / "examples" / "train.jsonl").read_bytes() == before
 
     (wav / "u9.wav").unlink()
     with pytest.raises(
         UserError, match=r"split test: none of its 1 rows can be used: .*first: .*u9\.wav' does not exist"
     ):
-        prepared.write_examples(tmp_path / "c", tmp_path / "q", settings, False, 1)
+        write_examples(tmp_path / "c", tmp_path / "q", settings, False, 1)

@@ -15,12 +15,13 @@ from zipper_jax.checkpoint.run_format import read_config
 from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared, splits
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_examples import write_examples
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings, Row
 from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.metrics.normalisers import TextForm, policy
 from zipper_jax.metrics.task_metrics import under, unit_error_rate, word_error_rate
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 SPELLINGS = ("on", "On!", "ON", "off", "off.", "ofF", "go on", "go  on", "é", "e\u0301", "!", "?", "ß", "ss")
@@ -73,7 +74,7 @@ def test_the_policy_decides_what_a_leak_is_and_is_stored_and_shown(tmp_path):
 
     other = imported(tmp_path / "none", LINES, "--normaliser", "none")
     assert "Open the DOOR!" in {row["text"] for row in read_manifest(other, "train")}
-    prepared.write_examples(other, tmp_path / "p", PrepareSettings(text_vocabulary_size=64), False, 1)
+    write_examples(other, tmp_path / "p", PrepareSettings(text_vocabulary_size=64), False, 1)
     assert read_text_form(tmp_path / "p") == TextForm("none")
 
 
@@ -120,7 +121,7 @@ def test_composed_and_decomposed_letters_are_the_same_text(tmp_path):
     composed = unicodedata.normalize("NFC", "öffne the café")
     decomposed = unicodedata.normalize("NFD", composed)
     corpus = imported(tmp_path, [*LINES, f"train {composed}", f"test {decomposed} now"])
-    prepared.write_examples(corpus, tmp_path / "p", PrepareSettings(text_vocabulary="bytes"), False, 1)
+    write_examples(corpus, tmp_path / "p", PrepareSettings(text_vocabulary="bytes"), False, 1)
     texts = [example["text"] for example in prepared.read_examples(tmp_path / "p", "test")]
     assert f"{composed} now" in texts
 

@@ -10,9 +10,9 @@ from logged import logged
 from making_sources import SENTENCES, write
 
 from zipper_jax.cli import main as cli
-from zipper_jax.data import prepared
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_examples import write_examples
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.unknown import count_unknown
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import ByteVocabulary, HuggingFaceVocabulary, SymbolVocabulary, train_sentencepiece
@@ -46,7 +46,7 @@ def test_capitals_are_refused_by_a_lower_case_vocabulary(tmp_path, capsys, lower
 
     settings = PrepareSettings(text_vocabulary=str(lower_case), max_unknown=0.6)
     with logged() as lines:
-        prepared.write_examples(source, out, settings, False, 1)
+        write_examples(source, out, settings, False, 1)
     assert f"{count} (50.0%; {first})" in lines
     assert not any("split test are unknown" in line for line in lines)
     shown = list(inspect(out, 1))
@@ -59,11 +59,11 @@ def test_a_held_out_split_is_checked_against_a_vocabulary_fitted_on_training(tmp
     source = corpus(tmp_path / "c", SENTENCES, ["open the door", *10 * ["öffne the door"]])
     settings = PrepareSettings(text_vocabulary_size=64)
     with pytest.raises(UserError, match=r"10 of \d+ text tokens of split test are unknown.*first: row 'test1', 'öff'"):
-        prepared.write_examples(source, tmp_path / "p", settings, False, 1)
-    prepared.write_examples(source, tmp_path / "p", PrepareSettings(text_vocabulary_size=64, max_unknown=0.5), False, 1)
+        write_examples(source, tmp_path / "p", settings, False, 1)
+    write_examples(source, tmp_path / "p", PrepareSettings(text_vocabulary_size=64, max_unknown=0.5), False, 1)
     few = corpus(tmp_path / "few", SENTENCES, ["öffne the door"])
     with logged() as lines:
-        prepared.write_examples(few, tmp_path / "q", settings, False, 1)
+        write_examples(few, tmp_path / "q", settings, False, 1)
     assert any(line.startswith("1 of ") and "split test are unknown" in line for line in lines)
     with pytest.raises(UserError, match=r"max_unknown = 1\.5: give a share from 0 to 1"):
         PrepareSettings(max_unknown=1.5)

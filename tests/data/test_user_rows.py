@@ -10,7 +10,8 @@ from making_sources import sound, write
 from zipper_jax.cli import main as cli
 from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.sources.rows import ImportSettings
-from zipper_jax.speech.corpus import read_header, read_manifest
+from zipper_jax.speech.corpus import read_header
+from zipper_jax.speech.manifest import read_manifest
 
 GOOD = {"id": "a", "split": "train", "text": "open the door"}
 

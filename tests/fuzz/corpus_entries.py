@@ -15,7 +15,7 @@ from zipper_jax.data.import_corpus import import_corpus
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.audio import load_audio
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 
 _ALL = ImportSettings(validation=0, test=0)
 _SOURCES = ("data/sources/lines.py", "data/import_corpus.py", "data/splits.py")

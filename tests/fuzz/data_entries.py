@@ -12,7 +12,10 @@ from valid_files import SENTENCES, files_below, lines
 from zipper_jax.data import check_audio, encode, prepared
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore, write_rows
+from zipper_jax.data.prepare_examples import join, write_examples
+from zipper_jax.data.prepare_fit import fit, open_source
 from zipper_jax.data.prepare_settings import PrepareSettings
+from zipper_jax.data.prepare_shards import encode_shard
 from zipper_jax.sequences import fill_template
 from zipper_jax.speech.hubert import read_centroids
 from zipper_jax.tasks import TASKS
@@ -30,25 +33,23 @@ def _rows() -> list[list[object]]:
     ]
 
 
+def _write_corpus(corpus: Path) -> None:
+    corpus.mkdir()
+    rows = [
+        {"id": f"u{n}", "split": "test" if n == 3 else "train", "text": text, "units": [n, 1, 2, 19], "seconds": 0.08}
+        for n, text in enumerate(SENTENCES[:4])
+    ]
+    (corpus / "manifest.jsonl").write_bytes(lines(rows))
+    about = {"format_version": 1, "settings": {}, "counts": {"train": 3}, "complete": True, "units": _UNITS}
+    (corpus / "corpus.json").write_text(json.dumps(about))
+
+
 @cache
 def _prepared_files() -> dict[str, bytes]:
     with TemporaryDirectory() as name:
         corpus, folder = Path(name) / "corpus", Path(name) / "prepared"
-        corpus.mkdir()
-        rows = [
-            {
-                "id": f"u{n}",
-                "split": "test" if n == 3 else "train",
-                "text": text,
-                "units": [n, 1, 2, 19],
-                "seconds": 0.08,
-            }
-            for n, text in enumerate(SENTENCES[:4])
-        ]
-        (corpus / "manifest.jsonl").write_bytes(lines(rows))
-        about = {"format_version": 1, "settings": {}, "counts": {"train": 3}, "complete": True, "units": _UNITS}
-        (corpus / "corpus.json").write_text(json.dumps(about))
-        prepared.write_examples(corpus, folder, _SETTINGS, overwrite=False, processes=1)
+        _write_corpus(corpus)
+        write_examples(corpus, folder, _SETTINGS, overwrite=False, processes=1)
         write_rows(folder / "rows/asr/train", _rows(), _META)
         return {f"prepared/{file}": content for file, content in files_below(folder).items()}
 
@@ -74,6 +75,34 @@ def prepared_folder() -> Entry:
     files = {name: [content] for name, content in _prepared_files().items()}
     fuzzed = tuple(name for name in files if "rows" not in name and "vocabular" not in name)
     return Entry("prepared_folder", files, _prepared, ("data/prepared.py", "data/inspect.py", "tasks.py"), fuzzed)
+
+
+@cache
+def _shard_files() -> dict[str, bytes]:
+    with TemporaryDirectory() as name:
+        corpus, folder = Path(name) / "corpus", Path(name) / "prepared"
+        _write_corpus(corpus)
+        source = open_source(corpus, _SETTINGS)
+        fit(source, folder, overwrite=False)
+        encode_shard(source, folder, (0, 1), processes=1)
+        return files_below(Path(name))
+
+
+def _shards(source: Path, out: Path) -> None:
+    """What is joined has the digests that the shard wrote down."""
+    folder = source / "prepared"
+    join(open_source(source / "corpus", _SETTINGS), folder)
+    for split in ("test", "train"):
+        wanted = _prepared_files()[f"prepared/examples/{split}.jsonl"]
+        assert (folder / "examples" / f"{split}.jsonl").read_bytes() == wanted
+    assert sorted(path.name for path in folder.iterdir()) == ["examples", "header.json", "vocabularies"]
+
+
+@entry_point
+def shards() -> Entry:
+    files = {name: [content] for name, content in _shard_files().items()}
+    modules = ("data/prepare_shards.py", "data/prepare_examples.py")
+    return Entry("shards", files, _shards, modules, tuple(name for name in files if "/shards/" in name))
 
 
 def _packed(source: Path, out: Path) -> None:
@@ -105,7 +134,7 @@ def packed_rows() -> Entry:
 
 def _resume(source: Path, out: Path) -> None:
     """A damaged line counts as not done; nothing else may happen."""
-    for key, found in check_audio._read(source / "checked.jsonl").items():
+    for key, found in check_audio._lines(source / "checked.jsonl"):
         assert isinstance(key, str)
         assert found.seconds >= 0
         assert found.rate >= 0

@@ -17,6 +17,8 @@ class Command:
 _GCLOUD = "https://cloud.google.com/sdk/gcloud/reference/"
 _GCLOUD_WIDE = ("--project=", "--format=", "--quiet")  # https://cloud.google.com/sdk/gcloud/reference#GLOBAL-FLAGS
 _XPK = "https://github.com/AI-Hypercomputer/xpk/blob/main/src/xpk/parser/"
+_GCLUSTER = "https://github.com/GoogleCloudPlatform/cluster-toolkit/blob/1047080375af/cmd/"
+_KUBECTL = "https://kubernetes.io/docs/reference/kubectl/generated/"
 _XPK_SHARED = ("--project=", "--zone=")  # parser/common.py, add_shared_arguments
 
 
@@ -26,6 +28,11 @@ def _gcloud(command: str, *flags: str) -> tuple[str, Command]:
 
 def _xpk(command: str, *flags: str) -> tuple[str, Command]:
     return f"xpk {command}", Command(f"{_XPK}{command.split()[0]}.py", frozenset((*flags, *_XPK_SHARED)))
+
+
+def _gcluster(command: str, *flags: str) -> tuple[str, Command]:
+    shared = ("--cluster=", "--project=", "--location=") if command.startswith("job ") else ()  # job/job.go
+    return f"gcluster {command}", Command(f"{_GCLUSTER}{command.replace(' ', '/')}.go", frozenset((*flags, *shared)))
 
 
 def _tool(command: str, page: str, *flags: str) -> tuple[str, Command]:
@@ -97,12 +104,32 @@ COMMANDS: dict[str, Command] = dict(
         ),
         _xpk("workload list", "--cluster=", "--filter-by-job=", "--wait-for-job-completion="),
         _xpk("workload delete", "--cluster=", "--workload="),
+        _gcluster(
+            "job submit",
+            *("--name=", "--compute-type=", "--topology=", "--gke-disable-parallel-containers", "--num-slices="),
+            *("--image=", "--restarts=", "--grace-period=", "--mount=", "--service-account=", "--queue="),
+            *("--priority=", "--await-job-completion", "--restart-on-exit-codes=", "--command="),
+        ),
+        _gcluster("job list", "--name-contains="),
+        _gcluster("job logs", "--follow"),
+        _gcluster("job cancel"),
+        _gcluster("deploy", "--deployment-file="),
+        _gcluster("destroy"),
+        _tool("kubectl apply", f"{_KUBECTL}kubectl_apply/", "--filename="),
+        _tool(
+            "kubectl wait",
+            "https://kubernetes.io/docs/reference/kubectl/generated/kubectl_wait/",
+            "--for=",
+            "--timeout=",
+        ),
+        _tool("kubectl delete", "https://kubernetes.io/docs/reference/kubectl/generated/kubectl_delete/"),
         _tool("docker build", "https://docs.docker.com/reference/cli/docker/buildx/build/", "--file=", "--tag="),
         _tool("docker push", "https://docs.docker.com/reference/cli/docker/image/push/"),
         _tool(
             "sbatch",
             "https://slurm.schedmd.com/sbatch.html",
             *("--job-name=", "--nodes=", "--ntasks-per-node=", "--gpus-per-node=", "--cpus-per-task=", "--time="),
+            *("--parsable", "--array=", "--dependency=", "--wrap="),
             *("--output=", "--open-mode=", "--requeue", "--signal=", "--partition=", "--account=", "--constraint="),
         ),
         _tool(

@@ -18,13 +18,18 @@ import pytest
 from stand_ins import HOSTS, Cloud, program
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("local.sh", "tpu_queued.sh", "xpk.sh", "slurm.sh")
+SCRIPTS = ("local.sh", "tpu_queued.sh", "gcluster.sh", "xpk.sh", "slurm.sh", "prepare_slurm.sh", "prepare_gke.sh")
 TRAIN = ["--", "train", "--gin_file=runs/fuse.gin", "--gin.OptimizerConfig.x=('it''s', \"a b\")"]
 TPU = ["--name=fuse-1", "--project=p", "--zone=us-west4-a", "--accelerator_type=v5litepod-16"]
 TPU += ["--nfs=10.0.0.2:/zipper", "--package=dist/zipper.whl"]
 XPK = ["--cluster=c", "--project=p", "--zone=z", "--tpu_type=tpu7x-4x4x4", "--workload=fuse-1", "--docker_image=r/i:1"]
 XPK += ["--storage=s"]
+GCLUSTER = ["--cluster=c", "--project=p", "--location=l", "--compute_type=v6e-256", "--name=fuse-1", "--image=r/i:1"]
+SHARE = "--mount=filestore://s:/mnt/zipper:rw"
+IRONWOOD = ["--compute_type=tpu7x-standard-4t", "--topology=4x4x4"]
 SLURM = ["--job_name=fuse-1", "--gpus_per_node=8"]
+PREPARE = ["--", "data", "prepare", "--corpus=/s/a b", "--out=/s/it's"]
+ARRAY, PODS = ["--job_name=p-1", "--shards=8"], ["--name=p-1", "--shards=8", "--image=r/i:1", "--claim=c"]
 ON_MOUNT, ON_DISK = [*TRAIN, "--gin.MODEL_DIR=/mnt/zipper/r"], [*TRAIN, "--gin.MODEL_DIR=/shared/r"]
 GOOD = {
     "local": ("local.sh", ["--processes", "4", *ON_DISK]),
@@ -37,12 +42,24 @@ GOOD = {
     "tpu, internal": ("tpu_queued.sh", [*TPU, "--internal_ip", "--keep", *ON_MOUNT]),
     "tpu, existing": ("tpu_queued.sh", ["--existing=mine", *TPU[1:3], *TPU[4:], *ON_MOUNT]),
     "tpu, stop": ("tpu_queued.sh", [*TPU[:3], "--stop"]),
+    "gcluster": ("gcluster.sh", [*GCLUSTER, *TRAIN, "--gin.MODEL_DIR=gs://b/r"]),
+    "gcluster, share": ("gcluster.sh", [*GCLUSTER, *IRONWOOD, SHARE, "--wait", "--priority=low", *ON_MOUNT]),
+    "gcluster, more": (
+        "gcluster.sh",
+        [*GCLUSTER, "--service_account=a", "--queue=q", "--build_image", *TRAIN, "--gin.MODEL_DIR=gs://b/r"],
+    ),
+    "gcluster, image": ("gcluster.sh", ["--build_image", "--image=r/i:1"]),
     "xpk": ("xpk.sh", [*XPK, "--wait", *ON_MOUNT]),
     "xpk, bucket": ("xpk.sh", [*XPK[:-1], *TRAIN, "--gin.MODEL_DIR=gs://b/r"]),
     "xpk, all": ("xpk.sh", [*XPK, "--create_cluster", "--capacity=reservation=mine", "--create_storage", *ON_MOUNT]),
     "xpk, flex": ("xpk.sh", [*XPK, "--create_cluster", "--capacity=flex", "--cluster_flag=--cpu-limit=9", *ON_MOUNT]),
     "xpk, image": ("xpk.sh", ["--build_image", "--docker_image=r/i:1"]),
     "slurm": ("slurm.sh", [*SLURM, "--partition=g", "--account=a", "--sbatch=--constraint=h100", *ON_DISK]),
+    "prepare, slurm": (
+        "prepare_slurm.sh",
+        [*ARRAY, "--partition=g", "--account=a", "--sbatch=--constraint=x", *PREPARE],
+    ),
+    "prepare, gke": ("prepare_gke.sh", [*PODS, *PREPARE]),
     "slurm, container": ("slurm.sh", [*SLURM, "--container_image=i", "--container_mounts=/s:/s", *ON_DISK]),
 }
 
@@ -76,12 +93,18 @@ def inner(words):
     for word in words:
         if word.startswith("--command=exec "):
             yield shlex.split(word.removeprefix("--command=exec "))
+        if word.startswith("--wrap="):
+            yield shlex.split(re.search(r"do (.*) && exit 0", word)[1])
     if words[0] == "srun":
         yield words[max(i for i, word in enumerate(words) if word == "zipper") :]
 
 
 def commands(text):
     """The command lines of a dry run, as words; #SBATCH lines and the step of a batch script among them."""
+    for job in re.findall(r"^cat >\S+ <<'END_OF_JOB'\n(.*?)^END_OF_JOB\n", text, re.DOTALL | re.MULTILINE):
+        words = re.findall(r"^            - (.*)$", job, re.MULTILINE)
+        yield [word[1:-1].replace("''", "'") if word[0] == "'" else word for word in words if word[0] != "{"]
+    text = re.sub(r"^cat >\S+ <<'END_OF_JOB'\n.*?^END_OF_JOB\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text, _, rest = text.partition("cat >fuse-1.sbatch <<'END_OF_SCRIPT'\n")
     script, _, after = rest.partition("END_OF_SCRIPT\n")
     text += after
@@ -113,10 +136,11 @@ def test_a_dry_run_prints_documented_commands_and_runs_none(case, tmp_path):
         wanted = arguments[arguments.index("--") + 1 :]
         texts = [words for outer in found for words in (outer, *inner(outer))]
         texts += [shlex.split(w.partition("=")[2]) for words in found for w in words if w.startswith("--command=bash")]
-        trains = [words[words.index("train") :] for words in texts if "train" in words]
+        verb = wanted[0]
+        trains = [words[words.index(verb) :] for words in texts if verb in words]
         assert trains
         assert [words[: len(wanted)] for words in trains] == [wanted] * len(trains)
-        if script != "local.sh":
+        if verb == "train" and script != "local.sh":
             assert all("--coordinator=auto" in words for words in trains) or script == "tpu_queued.sh"
     assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == []
 
@@ -131,11 +155,40 @@ def test_the_group_rule_is_in_what_clusters_receive():
         first, _, last = part.partition("-")
         again |= set(range(int(first), int(last or first) + 1))
     assert again == set(range(1, 256)) - {2}
+    words = [
+        w
+        for line in commands(launch("gcluster.sh", "--dry_run", *GCLUSTER, *IRONWOOD, SHARE, *ON_MOUNT).stdout)
+        for w in line
+    ]
+    flags = dict(word.partition("=")[::2] for word in words)
+    # The same; its parser takes numbers only. One process for all chips of a host.
+    assert set(map(int, flags["--restart-on-exit-codes"].split(","))) == set(range(1, 256)) - {2}
+    assert int(flags["--restarts"]) > 0
+    assert "--gke-disable-parallel-containers" in flags
     options, step = list(commands(launch("slurm.sh", "--dry_run", *SLURM, *ON_DISK).stdout))[:2]
     assert "--kill-on-bad-exit=1" in step
     assert {"--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=B:USR1@180"} <= set(options)
     # JAX takes the GPU of a task's local number: each must see all of the step's, which is what SLURM does unasked.
     assert not [word for word in step if word.startswith(("--gpu", "--gres", "--tres", "--ntasks-per-gpu"))]
+
+
+def test_shards_are_numbered_as_zipper_numbers_them(tmp_path):
+    """Each element of an array gets its shard: the wrapped script runs under sh, and is repeated, but not after 2."""
+    words = list(commands(launch("prepare_slurm.sh", "--dry_run", *ARRAY, "--restarts=2", *PREPARE).stdout))
+    assert [dict(w.partition("=")[::2] for w in line).get("--array") for line in words] == [None, "0-7%64", None]
+    wrapped = words[1][-1].removeprefix("--wrap=")
+    for status, runs in ((0, 1), (2, 1), (137, 3)):
+        program(tmp_path / "zipper", f'#!/bin/sh\necho "$*" >>{tmp_path}/log; exit {status}')
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7"}
+        done = subprocess.run(["sh", "-c", wrapped], env=environment, check=False)
+        assert bool(done.returncode) == bool(status)
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert lines == ["data prepare --corpus=/s/a b --out=/s/it's --processes=4 --shard=7/8"] * runs
+        (tmp_path / "log").unlink()
+    _, shard, _ = (
+        line for line in commands(launch("prepare_gke.sh", "--dry_run", *PODS, *PREPARE).stdout) if line[0] == "zipper"
+    )
+    assert shard[-1] == "--shard=$(JOB_COMPLETION_INDEX)/8"
 
 
 def test_every_kind_of_tpu_gets_its_runtime():
@@ -180,6 +233,16 @@ def test_every_kind_of_tpu_gets_its_runtime():
         ("xpk.sh", [*XPK, "--create_cluster", "--capacity=cheap", *ON_MOUNT], "--capacity=cheap"),
         ("xpk.sh", [*XPK, *ON_DISK], "/shared/r"),
         ("xpk.sh", [*XPK[:-1], *ON_MOUNT], "/mnt/zipper/r is on a share: give --storage"),
+        ("gcluster.sh", [], "--cluster(.*\n)*.*--image"),
+        ("gcluster.sh", [*GCLUSTER, *IRONWOOD[:1], *TRAIN, "--gin.MODEL_DIR=gs://b/r"], "--topology is missing"),
+        ("gcluster.sh", [*GCLUSTER, *ON_MOUNT], "/mnt/zipper/r is on a share: give --mount=SOURCE:FOLDER:rw"),
+        ("gcluster.sh", [*GCLUSTER, SHARE, *ON_DISK], "/shared/r: give gs://BUCKET/FOLDER, or a folder in /mnt/zipper"),
+        ("gcluster.sh", [*GCLUSTER, "--mount=s:/mnt/zipper", *ON_MOUNT], "--mount=s:/mnt/zipper: give SOURCE"),
+        ("gcluster.sh", [*GCLUSTER, f"--name={'x' * 29}", *TRAIN, "--gin.MODEL_DIR=gs://b/r"], "at most 28 letters"),
+        ("prepare_slurm.sh", [*ARRAY, *ON_DISK], "-- data prepare --corpus=FOLDER"),
+        ("prepare_slurm.sh", [*ARRAY, *PREPARE[:-1]], "--out=FOLDER"),
+        ("prepare_slurm.sh", [*ARRAY, *PREPARE, "--shard=0/2"], "prepare_slurm.sh sets --shard itself"),
+        ("prepare_gke.sh", [*PODS, "--name=P_1", *PREPARE], "--name=P_1"),
         ("slurm.sh", ON_DISK, "--job_name.*\n.*--gpus_per_node"),
         ("slurm.sh", [*SLURM, *TRAIN, "--gin.MODEL_DIR=r"], "or a folder in /"),
         ("slurm.sh", [*SLURM, "--container_mounts=/a:/a", *ON_DISK], "--container_image"),

@@ -9,7 +9,8 @@ from logged import logged
 
 from zipper_jax.speech import corpus
 from zipper_jax.speech.audio import load_audio
-from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
+from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 SMALL = CorpusSettings(train=6, validation=2, test=2, test_other=4)

@@ -9,7 +9,8 @@ import soundfile
 
 from zipper_jax.cli import main as cli
 from zipper_jax.data import prepared
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_examples import write_examples
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.speech.hubert import HubertTokenizer, read_centroids
 from zipper_jax.speech.tokenizers import load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
@@ -142,7 +143,7 @@ def test_prepare_uses_them(hubert, kmeans, waveform, tmp_path):
     arguments = ["--layer", "2", "--kmeans", str(kmeans), "--pooled", "2", "--out", str(tmp_path / "tokenizer")]
     assert cli.main(["data", "tokenizer", "--hubert", str(hubert), *arguments]) == 0
     settings = PrepareSettings(tokenizer=str(tmp_path / "tokenizer"), text_vocabulary="bytes")
-    header = prepared.write_examples(tmp_path, tmp_path / "out", settings, False, 1)
+    header = write_examples(tmp_path, tmp_path / "out", settings, False, 1)
     assert (header["num_units"], header["rate_hz"]) == (UNITS, 25.0)
     units = HubertTokenizer(hubert, 2, read_centroids(kmeans), pooled=2).encode(waveform)
     np.testing.assert_array_equal(next(prepared.read_examples(tmp_path / "out", "train"))["units"], units)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from zipper_jax.cli.main import main
 from zipper_jax.evaluation.evaluator import _jsgf
 from zipper_jax.speech import sentences
-from zipper_jax.speech.corpus import CorpusSettings, read_header, read_manifest, synthesise_corpus
+from zipper_jax.speech.corpus import CorpusSettings, read_header, synthesise_corpus
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 WORDNET = Path("/usr/share/wordnet")

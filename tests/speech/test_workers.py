@@ -1,5 +1,7 @@
 """Work in other processes: in order, with errors that reach the caller, and nothing left running."""
 
+import contextlib
+import itertools
 import subprocess
 import time
 
@@ -39,6 +41,14 @@ def jobs_module(tmp_path, monkeypatch):
 def test_results_keep_the_order_of_the_jobs():
     assert list(parallel_map(TARGET, {"offset": 10}, list(range(9)), processes=3)) == list(range(10, 19))
     assert list(parallel_map(TARGET, {"offset": 10}, [])) == []
+
+
+def test_jobs_are_read_a_few_ahead():
+    jobs = itertools.count()
+    results = parallel_map(TARGET, {"offset": 1}, jobs, processes=2)
+    with contextlib.closing(results):
+        assert list(itertools.islice(results, 50)) == list(range(1, 51))
+    assert next(jobs) < 100
 
 
 def test_errors_reach_the_caller():

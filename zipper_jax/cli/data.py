@@ -5,6 +5,9 @@ example:
   zipper data synth --out data/corpus --sentences 1000
   zipper data prepare --corpus data/corpus --out data/prepared --text_length 64 --speech_length 512
   zipper data prepare --corpus data/corpus --out data/prepared --gin_file=tasks/phones.gin    # tasks of your own
+  zipper data prepare --corpus data/corpus --out data/prepared --fit                          # on many machines: once,
+  zipper data prepare --corpus data/corpus --out data/prepared --shard 3/16                   # 0/16 to 15/16, anywhere,
+  zipper data prepare --corpus data/corpus --out data/prepared --finish                       # once, behind them
 """
 
 import argparse
@@ -16,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zipper_jax.cli.main import refuse
-from zipper_jax.data.import_corpus import import_corpus
+from zipper_jax.data.import_corpus import check_shard, import_corpus
 from zipper_jax.data.inspect import inspect
-from zipper_jax.data.prepared import PrepareSettings
+from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources import READERS
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
@@ -102,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("--out", required=True, type=path_text, help="folder to write; audio files are not copied")
     importing.add_argument("--strict", action="store_true", help="fail if a row cannot be used, instead of dropping it")
     importing.add_argument("--overwrite", action="store_true", help="read again into a folder that has a corpus")
+    importing.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only check part I of N of the audio, I from 0, for a later import"
+    )
     _add_fields(importing, ImportSettings)
     synth = commands.add_parser("synth", help="synthesise a corpus", allow_abbrev=False)
     synth.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
@@ -120,8 +126,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     opening.add_argument("--out", required=True, type=path_text, help="folder to write: spoken.txt, text.txt, licence")
     prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
     prepare.add_argument("--corpus", required=True, type=path_text, help="folder with manifest.jsonl and audio")
-    prepare.add_argument("--out", required=True, type=path_text, help="folder to write; a rerun resumes")
+    prepare.add_argument("--out", type=path_text, help="folder to write; a rerun resumes")
     prepare.add_argument("--overwrite", action="store_true", help="replace data that was made with other settings")
+    step = prepare.add_mutually_exclusive_group()
+    step.add_argument("--fit", action="store_true", help="only the first step, for shards: units and vocabularies")
+    step.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only part I of N of the rows, I from 0; in any order, anywhere"
+    )
+    step.add_argument("--finish", action="store_true", help="only the last step: check and join the shards, pack rows")
+    step.add_argument("--workers", type=_workers, metavar="N", help="N shards, at the same time, on this machine")
+    step.add_argument("--estimate", action="store_true", help="print hours, core hours, cost and size; write nothing")
+    prepare.add_argument("--rate", type=float, help="for --estimate: hours of audio that a core encodes in an hour")
+    prepare.add_argument("--price", type=float, help="for --estimate: of one core hour")
     _add_fields(prepare, PrepareSettings, given_only=True)
     prepare.add_argument_group("gin", "--gin_file=FILE and --gin.NAME=VALUE, as for `zipper train`; options above win")
     tokenizer = commands.add_parser("tokenizer", help="units of a HuBERT on disk, for prepare", allow_abbrev=False)
@@ -165,7 +181,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         settings = _settings(ImportSettings, args)
         tfds = args.format.startswith("tfds:")  # its data_dir may be a bucket, which TFDS reads itself
         paths = args.paths if tfds else [local_path(path, "paths") for path in args.paths]
-        import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, processes=args.processes)
+        if args.shard:
+            check_shard(args.format, paths, args.out, settings, args.shard, args.overwrite, args.processes)
+        else:
+            import_corpus(args.format, paths, args.out, settings, args.strict, args.overwrite, args.processes)
         return 0
     if args.command == "vocoder":
         from zipper_jax.data.train_vocoder import train_vocoder
@@ -181,11 +200,48 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         return 0
     if args.command == "tokenizer":
         return _tokenizer(args)
-    from zipper_jax.data.prepare_rows import prepare
+    return _prepare(args, extra)
 
-    require_different(args.out, "--out", {"--corpus": args.corpus})
-    prepare(args.corpus, args.out, _prepare_settings(args, extra), args.overwrite, args.processes)
+
+def _prepare(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    from zipper_jax.data import prepare_rows
+    from zipper_jax.data.prepare_estimate import estimate
+
+    corpus, out, settings, processes = args.corpus, args.out, _prepare_settings(args, extra), args.processes
+    if args.estimate:
+        for line in estimate(corpus, settings, args.rate, args.price):
+            print(line)
+        return 0
+    if args.rate is not None or args.price is not None:
+        raise UserError("--rate, --price: only --estimate uses them; add it, or omit them")
+    if not out:
+        raise UserError("--out is missing: give the folder to write")
+    require_different(out, "--out", {"--corpus": corpus})
+    if args.shard and args.overwrite:
+        raise UserError("--overwrite: give it to --fit, which starts over, not to --shard")
+    if args.fit:
+        prepare_rows.prepare_fit(corpus, out, settings, args.overwrite)
+    elif args.shard:
+        prepare_rows.prepare_shard(corpus, out, settings, args.shard, processes)
+    elif args.finish:
+        prepare_rows.prepare_finish(corpus, out, settings, args.overwrite)
+    else:
+        prepare_rows.prepare(corpus, out, settings, args.overwrite, processes, args.workers or 1)
     return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Parse I/N."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard = {text}: give I/N with I from 0 to N - 1, for example 3/16")
+    return int(index), int(count)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"--workers = {text}: give a whole number of at least 1")
+    return int(text)
 
 
 def _synth_settings(args: argparse.Namespace) -> CorpusSettings:

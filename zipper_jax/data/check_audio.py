@@ -18,6 +18,7 @@ from zipper_jax.utils.progress import progress
 logger = logging.getLogger(__name__)
 
 _JOURNAL = "checked.jsonl"
+_JOURNALS = "checked*.jsonl"
 
 Part = tuple[str, float, float | None, int | None]
 """(file, start in seconds, length in seconds or None for the rest of the file, channel or None for the mean)"""
@@ -46,27 +47,36 @@ class Checked(NamedTuple):
     problem: str
 
 
-def check_audio(out: Path, parts: Sequence[Part], processes: int | None) -> list[Checked]:
-    """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun goes on."""
-    known = _read(out / _JOURNAL)
+def check_audio(out: Path, parts: Sequence[Part], processes: int | None, journal: str = _JOURNAL) -> list[Checked]:
+    """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun goes on.
+
+    Known results are those of all journals there, so that shards of an import can check parts of them before.
+    """
+    known = {key: found for path in sorted(out.glob(_JOURNALS)) for key, found in _lines(path)}
     keys = [_key(part) for part in parts]
     missing = [index for index, key in enumerate(keys) if key not in known]
     if len(missing) < len(parts):
         logger.info(f"continuing: {len(parts) - len(missing)} of {len(parts)} files were checked before")
     jobs = [parts[index] for index in missing]
     results = parallel_map(f"{__name__}:make_checker", {}, jobs, processes)
-    with contextlib.closing(results), (out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal:
-        journal.write("\n")  # ends a line that an interruption left half written
+    with contextlib.closing(results), (out / journal).open("a", encoding="utf-8", buffering=1) as file:
+        file.write("\n")  # ends a line that an interruption left half written
         checked = progress(results, total=len(jobs), what="checking", unit="files")
         for index, result in zip(missing, checked, strict=True):
             known[keys[index]] = result
-            journal.write(json.dumps([keys[index], *result]) + "\n")
+            file.write(json.dumps([keys[index], *result]) + "\n")
     return [known[key] for key in keys]
 
 
 def forget(out: Path) -> None:
-    """Remove the journal of a finished import."""
-    (out / _JOURNAL).unlink(missing_ok=True)
+    """Remove the journals of a finished import."""
+    for path in out.glob(_JOURNALS):
+        path.unlink()
+
+
+def shard_journal(shard: tuple[int, int]) -> str:
+    """Name of the journal of one shard."""
+    return f"checked-{shard[0]:05d}-of-{shard[1]:05d}.jsonl"
 
 
 def make_checker() -> Callable[[Part], Checked]:
@@ -93,10 +103,6 @@ def _key(part: Part) -> str:
         return json.dumps([*part, about.st_size, about.st_mtime_ns])
     except OSError:
         return json.dumps(part)
-
-
-def _read(journal: Path) -> dict[str, Checked]:
-    return dict(_lines(journal)) if journal.is_file() else {}
 
 
 def _lines(journal: Path) -> Iterator[tuple[str, Checked]]:

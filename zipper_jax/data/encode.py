@@ -4,11 +4,12 @@ A row whose audio cannot be used, because it changed after the import, is skippe
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -59,7 +60,7 @@ def encode_split(
     path: Path,
     corpus: Path,
     tokenizer: Path,
-    rows: list[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
     fields: Sequence[str],
     shifts: int,
     processes: int | None,
@@ -70,25 +71,25 @@ def encode_split(
         path: File to write.
         corpus: Corpus folder.
         tokenizer: Folder of the unit tokenizer.
-        rows: Manifest rows of this split.
+        rows: Manifest rows of this split; iterated several times.
         fields: Fields that are copied unchanged.
         shifts: See `PrepareSettings`.
         processes: Worker processes; None: one per core.
-
-    Raises:
-        UserError: No row is left.
     """
     if path.is_file():
         return
     begun, split = time.monotonic(), path.stem
-    partial, dropped = path.with_name(f"{path.name}.partial"), path.with_suffix(_DROPPED)
+    partial, dropped = path.with_name(f"{path.name}.partial"), dropped_path(path)
     known = read_dropped(path)
-    rows = [row for row in rows if row["id"] not in known]
-    done = _keep_whole_rows(partial, rows)
+
+    def left(done: int) -> Iterator[dict[str, Any]]:
+        return itertools.islice((row for row in rows if row["id"] not in known), done, None)
+
+    done = _keep_whole_rows(partial, left(0))
+    jobs = (part(corpus, row) for row in left(done) if _is_encoded(row))
+    count, total = 0, sum(map(_is_encoded, left(done)))
     if done:
-        logger.info(f"{split}: continuing behind {done} of {len(rows)} examples")
-    rows = rows[done:]
-    jobs = [part(corpus, row) for row in rows if "audio" in row and "units" not in row]
+        logger.info(f"{split}: continuing behind {done} of {sum(1 for _ in left(0))} examples")
     encoded = parallel_map(f"{__name__}:make_encoder", {"tokenizer": str(tokenizer), "shifts": shifts}, jobs, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     if dropped.is_file():  # a killed process may have left half a line
@@ -98,11 +99,12 @@ def encode_split(
         partial.open("a", encoding="utf-8") as out,
         dropped.open("a", encoding="utf-8") as skipped,
     ):
-        bar = progress(total=len(jobs), what=f"encoding {split}", unit="utterances")
-        for row in rows:
+        bar = progress(total=total, what=f"encoding {split}", unit="utterances")
+        for row in left(done):
+            count += 1
             variants: list[Any] = [row.get("units")]
             seconds = row.get("seconds") or 0.0
-            if "audio" in row and "units" not in row:
+            if _is_encoded(row):
                 variants, seconds, reason, message = next(encoded)
                 bar.update()
                 if reason:
@@ -116,25 +118,26 @@ def encode_split(
                 out.write(json.dumps(example, ensure_ascii=False) + "\n")
             out.flush()
         bar.close()
-    lacking = read_dropped(path)
-    if not lacking:
+    if not dropped.stat().st_size:
         dropped.unlink()
-    if lacking and not partial.stat().st_size:
-        dropped.unlink()  # the next run looks again
-        first = next(iter(lacking.values()))
-        raise UserError(
-            f"split {split}: none of its {len(lacking)} rows can be used: mend their audio; first: {first['message']}"
-        )
     os.replace(partial, path)
-    logger.info(f"{split}: {len(rows)} examples in {time.monotonic() - begun:.1f} s")
-    for line in describe_dropped(split, count_dropped(lacking)):
-        logger.warning(line)
+    logger.info(f"{split}: {count} examples in {time.monotonic() - begun:.1f} s")
+
+
+def _is_encoded(row: Mapping[str, Any]) -> bool:
+    """Whether the units of a row are made of its audio."""
+    return "audio" in row and "units" not in row
+
+
+def dropped_path(path: Path) -> Path:
+    """File of the rows that the examples in ``path`` lack."""
+    return path.with_suffix(_DROPPED)
 
 
 def read_dropped(path: Path) -> dict[str, dict[str, str]]:
     """Return id -> ``reason`` and ``message`` of the rows that the examples in ``path`` lack."""
     found: dict[str, dict[str, str]] = {}
-    record = path.with_suffix(_DROPPED)
+    record = dropped_path(path)
     for line in record.read_bytes().split(b"\n") if record.is_file() else ():
         with contextlib.suppress(UserError):  # truncated line of a killed run
             one = user_json.convert(user_json.decode(line, "", ""), _Dropped, "", "")
@@ -156,10 +159,11 @@ def describe_dropped(split: str, counted: Mapping[str, Mapping[str, Any]]) -> It
         yield f"{split}: dropped {one['count']:,} {reason} (first: {one['first']}); --overwrite tries again"
 
 
-def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
+def _keep_whole_rows(partial: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Return how many of the first ``rows`` are complete; truncate the last one, which may be incomplete."""
     if not partial.is_file():
         return 0
+    expected = (row["id"] for row in rows)
     done, end, place, last, shift = 0, 0, 0, None, 0
     with partial.open("rb") as lines:
         for line in lines:
@@ -173,7 +177,7 @@ def _keep_whole_rows(partial: Path, rows: list[dict[str, Any]]) -> int:
             if name != last:
                 if last is not None:  # the previous row is complete
                     done, end = done + 1, place
-                if done >= len(rows) or name != rows[done]["id"]:
+                if name != next(expected, None):
                     break
                 last = name
             place += len(line)

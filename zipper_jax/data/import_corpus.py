@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from zipper_jax.data.sources import read_sources, units
 from zipper_jax.data.sources.rows import FIELDS, NO_AUDIO, ImportSettings, Row
 from zipper_jax.metrics.normalisers import TextForm, text_form
 from zipper_jax.speech.audio import SAMPLE_RATE
-from zipper_jax.speech.corpus import FORMAT_VERSION, SPLITS, read_header
+from zipper_jax.speech.corpus import FORMAT_VERSION, read_header
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.speech.manifest import SPLITS
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
-from zipper_jax.utils.locks import locked
+from zipper_jax.utils.locks import locked, locked_file
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,37 @@ def import_corpus(
     """
     with locked(out):
         return _import(kind, paths, Path(out), settings, strict, overwrite, processes)
+
+
+def check_shard(
+    kind: str,
+    paths: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    settings: ImportSettings,
+    shard: tuple[int, int],
+    overwrite: bool = False,
+    processes: int | None = None,
+) -> None:
+    """Check the audio of part (i, n) of the source, i from 0; `import_corpus` does not check it again.
+
+    Shards may run at the same time, on any machines that see the source under the same paths and share ``out``, or
+    whose journals are copied there.
+
+    Raises:
+        UserError: The source cannot be read, or another process checks this shard.
+    """
+    out = Path(out)
+    if kind.startswith("tfds:"):
+        raise UserError(f"--shard: audio of {kind} is extracted, not checked; import it in one part")
+    if (read_header(out) or {}).get("complete") and not overwrite:
+        logger.info(f"corpus {out} is complete; --overwrite reads the source again")
+        return
+    journal = check_audio.shard_journal(shard)
+    rows = list(read_sources(kind, [Path(path) for path in paths], settings, out))
+    out.mkdir(parents=True, exist_ok=True)
+    with locked_file(out / journal):
+        check_audio.check_audio(out, _parts(rows)[shard[0] :: shard[1]], processes, journal)
+    logger.info(f"shard {shard[0]}/{shard[1]} is done")
 
 
 def _import(
@@ -174,8 +206,7 @@ def _mark_twice(rows: Sequence[Row], made_up: bool) -> list[Row]:
 
 def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int | None) -> tuple[list[Row], Counter]:
     """The rows with seconds and problems of their audio, and how often each sample rate was met."""
-    places = [index for index, row in enumerate(rows) if row.audio is not None and not row.problem]
-    parts = [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in (rows[index] for index in places)]
+    places, parts = [index for index, row in enumerate(rows) if _has_audio(row)], _parts(rows)
     rates: Counter = Counter()
     for index, (seconds, rate, problem) in zip(
         places, check_audio.check_audio(out, parts, processes) if parts else [], strict=True
@@ -188,6 +219,15 @@ def _check(out: Path, rows: list[Row], settings: ImportSettings, processes: int 
         rates[str(rate)] += not problem
         rows[index] = dataclasses.replace(row, seconds=round(seconds, 4), problem=problem)
     return rows, Counter({rate: count for rate, count in sorted(rates.items()) if count})
+
+
+def _has_audio(row: Row) -> bool:
+    return row.audio is not None and not row.problem
+
+
+def _parts(rows: Iterable[Row]) -> list[check_audio.Part]:
+    """Return the parts of files that the rows have, in their order."""
+    return [(str(row.audio), row.start or 0.0, row.seconds, row.channel) for row in rows if _has_audio(row)]
 
 
 def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
@@ -218,33 +258,45 @@ def _pieces(row: Row, settings: ImportSettings) -> Iterator[Row]:
         yield dataclasses.replace(row, id=f"{row.id}~{number}", text=text)
 
 
-def figures(rows: Sequence[Mapping[str, Any]], form: TextForm = TextForm()) -> dict[str, Any]:
+def figures(rows: Iterable[Mapping[str, Any]], form: TextForm = TextForm()) -> dict[str, Any]:
     """Return the totals of a manifest (rows, hours, words, units, voices) and the overlap of held-out and training.
 
     Args:
-        rows: Rows of the manifest.
+        rows: Rows of the manifest; iterated twice.
         form: How sentences are compared.
     """
-    parts: dict[str, dict[str, Any]] = {}
-    voices: dict[str, set[str]] = {}
-    sentences: dict[str, set[str]] = {}
-    for split in SPLITS:
-        mine = [row for row in rows if row["split"] == split]
-        if mine:
-            voices[split] = {row["voice"] for row in mine if row.get("voice")}
-            sentences[split] = {form.key(row["text"]) for row in mine if row.get("text")}
-            parts[split] = {
-                "hours": round(sum(row.get("seconds") or 0.0 for row in mine) / 3600, 4),
-                "words": sum(len(row["text"].split()) for row in mine if row.get("text")),
-                "units": sum(len(row["units"]) for row in mine if row.get("units")),
-                "voices": len(voices[split]),
-            }
+    sums = {split: Counter[str]() for split in SPLITS}
+    seconds = dict.fromkeys(SPLITS, 0.0)
+    voices: dict[str, set[str]] = {split: set() for split in SPLITS}
+    held_out: set[str] = set()
+    for row in rows:
+        mine, split = sums[row["split"]], row["split"]
+        mine["rows"] += 1
+        seconds[split] += row.get("seconds") or 0.0
+        mine["units"] += len(row.get("units") or ())
+        if row.get("voice"):
+            voices[split].add(row["voice"])
+        if row.get("text"):
+            mine["words"] += len(row["text"].split())
+            if split != "train":
+                held_out.add(form.key(row["text"]))
+    shared: set[str] = set()
+    if held_out:  # of training sentences only the shared ones are kept in memory
+        training = (form.key(row["text"]) for row in rows if row["split"] == "train" and row.get("text"))
+        shared = {key for key in training if key in held_out}
+    parts = {
+        split: {"hours": round(seconds[split] / 3600, 4), "words": mine["words"], "units": mine["units"]}
+        | {"voices": len(voices[split])}
+        for split, mine in sums.items()
+        if mine["rows"]
+    }
+    held_out_voices = set().union(*(ones for split, ones in voices.items() if split != "train"))
     return {
-        "counts": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
+        "counts": {split: mine["rows"] for split, mine in sums.items()},
         "hours": round(sum(part["hours"] for part in parts.values()), 4),
         "splits": parts,
-        "shared_voices": _shared(voices),
-        "shared_sentences": _shared(sentences),
+        "shared_voices": len(voices["train"] & held_out_voices),
+        "shared_sentences": len(shared),
     }
 
 
@@ -253,12 +305,6 @@ def leaks(header: Mapping[str, Any]) -> Iterator[str]:
     for what in ("sentences", "voices"):
         if header.get(f"shared_{what}"):  # import drops such sentences; a manifest written by hand may have some
             yield f"{what}: {header[f'shared_{what}']} of the held-out ones are in training too"
-
-
-def _shared(found: Mapping[str, set[str]]) -> int:
-    """Return how many entries of the held-out splits are in training, too."""
-    held_out = set().union(*(ones for split, ones in found.items() if split != "train"))
-    return len(found.get("train", set()) & held_out)
 
 
 def _manifest_row(row: Row) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from zipper_jax.data.prepare_rows import summary as summary_of_rows
 from zipper_jax.data.unknown import count_unknown, describe_unknown
 from zipper_jax.metrics.normalisers import text_form
 from zipper_jax.speech.audio import load_audio, save_audio
-from zipper_jax.speech.corpus import SPLITS, read_header, read_manifest
+from zipper_jax.speech.corpus import read_header
 from zipper_jax.speech.given_units import run_vocoder
+from zipper_jax.speech.manifest import SPLITS, read_manifest
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.tasks import MODALITIES, SPEECH, TEXT

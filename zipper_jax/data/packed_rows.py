@@ -13,10 +13,11 @@ A folder is written under a temporary name and renamed: if it exists, it is comp
 written last.
 """
 
-import io
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from zipper_jax.utils.storage import AnyPath, as_path
 
 FORMAT_VERSION = 1
 META = "meta.json"
+_ARRAYS = ("tokens.npy", "spans.npy", "rows.npy")
+_BLOCK = 1 << 20
+"""Elements of an array that are in memory at a time."""
 _SPAN = np.dtype([("segment", "<u4"), ("modality", "u1"), ("weight", "<f4"), ("start", "<i8"), ("length", "<i4")])
 
 
@@ -54,56 +58,91 @@ class _Meta(msgspec.Struct):
     made_with: str = ""
 
 
-def write_rows(folder: str | os.PathLike, rows: Sequence[Sequence[Example]], meta: Mapping[str, Any]) -> dict[str, Any]:
+def write_rows(
+    folder: str | os.PathLike, rows: Iterable[Sequence[Example]], meta: Mapping[str, Any] | Callable[[], Mapping]
+) -> dict[str, Any]:
     """Write ``rows`` into ``folder``, replacing its content, and return the ``meta.json`` written.
+
+    One row is in memory at a time.
 
     Args:
         folder: Folder to write.
         rows: Examples of each row.
-        meta: JSON-serialisable entries, stored beside the counts of `describe`.
+        meta: JSON-serialisable entries, stored beside the counts of `Counts`; a function: called behind the last row.
 
     Raises:
         UserError: A token is negative.
     """
     folder = as_path(folder)
-    counts = describe(rows)
-    modalities = {name: number for number, name in enumerate(counts["modalities"])}
-    spans, offsets, contents, start = [], [0], [], 0
-    for row in rows:
-        for segment, example in enumerate(row, start=1):
-            for span in example:
-                content = np.asarray(span.tokens, np.int64)
-                if len(content) and content.min() < 0:
-                    raise UserError(f"a {span.modality} span holds token {content.min()}: tokens are 0 or more")
-                spans.append((segment, modalities[span.modality], span.weight, start, len(content)))
-                contents.append(content)
-                start += len(content)
-        offsets.append(len(spans))
-    tokens = np.concatenate([*contents, np.zeros(0, np.int64)])
-    tokens = tokens.astype(np.min_scalar_type(int(tokens.max(initial=0))))
-    written = {"format_version": FORMAT_VERSION, **counts, "token_dtype": str(tokens.dtype), **meta}
-    arrays = {"tokens": tokens, "spans": np.array(spans, _SPAN), "rows": np.array(offsets, np.int64)}
-    if not isinstance(folder, Path):
-        storage.write(folder / META, None)
-        for name, array in arrays.items():
-            file = io.BytesIO()
-            np.save(file, array)
-            storage.write(folder / f"{name}.npy", file.getvalue())
-        write_json(folder / META, written)
-        return written
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    in_bucket = not isinstance(folder, Path)
+    aside = Path(tempfile.mkdtemp(prefix="zipper-")) if in_bucket else _aside(Path(folder))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(aside / f"{name}.npy", array)
+        written = _write_arrays(aside, rows)
+        written = {"format_version": FORMAT_VERSION, **written, **(meta() if callable(meta) else meta)}
         write_json(aside / META, written)
-        if folder.exists():  # a rename cannot replace a folder; a crash in between leaves none, not a partial one
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
+        if in_bucket:
+            storage.write(folder / META, None)
+            for name in (*_ARRAYS, META):
+                storage.write(folder / name, (aside / name).read_bytes())
+        else:
+            if folder.exists():  # a rename cannot replace a folder; a crash in between leaves none, not a partial one
+                shutil.rmtree(folder)
+            os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return written
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+
+
+def _write_arrays(folder: Path, rows: Iterable[Sequence[Example]]) -> dict[str, Any]:
+    """Write the three arrays; return their counts and the type of tokens."""
+    counts, numbers, largest, start, spans_before = Counts(), dict[str, int](), 0, 0, 0
+    with contextlib.ExitStack() as stack:
+        # The type of tokens, and the numbers of modalities, are known at the end.
+        tokens, spans, offsets = (stack.enter_context((folder / f"{name}.raw").open("wb")) for name in _ARRAYS)
+        offsets.write(np.zeros(1, np.int64).tobytes())
+        for row in rows:
+            records = []
+            for segment, example in enumerate(row, start=1):
+                for span in example:
+                    content = np.asarray(span.tokens, np.int64)
+                    if len(content) and content.min() < 0:
+                        raise UserError(f"a {span.modality} span holds token {content.min()}: tokens are 0 or more")
+                    number = numbers.setdefault(span.modality, len(numbers))
+                    records.append((segment, number, span.weight, start, len(content)))
+                    tokens.write(content.tobytes())
+                    largest, start = max(largest, int(content.max(initial=0))), start + len(content)
+            spans.write(np.array(records, _SPAN).tobytes())
+            spans_before += len(records)
+            offsets.write(np.array(spans_before, np.int64).tobytes())
+            counts.add(row)
+    described, token_type = counts.describe(), np.min_scalar_type(largest)
+    order = np.array([described["modalities"].index(name) for name in numbers], np.uint8)
+
+    def renumber(block: np.ndarray) -> np.ndarray:
+        block["modality"] = order[block["modality"]]
+        return block
+
+    _to_npy(folder / "tokens.npy", np.dtype(np.int64), token_type, lambda block: block.astype(token_type))
+    _to_npy(folder / "spans.npy", _SPAN, _SPAN, renumber)
+    _to_npy(folder / "rows.npy", np.dtype(np.int64), np.dtype(np.int64), lambda block: block)
+    return {**described, "token_dtype": str(token_type)}
+
+
+def _to_npy(path: Path, raw: np.dtype, stored: np.dtype, convert: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Turn the array in ``path.raw`` into the file that `numpy.save` writes, block by block."""
+    source = path.with_name(f"{path.name}.raw")
+    about = {"descr": np.lib.format.dtype_to_descr(stored), "fortran_order": False}
+    with source.open("rb") as file, path.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {**about, "shape": (source.stat().st_size // raw.itemsize,)})
+        while len(block := np.fromfile(file, raw, _BLOCK)):
+            convert(block).tofile(out)
+    source.unlink()
 
 
 def _array(path: AnyPath) -> "np.ndarray | BucketArray":
@@ -111,33 +150,41 @@ def _array(path: AnyPath) -> "np.ndarray | BucketArray":
     return read_array(path, fix, mapped=True) if isinstance(path, Path) else BucketArray(path, fix)
 
 
-def describe(rows: Sequence[Sequence[Example]]) -> dict[str, Any]:
-    """Return counts of ``rows``.
+class Counts:
+    """Counts of rows, added one by one."""
 
-    Returns:
-        modalities (sorted names); rows and examples (numbers); tokens (modality -> content tokens); slots (modality ->
-        positions used, begin and end tokens included); longest (the same of the fullest row).
-    """
-    tokens: dict[str, int] = {}
-    slots: dict[str, int] = {}
-    longest: dict[str, int] = {}
-    for row in rows:
+    def __init__(self) -> None:
+        self._rows, self._examples = 0, 0
+        self._tokens: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
+        self._longest: dict[str, int] = {}
+
+    def add(self, row: Sequence[Example]) -> None:
         used: dict[str, int] = {}
         for example in row:
             for span in example:
-                tokens[span.modality] = tokens.get(span.modality, 0) + len(span.tokens)
+                self._tokens[span.modality] = self._tokens.get(span.modality, 0) + len(span.tokens)
                 used[span.modality] = used.get(span.modality, 0) + len(span.tokens) + 2
         for name, taken in used.items():
-            slots[name] = slots.get(name, 0) + taken
-            longest[name] = max(longest.get(name, 0), taken)
-    return {
-        "modalities": sorted(tokens),
-        "rows": len(rows),
-        "examples": sum(len(row) for row in rows),
-        "tokens": dict(sorted(tokens.items())),
-        "slots": dict(sorted(slots.items())),
-        "longest": dict(sorted(longest.items())),
-    }
+            self._slots[name] = self._slots.get(name, 0) + taken
+            self._longest[name] = max(self._longest.get(name, 0), taken)
+        self._rows, self._examples = self._rows + 1, self._examples + len(row)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the counts.
+
+        Returns:
+            modalities (sorted names); rows and examples (numbers); tokens (modality -> content tokens); slots (modality
+            -> positions used, begin and end tokens included); longest (the same of the fullest row).
+        """
+        return {
+            "modalities": sorted(self._tokens),
+            "rows": self._rows,
+            "examples": self._examples,
+            "tokens": dict(sorted(self._tokens.items())),
+            "slots": dict(sorted(self._slots.items())),
+            "longest": dict(sorted(self._longest.items())),
+        }
 
 
 def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:

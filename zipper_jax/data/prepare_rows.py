@@ -1,24 +1,31 @@
-"""Pack the examples of seqio tasks into rows, and count the dropped ones."""
+"""Pack the examples of a prepared folder into rows, and count the dropped ones; and all of `zipper data prepare`."""
 
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, write_rows
-from zipper_jax.data.prepared import PrepareSettings, read_header, splits, write_examples
-from zipper_jax.packing import pack
+from zipper_jax.data.packed_rows import FORMAT_VERSION, read_meta, write_rows
+from zipper_jax.data.prepare_examples import join, write_examples
+from zipper_jax.data.prepare_fit import fit, open_source
+from zipper_jax.data.prepare_settings import PrepareSettings
+from zipper_jax.data.prepare_shards import encode_shard
+from zipper_jax.data.prepared import read_examples, read_header, read_task_set, read_vocabularies, splits
+from zipper_jax.packing import Packer
 from zipper_jax.sequences import Example, fill_template
+from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 
 logger = logging.getLogger(__name__)
+
+Metas = dict[tuple[str, str], dict[str, Any]]
 
 
 def prepare(
@@ -27,31 +34,56 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
     overwrite: bool = False,
     processes: int | None = None,
-) -> dict[tuple[str, str], dict[str, Any]]:
+    workers: int = 1,
+) -> Metas:
     """Turn a corpus into a prepared folder; return (task, split) -> ``meta.json`` of its rows.
 
     A rerun skips finished stages and resumes after an interruption.
 
     Args:
+      corpus: Corpus folder.
+      folder: Folder to write.
+      settings: How it is prepared.
       overwrite: start over what was made with other settings; without it that is an error.
       processes: for encoding audio, default one per core.
+      workers: shards that are made at the same time, if more than 1 with one process for encoding each.
 
     Raises:
       UserError: a corpus that is missing or not finished, or other settings than the folder was made with.
     """
     began = time.monotonic()
     with locked(folder):
-        write_examples(corpus, folder, settings, overwrite, processes)
+        write_examples(corpus, folder, settings, overwrite, processes, workers)
         metas = write_all_rows(folder, settings, overwrite)
     logger.info(f"prepared {folder} in {time.monotonic() - began:.1f} s")
     return metas
 
 
-def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> dict[tuple[str, str], dict[str, Any]]:
-    """Packs every task and split of a prepared folder that is not packed yet."""
+def prepare_fit(corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool = False) -> None:
+    """The first step of `prepare`, for any number of shards."""
+    with locked(folder):
+        fit(open_source(corpus, settings), Path(folder), overwrite)
+
+
+def prepare_shard(
+    corpus: Any, folder: Any, settings: PrepareSettings, shard: tuple[int, int], processes: int | None = None
+) -> None:
+    """The second step: shard (i, n), i from 0; in any order, at the same time, on any machines."""
+    encode_shard(open_source(corpus, settings), Path(folder), shard, processes)
+
+
+def prepare_finish(corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool = False) -> Metas:
+    """The third step: what `prepare` returns and writes, when all shards are there."""
+    with locked(folder):
+        join(open_source(corpus, settings), Path(folder))
+        return write_all_rows(folder, settings, overwrite)
+
+
+def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> Metas:
+    """Pack every task and split of a prepared folder that is not packed yet."""
     folder = Path(folder)
     header = read_header(folder)
-    metas: dict[tuple[str, str], dict[str, Any]] = {}
+    metas: Metas = {}
     to_do = []
     for task in settings.tasks:
         for split in splits(folder):
@@ -75,45 +107,75 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
             to_do.append((task, split, home, digest))
     if not metas and not to_do:
         raise UserError(f"tasks: the corpus has no example for {', '.join(settings.tasks)}: give other --tasks")
-    if to_do:
-        logger.info("loading seqio")
-        from zipper_jax.data import tasks  # TensorFlow: only when there is something to do
-
-        names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
-        for task, split, home, digest in to_do:
-            rows, counts = pack_examples(task, tasks.examples(names[task], split), settings)
-            for leftover in home.parent.glob("*.partial"):  # of a killed run
-                shutil.rmtree(leftover, ignore_errors=True)
-            more = {**counts, "task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
-            metas[task, split] = write_rows(home, rows, more)
-            logger.info(summary(metas[task, split]))
+    for task, split, home, digest in to_do:
+        more = {"task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
+        for leftover in home.parent.glob("*.partial"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
+        examples = contents(folder, settings.task_set.tasks[task].modalities, split)
+        packed = Packed(task, examples, settings, more)
+        metas[task, split] = write_rows(home, packed, packed.meta)
+        logger.info(summary(metas[task, split]))
     return metas
 
 
-def pack_examples(
-    task: str, contents: Iterable[Mapping[str, np.ndarray]], settings: PrepareSettings
-) -> tuple[list[list[Example]], dict[str, Any]]:
-    """Pack the examples of a task.
+def contents(folder: Any, modalities: Iterable[str], split: str) -> Iterator[dict[str, np.ndarray]]:
+    """Yield modality -> content tokens of the examples of a split that have all of ``modalities``, in order.
 
-    Returns:
-        The rows, and ``lengths``, ``dropped`` (by reason) and ``fill`` (share by modality).
+    Without speech among them, shifted copies of an utterance count once.
     """
-    lengths = _lengths(settings, task)
-    examples: list[Example] = []
-    dropped = {"empty": 0, "too_long": 0}
-    for content in contents:
-        example = fill_template(settings.task_set.tasks[task], content)
-        if all(len(span.tokens) for span in example):
-            examples.append(example)
-        else:  # an empty span: no input, or no target
-            dropped["empty"] += 1
-    taken = np.array([_slots(example, lengths) for example in examples], np.int64).reshape(-1, len(lengths))
-    packing = pack(taken, np.array(list(lengths.values())), settings.open_rows)
-    dropped["too_long"] = len(packing.dropped)
-    rows = [[examples[index] for index in row] for row in packing.rows]
-    slots = describe(rows)["slots"]
-    fill = {m: round(slots.get(m, 0) / (len(rows) * length), 4) if rows else 0.0 for m, length in lengths.items()}
-    return rows, {"lengths": lengths, "dropped": dropped, "fill": fill}
+    vocabularies, task_set = read_vocabularies(folder), read_task_set(folder)
+    fields = {modality: task_set.field_of(modality) for modality in modalities}
+    for example in read_examples(folder, split):
+        if (SPEECH in fields or not example["shift"]) and all(example[field] is not None for field in fields.values()):
+            yield {modality: vocabularies[modality].encode(example[field]) for modality, field in fields.items()}
+
+
+class Packed:
+    """The rows of a task's examples, packed while they are iterated over, once.
+
+    Args:
+        task: Its name.
+        examples: Modality -> content tokens of each.
+        settings: Tasks and lengths of rows.
+        about: Further entries of `meta`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        examples: Iterable[Mapping[str, np.ndarray]],
+        settings: PrepareSettings,
+        about: Mapping[str, Any] | None = None,
+    ):
+        self._template, self._lengths = settings.task_set.tasks[task], _lengths(settings, task)
+        self._examples, self._open_rows, self._about = examples, settings.open_rows, about or {}
+        self._dropped = {"empty": 0, "too_long": 0}
+        self._slots, self._rows = np.zeros(len(self._lengths), np.int64), 0
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        packer = Packer[Example](np.array(list(self._lengths.values())), self._open_rows)
+        for content in self._examples:
+            example = fill_template(self._template, content)
+            need = _slots(example, self._lengths)
+            if not all(len(span.tokens) for span in example):  # an empty span: no input, or no target
+                self._dropped["empty"] += 1
+            elif not packer.fits(need):
+                self._dropped["too_long"] += 1
+            else:
+                self._slots += need
+                yield from self._counted(packer.add(example, need))
+        yield from self._counted(packer.close())
+
+    def _counted(self, rows: Iterable[list[Example]]) -> Iterator[list[Example]]:
+        for row in rows:
+            self._rows += 1
+            yield row
+
+    def meta(self) -> dict[str, Any]:
+        """Return ``lengths``, ``dropped`` (by reason) and ``fill`` (share by modality) so far, and ``about``."""
+        shares = self._slots / (max(self._rows, 1) * np.array(list(self._lengths.values())))
+        fill = {modality: round(float(share), 4) for modality, share in zip(self._lengths, shares, strict=True)}
+        return {"lengths": self._lengths, "dropped": self._dropped, "fill": fill, **self._about}
 
 
 def summary(meta: Mapping[str, Any]) -> str:

@@ -4,8 +4,10 @@ Each is a separate stage: a vocabulary that an interrupted run wrote is reused.
 """
 
 import dataclasses
+import itertools
 import logging
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ import numpy as np
 from zipper_jax.data.encode import part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
 from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
-from zipper_jax.speech.corpus import CONTENT
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
+from zipper_jax.speech.manifest import CONTENT, Manifest
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
@@ -38,22 +40,24 @@ logger = logging.getLogger(__name__)
 
 _FIT_SECONDS_WHISPER = 1200.0  # its features take 0.1 s of one core per second of audio
 _FIT_SECONDS = 3600.0  # of audio: the tokenizer uses at most 60,000 units, 2,400 s, of what it is given
+_FIT_CHARACTERS = 50_000_000  # of text: sentencepiece holds all of it in memory
 _FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said
 
 
 def make_tokenizer(
     corpus: Path,
     folder: Path,
-    rows: list[dict[str, Any]],
+    manifest: Manifest,
+    offsets: np.ndarray,
     settings: PrepareSettings,
     given: Tokenizer | None,
 ) -> Tokenizer:
-    """Return the stored tokenizer, else the given one, else one fitted on the audio of ``rows``."""
+    """Return the stored tokenizer, else the given one, else one fitted on the audio of the rows at ``offsets``."""
     home = folder / "vocabularies" / SPEECH
     if (home / "vocabulary.json").is_file():
         return load_tokenizer(home)
     begun = time.monotonic()
-    tokenizer = given if given is not None else _fit(corpus, rows, settings)
+    tokenizer = given if given is not None else _fit(corpus, manifest, offsets, settings)
     tokenizer.save(home)
     vocabulary = UnitVocabulary(tokenizer.num_units, tokenizer.rate_hz, tokenizer.digest)
     if settings.speech_vocabulary:
@@ -65,17 +69,17 @@ def make_tokenizer(
     return tokenizer
 
 
-def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer:
+def _fit(corpus: Path, manifest: Manifest, offsets: np.ndarray, settings: PrepareSettings) -> Tokenizer:
     kind, _, where = settings.unit_features.partition(":")
     most = _FIT_SECONDS if kind == "log-mel" else _FIT_SECONDS_WHISPER
     chosen, seconds = [], 0.0
     problem: AudioError | None = None
     # In random order, so that the sample covers all voices.
-    for place in np.random.default_rng(settings.seed).permutation(len(rows)):
+    for row in manifest.at(offsets[np.random.default_rng(settings.seed).permutation(len(offsets))]):
         if seconds >= most:
             break
         try:
-            waveform = load_audio(**part(corpus, rows[place]))
+            waveform = load_audio(**part(corpus, row))
         except AudioError as error:  # encoding drops and counts it, if others are left
             problem = problem or error
             continue
@@ -90,17 +94,9 @@ def _fit(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) ->
     return UnitTokenizer.fit(chosen, settings.num_units, settings.seed)
 
 
-def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareSettings) -> Tokenizer | None:
+def given_tokenizer(corpus: Path, settings: PrepareSettings) -> Tokenizer | None:
     """Return the tokenizer of the corpus's own units, or that of ``settings.tokenizer``; None: fit one."""
     about = (read_header_of_corpus(corpus) or {}).get("units")
-    for row in rows:
-        if "units" in row and about is None:
-            raise UserError(
-                f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not describe them: add "
-                '"units": {"num_units": …, "rate_hz": …} there'
-            )
-        if about is not None and "audio" in row and "units" not in row:
-            raise UserError(f"row {row['id']!r} of {str(corpus)!r} has audio but no units, as other rows do: add them")
     if about is not None and settings.tokenizer:
         raise UserError(f"tokenizer = {settings.tokenizer!r}: the corpus already has units; omit --tokenizer")
     if about is not None:
@@ -116,7 +112,18 @@ def given_tokenizer(corpus: Path, rows: list[dict[str, Any]], settings: PrepareS
     return load_tokenizer(home)
 
 
-def check_units(corpus: Path, rows: list[dict[str, Any]], num_units: int) -> None:
+def check_described(corpus: Path, row: Mapping[str, Any], is_described: bool) -> None:
+    """Raise UserError for a row with units that corpus.json does not describe, or without those that it describes."""
+    if "units" in row and not is_described:
+        raise UserError(
+            f"row {row['id']!r} of {str(corpus)!r} has units, but corpus.json does not describe them: add "
+            '"units": {"num_units": …, "rate_hz": …} there'
+        )
+    if is_described and "audio" in row and "units" not in row:
+        raise UserError(f"row {row['id']!r} of {str(corpus)!r} has audio but no units, as other rows do: add them")
+
+
+def check_units(corpus: Path, rows: Iterable[dict[str, Any]], num_units: int) -> None:
     for row in rows:
         units = np.asarray(row.get("units", [0]))
         if units.ndim != 1 or units.dtype.kind != "i" or units.min() < 0 or units.max() >= num_units:
@@ -130,20 +137,31 @@ def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings
     return dataclasses.replace(settings, num_units=given.num_units)
 
 
-def make_vocabulary(folder: Path, modality: str, contents: list[Any], settings: PrepareSettings) -> Vocabulary:
-    """Of the finished stage, else the given one, else made from ``contents``, those of the training split."""
+def make_vocabulary(
+    folder: Path, modality: str, rows: Iterable[Mapping[str, Any]], settings: PrepareSettings
+) -> Vocabulary:
+    """Of the finished stage, else the given one, else made from the training split.
+
+    Args:
+        folder: Prepared folder.
+        modality: Whose vocabulary.
+        rows: Of the corpus; iterated twice.
+        settings: How it is made.
+    """
     home = folder / "vocabularies" / modality
     if (home / "vocabulary.json").is_file():
         return load_vocabulary(home)
     kind, size = settings.task_set.vocabulary_of(modality), settings.vocabulary_size(modality)
-    source = f"{len(contents)} training sentences"
+    field = settings.task_set.field_of(modality)
     vocabulary: Vocabulary
     if settings.vocabulary(modality):
         vocabulary, source = given_vocabulary(modality, settings), "given"
     elif kind == "subwords":
-        vocabulary = train_sentencepiece(contents, size or _FITTED_SIZE)
+        sentences, source = _text_sample(rows, field, settings.seed)
+        vocabulary = train_sentencepiece(sentences, size or _FITTED_SIZE)
     elif kind == "symbols":
-        vocabulary = SymbolVocabulary.list_from(contents)
+        contents = (row[field] for row in rows if row["split"] == "train" and row.get(field))
+        vocabulary, source = SymbolVocabulary.list_from(contents), "the training split"
     elif size is None:
         raise UserError(f"vocabulary_sizes has no {modality!r}: give its number of units")
     else:
@@ -151,6 +169,20 @@ def make_vocabulary(folder: Path, modality: str, contents: list[Any], settings: 
     vocabulary.save(home)
     logger.info(f"{modality} vocabulary: {vocabulary.kind}, {vocabulary.size} tokens, from {source}")
     return vocabulary
+
+
+def _text_sample(rows: Iterable[Mapping[str, Any]], field: str, seed: int) -> tuple[list[str], str]:
+    """Return the training texts in order, or a sample of `_FIT_CHARACTERS` that ``seed`` draws; and what they are."""
+
+    def texts() -> Iterator[str]:
+        return (row[field] for row in rows if row["split"] == "train" and row.get(field))
+
+    sizes = np.fromiter((len(text) for text in texts()), np.int64)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[np.cumsum(sizes[order]) - sizes[order] < _FIT_CHARACTERS]] = True
+    found = list(itertools.compress(texts(), chosen))
+    return found, f"{len(found)}{f' of {len(sizes)}' * (len(found) < len(sizes))} training sentences"
 
 
 def given_vocabulary(modality: str, settings: PrepareSettings) -> Vocabulary:

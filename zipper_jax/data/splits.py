@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from zipper_jax.data.sources.rows import ImportSettings, Row, split_of
 from zipper_jax.metrics.normalisers import TextForm
-from zipper_jax.speech.corpus import SPLITS
+from zipper_jax.speech.manifest import SPLITS
 from zipper_jax.utils.errors import UserError
 
 _DRAWN = ("test", "validation")

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
-from zipper_jax.data.prepare_rows import pack_examples
+from zipper_jax.data.prepare_rows import Packed
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_header, read_vocabularies
 from zipper_jax.utils import user_json
@@ -79,9 +79,10 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
                     {modality: vocabularies[modality].encode(e[field]) for modality, field in fields.items()}
                     for e in kept
                 )
-                rows, counts = pack_examples(task, contents, settings)
                 digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
-                write_rows(home, rows, {**counts, "task": task, "split": split, "of": about, "vocabularies": digests})
+                more = {"task": task, "split": split, "of": about, "vocabularies": digests}
+                packed = Packed(task, contents, settings, more)
+                write_rows(home, packed, packed.meta)
     copy_folder(prepared / "vocabularies", out / "vocabularies")
     shutil.copy(prepared / "header.json", out / "header.json")
     write_json(out / ABOUT, about)

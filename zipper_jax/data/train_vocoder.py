@@ -13,7 +13,7 @@ import numpy as np
 from zipper_jax.data.encode import part
 from zipper_jax.speech import mel_decoder
 from zipper_jax.speech.audio import AudioError, load_audio
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.speech.mel_decoder_training import MelDecoderSettings, Spoken, pair, train
 from zipper_jax.speech.tokenizers import load_units
 from zipper_jax.speech.workers import parallel_map

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_jax.data.encode import part
-from zipper_jax.speech.corpus import read_manifest
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.utils.errors import UserError
 
 

@@ -18,9 +18,9 @@ import logging
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ from zipper_jax.metrics.normalisers import TextForm, read_text_form
 from zipper_jax.speech import grammar
 from zipper_jax.speech import sentences as sentence_files
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
+from zipper_jax.speech.manifest import SPLITS
 from zipper_jax.speech.synthesis import Engine, find_engine
 from zipper_jax.speech.workers import parallel_map
 from zipper_jax.utils import user_json
@@ -40,8 +41,6 @@ from zipper_jax.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["train", "validation", "test", "test_other"]
-SPLITS: tuple[str, ...] = get_args(Split)
 FORMAT_VERSION = 1
 LATER_FIELDS = {"grammar": "home", "text_file": "", "text_only": "", "voice_files": ""}
 """Field that older folders lack -> its value there."""
@@ -56,41 +55,6 @@ class _Header(msgspec.Struct):
     complete: bool = False
     engine: str = ""
     text_form: TextForm = TextForm()
-
-
-class ManifestRow(msgspec.Struct):
-    """The fields of a manifest row and their types; absent, not null. Further ones belong to user-defined modalities.
-
-    Attributes:
-        id: Unique in the manifest.
-        split: One of `SPLITS`.
-        text: Transcript or document.
-        audio: File, relative to the corpus folder, or absolute.
-        units: Given units.
-        voice: Speaker.
-        start: Start of the segment in seconds, with ``seconds``; absent: the whole file.
-        seconds: Duration.
-        channel: Channel of the file, from 0; absent: the mean of all.
-    """
-
-    id: user_json.Name
-    split: Split
-    text: str | msgspec.UnsetType = msgspec.UNSET
-    audio: user_json.Name | msgspec.UnsetType = msgspec.UNSET
-    units: list[int] | msgspec.UnsetType = msgspec.UNSET
-    voice: str | msgspec.UnsetType = msgspec.UNSET
-    start: user_json.Number | msgspec.UnsetType = msgspec.UNSET
-    seconds: user_json.Number | msgspec.UnsetType = msgspec.UNSET
-    channel: user_json.Natural | msgspec.UnsetType = msgspec.UNSET
-
-    def __post_init__(self) -> None:
-        if self.start is not msgspec.UNSET and self.seconds is msgspec.UNSET:
-            raise UserError(f"start = {self.start:g}: without seconds; give both, or neither for the whole file")
-
-
-CONTENT: dict[str, Any] = {"text": str, "audio": str, "units": list[int]}
-"""Content fields and their types; a row has at least one."""
-_REPAIR = "repair the line, or make the corpus again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,46 +195,6 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
     minutes = sum(seconds.values()) / 60
     logger.info(f"corpus {out} is complete: {len(utterances)} utterances, {minutes:.1f} minutes{also}")
     return out
-
-
-def read_manifest(
-    folder: str | os.PathLike, split: str | None = None, content: Mapping[str, Any] = CONTENT
-) -> list[dict[str, Any]]:
-    """Return the manifest's rows, of one split or all.
-
-    Args:
-        folder: Corpus folder.
-        split: One of `SPLITS`; None: all.
-        content: Content fields and their types, of user-defined modalities too.
-
-    Raises:
-        UserError: There is no manifest, or a row is not a `ManifestRow` with at least one field of ``content``.
-    """
-    path = Path(folder) / "manifest.jsonl"
-    if split is not None and split not in SPLITS:
-        raise UserError(f"split {split!r} is unknown: give one of {', '.join(SPLITS)}")
-    if not path.is_file():
-        raise UserError(
-            f"{str(path)!r} does not exist: finish the corpus first (zipper data synth, zipper data import), or check "
-            "the folder"
-        )
-    rows: list[dict[str, Any]] = []
-    lines: dict[Any, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{str(path)!r} line {number}"
-        row = user_json.decode(line, place, _REPAIR)
-        user_json.convert(row, ManifestRow, place, _REPAIR)
-        for field in content.keys() - CONTENT.keys() & row.keys():
-            user_json.convert(row[field], content[field], place, _REPAIR, field)
-        if not row.keys() & content.keys():
-            raise UserError(f"{place} lacks {', '.join(sorted(content))}: give at least one of them")
-        if first := lines.get(row["id"]):
-            raise UserError(f"{place} has id {row['id']!r}, as line {first} has: give each row an id of its own")
-        lines[row["id"]] = number
-        rows.append(row)
-    return [row for row in rows if split in (None, row["split"])]
 
 
 def read_header(folder: str | os.PathLike) -> dict[str, Any] | None:

@@ -16,21 +16,26 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import is_no_room
 
+_AHEAD = 8
+"""Jobs per worker that may wait, or be done before an earlier one."""
+
 
 def parallel_map(
-    target: str, setup: dict[str, Any], jobs: Sequence[Any], processes: int | None = None
+    target: str, setup: dict[str, Any], jobs: Iterable[Any], processes: int | None = None
 ) -> Generator[Any, None, None]:
     """Yield ``function(job)`` for every job, in order; each process calls ``function = target(**setup)`` once.
 
-    A caller that may stop early closes the generator (``contextlib.closing``), which ends the workers.
+    Jobs are read a few ahead of the results, so memory does not grow with their number. A caller that may stop early
+    closes the generator (``contextlib.closing``), which ends the workers.
 
     Args:
         target: ``"package.module:name"`` of a callable that returns the function.
@@ -45,12 +50,9 @@ def parallel_map(
     """
     if processes is not None and processes < 1:
         raise UserError(f"processes = {processes}: give at least 1, or omit it for one per core")
-    workers = [_Worker(target, setup) for _ in range(min(processes or usable_cores(), len(jobs)))]
-    if not workers:
-        return
+    most = processes or usable_cores()
+    workers: list[_Worker] = []
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
 
     def call(job: Any) -> Any:
         worker = idle.get()
@@ -59,9 +61,17 @@ def parallel_map(
         finally:
             idle.put(worker)
 
-    executor = ThreadPoolExecutor(len(workers))
+    executor, pending = ThreadPoolExecutor(most), deque[Future[Any]]()
     try:
-        yield from executor.map(call, jobs)
+        for job in jobs:
+            if len(workers) < most:
+                workers.append(_Worker(target, setup))
+                idle.put(workers[-1])
+            pending.append(executor.submit(call, job))
+            while pending and (pending[0].done() or len(pending) > _AHEAD * most):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         # Also on an error or Ctrl-C: cancel pending jobs, then kill the workers so that no thread waits for one.
         executor.shutdown(wait=False, cancel_futures=True)
