@@ -1,11 +1,16 @@
 """``zipper eval``: word error rates, perplexities and controls of a zipper and a Single Decoder, with a report."""
 
 import argparse
+import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.cli import group
+from zipper_jax.utils.distributed import is_first
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked
 from zipper_jax.utils.paths import folder_path, require_different
 from zipper_jax.utils.storage import AnyPath, as_path
 
@@ -31,6 +36,11 @@ the path of a recording.
 
 Memory grows with --batch_size, not with the split; --out/outputs.jsonl holds what is finished, and the same command
 resumes from it.
+
+As a group every process decodes its share of the batches, with the whole model on its own device; the results are those
+of one process, which the first one writes.
+
+  zipper launch --processes 4 -- eval --run gs://bucket/fused --data gs://bucket/prepared --split test --out errors
 """
 
 
@@ -71,10 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without it that of the data, and of the judge's transcripts one that suits them",
     )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and write the results; return 0, whatever the figures are."""
+    return group.run(args, partial(_run, args))
+
+
+def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     for name in ("run", "single_decoder", "other_form", "data", "corpus"):
         path = getattr(args, name)
@@ -82,16 +97,17 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} = {path}: there is no such folder")
     inputs = ("run", "single_decoder", "other_form", "data", "corpus")
     require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
-    from zipper_jax.utils.locks import locked
+    with locked(args.out) if is_first() else contextlib.nullcontext():
+        return _evaluate(args, began)
 
+
+def _evaluate(args: argparse.Namespace, began: float) -> int:
     if args.pairs is not None:
-        with locked(args.out):
-            return _pairs(args)
+        return _pairs(args)
     if args.data is None:
         raise UserError("--data is missing: give the prepared folder with the test splits, or --pairs")
     if args.split:
-        with locked(args.out):
-            return _split(args)
+        return _split(args)
     if args.corpus is None:
         raise UserError(
             "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
@@ -105,16 +121,17 @@ def run(args: argparse.Namespace) -> int:
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     more = {"speech_seeds": args.speech_seeds, "judge": args.judge, **_text_and_batch(args)}
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **more)
-    with locked(args.out):
-        return _evaluate(args, sources, settings, began)
+    return _models(args, sources, settings, began)
 
 
-def _evaluate(args: argparse.Namespace, sources: Any, settings: Any, began: float) -> int:
+def _models(args: argparse.Namespace, sources: Any, settings: Any, began: float) -> int:
     from zipper_jax.evaluation.evaluator import evaluate
     from zipper_jax.reports.report import write_report
     from zipper_jax.utils.files import write_json
 
     results = evaluate(sources, args.out, settings)
+    if not is_first():
+        return 0
     seconds: dict[str, float | None] = {**_stage_seconds(args.stages)}
     resumed = results["seconds"]["evaluate"] is None
     seconds["evaluate"] = None if resumed else round(time.monotonic() - began, 1)
@@ -136,12 +153,14 @@ def _pairs(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} cannot be combined with --pairs: omit one of them")
     model = load(args.run)
     results = evaluate_pairs(model, read_pairs(args.pairs, model), args.out, args.batch_size, args.seed)
+    if not is_first():
+        return 0
     print(f"{results['pairs']} pairs: how often the right one is likelier (chance {percent(results['chance'])})")
     print(f"{'':<28} {'by sum':>14} {'per token':>14}")
     for name, figure in results["accuracy"].items():
         print(f"{name:<28} {percent(figure):>14} {percent(results['accuracy_per_token'][name]):>14}")
-    for name, group in results["groups"].items():
-        print(f"  {name:<26} {percent(group['accuracy']):>14} {percent(group['accuracy_per_token']):>14}")
+    for name, own in results["groups"].items():
+        print(f"  {name:<26} {percent(own['accuracy']):>14} {percent(own['accuracy_per_token']):>14}")
     print(args.out / FILE)
     return 0
 
@@ -156,6 +175,8 @@ def _split(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
     results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
+    if not is_first():
+        return 0
     print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
     return 0
 

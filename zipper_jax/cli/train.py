@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from zipper_jax.utils import logs
+from zipper_jax.cli import group
 from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import ServiceError, UserError
 
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     plan.add_argument("--devices", type=int, help="with --dry_run: number of devices (default: this machine's)")
     plan.add_argument("--mfu", type=float, default=0.4, help="with --dry_run: share of the peak reached (%(default)s)")
-    group = parser.add_argument_group("several processes (see also `zipper launch`)")
-    group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: detect the cluster (TPU pod, SLURM)")
-    group.add_argument("--process_count", type=int, help="number of processes")
-    group.add_argument("--process_index", type=int, help="index of this process, from 0")
-    group.add_argument("--heartbeat_seconds", type=int, default=100, help="heartbeat timeout of a process")
-    group.add_argument("--join_seconds", type=int, default=300, help="timeout for the other processes to join")
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
@@ -67,17 +62,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         for line in dry_run.lines(config, args.devices, args.mfu):
             print(line, flush=True)
         return 0
-    if args.coordinator:
-        from zipper_jax.training.supervise import die_with_launcher
-        from zipper_jax.utils import distributed
-
-        die_with_launcher()
-        distributed.join(
-            distributed.Group(
-                args.coordinator, args.process_count, args.process_index, args.heartbeat_seconds, args.join_seconds
-            )
-        )
-        logs.to_console(args.process_index or 0)
+    group.join(args)
     from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
     from zipper_jax.utils.distributed import FailedAloneError
