@@ -41,11 +41,9 @@ def run(args: argparse.Namespace, task: Callable[[], int]) -> int:
     """
     if not join(args):
         return task()
-    distributed.watch()
     try:
-        status = task()
-        distributed.gather("")  # process 0 is the coordinator: it ends last
-        return status
+        with distributed.watched():
+            return task()
     except BaseException as error:
         status, message = explained(error) or (1, "".join(traceback.format_exception(error)).rstrip())
         close_bars()

@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 
 from zipper_jax.cli import group
 from zipper_jax.utils.devices import no_device
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--debug_nans",
+        action="store_true",
+        help="stop at an update that is not finite and name the operation that made a NaN; holds the state twice",
+    )
     plan = parser.add_argument_group("dry run, in less than a minute")
     plan.add_argument(
         "--dry_run", action="store_true", help="check data, model, schedule and mesh, print the cost, and stop"
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         raise UserError("zipper train needs --gin_file=..., for example --gin_file=runs/pretrain_text.gin")
     text = gin_flags.apply(flags)
     config = gin_bindings.train_config()
+    if args.debug_nans:
+        config = replace(config, debug_nans=True)
     if args.print_config:
         import json
 

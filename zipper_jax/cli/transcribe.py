@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
     about = {"model": str(args.model), "beams": args.beams}
-    done = set(from_first(_finished(args.out, about) if args.out is not None and is_first() else []))
+    done = set(from_first(sorted(_finished(args.out, about)) if args.out is not None and is_first() else []))
     to_do = [path for path in files if str(path) not in done]
     if len(to_do) < len(files) and is_first():
         print(f"{args.out}: {len(files) - len(to_do)} of {len(files)} files are finished", file=sys.stderr)
@@ -167,7 +167,7 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
                 yield file
 
 
-def _finished(out: Path, about: dict[str, Any]) -> list[str]:
+def _finished(out: Path, about: dict[str, Any]) -> set[str]:
     """Return the files that have a line in ``out``; an incomplete last line is removed.
 
     Raises:
@@ -175,12 +175,12 @@ def _finished(out: Path, about: dict[str, Any]) -> list[str]:
     """
     text = out.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
-    done = []
+    done = set()
     fix = "give another --out"
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         place = f"--out = {out}: line {number}"
         found = user_json.decode(line, place, fix)
-        done.append(user_json.convert(found, _Line, place, fix).audio)
+        done.add(user_json.convert(found, _Line, place, fix).audio)
         before = {name: found[name] for name in about}
         if before != about:
             raise UserError(f"{place} was made with {before}, now {about}; {fix}")

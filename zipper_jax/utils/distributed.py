@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -130,22 +131,34 @@ def _too_late(group: Group) -> None:
     os._exit(1)
 
 
-def watch() -> None:
-    """End this process, with the same status, as soon as another one of its group calls `fail`."""
+@contextmanager
+def watched() -> Iterator[None]:
+    """While the block runs, end this process, with the same status, as soon as another one of its group calls `fail`.
+
+    The block ends when that of every process has.
+    """
+    client = _group().client
 
     def wait() -> None:
         try:
-            status = int(_group().client.blocking_key_value_get(_FAILED, _PATIENCE))
-        except Exception:  # the group has ended
+            status = int(client.blocking_key_value_get(_FAILED, _PATIENCE))
+        except Exception:  # the coordinator has ended
             return
-        if not _failing.is_set():
+        if status >= 0 and not _failing.is_set():
             _leave(status)
 
-    threading.Thread(target=wait, name="watch the group", daemon=True).start()
+    # Waiting in C++, it would not survive the end of Python: it ends first.
+    thread = threading.Thread(target=wait, name="watch the group", daemon=True)
+    thread.start()
+    yield
+    gather("")
+    if is_first():
+        client.key_value_set(_FAILED, "-1")
+    thread.join()
 
 
 def fail(status: int, message: str) -> None:
-    """End this process and with it the group, see `watch`; the message of the first one that fails is printed."""
+    """End this process and with it the group, see `watched`; the message of the first one that fails is printed."""
     _failing.set()
     try:
         _group().client.key_value_set(_FAILED, str(status))
