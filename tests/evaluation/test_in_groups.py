@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from buckets import folder, gcs  # noqa: F401
 from tiny_run import UNITS, write_run
 
 import zipper_jax
 from zipper_jax.cli.main import main
+from zipper_jax.utils import storage
+from zipper_jax.utils.storage import as_path
 
 WORDS = ("on", "off", "go", "up", "lights", "door")
 SENTENCES = 11
 BATCHES = ["--batch_size", "2"]
+SERVER = ("TENSORSTORE_GCS_HTTP_URL", "GOOGLE_AUTH_TOKEN_FOR_TESTING")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(zipper_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
 
 JUDGE = """#!/usr/bin/env python3
@@ -100,9 +104,9 @@ def finished(processes: list[subprocess.Popen], seconds: float = 300) -> tuple[l
     return [process.returncode for process in processes], [out for out, _ in texts], [error for _, error in texts]
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(out: Path) -> dict[str, bytes]:
     """Path -> content; times left out."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     if "results.json" in found:
         results = json.loads(found.pop("results.json"))
         found["results"] = json.dumps({**results, "seconds": None}).encode()
@@ -194,6 +198,23 @@ def test_a_group_transcribes_and_resumes_as_one_process_does(run, tmp_path, caps
     assert outputs[0] == "".join(f"{line['audio']}\t{line['text']}\n" for line in map(json.loads, lines))
     assert not any(outputs[1:])
     assert not any("skipped" in text for text in errors[1:])
+
+
+@pytest.mark.slow
+def test_four_processes_evaluate_a_run_in_a_bucket_into_a_bucket(run, folder, tmp_path):  # noqa: F811
+    command, data = commands(run)["split"], f"{folder}/prepared"
+    assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    assert main(["ckpt", "export", str(run), "--out", f"{folder}/run"]) == 0
+    storage.copy_tree(run.parent / "prepared", data)
+    there = {str(run): f"{folder}/run", str(run.parent / "prepared"): data}
+    member = [*(there.get(part, part) for part in command), "--out", f"{folder}/out"]
+    statuses, _, errors = finished(group(*[member] * 4, **{name: os.environ[name] for name in SERVER}))
+    assert statuses == [0] * 4, errors
+    out = as_path(f"{folder}/out")
+    assert storage.read(out / "outputs.jsonl") == (tmp_path / "alone" / "outputs.jsonl").read_bytes()
+    found = json.loads(storage.read(out / "utterances.json"))
+    assert found == {**json.loads((tmp_path / "alone" / "utterances.json").read_text()), "run": f"{folder}/run"}
+    assert set(storage.keys(out)) == set(content(tmp_path / "alone"))
 
 
 @pytest.mark.slow

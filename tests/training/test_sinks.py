@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ def test_weights_and_biases_gets_what_tensorboard_gets(text_run, tmp_path):
             for step in (start + 1, start + 2):
                 monitor.train(step, 1.0 / step, {"towers": {}, "tasks": {}}, {"grad_norm": 2.0}, goodput)
             monitor.validation(start + 2, {"towers": {"text": {"loss": 0.5}}, "tasks": {}}, {})
-        found = records(folder)
+        deadline = time.monotonic() + 60
+        while not (found := records(folder)) or found[-1].WhichOneof("record_type") != "exit":
+            assert time.monotonic() < deadline  # wandb's own process writes the file
+            time.sleep(0.1)
         (about,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
         assert (about.project, about.display_name) == ("zipper-tests", "a run")
         assert {item.key: json.loads(item.value_json) for item in about.config.update}["train"]["steps"] == 6

@@ -1,7 +1,6 @@
 """``zipper eval``: word error rates, perplexities and controls of a zipper and a Single Decoder, with a report."""
 
 import argparse
-import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,11 @@ from zipper_jax.utils.distributed import is_first
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 from zipper_jax.utils.paths import folder_path, require_different
+from zipper_jax.utils.staging import staged
 from zipper_jax.utils.storage import AnyPath, as_path
 
+OUTPUTS = "outputs.jsonl"
+"""`evaluation.outputs.FILE`, which takes seconds to import."""
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser: the
 grammar of a corpus of `zipper data synth`, else Whisper; --judge),
@@ -55,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=Path, help="only the likelihoods of pairs, see above")
     parser.add_argument("--split", help="only speech to text on this split, sentence by sentence")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results, report and audio")
+    parser.add_argument(
+        "--out", required=True, type=folder_path, help="folder for results, report and audio, also of a bucket"
+    )
     parser.add_argument("--sentences", type=int, default=100, help="per split, speech to text; 0: all (%(default)s)")
     parser.add_argument("--speech_sentences", type=int, default=60, help="text to speech; 0: all (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width of speech to text (%(default)s: greedy)")
@@ -97,17 +101,23 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} = {path}: there is no such folder")
     inputs = ("run", "single_decoder", "other_form", "data", "corpus")
     require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
-    with locked(args.out) if is_first() else contextlib.nullcontext():
-        return _evaluate(args, began)
+    if not is_first():
+        return _evaluate(args, Path(), began)
+    with locked(args.out), staged(args.out) as staging:
+        staging.fetch(OUTPUTS)
+        status = _evaluate(args, staging.folder, began)
+        staging.copy()
+        return status
 
 
-def _evaluate(args: argparse.Namespace, began: float) -> int:
+def _evaluate(args: argparse.Namespace, out: Path, began: float) -> int:
+    """Evaluate and write into ``out``, which is copied to --out if that is in a bucket."""
     if args.pairs is not None:
-        return _pairs(args)
+        return _pairs(args, out)
     if args.data is None:
         raise UserError("--data is missing: give the prepared folder with the test splits, or --pairs")
     if args.split:
-        return _split(args)
+        return _split(args, out)
     if args.corpus is None:
         raise UserError(
             "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
@@ -121,15 +131,15 @@ def _evaluate(args: argparse.Namespace, began: float) -> int:
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     more = {"speech_seeds": args.speech_seeds, "judge": args.judge, **_text_and_batch(args)}
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **more)
-    return _models(args, sources, settings, began)
+    return _models(args, out, sources, settings, began)
 
 
-def _models(args: argparse.Namespace, sources: Any, settings: Any, began: float) -> int:
+def _models(args: argparse.Namespace, out: Path, sources: Any, settings: Any, began: float) -> int:
     from zipper_jax.evaluation.evaluator import evaluate
     from zipper_jax.reports.report import write_report
     from zipper_jax.utils.files import write_json
 
-    results = evaluate(sources, args.out, settings)
+    results = evaluate(sources, out, settings)
     if not is_first():
         return 0
     seconds: dict[str, float | None] = {**_stage_seconds(args.stages)}
@@ -137,13 +147,13 @@ def _models(args: argparse.Namespace, sources: Any, settings: Any, began: float)
     seconds["evaluate"] = None if resumed else round(time.monotonic() - began, 1)
     known = [value for value in seconds.values() if value is not None]
     results["seconds"] = {**seconds, "total": None if resumed else round(sum(known), 1)}
-    write_json(args.out / "results.json", results)
-    report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
-    print(f"{report}\n{args.out / 'results.json'}")
+    write_json(out / "results.json", results)
+    report = write_report(out, {**_pretraining_runs(args.run), **sources.runs})
+    print(f"{args.out / report.name}\n{args.out / 'results.json'}")
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> int:
+def _pairs(args: argparse.Namespace, out: Path) -> int:
     from zipper_jax.api import load
     from zipper_jax.evaluation.pairs import FILE, evaluate_pairs, read_pairs
     from zipper_jax.metrics.error_rates import percent
@@ -152,7 +162,7 @@ def _pairs(args: argparse.Namespace) -> int:
         if getattr(args, name):
             raise UserError(f"--{name} cannot be combined with --pairs: omit one of them")
     model = load(args.run)
-    results = evaluate_pairs(model, read_pairs(args.pairs, model), args.out, args.batch_size, args.seed)
+    results = evaluate_pairs(model, read_pairs(args.pairs, model), out, args.batch_size, args.seed)
     if not is_first():
         return 0
     print(f"{results['pairs']} pairs: how often the right one is likelier (chance {percent(results['chance'])})")
@@ -165,7 +175,7 @@ def _pairs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _split(args: argparse.Namespace) -> int:
+def _split(args: argparse.Namespace, out: Path) -> int:
     from zipper_jax.evaluation.evaluator import EvalSettings
     from zipper_jax.evaluation.utterances import FILE, evaluate_split
     from zipper_jax.reports.utterances import write_utterances
@@ -174,10 +184,10 @@ def _split(args: argparse.Namespace) -> int:
         if getattr(args, name):
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
-    results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
+    results = evaluate_split(args.run, args.data, args.split, out, settings, args.corpus)
     if not is_first():
         return 0
-    print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
+    print(f"{args.out / write_utterances(out, results).name}\n{args.out / FILE}")
     return 0
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from zipper_jax.cli import group
+from zipper_jax.cli.failures import explained
 from zipper_jax.utils.devices import no_device
-from zipper_jax.utils.errors import ServiceError, UserError
+from zipper_jax.utils.errors import UserError
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -83,12 +84,9 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     except Exception as error:
         if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
-        if isinstance(error, ServiceError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # a regular exit would wait for the other processes, which wait for this one
+        status, message = explained(error) or (1, traceback.format_exc().rstrip())
+        print(message, file=sys.stderr, flush=True)
+        os._exit(status)  # a regular exit would wait for the other processes, which wait for this one
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code
