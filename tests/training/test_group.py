@@ -82,11 +82,15 @@ def test_processes_may_share_one_copy_of_the_model(prepared, tmp_path, gin):
 @pytest.mark.slow
 def test_a_group_decodes_in_the_loop_what_one_process_decodes(prepared, tmp_path):
     """Four devices each time, parameters sharded over two processes; the scores decide which checkpoint is the best."""
-    metrics = {"asr": ("zipper_jax.metrics.task_metrics:unit_error_rate",)}
-    bindings = (
-        "--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=2",
-        "--gin.TrainConfig.eval_period=4", "--gin.InferEvalConfig.period=4", "--gin.InferEvalConfig.examples=6", f"--gin.InferEvalConfig.metrics={metrics}",
-    )  # fmt: skip
+    values = {
+        "MeshConfig.data": 2,
+        "MeshConfig.fsdp": 2,
+        "TrainConfig.eval_period": 4,
+        "InferEvalConfig.period": 4,
+        "InferEvalConfig.examples": 6,
+        "InferEvalConfig.metrics": {"asr": ("zipper_jax.metrics.task_metrics:unit_error_rate",)},
+    }
+    bindings = tuple(f"--gin.{name}={value}" for name, value in values.items())
     runs = [
         Job(
             tmp_path,
