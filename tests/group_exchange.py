@@ -1,6 +1,6 @@
 """One process of a group that only exchanges values: ``group_exchange.py HOST:PORT COUNT INDEX [FAILING]``.
 
-It prints what it has seen as JSON; process FAILING fails after the exchanges, while the others wait for it.
+It prints what it has seen as JSON; process FAILING (or "all") fails after the exchanges, while the others wait for it.
 """
 
 import json
@@ -25,7 +25,7 @@ if __name__ == "__main__":
         large = [len(text) for text in distributed.gather(index * 3_000_000)]
         seen = {"own": own, "shared": shared, "large": large, "first": distributed.from_first(index)}
         print(json.dumps(seen), flush=True)
-        if failing == [index]:
+        if failing in ([index], ["all"]):
             distributed.fail(2, f"error: process {index} cannot")
         if failing:
             distributed.gather("")

@@ -55,6 +55,12 @@ def test_a_process_that_fails_ends_the_others_with_one_message(failing):
     assert not any("Traceback" in text or "heartbeat" in text for text in errors)
 
 
+def test_of_processes_that_all_fail_one_prints():
+    statuses, _, errors = run("all")
+    assert statuses == [2] * COUNT
+    assert sum("error: process" in text for text in errors) == 1, errors
+
+
 def test_one_process_shares_with_itself():
     assert list(distributed.share("ab", str.upper)) == [("a", "A"), ("b", "B")]
     assert distributed.gather("x") == ["x"]

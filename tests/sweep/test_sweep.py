@@ -171,3 +171,30 @@ def test_a_row_that_fails_is_named_with_its_log_and_the_others_continue(given, t
     assert "2 of 4 rows failed: speech_lm-0, zipper-0" in done.stderr
     assert "zipper-0: skipped" in done.stderr
     assert (tmp_path / "outputs" / "single_decoder-0.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_run_and_score_what_one_does(given, tmp_path):
+    """The zipper needs both towers, which two processes train at the same time."""
+    alone, together = (copied(given, tmp_path / name) for name in ("alone", "together"))
+    chosen = ["--only", "text_lm", "speech_lm", "zipper", "--seeds", "0"]
+    launch = [sys.executable, "-m", "zipper_jax.cli.main", "launch", "--processes", "2", "--restarts", "0", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    for action, more in (("run", chosen), ("score", [])):
+        assert zipper(action, *alone, *more).returncode == 0
+        command = [*launch, "sweep", action, *map(str, [*together, *more])]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    found = [
+        {
+            path.name: {**json.loads(path.read_text()), "goodput": None, "digest": None}
+            for path in (arguments[-1] / "outputs").iterdir()
+        }
+        for arguments in (alone, together)
+    ]
+    assert len(found[0]) == 3
+    for name, one in found[0].items():
+        assert found[1][name] == one
+    lines = [read_results(arguments[-1] / "results.jsonl") for arguments in (alone, together)]
+    for one, other in zip(*lines, strict=True):
+        assert one["measures"] == other["measures"]

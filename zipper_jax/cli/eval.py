@@ -101,8 +101,8 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} = {path}: there is no such folder")
     inputs = ("run", "single_decoder", "other_form", "data", "corpus")
     require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
-    if not is_first():
-        return _evaluate(args, Path(), began)
+    if not is_first():  # and writes nothing
+        return _evaluate(args, Path(args.out), began)
     with locked(args.out), staged(args.out) as staging:
         staging.fetch(OUTPUTS)
         status = _evaluate(args, staging.folder, began)
