@@ -11,7 +11,8 @@ from dataclasses import replace
 from zipper_jax.cli import group
 from zipper_jax.cli.failures import explained
 from zipper_jax.utils.devices import no_device
-from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.errors import ServiceError, UserError
+from zipper_jax.utils.files import is_no_room
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     except Exception as error:
         if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
-        status, message = explained(error) or (1, traceback.format_exc().rstrip())
+        known = isinstance(error, ServiceError) or (isinstance(error, OSError) and is_no_room(error))
+        status, message = (known and explained(error)) or (1, traceback.format_exc().rstrip())
         print(message, file=sys.stderr, flush=True)
         os._exit(status)  # a regular exit would wait for the other processes, which wait for this one
     if result.status == "already finished":
