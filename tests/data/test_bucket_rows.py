@@ -1,14 +1,18 @@
 """Packed rows in buckets: the same rows as on a disk, read in blocks."""
 
+import resource
+
 import numpy as np
 import pytest
 from buckets import any_folder, folder, gcs, s3  # noqa: F401
 
+from zipper_jax.cli.failures import explained
 from zipper_jax.data import bucket_arrays
 from zipper_jax.data.packed_rows import RowStore, write_rows
 from zipper_jax.sequences import Span
 from zipper_jax.utils import storage
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.files import is_no_room
 from zipper_jax.utils.storage import as_path
 
 RANDOM = np.random.default_rng(0)
@@ -68,6 +72,23 @@ def test_rows_that_are_replaced_while_they_are_read_are_an_error(folder, small_b
     write_rows(folder, ROWS[::-1], {})
     with pytest.raises(UserError, match="was replaced while it was read"):
         store.fetch(range(len(ROWS)))
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(folder, small_blocks):  # noqa: F811
+    """A limit on the size of files stands for the disk; once there is room, the same store reads on."""
+    write_rows(folder, ROWS, {})
+    store = RowStore(folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # in the middle of the second block
+    try:
+        with pytest.raises(OSError, match=r".") as error:
+            store.fetch(range(len(ROWS)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_no_room(error.value)
+    assert explained(error.value)[0] == 2
+    for index, row in enumerate(ROWS):
+        assert plain(store.row(index)) == plain(row)
 
 
 def test_damaged_rows_in_a_bucket_are_named(folder):  # noqa: F811

@@ -331,11 +331,11 @@ def test_the_batch_size_changes_no_row(sampling):
 def test_batches_are_of_similar_length_and_skip_what_is_done():
     run = generator("pair")
     rows = [[("speech", content(*range(n)))] for n in (3, 0, 9, 1, 16, 3, 5)]
-    batches = list(run.batches(rows, ("text",), LIMITS, batch_size=3))
-    assert [numbers for numbers, _ in batches] == [[4, 2, 6], [0, 5, 3], [1]]
-    assert [len(found) for _, found in batches] == [3, 3, 1]
+    batches = run.batches(rows, ("text",), LIMITS, batch_size=3)
+    assert [batch.rows for batch in batches] == [[4, 2, 6], [0, 5, 3], [1]]
+    assert [len(batch.decode()) for batch in batches] == [3, 3, 1]
     (again,) = run.batches(rows, ("text",), LIMITS, batch_size=3, done={4, 2, 6, 0, 5, 3})
-    assert again[0] == [1]
+    assert again.rows == [1]
     with pytest.raises(UserError, match="batch_size = 0: give at least 1"):
         run(rows, ("text",), LIMITS, batch_size=0)
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from test_report import Page
 from tiny_run import UNITS, write_run
 
 from zipper_jax.cli.main import main
-from zipper_jax.evaluation.controls import partners
+from zipper_jax.evaluation.controls import partners, sounds
 from zipper_jax.metrics.normalisers import DEFAULT, policy
 from zipper_jax.reports.report import write_report
 
@@ -89,3 +90,12 @@ def test_the_report_shows_why_a_control_is_not_possible(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     shown = Page(write_report(tmp_path, {}).read_text()).text
     assert shown.count(why) == 4  # both rows, and the goal that compares with the first, which is shown twice
+
+
+def test_noise_depends_on_the_recording_and_not_on_its_batch():
+    recordings = [np.ones(n, np.float32) for n in (30, 20, 30)]
+    whole = sounds(recordings)["noise"]
+    parts = [*sounds(recordings[:1])["noise"], *sounds(recordings[1:], first=1)["noise"]]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(whole[0], whole[2])

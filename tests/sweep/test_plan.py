@@ -13,6 +13,7 @@ from zipper_jax.speech.corpus import CorpusSettings, plan
 from zipper_jax.speech.synthesis import find_engine
 from zipper_jax.sweep.plan import Arm, Claim, Places, Row, Sweep, Table, load_sweep, rows, train_config
 from zipper_jax.sweep.report import command_of, write_report
+from zipper_jax.sweep.runner import _waves
 from zipper_jax.training.config import DataConfig, TrainConfig
 from zipper_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 from zipper_jax.utils.errors import UserError
@@ -31,6 +32,14 @@ def test_rows_come_seed_by_seed_and_after_what_they_need():
         "text_lm-0", "speech_lm-0", "zipper-0", "single_decoder-0", "zipper.half-0", "zipper.tried-0",
         "zipper-1", "single_decoder-1", "zipper.half-1",
     ]  # fmt: skip
+
+
+def test_a_group_runs_rows_in_waves_each_after_what_it_needs():
+    waves = [names(wave) for wave in _waves(rows(SWEEP))]
+    assert waves[0] == ["text_lm-0", "speech_lm-0", "single_decoder-0", "single_decoder-1"]
+    assert waves[1] == ["zipper-0", "zipper.half-0", "zipper.tried-0", "zipper-1", "zipper.half-1"]
+    assert len(waves) == 2
+    assert [names(wave) for wave in _waves(rows(SWEEP)[2:4])] == [["zipper-0", "single_decoder-0"]], "done before"
 
 
 def test_a_single_row_brings_what_it_needs():

@@ -197,3 +197,30 @@ def test_a_killed_sweep_resumes_row_by_row(given, tmp_path):
     assert "2 rows, 1 finished before" in done.stderr
     assert second.is_file()
     assert first.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_two_processes_run_and_score_what_one_does(given, tmp_path):
+    """The zipper needs both towers, which two processes train at the same time."""
+    alone, together = (copied(given, tmp_path / name) for name in ("alone", "together"))
+    chosen = ["--only", "text_lm", "speech_lm", "zipper", "--seeds", "0"]
+    launch = [sys.executable, "-m", "zipper_jax.cli.main", "launch", "--processes", "2", "--restarts", "0", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    for action, more in (("run", chosen), ("score", [])):
+        assert zipper(action, *alone, *more).returncode == 0
+        command = [*launch, "sweep", action, *map(str, [*together, *more])]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    found = [
+        {
+            path.name: {**json.loads(path.read_text()), "goodput": None, "digest": None}
+            for path in (arguments[-1] / "outputs").iterdir()
+        }
+        for arguments in (alone, together)
+    ]
+    assert len(found[0]) == 3
+    for name, one in found[0].items():
+        assert found[1][name] == one
+    lines = [read_results(arguments[-1] / "results.jsonl") for arguments in (alone, together)]
+    for one, other in zip(*lines, strict=True):
+        assert one["measures"] == other["measures"]

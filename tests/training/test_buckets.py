@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 import uuid
 
 import numpy as np
@@ -56,6 +57,25 @@ def test_twelve_kills_leave_no_trace_in_a_bucket(prepared, rows_in_bucket, folde
 @pytest.mark.slow
 def test_a_group_of_four_in_a_bucket_survives_ten_kills(rows_in_bucket, folder, tmp_path):  # noqa: F811
     disturb_a_group(rows_in_bucket, tmp_path, kills=10, steps=150, seed=1, where=as_path(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, 80])
+def test_a_group_survives_an_outage_of_the_store(rows_in_bucket, folder, tmp_path, seconds):  # noqa: F811
+    """A short one is bridged by repeating requests; in a long one the group ends and is restarted until it is over."""
+    reference = Job(tmp_path, "reference", rows_in_bucket, 60, ("--processes=2", "--restarts=0"))
+    assert reference.finish() == 0, reference.said()
+    job = Job(tmp_path, "outage", rows_in_bucket, 60, ("--processes=2", "--restarts=50"), where=as_path(folder))
+    launcher = job.start()
+    try:
+        wait_for(lambda: job.logged() >= 10, launcher, pause=0.05)
+        with failing(".*", 503):
+            time.sleep(seconds)
+        assert launcher.wait(timeout=600) == 0, job.said()[-3000:]
+    finally:
+        launcher.terminate()
+    same_end(job, reference)
+    assert ("restarting it" in job.said()) == (seconds > 60)
 
 
 def test_a_run_in_a_bucket_equals_one_on_a_disk_and_resumes(zipper_run, rows_in_bucket, folder):  # noqa: F811

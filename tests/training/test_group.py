@@ -79,6 +79,38 @@ def test_processes_may_share_one_copy_of_the_model(prepared, tmp_path, gin):
         np.testing.assert_allclose(losses(job), losses(runs[0]), rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_group_decodes_in_the_loop_what_one_process_decodes(prepared, tmp_path):
+    """Four devices each time, parameters sharded over two processes; the scores decide which checkpoint is the best."""
+    values = {
+        "MeshConfig.data": 2,
+        "MeshConfig.fsdp": 2,
+        "TrainConfig.eval_period": 4,
+        "InferEvalConfig.period": 4,
+        "InferEvalConfig.examples": 6,
+        "InferEvalConfig.metrics": {"asr": ("zipper_jax.metrics.task_metrics:unit_error_rate",)},
+    }
+    bindings = tuple(f"--gin.{name}={value}" for name, value in values.items())
+    runs = [
+        Job(
+            tmp_path,
+            f"of_{n}",
+            prepared,
+            8,
+            (f"--processes={n}", "--restarts=0"),
+            4 // n,
+            bindings=bindings,
+            gin=FUSION,
+        )
+        for n in (1, 2)
+    ]
+    for job in runs:
+        assert job.finish() == 0, job.said()
+    scores = [[line for line in job.lines() if line["split"] == "inference"] for job in runs]
+    assert [line["step"] for line in scores[0]] == [4, 8]
+    assert scores[1] == scores[0]
+
+
 def port() -> int:
     return random.SystemRandom().randint(20_000, 50_000)
 

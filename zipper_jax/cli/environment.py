@@ -39,6 +39,7 @@ OPTIONAL = {
     "onnxruntime": ("MIT", "for `--engine piper` and `kokoro`: " + _VOICES),
     "torch": ("BSD-3-Clause", "for `zipper convert verify`: " + _IN_CHECKOUT.format("verify")),
     "transformers": ("Apache-2.0", "for `zipper convert verify`: " + _IN_CHECKOUT.format("verify")),
+    "wandb": ("MIT", "for metrics to Weights & Biases: " + _IN_CHECKOUT.format("wandb")),
     "whisper-normalizer": ("MIT", "for `--normaliser whisper-english`: " + _IN_CHECKOUT.format("normalisers")),
 }
 """Distribution -> its licence, and its use and how to install it."""

@@ -2,13 +2,20 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.cli import group
+from zipper_jax.utils.distributed import is_first
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked
 from zipper_jax.utils.paths import folder_path, require_different
+from zipper_jax.utils.staging import staged
 from zipper_jax.utils.storage import AnyPath, as_path
 
+OUTPUTS = "outputs.jsonl"
+"""`evaluation.outputs.FILE`, which takes seconds to import."""
 DESCRIPTION = """\
 Evaluate a fused run on held-out sentences: speech to text, text to speech (judged by an independent recogniser: the
 grammar of a corpus of `zipper data synth`, else Whisper; --judge),
@@ -31,6 +38,11 @@ the path of a recording.
 
 Memory grows with --batch_size, not with the split; --out/outputs.jsonl holds what is finished, and the same command
 resumes from it.
+
+As a group every process decodes its share of the batches, with the whole model on its own device; the results are those
+of one process, which the first one writes.
+
+  zipper launch --processes 4 -- eval --run gs://bucket/fused --data gs://bucket/prepared --split test --out errors
 """
 
 
@@ -45,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=Path, help="only the likelihoods of pairs, see above")
     parser.add_argument("--split", help="only speech to text on this split, sentence by sentence")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results, report and audio")
+    parser.add_argument(
+        "--out", required=True, type=folder_path, help="folder for results, report and audio, also of a bucket"
+    )
     parser.add_argument("--sentences", type=int, default=100, help="per split, speech to text; 0: all (%(default)s)")
     parser.add_argument("--speech_sentences", type=int, default=60, help="text to speech; 0: all (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width of speech to text (%(default)s: greedy)")
@@ -71,10 +85,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without it that of the data, and of the judge's transcripts one that suits them",
     )
     parser.add_argument("--stages", type=Path, help="folder of <stage>.seconds files to add to the results")
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and write the results; return 0, whatever the figures are."""
+    return group.run(args, partial(_run, args))
+
+
+def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     for name in ("run", "single_decoder", "other_form", "data", "corpus"):
         path = getattr(args, name)
@@ -82,16 +101,23 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} = {path}: there is no such folder")
     inputs = ("run", "single_decoder", "other_form", "data", "corpus")
     require_different(args.out, "--out", {f"--{name}": getattr(args, name) for name in inputs})
-    from zipper_jax.utils.locks import locked
+    if not is_first():  # and writes nothing
+        return _evaluate(args, Path(args.out), began)
+    with locked(args.out), staged(args.out) as staging:
+        staging.fetch(OUTPUTS)
+        status = _evaluate(args, staging.folder, began)
+        staging.copy()
+        return status
 
+
+def _evaluate(args: argparse.Namespace, out: Path, began: float) -> int:
+    """Evaluate and write into ``out``, which is copied to --out if that is in a bucket."""
     if args.pairs is not None:
-        with locked(args.out):
-            return _pairs(args)
+        return _pairs(args, out)
     if args.data is None:
         raise UserError("--data is missing: give the prepared folder with the test splits, or --pairs")
     if args.split:
-        with locked(args.out):
-            return _split(args)
+        return _split(args, out)
     if args.corpus is None:
         raise UserError(
             "--corpus is missing: the judge of text to speech needs the recordings; or give --split test, for "
@@ -105,28 +131,29 @@ def run(args: argparse.Namespace) -> int:
     sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     more = {"speech_seeds": args.speech_seeds, "judge": args.judge, **_text_and_batch(args)}
     settings = EvalSettings(args.sentences, args.speech_sentences, args.beams, sampling, **more)
-    with locked(args.out):
-        return _evaluate(args, sources, settings, began)
+    return _models(args, out, sources, settings, began)
 
 
-def _evaluate(args: argparse.Namespace, sources: Any, settings: Any, began: float) -> int:
+def _models(args: argparse.Namespace, out: Path, sources: Any, settings: Any, began: float) -> int:
     from zipper_jax.evaluation.evaluator import evaluate
     from zipper_jax.reports.report import write_report
     from zipper_jax.utils.files import write_json
 
-    results = evaluate(sources, args.out, settings)
+    results = evaluate(sources, out, settings)
+    if not is_first():
+        return 0
     seconds: dict[str, float | None] = {**_stage_seconds(args.stages)}
     resumed = results["seconds"]["evaluate"] is None
     seconds["evaluate"] = None if resumed else round(time.monotonic() - began, 1)
     known = [value for value in seconds.values() if value is not None]
     results["seconds"] = {**seconds, "total": None if resumed else round(sum(known), 1)}
-    write_json(args.out / "results.json", results)
-    report = write_report(args.out, {**_pretraining_runs(args.run), **sources.runs})
-    print(f"{report}\n{args.out / 'results.json'}")
+    write_json(out / "results.json", results)
+    report = write_report(out, {**_pretraining_runs(args.run), **sources.runs})
+    print(f"{args.out / report.name}\n{args.out / 'results.json'}")
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> int:
+def _pairs(args: argparse.Namespace, out: Path) -> int:
     from zipper_jax.api import load
     from zipper_jax.evaluation.pairs import FILE, evaluate_pairs, read_pairs
     from zipper_jax.metrics.error_rates import percent
@@ -135,18 +162,20 @@ def _pairs(args: argparse.Namespace) -> int:
         if getattr(args, name):
             raise UserError(f"--{name} cannot be combined with --pairs: omit one of them")
     model = load(args.run)
-    results = evaluate_pairs(model, read_pairs(args.pairs, model), args.out, args.batch_size, args.seed)
+    results = evaluate_pairs(model, read_pairs(args.pairs, model), out, args.batch_size, args.seed)
+    if not is_first():
+        return 0
     print(f"{results['pairs']} pairs: how often the right one is likelier (chance {percent(results['chance'])})")
     print(f"{'':<28} {'by sum':>14} {'per token':>14}")
     for name, figure in results["accuracy"].items():
         print(f"{name:<28} {percent(figure):>14} {percent(results['accuracy_per_token'][name]):>14}")
-    for name, group in results["groups"].items():
-        print(f"  {name:<26} {percent(group['accuracy']):>14} {percent(group['accuracy_per_token']):>14}")
+    for name, own in results["groups"].items():
+        print(f"  {name:<26} {percent(own['accuracy']):>14} {percent(own['accuracy_per_token']):>14}")
     print(args.out / FILE)
     return 0
 
 
-def _split(args: argparse.Namespace) -> int:
+def _split(args: argparse.Namespace, out: Path) -> int:
     from zipper_jax.evaluation.evaluator import EvalSettings
     from zipper_jax.evaluation.utterances import FILE, evaluate_split
     from zipper_jax.reports.utterances import write_utterances
@@ -155,8 +184,10 @@ def _split(args: argparse.Namespace) -> int:
         if getattr(args, name):
             raise UserError(f"--{name} cannot be combined with --split: omit one of them")
     settings = EvalSettings(sentences=args.sentences, beams=args.beams, **_text_and_batch(args))
-    results = evaluate_split(args.run, args.data, args.split, args.out, settings, args.corpus)
-    print(f"{write_utterances(args.out, results)}\n{args.out / FILE}")
+    results = evaluate_split(args.run, args.data, args.split, out, settings, args.corpus)
+    if not is_first():
+        return 0
+    print(f"{args.out / write_utterances(out, results).name}\n{args.out / FILE}")
     return 0
 
 

@@ -23,6 +23,7 @@ from zipper_jax.training.config import (
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
     TrainConfig,
+    WandbConfig,
 )
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
@@ -51,6 +52,7 @@ CONFIGURABLES = (
     GuardConfig,
     InferEvalConfig,
     ProfileConfig,
+    WandbConfig,
     TrainConfig,
 )
 

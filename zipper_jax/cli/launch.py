@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from zipper_jax.utils.errors import UserError
 
+COMMANDS = ("train", "eval", "transcribe", "sweep")
 TAKES_GIN_FLAGS = True  # what follows the options is a command of its own
 DESCRIPTION = """\
-Run a zipper command as a group of processes on this machine. When one of them dies, all are killed and restarted;
-training resumes from its newest checkpoint.
+Run a zipper command as a group of processes on this machine: train, eval, transcribe or sweep. When one of them dies,
+all are killed and restarted; training resumes from its newest checkpoint, the others behind their last outputs.
 
   zipper launch --processes 4 -- train --gin_file=runs/fuse.gin --gin.MODEL_DIR=runs/fused
+  zipper launch --processes 4 -- eval --run runs/fused --data data/prepared --split test --out errors
 
 Ctrl-C and SIGTERM are forwarded: the group saves a checkpoint and exits. A second one kills it.
 """
@@ -29,8 +31,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     from zipper_jax.training.supervise import supervise
 
     command = list(extra[1:] if extra[:1] == ["--"] else extra)
-    if command[:1] != ["train"]:
-        raise UserError(f"zipper launch runs `train`, not {command[:1]}: zipper launch --processes 4 -- train ...")
+    if not command or command[0] not in COMMANDS:
+        raise UserError(
+            f"zipper launch runs {', '.join(COMMANDS)}, not {command[:1]}: zipper launch --processes 4 -- train ..."
+        )
     for name in ("processes", "heartbeat_seconds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} = {getattr(args, name)}: give 1 or more")

@@ -14,12 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from zipper_jax.cli.failures import close_bars, explained
 from zipper_jax.utils import logs
 from zipper_jax.utils.compile_cache import keep_compiled_programs
 from zipper_jax.utils.configs import closest
-from zipper_jax.utils.devices import no_device
-from zipper_jax.utils.errors import ServiceError, UserError
-from zipper_jax.utils.files import is_no_room
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.interrupts import interruptible
 from zipper_jax.utils.paths import any_path, folder_path, folder_text, local_path, path_text
 
@@ -71,42 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        _close_bars()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ServiceError as error:  # launchers retry
-        _close_bars()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (RuntimeError, AssertionError) as error:
-        if (reason := no_device(error)) is None:
-            raise
-        _close_bars()
-        print(f"error: {reason}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        _close_bars()
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `zipper inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        _close_bars()
-        if is_no_room(error):
-            told = UserError(f"no room to write ({error}); make room, then run the same command again")
-        elif error.filename is not None:  # a folder instead of a file, no permission, …
-            told = UserError(f"{str(error.filename)!r}: {error.strerror}")
-        else:
+    except (Exception, KeyboardInterrupt) as error:
+        if (found := explained(error)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
-        return 2
-
-
-def _close_bars() -> None:
-    if progress := sys.modules.get("zipper_jax.utils.progress"):
-        progress.close_bars()
+        status, message = found
+        close_bars()
+        print(message, file=sys.stderr)
+        return status
 
 
 def _dispatch(arguments: list[str]) -> int:

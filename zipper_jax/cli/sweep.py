@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zipper_jax.cli import group
+from zipper_jax.utils.distributed import from_first, is_first
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 
@@ -24,6 +27,11 @@ write a report. Every action skips finished rows, so it can be interrupted and r
 
 `run` needs only jax, flax, optax, orbax-checkpoint, jaxtyping and msgspec: prepare here, copy --out to the machine with
 the GPU, run there, copy its outputs/ back, score and report here.
+
+As a group every process runs and scores its share of the rows, each row on the devices of one process; all must see
+--out. The first one does the rest.
+
+  zipper launch --processes 2 -- sweep run experiments/findings.py --out runs/findings
 """
 ACTIONS = ("prepare", "run", "score", "report", "list")
 
@@ -44,10 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=Path, help="report: folder for README.md and its figures")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--slot", default="0/1", help=argparse.SUPPRESS)
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; return 0, or 130 if interrupted."""
+    return group.run(args, partial(_in_process, args))
+
+
+def _in_process(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from zipper_jax.sweep import plan, runner
@@ -65,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     rows = plan.rows(sweep, args.only, _seeds(args.seeds))
     if args.row:
         return _one_row(sweep, places, args.row)
-    with contextlib.nullcontext() if args.action in ("report", "list") else locked(args.out):
+    if not is_first() and args.action not in ("run", "score"):
+        return 0
+    with contextlib.nullcontext() if args.action in ("report", "list") or not is_first() else locked(args.out):
         return _act(args, sweep, rows, places)
 
 
@@ -99,12 +114,17 @@ def _run(args, sweep, rows, places) -> int:
     from zipper_jax.sweep.row import finished
     from zipper_jax.sweep.runner import run_rows
 
-    ready = prepared(sweep, places)
-    if ready and args.prose and not places.prose.is_dir():
-        raise UserError(f"--prose: {str(places.root)!r} was prepared without it; give another --out")
-    if not ready:  # asked first: preparing imports TensorFlow, which the machine may lack
-        prepare(sweep, places, args.prose)
-    waiting = [row for row in rows if not finished(sweep, row, places)]
+    def left() -> list[str]:
+        """Prepare what is missing, and name the rows to run."""
+        ready = prepared(sweep, places)
+        if ready and args.prose and not places.prose.is_dir():
+            raise UserError(f"--prose: {str(places.root)!r} was prepared without it; give another --out")
+        if not ready:  # asked first: preparing imports TensorFlow, which the machine may lack
+            prepare(sweep, places, args.prose)
+        return [row.name for row in rows if not finished(sweep, row, places)]
+
+    names = from_first(left() if is_first() else None)
+    waiting = [row for row in rows if row.name in names]
     logger.info(f"{len(rows)} rows, {len(rows) - len(waiting)} finished before")
     steps = [] if args.steps is None else ["--steps", str(args.steps)]
     command = [

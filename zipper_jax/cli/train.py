@@ -6,10 +6,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 
-from zipper_jax.utils import logs
+from zipper_jax.cli import group
+from zipper_jax.cli.failures import explained
 from zipper_jax.utils.devices import no_device
 from zipper_jax.utils.errors import ServiceError, UserError
+from zipper_jax.utils.files import is_no_room
 
 TAKES_GIN_FLAGS = True
 DESCRIPTION = """\
@@ -29,18 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments (gin flags are read from the rest)."""
     parser.description = DESCRIPTION
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--debug_nans",
+        action="store_true",
+        help="stop at an update that is not finite and name the operation that made a NaN; holds the state twice",
+    )
     plan = parser.add_argument_group("dry run, in less than a minute")
     plan.add_argument(
         "--dry_run", action="store_true", help="check data, model, schedule and mesh, print the cost, and stop"
     )
     plan.add_argument("--devices", type=int, help="with --dry_run: number of devices (default: this machine's)")
     plan.add_argument("--mfu", type=float, default=0.4, help="with --dry_run: share of the peak reached (%(default)s)")
-    group = parser.add_argument_group("several processes (see also `zipper launch`)")
-    group.add_argument("--coordinator", help="HOST:PORT of process 0; auto: detect the cluster (TPU pod, SLURM)")
-    group.add_argument("--process_count", type=int, help="number of processes")
-    group.add_argument("--process_index", type=int, help="index of this process, from 0")
-    group.add_argument("--heartbeat_seconds", type=int, default=100, help="heartbeat timeout of a process")
-    group.add_argument("--join_seconds", type=int, default=300, help="timeout for the other processes to join")
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         raise UserError("zipper train needs --gin_file=..., for example --gin_file=runs/pretrain_text.gin")
     text = gin_flags.apply(flags)
     config = gin_bindings.train_config()
+    if args.debug_nans:
+        config = replace(config, debug_nans=True)
     if args.print_config:
         import json
 
@@ -67,17 +72,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
         for line in dry_run.lines(config, args.devices, args.mfu):
             print(line, flush=True)
         return 0
-    if args.coordinator:
-        from zipper_jax.training.supervise import die_with_launcher
-        from zipper_jax.utils import distributed
-
-        die_with_launcher()
-        distributed.join(
-            distributed.Group(
-                args.coordinator, args.process_count, args.process_index, args.heartbeat_seconds, args.join_seconds
-            )
-        )
-        logs.to_console(args.process_index or 0)
+    group.join(args)
     from zipper_jax.evaluation import in_loop
     from zipper_jax.training.loop import train
     from zipper_jax.utils.distributed import FailedAloneError
@@ -90,12 +85,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     except Exception as error:
         if not args.coordinator or isinstance(error, UserError) or no_device(error):
             raise
-        if isinstance(error, ServiceError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # a regular exit would wait for the other processes, which wait for this one
+        known = isinstance(error, ServiceError) or (isinstance(error, OSError) and is_no_room(error))
+        status, message = (known and explained(error)) or (1, traceback.format_exc().rstrip())
+        print(message, file=sys.stderr, flush=True)
+        os._exit(status)  # a regular exit would wait for the other processes, which wait for this one
     if result.status == "already finished":
         print(f"{result.model_dir}: already finished ({result.step} steps)", file=sys.stderr)
     return result.exit_code

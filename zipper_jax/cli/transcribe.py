@@ -6,12 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import msgspec
 
+from zipper_jax.cli import group
 from zipper_jax.utils import user_json
+from zipper_jax.utils.distributed import count, from_first, is_first, share
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked_file
 from zipper_jax.utils.progress import progress
@@ -26,6 +29,11 @@ file: path, tab, text; or, with --out, appends JSON lines {"audio", "text", "sec
 A rerun with the same --out resumes: files that have a line are skipped. Files that cannot be read, are silent, or are
 longer than the model's training rows are named and skipped; the exit status is then 1. The real-time factor is
 processing time over duration of the audio.
+
+As a group every process transcribes its share of the files, and the first one writes the lines that one process would.
+Where files were skipped, the status of a group is 2, so that it is not restarted.
+
+  zipper launch --processes 4 -- transcribe --model runs/smoke/zipper recordings/ --out recordings.jsonl
 """
 
 
@@ -42,24 +50,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="JSON lines to append to (default: lines on standard output)")
     parser.add_argument("--batch_size", type=int, default=16, help="files decoded together (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s: greedy)")
+    group.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Transcribe; return 0, or 1 if files were skipped."""
+    """Transcribe; return 0, or 1 (2 of a group) if files were skipped."""
+    return group.run(args, partial(_run, args))
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
     files = list(_files(args.files))
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise UserError(f"--out = {args.out}: the folder does not exist")
-    with contextlib.nullcontext() if args.out is None else locked_file(args.out):
+    with contextlib.nullcontext() if args.out is None or not is_first() else locked_file(args.out):
         return _resume(args, files)
 
 
 def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
     about = {"model": str(args.model), "beams": args.beams}
-    done = _finished(args.out, about) if args.out is not None else set()
+    done = set(from_first(sorted(_finished(args.out, about)) if args.out is not None and is_first() else []))
     to_do = [path for path in files if str(path) not in done]
-    if len(to_do) < len(files):
+    if len(to_do) < len(files) and is_first():
         print(f"{args.out}: {len(files) - len(to_do)} of {len(files)} files are finished", file=sys.stderr)
     if not to_do:
         return 0
@@ -67,42 +80,68 @@ def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
 
     model = load(args.model)
     with contextlib.ExitStack() as stack:
-        out = None if args.out is None else stack.enter_context(args.out.open("a", encoding="utf-8"))
+        out = sys.stdout
+        if args.out is not None and is_first():
+            out = stack.enter_context(args.out.open("a", encoding="utf-8"))
         bad = _transcribe(model, to_do, args.batch_size, about, out)
-    for reason in bad.values():
+    for reason in bad.values() if is_first() else ():
         print(f"skipped: {reason}", file=sys.stderr)
-    return 1 if bad else 0
+    return (1 if count() == 1 else 2) if bad else 0
 
 
-def _transcribe(
-    model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
-) -> dict[Path, str]:
+class _Found(TypedDict):
+    """A transcript as processes exchange it; ``problem``: why there is none, else ""."""
+
+    text: Any
+    seconds: float
+    truncated: bool
+    problem: str
+
+
+def _transcribe(model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str]) -> dict[Path, str]:
     """Writes a line per file, batch by batch; returns the files that were skipped, and why."""
-    from zipper_jax.speech.audio import AudioError
+
+    def transcripts(paths: Sequence[Path]) -> list[_Found]:
+        found = model.transcripts(paths, beams=about["beams"], batch_size=size)
+        return [
+            {"text": t.content, "seconds": t.seconds, "truncated": t.truncated, "problem": _problem(path, t.problem)}
+            for path, t in zip(paths, found, strict=True)
+        ]
 
     bad: dict[Path, str] = {}
     began, total = time.monotonic(), 0.0
-    transcripts = model.transcripts(files, beams=about["beams"], batch_size=size)
-    bar = progress(transcripts, total=len(files), what="transcribing", unit="files")
-    for path, found in zip(files, bar, strict=True):
-        if found.problem is not None:
-            # An error of reading names the file itself.
-            silent_or_long = isinstance(found.problem, AudioError) and str(path) not in str(found.problem)
-            bad[path] = f"{path}: {found.problem}" if silent_or_long else str(found.problem)
-            continue
-        total += found.seconds
-        line = {"audio": str(path), "text": found.content, "seconds": round(found.seconds, 3)}
-        line |= {"truncated": found.truncated, **about}
-        text = f"{path}\t{found.content}" if out is None else json.dumps(line, ensure_ascii=False)
-        print(text, file=out, flush=True)
+    bar = progress(total=len(files) * is_first(), what="transcribing", unit="files")
+    batches = [files[first : first + size] for first in range(0, len(files), size)]
+    for paths, some in share(batches, transcripts):
+        for path, found in zip(paths, some, strict=True):
+            if found["problem"]:
+                bad[path] = found["problem"]
+                continue
+            total += found["seconds"]
+            line = {"audio": str(path), "text": found["text"], "seconds": round(found["seconds"], 3)}
+            line |= {"truncated": found["truncated"], **about}
+            if is_first():
+                plain = out is sys.stdout
+                text = f"{path}\t{found['text']}" if plain else json.dumps(line, ensure_ascii=False)
+                print(text, file=out, flush=True)
+        bar.update(len(paths))
+    bar.close()
     spent = time.monotonic() - began
-    if total:
+    if total and is_first():
         print(
             f"{len(files) - len(bad)} files, {total:.1f} s of audio in {spent:.1f} s: real-time factor "
             f"{spent / total:.3f}",
             file=sys.stderr,
         )
     return bad
+
+
+def _problem(path: Path, problem: UserError | None) -> str:
+    from zipper_jax.speech.audio import AudioError
+
+    # An error of reading names the file itself.
+    silent_or_long = isinstance(problem, AudioError) and str(path) not in str(problem)
+    return "" if problem is None else f"{path}: {problem}" if silent_or_long else str(problem)
 
 
 def _files(given: Sequence[Path]) -> Iterator[Path]:

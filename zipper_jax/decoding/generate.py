@@ -8,7 +8,7 @@ Axis letters: B rows, N = limit + 2, V vocabulary.
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,6 +54,18 @@ class Generated(NamedTuple):
     log_probs: np.ndarray
 
 
+class Batch(NamedTuple):
+    """Rows that are decoded together.
+
+    Attributes:
+        rows: Their numbers.
+        decode: Returns the spans of each.
+    """
+
+    rows: list[int]
+    decode: Callable[[], list[list[Generated]]]
+
+
 class Generator:
     """Compiled generation for one model; compiled once per shape (rows, padded lengths) and sampling setting.
 
@@ -92,7 +104,10 @@ class Generator:
         """The model that spans are decoded with, made once."""
         if self._prepared is None:
             platform = jax.default_backend()
-            free = _free_bytes() if platform == "tpu" else None  # a group exchanges it
+            free = None
+            if platform == "tpu":
+                here = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(self.params))
+                free = _free_bytes(shared=not here)
             config = decoding_config(self.config, self.params, platform, free)
             if config.scan not in self._prepare:
                 self._prepare[config.scan] = jax.jit(partial(for_decoding, config, placer=self.placer))
@@ -129,8 +144,8 @@ class Generator:
                 below 1.
         """
         results: list[list[Generated]] = [[] for _ in given]
-        for rows, found in self.batches(given, outputs, max_new_tokens, sampling, batch_size, first_row=first_row):
-            for row, spans in zip(rows, found, strict=True):
+        for batch in self.batches(given, outputs, max_new_tokens, sampling, batch_size, first_row=first_row):
+            for row, spans in zip(batch.rows, batch.decode(), strict=True):
                 results[row] = spans
         return results
 
@@ -143,8 +158,8 @@ class Generator:
         batch_size: int = BATCH_SIZE,
         done: Collection[int] = (),
         first_row: int = 0,
-    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """`__call__` batch by batch: yields the numbers of a batch's rows and their spans.
+    ) -> list["Batch"]:
+        """The batches of `__call__`, each decoded when its `Batch.decode` is called.
 
         Rows of similar length are decoded together, the longest first, so that too little memory shows at once. The
         batches are a function of the lengths alone: a run that resumes decodes the same ones.
@@ -160,14 +175,15 @@ class Generator:
         size = max(1, batch_size // max(setting.beams for setting in settings))
         lengths = [sum(len(tokens) + 2 for _, tokens in spans) for spans in given]
         order = sorted(range(len(given)), key=lambda row: -lengths[row])
-        for first in range(0, len(order), size):
-            rows = order[first : first + size]
-            if any(row not in done for row in rows):
-                # The last batch repeats its last row up to the size of the others, which are compiled.
-                padded = [*rows, *rows[-1:] * (size - len(rows))] if len(order) > size else rows
-                numbers = [first_row + row for row in padded]
-                found = self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, numbers)
-                yield rows, found[: len(rows)]
+
+        def decode(rows: list[int]) -> list[list[Generated]]:
+            # The last batch repeats its last row up to the size of the others, which are compiled.
+            padded = [*rows, *rows[-1:] * (size - len(rows))] if len(order) > size else rows
+            numbers = [first_row + row for row in padded]
+            return self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, numbers)[: len(rows)]
+
+        found = [order[first : first + size] for first in range(0, len(order), size)]
+        return [Batch(rows, partial(decode, rows)) for rows in found if any(row not in done for row in rows)]
 
     def _batch(
         self, given: Sequence[Sequence[Given]], outputs: Sequence[str], max_new_tokens: Any, sampling: Any, numbers: Any
@@ -271,12 +287,12 @@ def copied_bytes(params: Params) -> float:
     return sum(float(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in copied)
 
 
-def _free_bytes() -> float | None:
-    """Bytes free on a device, the least of all processes, which must decode by one program; None: not known."""
+def _free_bytes(shared: bool) -> float | None:
+    """Bytes free on a device; ``shared``: the least of all processes, which decode by one program. None: not known."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use")
     free = None if limit is None or used is None else float(limit - used)
-    if jax.process_count() > 1:
+    if shared:
         free = min(
             (known for text in gather(json.dumps(free)) if (known := json.loads(text)) is not None), default=None
         )

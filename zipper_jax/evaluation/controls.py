@@ -53,11 +53,20 @@ def of_transcription(
     return found
 
 
-def sounds(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Audio for the judge: the recordings; as controls the same reversed, white noise and silence of their lengths."""
+def sounds(recordings: Sequence[np.ndarray], first: int = 0) -> dict[str, list[np.ndarray]]:
+    """Audio for the judge: the recordings; as controls the same reversed, white noise and silence of their lengths.
+
+    Args:
+        recordings: Waveforms.
+        first: Number of the first one in a larger set: the noise depends on a recording's number.
+    """
+
+    def noise(number: int, length: int) -> np.ndarray:
+        return np.random.default_rng((0, number)).standard_normal(length).astype(np.float32) * 0.1
+
     return {
         "raw_audio": list(recordings),
         "reversed": [waveform[::-1].copy() for waveform in recordings],
-        "noise": [rng.standard_normal(len(waveform)).astype(np.float32) * 0.1 for waveform in recordings],
+        "noise": [noise(first + number, len(waveform)) for number, waveform in enumerate(recordings)],
         "silence": [np.zeros_like(waveform) for waveform in recordings],
     }

@@ -1,4 +1,8 @@
-"""The loop that decodes a set of examples: bounded memory, a progress bar, outputs from which a killed run resumes."""
+"""The loop that decodes a set of examples: bounded memory, a progress bar, outputs from which a killed run resumes.
+
+In a group every process decodes its share of the batches, with the whole model, and has all outputs afterwards. Batches
+and what is sampled are functions of the examples, so the outputs are those of one process.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zipper_jax import __version__
-from zipper_jax.decoding.generate import BATCH_SIZE
+from zipper_jax.decoding.generate import BATCH_SIZE, Batch
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.controls import of_transcription
 from zipper_jax.evaluation.outputs import Outputs, digest
@@ -15,6 +19,7 @@ from zipper_jax.inference.model import Model
 from zipper_jax.metrics.normalisers import DEFAULT, Policy
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils.configs import to_dict
+from zipper_jax.utils.distributed import is_first, share
 
 
 class Decoded(NamedTuple):
@@ -62,7 +67,7 @@ def decode_set(
     keys = [digest(kind, row) for row in range(len(prompts))]
     found = {row: Decoded(*value) for row, key in enumerate(keys) if (value := how.outputs.get(key)) is not None}
     bar = None
-    if how.show:
+    if how.show and is_first():
         from zipper_jax.utils.progress import progress  # tqdm, which a sweep's machine may lack
 
         bar = progress(total=len(prompts), what=what, unit="sentences")
@@ -71,12 +76,8 @@ def decode_set(
         prompts, (output,), sampling=how.sampling, max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
         done=set(found),
     )  # fmt: skip
-    for rows, spans in batches:
-        new = {
-            row: Decoded(span.tokens.tolist(), span.truncated)
-            for row, [span] in zip(rows, spans, strict=True)
-            if row not in found
-        }
+    for batch, spans in share(batches, _decode):
+        new = {row: Decoded(*one) for row, one in zip(batch.rows, spans, strict=True) if row not in found}
         how.outputs.add({keys[row]: one for row, one in new.items()}, {"set": what})
         found |= new
         if bar is not None:
@@ -84,6 +85,10 @@ def decode_set(
     if bar is not None:
         bar.close()
     return [found[row] for row in range(len(prompts))]
+
+
+def _decode(batch: Batch) -> list[list[Any]]:
+    return [[span.tokens.tolist(), span.truncated] for [span] in batch.decode()]
 
 
 def transcribe_with_controls(

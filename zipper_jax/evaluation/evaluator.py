@@ -46,6 +46,7 @@ from zipper_jax.speech.judges import Judge, WhisperJudge, make_judge
 from zipper_jax.speech.tokenizers import VocodedTokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.distributed import is_first, share
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 from zipper_jax.utils.storage import AnyPath, as_path
@@ -116,6 +117,8 @@ class Sources:
 
 def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings()) -> dict[str, Any]:
     """Runs everything, writes the folder ``out`` and returns the results.
+
+    In a group every process calls it; the work is shared, and the first process writes.
 
     Raises:
         UserError: A run, a split or audio is missing; raised before any expensive work.
@@ -189,11 +192,12 @@ def evaluate(sources: Sources, out: Path, settings: EvalSettings = EvalSettings(
     # Of a resumed evaluation only the last start's time is known.
     results["seconds"] = {"evaluate": None if outputs.resumed else round(time.monotonic() - began, 1)}
 
-    out.mkdir(parents=True, exist_ok=True)
-    first = {name: samples[0] for name, samples in units.items()}
-    _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, first, judged)
-    _write_attention(out, models["zipper"], test[0])
-    write_json(out / "results.json", results)
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        first = {name: samples[0] for name, samples in units.items()}
+        _write_samples(out, models["zipper"], spoken[: settings.shown], sounds_of, hypotheses, first, judged)
+        _write_attention(out, models["zipper"], test[0])
+        write_json(out / "results.json", results)
     outputs.tidy()
     return results
 
@@ -242,22 +246,33 @@ def _judged(
 ) -> Judged:
     """What the judge understands of generated speech and its controls, all transcribed with one setting."""
     judged: Judged = {}
-    rng = np.random.default_rng(0)
-    for first in range(0, len(examples), batch_size):
+
+    def speech(first: int) -> dict[str, list[list[np.ndarray]]]:
         part = slice(first, first + batch_size)
         audio = {name: [[model.vocode(u) for u in one[part]] for one in samples] for name, samples in units.items()}
-        controls = sounds([load_audio(**where) for where in sounds_of[part]], rng)
+        controls = sounds([load_audio(**where) for where in sounds_of[part]], first)
         controls |= {"gold_units": [model.vocode(e["units"]) for e in examples[part]]}
-        audio |= {name: [waveforms] for name, waveforms in controls.items()}
-        flat = [waveform for samples in audio.values() for waveforms in samples for waveform in waveforms]
-        keys = [digest(judge.key, waveform) for waveform in flat]
-        new = {key: waveform for key, waveform in zip(keys, flat, strict=True) if outputs.get(key) is None}
-        outputs.add(dict(zip(new, judge.transcribe(list(new.values())), strict=True)), {"set": "judge"})
-        found = iter(keys)
-        for name, samples in audio.items():
+        return audio | {name: [waveforms] for name, waveforms in controls.items()}
+
+    def transcripts(first: int) -> dict[str, Any]:
+        """Key -> what the judge understands, of all speech of a batch; by name and sample the keys of the sentences."""
+        keyed = {
+            name: [[(digest(judge.key, waveform), waveform) for waveform in waveforms] for waveforms in samples]
+            for name, samples in speech(first).items()
+        }
+        flat = [one for samples in keyed.values() for pairs in samples for one in pairs]
+        known = {key: outputs.get(key) for key, _ in flat}
+        new = {key: waveform for key, waveform in flat if known[key] is None}
+        known |= dict(zip(new, judge.transcribe(list(new.values())), strict=True))
+        keys = {name: [[key for key, _ in pairs] for pairs in samples] for name, samples in keyed.items()}
+        return {"known": known, "keys": keys}
+
+    for _, found in share(range(0, len(examples), batch_size), transcripts):
+        outputs.add(found["known"], {"set": "judge"})
+        for name, samples in found["keys"].items():
             texts = judged.setdefault(name, [[] for _ in samples])
-            for number, waveforms in enumerate(samples):
-                texts[number].extend(outputs.get(next(found)) for _ in waveforms)
+            for number, keys in enumerate(samples):
+                texts[number].extend(outputs.get(key) for key in keys)
     return judged
 
 
@@ -317,7 +332,8 @@ def _perplexities(sources: Sources, test) -> dict[str, float]:
             wanted.append(("text_ppl_unimodal_{}", TEXT, texts, False))
             wanted.append(("speech_ppl_unimodal_{}", SPEECH, units, False))
         for key, modality, contents, fused in wanted:
-            pair = perplexities(after.config, [before, after.params], after.layout, modality, contents, fused=fused)
+            both = [before, after.params]
+            pair = perplexities(after.config, both, after.layout, modality, contents, fused=fused, shared=True)
             results |= {key.format(when): value for when, value in zip(("before", "after"), pair, strict=True)}
     return results
 

@@ -1,12 +1,11 @@
 """Decoding inside the training loop: greedy output for a few validation examples, scored by seqio-style metrics.
 
-Every prompt is an example of the packed validation rows without its last span, which is the target.
+Every prompt is an example of the packed validation rows without its last span, which is the target. Prompts are decoded
+by the mesh of the training, rows sharded over its data axes, so all processes of a group decode together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.text_forms import read_policy
@@ -17,6 +16,7 @@ from zipper_jax.sharding.mesh import make_mesh
 from zipper_jax.sharding.rules import Placement
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.data_source import open_layout
+from zipper_jax.utils.distributed import from_first, is_first, together
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.storage import as_path
 from zipper_jax.vocabularies import load_vocabulary
@@ -29,17 +29,11 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
     """Build the evaluation of ``InferEvalConfig`` as a function of the parameters; None when its period is 0.
 
     Raises:
-        UserError: A task has no validation rows or no metrics, a metric cannot be imported, or there are several
-            processes.
+        UserError: A task has no validation rows or no metrics, or a metric cannot be imported.
     """
     wanted = config.infer_eval
     if not wanted.period:
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            "InferEvalConfig.period: decoding in the training loop needs a single process (any number of devices); "
-            "set it to 0 and run `zipper eval` on the run's checkpoints"
-        )
     functions = {task: metrics_of(config.data.task_set, task) for task in config.data.tasks}
     functions |= {task: tuple(map(find, names)) for task, names in wanted.metrics.items()}
     policy = read_policy(config.data.folder)
@@ -67,14 +61,22 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
             decode = vocabularies[modality].decode
             targets = [decode(example[-1].tokens) for example in chosen]
             predictions = [decode(row[0].tokens) for row in rows]
-            scores[task] = {}
-            for function in functions[task]:
-                for name, value in function(targets, predictions).items():
-                    scalar: Any = getattr(value, "value", value)  # a number, or seqio's Scalar
-                    scores[task][name] = float(scalar)
+            # The first process scores for all: a user's metric may depend on its machine, and scores decide which
+            # checkpoints are kept.
+            found = together(_score, functions[task], targets, predictions) if is_first() else together(dict)
+            scores[task] = from_first(found)
         return scores
 
     return evaluate
+
+
+def _score(functions: Sequence[Callable[..., Any]], targets: list[Any], predictions: list[Any]) -> dict[str, float]:
+    scores = {}
+    for function in functions:
+        for name, value in function(targets, predictions).items():
+            scalar: Any = getattr(value, "value", value)  # a number, or seqio's Scalar
+            scores[name] = float(scalar)
+    return scores
 
 
 def _examples(config: TrainConfig, task: str, count: int) -> list[Example]:

@@ -18,6 +18,7 @@ from zipper_jax.checkpoint.manifest import name_of, table
 from zipper_jax.inference.model import Model
 from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
+from zipper_jax.utils.distributed import from_first, is_first
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.trees import flatten
@@ -51,22 +52,11 @@ class Outputs:
         self._used: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, dict[str, Any]] = {}
         self.resumed = False
-        if path is None or not path.is_file():
+        if path is None:
             return
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            try:
-                found = user_json.decode(line, repr(str(path)), "")
-                user_json.convert(found, _Line, repr(str(path)), "")
-            except user_json.JsonError as error:
-                raise UserError(
-                    f"{str(path)!r} line {number} is no finished output: remove the file or give another --out"
-                ) from error
-            self._lines[found["key"]] = found
-        if whole != text:  # the process was killed within a line
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
+        # Of a group only the first process reads and writes the file, which may be on its own disk.
+        for line in from_first(_read(path) if is_first() else None):
+            self._lines[line["key"]] = line
 
     def get(self, key: str) -> Any:
         """The output stored under ``key``, or None."""
@@ -82,15 +72,37 @@ class Outputs:
         new = {key: {"key": key, **about, "output": value} for key, value in outputs.items() if key not in self._lines}
         self._lines |= new
         self._used |= new
-        if self._path is not None and new:
+        if self._path is not None and new and is_first():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
                 file.write(b"".join(_line(line) for line in new.values()))
 
     def tidy(self) -> None:
         """Remove the lines that were neither read nor added: outputs of other models or settings."""
-        if self._path is not None and self._used.keys() != self._lines.keys():
+        if self._path is not None and is_first() and self._used.keys() != self._lines.keys():
             write_bytes(self._path, b"".join(_line(self._used[key]) for key in self._lines if key in self._used))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, which may be missing; an incomplete last one, of a process that was killed, is removed."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        try:
+            found = user_json.decode(line, repr(str(path)), "")
+            user_json.convert(found, _Line, repr(str(path)), "")
+        except user_json.JsonError as error:
+            raise UserError(
+                f"{str(path)!r} line {number} is no finished output: remove the file or give another --out"
+            ) from error
+        lines.append(found)
+    if whole != text:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return lines
 
 
 def digest(*parts: Any) -> str:

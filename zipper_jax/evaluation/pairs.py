@@ -33,6 +33,7 @@ from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Example, Span, rows_to_towers
 from zipper_jax.tasks import TEXT
 from zipper_jax.utils import user_json
+from zipper_jax.utils.distributed import is_first, share
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 from zipper_jax.utils.progress import progress
@@ -106,6 +107,8 @@ def evaluate_pairs(
 ) -> dict[str, Any]:
     """Score all pairs and their controls; write ``out/pairs.json`` and return it.
 
+    In a group every process calls it; the work is shared, and the first process writes.
+
     Accuracies are by the sum of the tokens' log-probabilities, and by their mean ("per token").
     """
     if batch_size < 1:
@@ -126,8 +129,9 @@ def evaluate_pairs(
         "groups": _by_group(pairs, scores),
         "scores": [{"good": good._asdict(), "bad": bad._asdict()} for good, bad in scores],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / FILE, results)
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / FILE, results)
     return results
 
 
@@ -179,16 +183,19 @@ def _scores(model: Model, pairs: Sequence[Pair], batch_size: int, what: str) -> 
     lengths = [{tower: _length(model, example, tower) for tower in towers} for example in examples]
     order = sorted(range(len(examples)), key=lambda i: [lengths[i][tower] for tower in towers])
     step = jax.jit(partial(_sums, model.config))
-    found: dict[int, Score] = {}
-    bar = progress(total=len(examples), what=f"scoring {what}", unit="alternatives")
-    for start in range(0, len(order), batch_size):
+
+    def score(start: int) -> list[list[Any]]:
         chosen = order[start : start + batch_size]
         rows: list[list[Example]] = [[examples[i]] for i in chosen] + [[] for _ in range(batch_size - len(chosen))]
         longest = {tower: max(lengths[i][tower] for i in chosen) for tower in towers}
-        batch = rows_to_towers(rows, model.layout, longest)
-        sums, counts = jax.device_get(step(model.params, batch))
-        found |= {i: Score(-float(s), int(n)) for i, s, n in zip(chosen, sums, counts, strict=False)}
-        bar.update(len(chosen))
+        sums, counts = jax.device_get(step(model.params, rows_to_towers(rows, model.layout, longest)))
+        return [[-float(s), int(n)] for _, s, n in zip(chosen, sums, counts, strict=False)]
+
+    found: dict[int, Score] = {}
+    bar = progress(total=len(examples) * is_first(), what=f"scoring {what}", unit="alternatives")
+    for start, scores in share(range(0, len(order), batch_size), score):
+        found |= {i: Score(*one) for i, one in zip(order[start : start + batch_size], scores, strict=True)}
+        bar.update(len(scores))
     bar.close()
     return [(found[2 * i], found[2 * i + 1]) for i in range(len(pairs))]
 

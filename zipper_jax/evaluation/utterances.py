@@ -29,6 +29,7 @@ from zipper_jax.inference.model import Model
 from zipper_jax.metrics.error_rates import per_sentence_errors, percent
 from zipper_jax.speech.audio import AudioError, load_audio, save_audio
 from zipper_jax.tasks import SPEECH, TEXT
+from zipper_jax.utils.distributed import is_first
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
 from zipper_jax.utils.storage import AnyPath
@@ -49,6 +50,8 @@ def evaluate_split(
     corpus: Path | None = None,
 ) -> dict[str, Any]:
     """Transcribe the split, write the folder ``out`` and return the content of ``utterances.json``.
+
+    In a group every process calls it; the work is shared, and the first process writes.
 
     Raises:
         UserError: No such run or split, no sentence with words, units that are not the model's, or audio
@@ -85,7 +88,7 @@ def evaluate_split(
         )
     ]
     worst = sorted(range(len(rows)), key=lambda i: (-rows[i]["errors"], -rows[i]["errors"] / rows[i]["words"]))
-    for place in worst[:WITH_AUDIO] if played else ():
+    for place in worst[:WITH_AUDIO] if played and is_first() else ():
         try:
             rows[place]["audio"] = _write_audio(out, place, model, examples[place], sounds)
         except AudioError as error:  # a recording gone bad since it was prepared
@@ -101,7 +104,8 @@ def evaluate_split(
         "rates": rates,
         "utterances": [rows[place] for place in worst],
     }
-    write_json(out / FILE, results)
+    if is_first():
+        write_json(out / FILE, results)
     outputs.tidy()
     return results
 

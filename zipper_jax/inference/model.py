@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.decoding.generate import BATCH_SIZE, Generated, Generator
+from zipper_jax.decoding.generate import BATCH_SIZE, Batch, Generated, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.inference import perplexity
 from zipper_jax.metrics.normalisers import TextForm
@@ -259,8 +259,8 @@ class Model:
         max_new_tokens: Mapping[str, int] | None = None,
         batch_size: int = BATCH_SIZE,
         done: Collection[int] = (),
-    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """`generate_tokens` batch by batch, see `decoding.generate.Generator.batches`."""
+    ) -> list[Batch]:
+        """The batches of `generate_tokens`, see `decoding.generate.Generator.batches`."""
         max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
         return self._generator.batches(given, tuple(outputs), max_new_tokens, sampling, batch_size, done)
 

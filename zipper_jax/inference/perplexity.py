@@ -16,6 +16,7 @@ from zipper_jax.models import zipper
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Layout, Span, TowerBatch, own_tokens, rows_to_towers
+from zipper_jax.utils.distributed import share
 from zipper_jax.utils.errors import UserError
 
 _BATCH_ROWS = 8
@@ -29,6 +30,7 @@ def perplexities(
     contents: Sequence[np.ndarray],
     *,
     fused: bool,
+    shared: bool = False,
 ) -> list[float]:
     """exp(mean nats per predicted token, end tokens included, begin tokens not), for each set of parameters.
 
@@ -40,6 +42,7 @@ def perplexities(
         contents: Content token ids of each example.
         fused: The fused path, with input projection and zips (without visible keys); else the unimodal path, which has
             no added tokens: if begin is an added token, each example's first token is not predicted.
+        shared: Shared among the processes of the group, which must all call it.
 
     Raises:
         UserError: No contents, or one longer than the tower's learned positions.
@@ -55,12 +58,17 @@ def perplexities(
     rows = [[contents[i] for i in row] for row in pack(slots, np.array([capacity])).rows]
     rows += [[] for _ in range(-len(rows) % _BATCH_ROWS)]
     step = jax.jit(partial(_sums, config, place.tower, fused))
-    sums = np.zeros((len(many_params), 2))
-    for first in range(0, len(rows), _BATCH_ROWS):
+
+    def sums_of(first: int) -> list[list[float]]:
         towers = _towers(layout, modality, rows[first : first + _BATCH_ROWS], {place.tower: capacity})
         if not fused:
             towers = {place.tower: own_tokens(towers[place.tower], own.vocab_size)}
-        sums += [[float(x) for x in step(params, towers)] for params in many_params]
+        return [[float(x) for x in step(params, towers)] for params in many_params]
+
+    sums = np.zeros((len(many_params), 2))
+    starts = range(0, len(rows), _BATCH_ROWS)
+    for _, some in share(starts, sums_of) if shared else ((first, sums_of(first)) for first in starts):
+        sums += some
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 

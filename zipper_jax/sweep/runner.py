@@ -4,18 +4,20 @@ Finished rows are skipped; interrupted ones resume from their checkpoints. Ctrl-
 stop.
 """
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zipper_jax.sweep.plan import Places, Row
 from zipper_jax.training.supervise import LAUNCHED
+from zipper_jax.utils.distributed import count, gather, index
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.readable import duration
 
@@ -36,7 +38,8 @@ class _Running(NamedTuple):
 def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int) -> int:
     """Runs ``command --row NAME`` for every row, ``jobs`` at once, each only after the rows that its arm needs.
 
-    When a row fails, the other rows continue; the message names its log.
+    When a row fails, the other rows continue; the message names its log. In a group every process calls it and runs its
+    share of the rows, first of those that need no other, then of those that need only these, and so on.
 
     Returns:
         The exit code: 0, or 130 when interrupted.
@@ -46,6 +49,34 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
+    stopped, failed = False, set[str]()
+    for wave in _waves(rows) if count() > 1 else [list(rows)]:
+        able = [row for row in wave if not any(f"{name}-0" in failed for name in row.arm.needs)]
+        failed |= {row.name for row in wave if row not in able}
+        mine = _run_some(able[index() :: count()], command, places, jobs)
+        for text in gather(json.dumps([mine[0], sorted(mine[1])])):
+            stopped, failed = stopped or json.loads(text)[0], failed | set(json.loads(text)[1])
+        if stopped:
+            return 130
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(rows)} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, fix "
+            "the cause, and run the same command again"
+        )
+    return 0
+
+
+def _waves(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows in parts, each of which needs rows of earlier parts only."""
+    left = list(rows)
+    while left:
+        names = {row.name for row in left}
+        yield [row for row in left if not any(f"{name}-0" in names for name in row.arm.needs)]
+        left = [row for row in left if any(f"{name}-0" in names for name in row.arm.needs)]
+
+
+def _run_some(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: int) -> tuple[bool, set[str]]:
+    """Runs the rows of one process; returns whether it was interrupted, and the names of rows that failed."""
     waiting, running, done, failed = list(rows), list[_Running](), set[str](), set[str]()
     total, began, stopped = len(rows), time.monotonic(), False
     planned = {row.name for row in rows}
@@ -93,13 +124,7 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
             signal.signal(number, handler)
     if stopped:
         logger.info(f"interrupted after {len(done)} of {total} rows; the same command resumes")
-        return 130
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {total} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, fix the "
-            "cause, and run the same command again"
-        )
-    return 0
+    return stopped, failed
 
 
 def _start(row: Row, command: Sequence[str], places: Places, slot: int, jobs: int) -> _Running:

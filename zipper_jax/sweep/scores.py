@@ -29,6 +29,7 @@ from zipper_jax.sweep.row import read_examples
 from zipper_jax.sweep.statistics import rate
 from zipper_jax.tasks import SPEECH, TEXT
 from zipper_jax.utils import user_json
+from zipper_jax.utils.distributed import gather, is_first, share
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
 from zipper_jax.vocabularies import load_vocabulary
@@ -117,6 +118,8 @@ class _Scored(msgspec.Struct):
 def score(sweep: Sweep, places: Places) -> None:
     """Scores every row that has outputs and no line yet (or a line of other outputs), and the judge's own controls.
 
+    In a group every process calls it; the rows are shared, and the first process writes.
+
     Lines of rows that the sweep file no longer has, or that have another configuration, are dropped.
 
     Raises:
@@ -126,9 +129,12 @@ def score(sweep: Sweep, places: Places) -> None:
     if not outputs:
         raise UserError(f"there are no outputs in {str(places.root / 'outputs')!r}: run `zipper sweep run` first")
     before = {(line["arm"], line["seed"]): line for line in read_results(places.results)}
-    _judge_controls(sweep, places)
+    if is_first():
+        _judge_controls(sweep, places)
+    gather("")
     rows = {places.outputs(row.arm.name, row.seed): row for row in all_rows(sweep)}
     known: dict[tuple[str, int], dict[str, Any]] = {}
+    new: list[tuple[Row, dict[str, Any], str]] = []
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
         found = user_json.decode(content, repr(str(path)), _FIX)
@@ -142,9 +148,11 @@ def score(sweep: Sweep, places: Places) -> None:
             known[key] = before[key]
             continue
         user_json.convert(found, _Scored, repr(str(path)), _FIX)
-        known[key] = {**_score_row(sweep, places, row, found), "outputs": made_of}
-        rates = {name: rate(pairs) for name, pairs in known[key]["measures"].items() if name in ("asr", "tts")}
-        logger.info(f"{path.stem}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
+        new.append((row, found, made_of))
+    for (row, _, made_of), line in share(new, lambda one: _score_row(sweep, places, *one[:2])):
+        known[row.arm.name, row.seed] = {**line, "outputs": made_of}
+        rates = {name: rate(pairs) for name, pairs in line["measures"].items() if name in ("asr", "tts")}
+        logger.info(f"{row.name}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
         # After every row: judging takes seconds a row, and nothing of it should be lost.
         _write(places.results, {**before, **known})
     if before and not known:
@@ -153,6 +161,8 @@ def score(sweep: Sweep, places: Places) -> None:
 
 
 def _write(path: Path, lines: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    if not is_first():
+        return
     write_bytes(path, "".join(json.dumps(lines[key], ensure_ascii=False) + "\n" for key in sorted(lines)).encode())
 
 
@@ -225,11 +235,10 @@ def _judge_controls(sweep: Sweep, places: Places) -> None:
         return
     logger.info("the judge's controls")
     hypotheses = {"gold_units": _judge(sweep, places, [e["contents"][SPEECH] for e in examples])}
-    rng = np.random.default_rng(0)
     for first in range(0, len(examples), BATCH_SIZE):  # all recordings at once may not fit into memory
         some = examples[first : first + BATCH_SIZE]
         raw = [load_audio(places.corpus / "audio" / f"{e['id']}.flac") for e in some]
-        for name, waveforms in sounds(raw, rng).items():
+        for name, waveforms in sounds(raw, first).items():
             hypotheses.setdefault(name, []).extend(transcribe_all(waveforms, _jsgf(sweep)))
     texts = [e["text"] for e in examples]
     errors = {name: _errors(texts, found) for name, found in hypotheses.items()}

@@ -189,6 +189,27 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """Metrics to Weights & Biases, beside TensorBoard and by the same names; needs the package ``wandb``.
+
+    Attributes:
+        project: The project; "": nothing is sent.
+        entity: The user or team; "": the account's default.
+        name: Of the run; "": the name of the run folder.
+        mode: ``online``, or ``offline``: files in ``MODEL_DIR/wandb``, which ``wandb sync`` sends later.
+    """
+
+    project: str = ""
+    entity: str = ""
+    name: str = ""
+    mode: str = "online"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline"):
+            raise UserError(f"WandbConfig.mode={self.mode!r}: give online or offline")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run: pretraining of a tower, fusion, or the Single Decoder.
 
@@ -217,7 +238,9 @@ class TrainConfig:
         eval_batches: Batches of validation rows per validation (fewer if there are fewer rows).
         infer_eval: Decoding of validation examples, and its metrics.
         profile: Traces of some updates.
+        wandb: Metrics to Weights & Biases.
         xla_options: Compiler options of the training step, by name (``gin/xla/``).
+        debug_nans: Stop at the first operation that makes a NaN, and name it (``--debug_nans``).
         allow_changes: Resume although model, data or objective differ from those of the run folder.
     """
 
@@ -243,7 +266,9 @@ class TrainConfig:
     eval_batches: int = 8
     infer_eval: InferEvalConfig = field(default_factory=InferEvalConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     xla_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    debug_nans: bool = False
     allow_changes: bool = False
 
     def __post_init__(self) -> None:
@@ -307,7 +332,8 @@ class TrainConfig:
 
 RESUME_MAY_CHANGE = frozenset(
     {"model_dir", "steps", "mesh", "microbatches", "log_period", "save", "eval_period", "eval_batches", "infer_eval",
-     "initialise_from", "restore", "profile", "xla_options", "allow_changes", "data.task_set"}
+     "initialise_from", "restore", "profile", "wandb", "xla_options",
+     "debug_nans", "allow_changes", "data.task_set"}
 )  # fmt: skip
 """Fields of TrainConfig that a rerun into the same folder may change: they alter neither model, data nor objective.
 

@@ -20,8 +20,9 @@ from zipper_jax.utils.readable import duration
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "recovery", "start", "other")
-"""Categories. start: imports, opening the data, initialising or loading the parameters. other: the remainder."""
+PARTS = ("steps", "compile", "data", "checkpoint", "evaluation", "restore", "recovery", "start", "other")
+"""Categories. start: imports, opening the data, initialising the parameters. restore: reading a checkpoint. recovery:
+repeated updates. other: the remainder."""
 
 WRITE_SECONDS = 5.0
 """Shortest interval between two writes of the file, in seconds; a kill loses at most that."""

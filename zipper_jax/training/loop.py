@@ -21,7 +21,7 @@ import numpy as np
 from zipper_jax.checkpoint.checkpoints import Checkpoints
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.sharding.mesh import own_rows, put_batch, put_flag
-from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
+from zipper_jax.training import bad_batches, data_source, initial, program, run_folder, sinks
 from zipper_jax.training.config import TrainConfig
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.monitor import Monitor, losses, nest_gates, read_metrics
@@ -96,6 +96,7 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(GracefulStop(config.save.grace_seconds))
         # Process 0 writes the folder, and only while it holds the folder's lock.
+        distributed.together(lambda: sinks.require(config) if first else None)
         distributed.together(lambda: run_folder.check_run(config) if first else None)
         distributed.together(lambda: stack.enter_context(locked(run_dir)) if first else None)
         name = "train.log" if first else f"train.process_{jax.process_index()}.log"
@@ -120,8 +121,9 @@ def train(
         goodput = Goodput(staging.folder / "goodput.json" if first else None, began, furthest)
         traces = stack.enter_context(Traces(config.profile, staging.folder, run_dir))
         run = _Run(config, run_dir, source, batches, built, checkpoints, stop, goodput, infer, traces, staging)
-        with goodput.spend("recovery" if done is not None else "start"):
+        with goodput.spend("restore" if done is not None else "start"):
             state, step = run.restore() if done is not None else run.start()
+        further = distributed.together(lambda: sinks.further(config, staging.folder) if first else [])
         with Monitor(
             staging.folder,
             start=step,
@@ -130,6 +132,7 @@ def train(
             flops_per_step=built.flops_per_step,
             peak=built.peak_flops,
             silent=not first,
+            more=further,
         ) as run.monitor:
             _announce(config, built, state, step if done is not None else None)
             step = run.loop(state, step)
@@ -364,7 +367,7 @@ class _Run:
         if self.rollbacks >= self.config.guard.rollbacks:
             self.give_up(self.last_bad)
         rollbacks = self.rollbacks + 1
-        with self.goodput.spend("recovery"):
+        with self.goodput.spend("restore"):
             self.checkpoints.wait()
             # An uninterrupted run has no checkpoint saved on a signal, so such a one is the last resort.
             target = self.checkpoints.periodic_steps() or (

@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl``, TensorBoard, and progress on the console.
+"""Metrics of a run: ``metrics.jsonl``, other sinks (`training.sinks`), and progress on the console.
 
 ``metrics.jsonl`` has one JSON object per line; its fields depend on ``split``:
     train, validation   step, loss, towers {name: {loss, accuracy, tokens}}, tasks {name: {loss, accuracy, tokens}};
@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
+from zipper_jax.training.sinks import Sink, tensorboard
 from zipper_jax.training.step import Metrics, Sums
 from zipper_jax.utils import user_json
 from zipper_jax.utils.files import write_text
@@ -126,6 +126,7 @@ class Monitor:
         flops_per_step: Estimated arithmetic of a step.
         peak: FLOP/s of all devices together; None when unknown.
         silent: No file is written and no bar is drawn (all but one process of a group).
+        more: Sinks of scalars beside TensorBoard; closed at the end.
     """
 
     def __init__(
@@ -138,11 +139,13 @@ class Monitor:
         flops_per_step: float,
         peak: float | None,
         silent: bool = False,
+        more: Sequence[Sink] = (),
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._total, self._flops, self._peak, self._silent = total, flops_per_step, peak, silent
         self._file: Any = None
-        self._board: Any = None
+        self._boards: list[Sink] = []
+        self._more = tuple(more)
         self._open(start, batch)
         self._clock_step, self._clock_tokens = start, 0.0
         self._clock = time.perf_counter()
@@ -155,6 +158,8 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        for sink in self._more:
+            sink.close()
 
     def _open(self, start: int, batch: int) -> None:
         """Open the files for appending, after dropping lines past step ``start`` or from ``batch`` on."""
@@ -162,10 +167,7 @@ class Monitor:
             return
         self._drop_lines_after(start, batch)
         self._file = self._path.open("a", encoding="utf-8")
-        with suppress(ImportError):  # optional: training needs only jax, flax, optax and orbax-checkpoint
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=start + 1)
+        self._boards = tensorboard(self._path.parent, start)
 
     def _drop_lines_after(self, step: int, batch: int) -> None:
         def stays(line: Mapping[str, Any]) -> bool:
@@ -213,10 +215,7 @@ class Monitor:
         if done:
             self.start_clock(step)
         record = {"split": "train", "step": step, "loss": loss, **parts, **values, **speed}
-        self._write(record)
-        if self._board is not None:
-            for part, spent in goodput.seconds().items():
-                self._board.add_scalar(f"seconds/{part}", spent, step)
+        self._write(record, {f"seconds/{part}": spent for part, spent in goodput.seconds().items()})
         self._show(self._line(record, left), last=step == self._total)
 
     def validation(self, step: int, parts: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
@@ -263,20 +262,19 @@ class Monitor:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._boards:
+            sink.close()
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any], more: Mapping[str, float] | None = None) -> None:
+        """Write a line, and its scalars (and ``more``) to the sinks."""
         if self._file is None:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        if self._board is None:
-            return
         prefix = TENSORBOARD.get(record["split"], record["split"])
-        for name, value in _scalars(record):
-            self._board.add_scalar(f"{prefix}/{name.removeprefix('tasks/')}", value, record["step"])
-        self._board.flush()
+        values = {f"{prefix}/{name.removeprefix('tasks/')}": value for name, value in _scalars(record)}
+        for sink in (*self._boards, *self._more):
+            sink.add({**values, **(more or {})}, record["step"])
 
     def _line(self, record: Mapping[str, Any], left: float) -> str:
         rate = record["tokens_per_second"]

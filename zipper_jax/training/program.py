@@ -189,6 +189,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
         dropout_seed=config.dropout_seed,
         state_shardings=jax.tree.map(lambda s: s.sharding, like),
         compiler_options=config.xla_options,
+        debug_nans=config.debug_nans,
     )
     idle = len(devices) - mesh.size
     chips = [chip(d.device_kind) for d in mesh.devices.flat]

@@ -7,6 +7,7 @@ rounding only.
 Axes: B rows, T positions, M microbatches, Q tasks.
 """
 
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -14,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.checkpoint.state import Guard, TrainState
 from zipper_jax.models.dropout import row_keys
 from zipper_jax.ops.losses import Losses
 from zipper_jax.training.config import GuardConfig
+from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.trees import Flat, join
 
 Batch = dict[str, Any]
@@ -176,6 +179,7 @@ def make_train_step(
     dropout_seed: int | None = None,
     state_shardings: TrainState | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    debug_nans: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Build the compiled update ``(state, batch, stop) -> (state, metrics)``; it donates the state.
 
@@ -194,6 +198,8 @@ def make_train_step(
             gets none.
         state_shardings: Shardings of the new state; None lets the compiler choose.
         compiler_options: XLA options by name.
+        debug_nans: Where loss or gradient are not finite, the update raises UserError with the name and the place of
+            the first operation that made a NaN. The state is not donated.
     """
 
     def step(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
@@ -229,7 +235,35 @@ def make_train_step(
 
     out = None if state_shardings is None else (state_shardings, None)
     options = dict(compiler_options) if compiler_options else None
-    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
+    if not debug_nans:
+        return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
+    kept = jax.jit(step, out_shardings=out, compiler_options=options)
+
+    def stop_at_nan(state: TrainState, batch: Batch, stop: Any = 0) -> tuple[TrainState, Metrics]:
+        new, metrics = kept(state, batch, stop)
+        if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
+            return new, metrics
+        # Not jax_debug_nans: it names the scan over the blocks, and no operation in it. The checks make the program
+        # several times as large, so it is compiled now.
+        error, _ = jax.jit(checkify.checkify(step, errors=checkify.nan_checks))(state, batch, stop)
+        raise UserError(
+            f"--debug_nans: update {int(state.step) + 1}: {_named(error)}; lower OptimizerConfig.learning_rate, look "
+            "at what that operation reads, or run without --debug_nans, which skips such updates"
+        )
+
+    return stop_at_nan
+
+
+def _named(error: checkify.Error) -> str:
+    """The operation that made the first NaN, and the line of this package that calls it."""
+    try:
+        error.throw()
+    except checkify.JaxRuntimeError as found:
+        cause = found.__cause__ or found
+        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "zipper_jax" in frame.filename]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno}, {frames[-1].name})" if frames else ""
+        return f"{str(found).rstrip('.')}{place}"
+    return "no operation made a NaN: a sum overflowed to infinity"
 
 
 def make_eval_step(losses: LossFunction, *, num_tasks: int) -> Callable[[dict[str, Any], Batch], dict[str, Sums]]:
