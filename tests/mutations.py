@@ -59,7 +59,7 @@ FORWARD, DECODING, RANGES = (
 )
 DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
 OBJECT = "tests/models/test_model_object.py"
-CHOOSING = "tests/decoding/test_auto.py"
+CHOOSING, INTERLEAVING = "tests/decoding/test_auto.py", "tests/data/test_interleave.py"
 DROPOUT = "tests/training/test_dropout.py"
 KERNELS = "tests/ops/test_pallas_tpu.py"
 OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
@@ -369,6 +369,62 @@ MUTATIONS = (
         "jnp.asarray(batch.next_modality > 0, jnp.float32)",
         "jnp.asarray((batch.next_modality > 0) & (batch.segment_ids == 1), jnp.float32)",
         "tests/training/test_next_modality.py -k any_mesh",
+    ),
+    Mutation(
+        "-",
+        "a unit at each cut is in both spans",
+        "data/interleave.py",
+        "contents[SPEECH][bounds[first] : bounds[last]]",
+        "contents[SPEECH][bounds[first] : bounds[last] + 1]",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "units before the first word are in no span",
+        "data/interleave.py",
+        "np.concatenate([[0], inner, [count]])",
+        "np.concatenate([[int(times[0, 0] * rate_hz)], inner, [count]])",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "a span may have no unit",
+        "data/interleave.py",
+        "long_enough and bounds[first] < bounds[word] < bounds[words] and",
+        "long_enough and",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "spans end inside of phrases",
+        "data/interleave.py",
+        " and pause >= settings.pause",
+        "",
+        f"{INTERLEAVING} -k partition",
+    ),
+    Mutation(
+        "-",
+        "units are cut as if shifted audio began where the audio does",
+        "data/interleave.py",
+        'row["shift"] / shifts / rate_hz if rate_hz else 0.0',
+        "0.0",
+        f"{INTERLEAVING} -k shifted",
+    ),
+    Mutation(
+        "-",
+        "all copies of an utterance are cut alike",
+        "data/interleave.py",
+        'uniforms(settings.seed, row["id"], row["shift"], copy)',
+        'uniforms(settings.seed, row["id"], row["shift"], 0)',
+        f"{INTERLEAVING} -k copies",
+    ),
+    Mutation(
+        "8",
+        "times of another utterance's words are used",
+        "data/alignments.py",
+        "if word is None or form.key(word.word) != form.key(own):",
+        "if word is None:",
+        f"{INTERLEAVING} -k fit_the_text",
     ),
     Mutation(
         "-",

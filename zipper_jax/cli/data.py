@@ -87,6 +87,7 @@ _HELP = {
     "lengths": "positions of a packed row for further modalities, NAME=LENGTH, comma-separated",
     "vocabularies": "as --text_vocabulary for further modalities, NAME=WHAT, comma-separated; else made from the data",
     "vocabulary_sizes": "tokens (sentencepiece) or units of further modalities, NAME=SIZE, comma-separated",
+    "alignments": "file or folder with word times of the rows, .ctm, .TextGrid or .jsonl, for interleaved tasks",
     "fields": "comma-separated further columns or fields to keep, for user-defined modalities",
     "open_rows": "number of rows that packing fills at the same time",
 }

@@ -11,12 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.data import interleave
 from zipper_jax.data.packed_rows import FORMAT_VERSION, describe, read_meta, write_rows
-from zipper_jax.data.prepared import PrepareSettings, read_header, splits, write_examples
+from zipper_jax.data.prepared import (
+    PrepareSettings,
+    read_examples,
+    read_header,
+    read_vocabularies,
+    splits,
+    write_examples,
+)
 from zipper_jax.packing import pack
 from zipper_jax.sequences import Example, fill_template
+from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
+from zipper_jax.vocabularies import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +86,18 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> d
     if not metas and not to_do:
         raise UserError(f"tasks: the corpus has no example for {', '.join(settings.tasks)}: give other --tasks")
     if to_do:
-        logger.info("loading seqio")
-        from zipper_jax.data import tasks  # TensorFlow: only when there is something to do
+        task_set, names = settings.task_set, dict[str, str]()
+        if any(task_set.tasks[task].interleaving is None for task, *_ in to_do):
+            logger.info("loading seqio")
+            from zipper_jax.data import tasks  # TensorFlow: only when there is something to do
 
-        names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
+            names = tasks.register(folder, prefix=f"prepare_{header['made_with']['corpus'][:12]}_")
         for task, split, home, digest in to_do:
-            rows, counts = pack_examples(task, tasks.examples(names[task], split), settings)
+            if task_set.tasks[task].interleaving is None:
+                rows, counts = pack_examples(task, tasks.examples(names[task], split), settings)
+            else:
+                of_split = read_examples(folder, split)
+                rows, counts = pack_interleaved(task, of_split, read_vocabularies(folder), header, split, settings)
             for leftover in home.parent.glob("*.partial"):  # of a killed run
                 shutil.rmtree(leftover, ignore_errors=True)
             more = {**counts, "task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
@@ -98,11 +114,34 @@ def pack_examples(
     Returns:
         The rows, and ``lengths``, ``dropped`` (by reason) and ``fill`` (share by modality).
     """
+    config = settings.task_set.tasks[task]
+    return _pack(task, (fill_template(config, content) for content in contents), settings)
+
+
+def pack_interleaved(
+    task: str,
+    examples: Iterable[Mapping[str, Any]],
+    vocabularies: Mapping[str, Vocabulary],
+    header: Mapping[str, Any],
+    split: str,
+    settings: PrepareSettings,
+) -> tuple[list[list[Example]], dict[str, Any]]:
+    """`pack_examples` of an interleaved task, from the examples and the header of a prepared folder.
+
+    Raises:
+        UserError: No example of the split has word times.
+    """
+    rate_hz, shifts = float(header.get("rate_hz", 0.0)), settings.shifts if split == "train" else 1
+    made, dropped = interleave.examples(task, settings.task_set, vocabularies, examples, rate_hz, shifts)
+    rows, counts = _pack(task, made, settings)
+    return rows, {**counts, "dropped": counts["dropped"] | dropped}
+
+
+def _pack(task: str, made: Iterable[Example], settings: PrepareSettings) -> tuple[list[list[Example]], dict[str, Any]]:
     lengths = _lengths(settings, task)
     examples: list[Example] = []
     dropped = {"empty": 0, "too_long": 0}
-    for content in contents:
-        example = fill_template(settings.task_set.tasks[task], content)
+    for example in made:
         if all(len(span.tokens) for span in example):
             examples.append(example)
         else:  # an empty span: no input, or no target
@@ -140,10 +179,12 @@ def _slots(example: Example, lengths: Mapping[str, int]) -> list[int]:
 
 def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> str:
     """Return the SHA-256 of everything that determines the rows of a task."""
+    interleaving = settings.task_set.tasks[task].interleaving
     decides = {
         "format": FORMAT_VERSION,
         "examples": [header["made_with"], header["dropped"]] if header.get("dropped") else header["made_with"],
         "template": settings.task_set.tasks[task].spans,
+        **({} if interleaving is None else {"interleaving": to_dict(interleaving), "shifts": settings.shifts}),
         "lengths": _lengths(settings, task),
         "open_rows": settings.open_rows,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
-from zipper_jax.data.prepare_rows import pack_examples
+from zipper_jax.data.prepare_rows import pack_examples, pack_interleaved
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_header, read_vocabularies
 from zipper_jax.utils import user_json
@@ -79,7 +79,11 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
                     {modality: vocabularies[modality].encode(e[field]) for modality, field in fields.items()}
                     for e in kept
                 )
-                rows, counts = pack_examples(task, contents, settings)
+                if task_set.tasks[task].interleaving is None:
+                    rows, counts = pack_examples(task, contents, settings)
+                else:
+                    header = read_header(prepared)
+                    rows, counts = pack_interleaved(task, kept, vocabularies, header, split, settings)
                 digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
                 write_rows(home, rows, {**counts, "task": task, "split": split, "of": about, "vocabularies": digests})
     copy_folder(prepared / "vocabularies", out / "vocabularies")
