@@ -419,6 +419,14 @@ MUTATIONS = (
         f"{INTERLEAVING} -k copies",
     ),
     Mutation(
+        "-",
+        "word times of synthesised audio count from before it was trimmed",
+        "speech/word_times.py",
+        "min(max(time, first), last) - first",
+        "min(max(time, first), last)",
+        "tests/speech/test_word_times.py -k becomes",
+    ),
+    Mutation(
         "8",
         "times of another utterance's words are used",
         "data/alignments.py",

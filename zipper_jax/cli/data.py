@@ -54,6 +54,7 @@ _HELP = {
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak, auto (flite where its library is installed), or neural voices: piper, kokoro (extra "
     "voices)",
+    "word_times": "add the times of words to the manifest, for interleaved tasks (engine flite)",
     "voice_files": "folder of the files of neural voices; empty: the installed packages'",
     "text_only": "file of further training text, a document per line; lines that hold a held-out sentence are dropped",
     "voices": "comma-separated; empty for the engine's own choice",
