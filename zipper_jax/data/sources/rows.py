@@ -42,9 +42,9 @@ class Row:
         start: Start of the segment in seconds; None: the whole file.
         seconds: Duration of the segment; None: to the end of the file.
         channel: Channel of the file, from 0; None: the mean of all.
-        word_times: [start, end] of each word of the text as it is stored, in seconds from ``start``.
         problem: Why the row cannot be used, in a few words that are counted; "" if it can.
         more: Fields of further modalities, unchanged.
+        word_times: [start, end] of each word of the text as it is stored, in seconds from ``start``.
     """
 
     id: str
@@ -57,9 +57,9 @@ class Row:
     start: float | None = None
     seconds: float | None = None
     channel: int | None = None
-    word_times: Any = None
     problem: str = ""
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    word_times: list[list[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
