@@ -46,8 +46,8 @@ PASS, PLACES, STACKING = "models/forward.py", "models/places.py", "models/stacki
 MASKS, FUSION, SCHEDULE = "models/masks.py", "models/fusion/gated_cross_attention.py", "models/schedule.py"
 OPS = "ops/interval_attention"
 DENSE, MERGING, KERNEL = f"{OPS}/dense.py", f"{OPS}/merging.py", f"{OPS}/pallas_tpu.py"
-GENERATE, BEAM, SAMPLING = (
-    "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py",
+GENERATE, BEAM, SAMPLING, AUTO = (
+    "decoding/generate.py", "decoding/beam.py", "decoding/sampling.py", "decoding/auto.py",
 )  # fmt: skip
 LOOP, STEP, CHECKPOINTS = "training/loop.py", "training/step.py", "checkpoint/checkpoints.py"
 SEQUENCES, MIXTURES = "sequences.py", "data/mixtures.py"
@@ -59,6 +59,7 @@ FORWARD, DECODING, RANGES = (
 )
 DECLARED, CACHED = "tests/models/test_module.py", "tests/models/test_cache.py"
 OBJECT = "tests/models/test_model_object.py"
+CHOOSING, INTERLEAVING = "tests/decoding/test_auto.py", "tests/data/test_interleave.py"
 DROPOUT = "tests/training/test_dropout.py"
 KERNELS = "tests/ops/test_pallas_tpu.py"
 OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_guard.py"
@@ -313,6 +314,134 @@ MUTATIONS = (
         "jnp.arange(rows) * width + best",
         "jnp.arange(rows) * width + (best + 1) % width",
         f"{DECODING} -k beams",
+    ),
+    Mutation(
+        "2",
+        "a choice is read from the state of the last content token",
+        GENERATE,
+        "at_end = jnp.where(active[:, None, None], ",
+        "at_end = jnp.where((active & (token != end))[:, None, None], ",
+        f"{CHOOSING} -k training_path_chooses",
+    ),
+    Mutation(
+        "2",
+        "a beam keeps the state that another beam ended in",
+        BEAM,
+        "at_end = inherit(at_end) if choosing",
+        "at_end = at_end if choosing",
+        f"{CHOOSING} -k beams_and_samples",
+    ),
+    Mutation(
+        "2",
+        "rows that chose another modality decode this one too",
+        AUTO,
+        "active = np.isin(np.arange(len(given)), rows)",
+        "active = np.ones(len(given), bool)",
+        f"{CHOOSING} -k training_path_chooses",
+    ),
+    Mutation(
+        "2",
+        "the cache does not grow with the rounds",
+        AUTO,
+        "2 * n if needed[tower] > n else n",
+        "n",
+        f"{CHOOSING} -k max_spans",
+    ),
+    Mutation(
+        "2",
+        "a row that max_spans ends is not truncated",
+        AUTO,
+        "truncated |= number + 1 == max_spans and chosen[row] is not None",
+        "truncated |= False",
+        f"{CHOOSING} -k max_spans",
+    ),
+    Mutation(
+        "5",
+        "a choice counts once per example, in the tower of its last span",
+        SEQUENCES,
+        "[numbers[p.following] if p.following else after for p in pieces]",
+        "[0 if p.following else after for p in pieces]",
+        "tests/test_sequences.py -k every_slot",
+    ),
+    Mutation(
+        "5",
+        "only the first example of a row is trained to choose",
+        "models/choice.py",
+        "jnp.asarray(batch.next_modality > 0, jnp.float32)",
+        "jnp.asarray((batch.next_modality > 0) & (batch.segment_ids == 1), jnp.float32)",
+        "tests/training/test_next_modality.py -k any_mesh",
+    ),
+    Mutation(
+        "-",
+        "a unit at each cut is in both spans",
+        "data/interleave.py",
+        "contents[SPEECH][bounds[first] : bounds[last]]",
+        "contents[SPEECH][bounds[first] : bounds[last] + 1]",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "units before the first word are in no span",
+        "data/interleave.py",
+        "np.concatenate([[0], inner, [count]])",
+        "np.concatenate([[int(times[0, 0] * rate_hz)], inner, [count]])",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "a span may have no unit",
+        "data/interleave.py",
+        "long_enough and bounds[first] < bounds[word] < bounds[words] and",
+        "long_enough and",
+        f"{INTERLEAVING} -k every_word",
+    ),
+    Mutation(
+        "-",
+        "spans end inside of phrases",
+        "data/interleave.py",
+        " and pause >= settings.pause",
+        "",
+        f"{INTERLEAVING} -k partition",
+    ),
+    Mutation(
+        "-",
+        "units are cut as if shifted audio began where the audio does",
+        "data/interleave.py",
+        'row["shift"] / shifts / rate_hz if rate_hz else 0.0',
+        "0.0",
+        f"{INTERLEAVING} -k shifted",
+    ),
+    Mutation(
+        "-",
+        "all copies of an utterance are cut alike",
+        "data/interleave.py",
+        'uniforms(settings.seed, row["id"], row["shift"], copy)',
+        'uniforms(settings.seed, row["id"], row["shift"], 0)',
+        f"{INTERLEAVING} -k copies",
+    ),
+    Mutation(
+        "-",
+        "word times of synthesised audio count from before it was trimmed",
+        "speech/word_times.py",
+        "min(max(time, first), last) - first",
+        "min(max(time, first), last)",
+        "tests/speech/test_word_times.py -k becomes",
+    ),
+    Mutation(
+        "8",
+        "times of another utterance's words are used",
+        "data/alignments.py",
+        "if word is None or form.key(word.word) != form.key(own):",
+        "if word is None:",
+        f"{INTERLEAVING} -k fit_the_text",
+    ),
+    Mutation(
+        "-",
+        "losses of choices are counted in tasks",
+        "training/monitor.py",
+        "per_task += parts if chooser is None else 0",
+        "per_task += parts",
+        "tests/training/test_next_modality.py -k trains_heads",
     ),
     Mutation(
         "2",

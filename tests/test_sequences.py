@@ -33,7 +33,8 @@ def test_every_slot(seed, longest, most_spans):
         used = dict.fromkeys(LENGTHS, 0)
         for segment, example in enumerate(row, start=1):
             position, local = 0, dict.fromkeys(LENGTHS, 0)
-            for span in example:
+            following = [*(1 + sorted(TRIO_LAYOUT).index(span.modality) for span in example[1:]), 1 + len(TRIO_LAYOUT)]
+            for span, then in zip(example, following, strict=True):
                 place = TRIO_LAYOUT[span.modality]
                 batch = towers[place.tower]
                 ids = [place.begin, *(int(t) for t in span.tokens), place.end]
@@ -45,6 +46,7 @@ def test_every_slot(seed, longest, most_spans):
                     assert batch.segment_ids[slot] == segment
                     last = number == len(ids) - 1
                     assert batch.weights[slot] == (0 if last else span.weight)
+                    assert batch.next_modality[slot] == (then if last else 0)
                     if not last:
                         assert batch.targets[slot] == ids[number + 1] + place.offset
                     position += 1

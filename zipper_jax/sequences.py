@@ -41,7 +41,12 @@ Example = tuple[Span, ...]
 
 
 class TowerBatch(NamedTuple):
-    """The input and targets of one tower, NumPy or JAX arrays; all fields of padding are 0."""
+    """The input and targets of one tower, NumPy or JAX arrays; all fields of padding are 0.
+
+    ``next_modality`` is the target of the choice that a model may make at an end token (`models.choice`): the number of
+    the next span's modality in the sorted order of the layout, from 1; one more than there are modalities where the
+    example ends; 0 at all other tokens. None: not known.
+    """
 
     tokens: Int32[Any, "B T"]
     targets: Int32[Any, "B T"]
@@ -49,6 +54,7 @@ class TowerBatch(NamedTuple):
     local_positions: Int32[Any, "B T"]
     global_positions: Int32[Any, "B T"]
     segment_ids: Int32[Any, "B T"]
+    next_modality: Int32[Any, "B T"] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def rows_to_towers(
     Args:
         rows: Each row is a list of examples, packed one after another in every tower.
         layout: Modality -> Place.
-        lengths: Tower -> row length T.
+        lengths: Tower -> row length T; towers of the layout without tokens may be left out.
 
     Raises:
         UserError: A row is longer than T (examples are never truncated), or a token is outside its vocabulary.
@@ -129,7 +135,8 @@ def rows_to_towers(
         used = dict.fromkeys(lengths, 0)
         for segment, example in enumerate(row, start=1):
             _place_example(pieces, b, segment, example, layout, used, lengths)
-    return {tower: _fill(pieces[tower], len(rows), length) for tower, length in lengths.items()}
+    numbers = {modality: number for number, modality in enumerate(sorted(layout), start=1)}
+    return {tower: _fill(pieces[tower], len(rows), length, numbers) for tower, length in lengths.items()}
 
 
 def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
@@ -137,12 +144,13 @@ def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
 
     The remaining tokens move up; local positions count from each example's first one; added tokens are no targets.
     """
+    batch = batch._replace(next_modality=None)  # nothing is chosen on the unimodal path
     if int(np.max(batch.tokens, initial=0)) < vocab_size and int(np.max(batch.targets, initial=0)) < vocab_size:
         return batch
-    kept = TowerBatch(*(np.zeros_like(field) for field in batch))
+    kept = TowerBatch(*(np.zeros_like(field) for field in batch[:-1]))
     for b, (tokens, segments) in enumerate(zip(batch.tokens, batch.segment_ids, strict=True)):
         slots = np.flatnonzero((tokens < vocab_size) & (segments > 0))
-        for field, source in zip(kept, batch, strict=True):
+        for field, source in zip(kept[:-1], batch[:-1], strict=True):
             field[b, : len(slots)] = source[b, slots]
         of_example = segments[slots]
         first = np.searchsorted(of_example, of_example, side="left")
@@ -154,9 +162,10 @@ def own_tokens(batch: TowerBatch, vocab_size: int) -> TowerBatch:
 
 
 class _Piece(NamedTuple):
-    """A span in its tower: its place in the batch, and what its positions count from."""
+    """A span in its tower: its place in the batch, what its positions count from, and the modality that follows it."""
 
     span: Span
+    following: str | None
     place: Place
     row: int
     slot: int
@@ -173,7 +182,8 @@ def _place_example(
     """Append the example's spans, in row ``b`` from slot ``used[tower]`` on, and advance ``used``."""
     first = dict(used)
     position = 0
-    for span in example:
+    following = [*(span.modality for span in example[1:]), None]
+    for span, then in zip(example, following, strict=True):
         place = layout[span.modality]
         tower, n = place.tower, len(span.tokens) + 2
         start = used[tower]
@@ -182,15 +192,16 @@ def _place_example(
                 f"row {b} needs {start + n} positions in tower {tower!r} but TASK_FEATURE_LENGTHS gives it "
                 f"{lengths[tower]}; increase the length or prepare the rows again"
             )
-        pieces[tower].append(_Piece(span, place, b, start, n, start - first[tower], position, segment))
+        pieces[tower].append(_Piece(span, then, place, b, start, n, start - first[tower], position, segment))
         used[tower] += n
         position += n
 
 
-def _fill(pieces: Sequence[_Piece], rows: int, length: int) -> TowerBatch:
+def _fill(pieces: Sequence[_Piece], rows: int, length: int, numbers: Mapping[str, int]) -> TowerBatch:
     """The batch of one tower, [rows, length]: all spans at once, since rows have many short ones."""
-    ints, weights = np.zeros((5, rows, length), np.int32), np.zeros((rows, length), np.float32)
+    ints, weights = np.zeros((6, rows, length), np.int32), np.zeros((rows, length), np.float32)
     batch = TowerBatch(ints[0], ints[1], weights, *ints[2:])
+    assert batch.next_modality is not None
     if not pieces:
         return batch
     sizes = np.array([piece.positions for piece in pieces])
@@ -218,7 +229,10 @@ def _fill(pieces: Sequence[_Piece], rows: int, length: int) -> TowerBatch:
     batch.local_positions.flat[slots] = of_each(piece.local for piece in pieces) + within
     batch.global_positions.flat[slots] = of_each(piece.position for piece in pieces) + within
     batch.segment_ids.flat[slots] = of_each(piece.segment for piece in pieces)
-    # A span's end token has no target.
+    # A span's end token has no target among the tokens; what follows it is the choice's.
+    ends = slots[np.cumsum(sizes) - 1]
+    after = len(numbers) + 1
+    batch.next_modality.flat[ends] = [numbers[p.following] if p.following else after for p in pieces]
     followed = np.flatnonzero(within + 1 < np.repeat(sizes, sizes))
     batch.targets.flat[slots[followed]] = tokens[followed + 1]
     batch.weights.flat[slots[followed]] = of_each((piece.span.weight for piece in pieces), np.float32)[followed]

@@ -17,7 +17,7 @@ SPEECH = "speech"
 """The modality that audio is encoded into and vocoded from; all others are read from a field alone."""
 
 VocabularyKind = Literal["subwords", "symbols", "units"]
-_OTHER_FIELDS = ("id", "split", "audio", "voice", "start", "seconds", "shift")
+_OTHER_FIELDS = ("id", "split", "audio", "voice", "start", "seconds", "shift", "word_times")
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,46 @@ class DataModality:
 
 
 @dataclass(frozen=True)
+class Interleaving:
+    """An utterance in spans that alternate between modalities, cut between words by their times (`data.interleave`).
+
+    Attributes:
+        switch: Modality -> probability that its span ends at a place where it may.
+        words: Fewest words of a span, unless the utterance has fewer: 1 for word-aligned spans, more for phrases.
+        pause: Shortest pause between two words where a span may end, in seconds.
+        copies: Different interleavings of each utterance, each an example.
+        seed: Of the draws, together with the utterance and the copy.
+    """
+
+    switch: dict[str, float]
+    words: int = 1
+    pause: float = 0.0
+    copies: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for modality, probability in self.switch.items():
+            if not 0 <= probability <= 1:
+                raise UserError(f"Interleaving.switch[{modality!r}] = {probability}: give a probability from 0 to 1")
+        for name in ("words", "copies"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Interleaving.{name} = {getattr(self, name)}: give at least 1")
+        if not (math.isfinite(self.pause) and self.pause >= 0):
+            raise UserError(f"Interleaving.pause = {self.pause}: give 0 (any place between words) or more seconds")
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """A task: the order of an example's spans, and which of them are targets.
 
     Attributes:
         spans: (modality, loss weight) of each span in order of time: 1 for a target, 0 for a condition. The order
             identifies the task, so there are no task tags.
+        interleaving: Instead of one span of each modality in this order, spans that alternate; None: no.
     """
 
     spans: tuple[tuple[str, float], ...]
+    interleaving: Interleaving | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.modalities)) != len(self.spans):
@@ -57,6 +88,13 @@ class TaskConfig:
                 raise UserError(f"TaskConfig.spans: {modality!r} has weight {weight}: give 0 or more")
         if not any(weight for _, weight in self.spans):
             raise UserError(f"TaskConfig.spans = {self.spans}: no target; give one span a weight above 0")
+        if self.interleaving is not None and (
+            len(self.spans) < 2 or set(self.interleaving.switch) != set(self.modalities)
+        ):
+            raise UserError(
+                f"Interleaving.switch = {dict(self.interleaving.switch)}: give the probability of each modality of "
+                f"TaskConfig.spans, two or more: {', '.join(self.modalities)}"
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -110,6 +148,11 @@ class TaskSet:
                     raise UserError(
                         f"TaskSet.tasks[{name!r}]: there is no modality {needed!r} in TaskSet.modalities"
                         f"{closest(needed, self.modalities)}"
+                    )
+                if task.interleaving is not None and needed != SPEECH and self.vocabulary_of(needed) == "units":
+                    raise UserError(
+                        f"TaskSet.tasks[{name!r}]: {needed!r} cannot be interleaved: its units have no times; give "
+                        "speech, or modalities with as many words as the text"
                     )
         for name, rates in self.mixtures.items():
             if name in self.tasks:

@@ -18,9 +18,10 @@ from zipper_jax.data import prepare_examples, prepare_fit, prepare_rows, prepare
 from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.prepare_settings import PrepareSettings
+from zipper_jax.sequences import fill_template
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.tokenizer import UnitTokenizer
-from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
+from zipper_jax.tasks import TASKS, DataModality, TaskConfig, TaskSet
 from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
@@ -282,7 +283,8 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
     assert feature != task.output_features["speech"].vocabulary
     for name in ("text_lm", "speech_lm", "asr", "tts"):
         store = RowStore(folder / "rows" / name / "validation")
-        rows = list(Packed(name, tasks.examples(names[name], "validation"), SETTINGS))
+        filled = (fill_template(TASKS[name], content) for content in tasks.examples(names[name], "validation"))
+        rows = list(Packed(name, filled, SETTINGS))
         assert len(rows) == len(store)
         for i in range(len(store)):
             for ours, theirs in zip(rows[i], store.row(i), strict=True):

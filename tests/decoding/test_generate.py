@@ -446,7 +446,7 @@ def test_one_beam_is_greedy():
     run = generator("small")
     greedy = run(SMALL_GIVEN, ("text",), {"text": 5})
     state = init_cache(config, 4, dict.fromkeys(config.towers, 64))
-    state = run._feed(params_of("small"), state, run._towers(SMALL_GIVEN))
+    state = run._feed(params_of("small"), state, run.towers(SMALL_GIVEN))
     span = partial(beam_span, place=layout["text"], limit=5, beams=1, length_penalty=1.0)
     _, (out, scores, cut_off) = jax.jit(span)(for_decoding(config, params_of("small")), state)
     for b, (g,) in enumerate(greedy):

@@ -57,6 +57,7 @@ _HELP = {
     "test_other": "sentences of the harder test split (unseen rate and pitch, light noise)",
     "engine": "flite, espeak, auto (flite where its library is installed), or neural voices: piper, kokoro (extra "
     "voices)",
+    "word_times": "add the times of words to the manifest, for interleaved tasks (engine flite)",
     "voice_files": "folder of the files of neural voices; empty: the installed packages'",
     "text_only": "file of further training text, a document per line; lines that hold a held-out sentence are dropped",
     "voices": "comma-separated; empty for the engine's own choice",
@@ -90,6 +91,7 @@ _HELP = {
     "lengths": "positions of a packed row for further modalities, NAME=LENGTH, comma-separated",
     "vocabularies": "as --text_vocabulary for further modalities, NAME=WHAT, comma-separated; else made from the data",
     "vocabulary_sizes": "tokens (sentencepiece) or units of further modalities, NAME=SIZE, comma-separated",
+    "alignments": "file or folder with word times of the rows, .ctm, .TextGrid or .jsonl, for interleaved tasks",
     "fields": "comma-separated further columns or fields to keep, for user-defined modalities",
     "open_rows": "number of rows that packing fills at the same time",
 }

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,19 +23,21 @@ Continue prompts with any modalities. Each input line is a JSON object:
   {"prompt": [["speech", [12, 7, 7, 301]]], "outputs": ["text", "speech"]}
 
 A prompt is a list of [modality, content]: a sentence for text, unit numbers for speech; it may be empty. "outputs"
-defaults to --outputs. Each output line repeats the input and adds "generated": a list of
-{"modality", "content", "truncated", "log_prob"}.
+defaults to --outputs; "auto": the model chooses after each span which modality follows, or that the example ends, if it
+was trained to (ZipperConfig.next_modality). Each output line repeats the input and adds "generated": a list of
+{"modality", "content", "truncated", "log_prob"}; truncated: --max_new_tokens ended the span, or --max_spans the example
+after it.
 
   zipper generate --model runs/smoke/zipper --outputs text < prompts.jsonl > results.jsonl
 """
 
 
-_FIX = 'give {"prompt": [[modality, content], ...], "outputs": [modality, ...]}'
+_FIX = 'give {"prompt": [[modality, content], ...], "outputs": [modality, ...] or "auto"}'
 
 
 class _Request(msgspec.Struct):
     prompt: list[tuple[user_json.Name, str | list[user_json.Natural]]]
-    outputs: Annotated[list[user_json.Name], msgspec.Meta(min_length=1)]
+    outputs: Annotated[list[user_json.Name], msgspec.Meta(min_length=1)] | Literal["auto"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, help="JSON lines (standard input)")
     parser.add_argument("--output", type=Path, help="JSON lines (standard output)")
     parser.add_argument(
-        "--outputs", default=TEXT, help="modalities, comma-separated: text | speech | text,speech (%(default)s)"
+        "--outputs",
+        default=TEXT,
+        help="modalities, comma-separated: text | speech | text,speech; or auto (%(default)s)",
     )
+    parser.add_argument("--max_spans", type=int, default=8, help="most spans with outputs auto (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts decoded together (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding (%(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="sample among this many tokens; 0: all (%(default)s)")
@@ -60,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
-    default = [name.strip() for name in args.outputs.split(",") if name.strip()]
+    if args.max_spans < 1:
+        raise UserError(f"--max_spans = {args.max_spans}: give at least 1")
+    names = [name.strip() for name in args.outputs.split(",") if name.strip()]
+    default: list[str] | str = "auto" if names == ["auto"] else names
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise UserError(f"--output = {args.output}: the folder does not exist")
     if args.output is not None:
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]
             rows = model.generate(
                 prompts, batch[0]["outputs"], sampling=sampling, max_new_tokens=max_new_tokens,
-                batch_size=args.batch_size * args.beams, first_row=first,
+                batch_size=args.batch_size * args.beams, first_row=first, max_spans=args.max_spans,
             )  # fmt: skip
             first += len(batch)
             for request, row in zip(batch, rows, strict=True):
@@ -92,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path | None, default: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(path: Path | None, default: list[str] | str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the request of every line, validated before the model is loaded."""
     name = "standard input" if path is None else str(path)
     try:
@@ -109,13 +117,19 @@ def _read(path: Path | None, default: list[str]) -> Iterator[tuple[str, dict[str
 
 
 def _check(model: Any, request: dict[str, Any], place: str) -> None:
-    """Raise UserError for a modality that the model lacks, or content of another type than the modality's."""
+    """Raise UserError for what the model lacks, or content of another type than the modality's."""
+    from zipper_jax.decoding import auto
+
+    choosing = request["outputs"] == "auto"
     try:
         for number, (modality, content) in enumerate(request["prompt"]):
             field = f"prompt[{number}]"
             model.require(modality)
             model.vocabularies[modality].encode(content)
-        for number, modality in enumerate(request["outputs"]):
+        field = "outputs"
+        if choosing:
+            auto.check(model.config, [request["prompt"]])
+        for number, modality in enumerate([] if choosing else request["outputs"]):
             field = f"outputs[{number}]"
             model.require(modality)
     except UserError as error:

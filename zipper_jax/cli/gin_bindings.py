@@ -14,7 +14,7 @@ from zipper_jax.cli.gin_flags import configurable
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.sharding.mesh import MeshConfig
-from zipper_jax.tasks import DataModality, TaskConfig, TaskSet
+from zipper_jax.tasks import DataModality, Interleaving, TaskConfig, TaskSet
 from zipper_jax.training.config import (
     DataConfig,
     GuardConfig,
@@ -40,6 +40,7 @@ CONFIGURABLES = (
     ZipperConfig,
     DataModality,
     TaskConfig,
+    Interleaving,
     TaskSet,
     PrepareSettings,
     DataConfig,

@@ -180,6 +180,8 @@ def model_lines(model: Any, lengths: Mapping[str, int]) -> Iterator[str]:
         yield f"modality     {name}: tokens {m.offset} to {m.offset + m.size - 1} of tower {m.tower}"
     for name, projection in sorted(model.input_projections.items()):
         yield f"projection   input of {name}: {projection.form}, depth {projection.depth}"
+    if model.next_modality:
+        yield f"choice       of {', '.join(sorted(model.modalities))} or the end, at each end token"
     for z in model.zips:
         pairs = " ".join(f"{a}-{b}" for a, b in zip_pairs(z, model.towers))
         by = "" if z.fusion == "gated_cross_attention" else f"; by {z.fusion}"
@@ -205,9 +207,9 @@ def parameter_lines(model: Any, rules: Any) -> Iterator[str]:
 
 def _losses(record: Mapping[str, Any]) -> str:
     text = ""
-    for group in ("towers", "tasks"):
+    for group in ("towers", "tasks", "next_modality"):
         parts = ", ".join(
             f"{k} {v['loss']:.4f} ({v.get('accuracy', math.nan):.1%} right)" for k, v in record.get(group, {}).items()
         )
-        text += f"; {group}: {parts}" if parts else ""
+        text += f"; {group.replace('_', ' ')}: {parts}" if parts else ""
     return text

@@ -31,6 +31,7 @@ from zipper_jax.decoding.generate import decode_span, for_decoding
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import init_cache
+from zipper_jax.models.choice import loss_terms
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.sequences import Layout, TowerBatch, make_layout
 from zipper_jax.tasks import TEXT
@@ -61,7 +62,8 @@ class ZipperModel(t5x_models.BaseModel):
         optimizer_def: A t5x optimizer.
         folder: The prepared folder, for its vocabularies.
         freeze: Leaves without gradient.
-        loss_weights: Tower -> loss weight (lambda); default 1.
+        loss_weights: Tower -> loss weight (lambda); default 1. That of its choices of the next modality is called
+            ``TOWER/next_modality``.
         seed: Of the initial parameters (t5x's key is not used).
         output: Modality that ``predict_batch`` generates, from rows of one example, conditioned on the other towers.
         limit: max_new_tokens.
@@ -100,15 +102,16 @@ class ZipperModel(t5x_models.BaseModel):
         """The loss of ``zipper train``, and t5x metrics."""
         del dropout_rng
         towers = _towers(batch)
-        losses = zipper.bind_params(self.config, self._stopped(params)).losses(towers)
+        losses = zipper.bind_params(self.config, self._stopped(params)).losses(towers, choices=True)
         loss, weight, correct = jnp.float32(0.0), jnp.float32(0.0), jnp.float32(0.0)
         metrics: dict[str, Any] = {}
-        for name, tower in sorted(towers.items()):
-            summed, nll, right = losses[name]
-            total = jnp.sum(tower.weights)
-            of_tower = summed / jnp.where(total > 0, total, 1.0)
-            loss += self._loss_weights.get(name, 1.0) * of_tower
-            weight, correct = weight + total, correct + jnp.sum(right)
+        terms = loss_terms(towers)
+        for name, (summed, nll, right) in sorted(losses.items()):
+            total = jnp.sum(terms[name])
+            mean = summed / jnp.where(total > 0, total, 1.0)
+            loss += self._loss_weights.get(name, 1.0) * mean
+            if name in towers:
+                weight, correct = weight + total, correct + jnp.sum(right)
             metrics[f"{name}/loss"] = clu_metrics.Average(total=jnp.sum(nll), count=total)
         rows = jnp.array(next(iter(batch.values())).shape[0])
         metrics |= {

@@ -1,6 +1,7 @@
 """Import the user's own data into a corpus folder: read, validate, split. Audio files are referenced, not copied.
 
-    corpus/manifest.jsonl   one line per row: id, split, and text, audio (absolute), units, voice, start, seconds
+    corpus/manifest.jsonl   one line per row: id, split, and text, audio (absolute), units, voice, start, seconds,
+                            word_times
     corpus/corpus.json      source, settings, counts, hours, dropped rows by reason
 
 Both are written at the end. Until then the folder holds only the journal of checked files and its previous content.
@@ -18,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zipper_jax.data import check_audio, splits
+from zipper_jax.data import alignments, check_audio, splits
 from zipper_jax.data.sources import read_sources, units
 from zipper_jax.data.sources.rows import FIELDS, NO_AUDIO, ImportSettings, Row
 from zipper_jax.metrics.normalisers import TextForm, text_form
@@ -33,7 +34,7 @@ from zipper_jax.utils.locks import locked, locked_file
 
 logger = logging.getLogger(__name__)
 
-_LATER_FIELDS = ("fields", "normaliser", "encode_text")
+_LATER_FIELDS = ("fields", "normaliser", "encode_text", "alignments")
 _MADE_UP = ("text", "audio")
 """Formats whose ids are derived from file names: rows with equal ids may be different rows."""
 
@@ -133,11 +134,14 @@ def _import(
         rows = [row if row.problem else units.checked(row, given) for row in rows]
     form = settings.text_form
     good = splits.drop_leaks(splits.assign([row for row in rows if not row.problem], settings), form)
+    good, unaligned = _aligned(good, settings)
     dropped = [row for row in [*rows, *good] if row.problem]
     kept = [piece for row in good if not row.problem for piece in _pieces(row, settings)]
     reasons = _reasons(dropped)
     if dropped and strict:
         raise UserError(f"--strict, and {len(dropped)} of {len(rows)} rows cannot be used: {_told(reasons)}")
+    if unaligned and strict:
+        raise UserError(f"--strict, and rows have no word times: {_told(unaligned)}")
     if not any(row.split == "train" for row in kept):
         sources = ", ".join(repr(str(path)) for path in paths) or kind
         raise UserError(
@@ -148,6 +152,8 @@ def _import(
     header = {"format_version": FORMAT_VERSION, "settings": what, "text_form": dataclasses.asdict(form)}
     header |= figures(manifest, form)
     header |= {"sample_rates": dict(rates), "dropped": reasons, "complete": True}
+    if settings.alignments:
+        header |= {"aligned": sum(row.word_times is not None for row in kept), "unaligned": unaligned}
     if given is not None:
         header["units"] = dataclasses.asdict(given)
     write_bytes(out / "manifest.jsonl", b"".join((json.dumps(row) + "\n").encode() for row in manifest))
@@ -171,8 +177,34 @@ def summary(header: dict[str, Any]) -> Iterator[str]:
     if others:
         listed = ", ".join(f"{count:,} at {rate} Hz" for rate, count in others.items())
         yield f"audio of other sample rates: {listed}; resampled to {SAMPLE_RATE} Hz when read"
+    if "aligned" in header:
+        yield f"word times: {header['aligned']:,} rows; without: {_told(header['unaligned']) or 'none'}"
     if "dropped" in header:
         yield f"dropped: {_told(header['dropped']) or 'none'}"
+
+
+def _aligned(rows: Sequence[Row], settings: ImportSettings) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows, those of text and speech with word times, and why some of these have none, as `_reasons` does.
+
+    Raises:
+        UserError: The alignments are of none of the rows.
+    """
+    if not settings.alignments:
+        return list(rows), {}
+    found, form = alignments.read(Path(settings.alignments)), settings.text_form
+    result, lacking = [], []
+    for row in rows:
+        if not row.problem and row.text is not None and (row.audio is not None or row.units):
+            times, problem = alignments.times_of(form.stored(row.text), found.get(row.id), row.seconds, form)
+            lacking += [dataclasses.replace(row, problem=problem)] * bool(problem)
+            row = row if problem else dataclasses.replace(row, word_times=times)
+        result.append(row)
+    if not any(row.word_times for row in result):
+        raise UserError(
+            f"alignments = {settings.alignments!r}: they are of none of the {len(result)} rows "
+            f"({_told(_reasons(lacking)) or 'no row has text and speech'}); the first is called {next(iter(found))!r}"
+        )
+    return result, _reasons(lacking)
 
 
 def _given_units(kind: str, paths: Sequence[str | os.PathLike], settings: ImportSettings) -> GivenUnits | None:

@@ -147,7 +147,13 @@ def fit(source: Source, folder: Path, overwrite: bool) -> None:
     digests = {name: vocabulary.digest for name, vocabulary in prepared.read_vocabularies(folder).items()}
     write_json(
         folder / SHARDS / FIT,
-        {"made_with": made_with, "splits": found.splits, "about": about, "vocabularies": digests},
+        {
+            "made_with": made_with,
+            "splits": found.splits,
+            "aligned": "word_times" in found.fields,
+            "about": about,
+            "vocabularies": digests,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from zipper_jax.data import interleave
 from zipper_jax.data.packed_rows import FORMAT_VERSION, read_meta, write_rows
 from zipper_jax.data.prepare_examples import join, write_examples
 from zipper_jax.data.prepare_fit import fit, open_source
@@ -20,6 +21,7 @@ from zipper_jax.data.prepared import read_examples, read_header, read_task_set, 
 from zipper_jax.packing import Packer
 from zipper_jax.sequences import Example, fill_template
 from zipper_jax.tasks import SPEECH
+from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 
@@ -111,23 +113,47 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> M
         more = {"task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
         for leftover in home.parent.glob("*.partial"):  # of a killed run
             shutil.rmtree(leftover, ignore_errors=True)
-        examples = contents(folder, settings.task_set.tasks[task].modalities, split)
-        packed = Packed(task, examples, settings, more)
+        packed = Packed(task, examples_of(folder, task, split, settings), settings, more)
         metas[task, split] = write_rows(home, packed, packed.meta)
         logger.info(summary(metas[task, split]))
     return metas
 
 
-def contents(folder: Any, modalities: Iterable[str], split: str) -> Iterator[dict[str, np.ndarray]]:
+def contents(
+    folder: Any, modalities: Iterable[str], split: str, kept: Iterable[Mapping[str, Any]] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield modality -> content tokens of the examples of a split that have all of ``modalities``, in order.
 
-    Without speech among them, shifted copies of an utterance count once.
+    Without speech among them, shifted copies of an utterance count once. ``kept``: see `examples_of`.
     """
     vocabularies, task_set = read_vocabularies(folder), read_task_set(folder)
     fields = {modality: task_set.field_of(modality) for modality in modalities}
-    for example in read_examples(folder, split):
+    for example in read_examples(folder, split) if kept is None else kept:
         if (SPEECH in fields or not example["shift"]) and all(example[field] is not None for field in fields.values()):
             yield {modality: vocabularies[modality].encode(example[field]) for modality, field in fields.items()}
+
+
+def examples_of(
+    folder: Any, task: str, split: str, settings: PrepareSettings, kept: Iterable[Mapping[str, Any]] | None = None
+) -> Iterator[Example | None]:
+    """Yield the examples of a task; None for what an interleaved one cannot cut.
+
+    Args:
+        folder: A prepared folder.
+        task: A task of the settings.
+        split: Of the folder.
+        settings: With the tasks.
+        kept: Rows of the split, from `read_examples`; None: all.
+
+    Raises:
+        UserError: An interleaved task, and no example has word times.
+    """
+    config = settings.task_set.tasks[task]
+    if config.interleaving is None:
+        return (fill_template(config, content) for content in contents(folder, config.modalities, split, kept))
+    rate_hz, shifts = float(read_header(folder).get("rate_hz", 0.0)), settings.shifts if split == "train" else 1
+    rows = read_examples(folder, split) if kept is None else kept
+    return interleave.examples(task, settings.task_set, read_vocabularies(folder), rows, rate_hz, shifts)
 
 
 class Packed:
@@ -135,7 +161,7 @@ class Packed:
 
     Args:
         task: Its name.
-        examples: Modality -> content tokens of each.
+        examples: From `examples_of`.
         settings: Tasks and lengths of rows.
         about: Further entries of `meta`.
     """
@@ -143,19 +169,23 @@ class Packed:
     def __init__(
         self,
         task: str,
-        examples: Iterable[Mapping[str, np.ndarray]],
+        examples: Iterable[Example | None],
         settings: PrepareSettings,
         about: Mapping[str, Any] | None = None,
     ):
-        self._template, self._lengths = settings.task_set.tasks[task], _lengths(settings, task)
+        self._lengths = _lengths(settings, task)
         self._examples, self._open_rows, self._about = examples, settings.open_rows, about or {}
         self._dropped = {"empty": 0, "too_long": 0}
+        if settings.task_set.tasks[task].interleaving is not None:
+            self._dropped[interleave.NOT_ALIGNED] = 0
         self._slots, self._rows = np.zeros(len(self._lengths), np.int64), 0
 
     def __iter__(self) -> Iterator[list[Example]]:
         packer = Packer[Example](np.array(list(self._lengths.values())), self._open_rows)
-        for content in self._examples:
-            example = fill_template(self._template, content)
+        for example in self._examples:
+            if example is None:
+                self._dropped[interleave.NOT_ALIGNED] += 1
+                continue
             need = _slots(example, self._lengths)
             if not all(len(span.tokens) for span in example):  # an empty span: no input, or no target
                 self._dropped["empty"] += 1
@@ -202,10 +232,12 @@ def _slots(example: Example, lengths: Mapping[str, int]) -> list[int]:
 
 def _digest(header: Mapping[str, Any], settings: PrepareSettings, task: str) -> str:
     """Return the SHA-256 of everything that determines the rows of a task."""
+    interleaving = settings.task_set.tasks[task].interleaving
     decides = {
         "format": FORMAT_VERSION,
         "examples": [header["made_with"], header["dropped"]] if header.get("dropped") else header["made_with"],
         "template": settings.task_set.tasks[task].spans,
+        **({} if interleaving is None else {"interleaving": to_dict(interleaving), "shifts": settings.shifts}),
         "lengths": _lengths(settings, task),
         "open_rows": settings.open_rows,
     }

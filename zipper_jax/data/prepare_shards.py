@@ -41,6 +41,7 @@ class Fit(msgspec.Struct):
 
     made_with: dict[str, Any]
     splits: list[Split]
+    aligned: bool
     about: dict[str, Any]
     vocabularies: dict[str, str]
 
@@ -108,6 +109,7 @@ def encode_shard(source: Source, folder: Path, shard: tuple[int, int], processes
         if "tokenizer" in fit.about and load_units(units).digest != fit.about["tokenizer"]:
             raise UserError(f"{str(units)!r} has other units than {FIT}: copy both from the machine that ran --fit")
         fields = [modality.field for name, modality in modalities.items() if name != SPEECH]
+        fields += ["word_times"] * fit.aligned
         for split in fit.splits:
             rows, shifts = Rows(source.rows(shard), split), source.settings.shifts if split == "train" else 1
             encode_split(home / f"{split}.jsonl", source.corpus, units, rows, fields, shifts, processes)

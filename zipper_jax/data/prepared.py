@@ -2,8 +2,8 @@
 
     prepared/header.json                    settings, corpus, digests, tasks and modalities
     prepared/vocabularies/<modality>/       vocabulary.json (+ sentencepiece.model, tokenizer.npz or tokenizer.json)
-    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"} and fields
-                                            of further modalities; null: absent
+    prepared/examples/<split>.jsonl         {"id", "split", "text", "units", "voice", "seconds", "shift"}, fields of
+                                            further modalities, and word_times where the corpus has some; null: absent
     prepared/rows/<task>/<split>/           see packed_rows
 
 A corpus without text gets no text vocabulary, one without speech no units. header.json records the settings and the
@@ -61,6 +61,7 @@ class _Example(msgspec.Struct):
     seconds: user_json.Number = 0.0
     shift: user_json.Natural = 0
     voice: str | None = None
+    word_times: list[tuple[float, float]] | None = None
 
 
 def read_header(folder: Any) -> dict[str, Any]:
@@ -91,7 +92,8 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
                 if field not in example:
                     raise UserError(f"{place}: {field} is missing; {fix}")
                 user_json.convert(example[field], list[_Id] | str | None, place, fix, field)
-            units = {name: np.array(value, np.int32) for name, value in example.items() if isinstance(value, list)}
+            lists = {name: value for name, value in example.items() if isinstance(value, list) and name in contents}
+            units = {name: np.array(value, np.int32) for name, value in lists.items()}
             yield {"shift": 0, "seconds": 0.0, **example, **units}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipper_jax.data.mixtures import permutation
 from zipper_jax.data.packed_rows import read_meta, write_rows
-from zipper_jax.data.prepare_rows import Packed
+from zipper_jax.data.prepare_rows import Packed, examples_of
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepared import read_examples, read_header, read_vocabularies
 from zipper_jax.utils import user_json
@@ -75,13 +75,9 @@ def write_share(prepared: Any, out: Any, share: float, settings: PrepareSettings
             if split != TRAIN:
                 copy_folder(prepared / "rows" / task / split, home)
             elif (read_meta(home) or {}).get("of") != about:
-                contents = (
-                    {modality: vocabularies[modality].encode(e[field]) for modality, field in fields.items()}
-                    for e in kept
-                )
                 digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
                 more = {"task": task, "split": split, "of": about, "vocabularies": digests}
-                packed = Packed(task, contents, settings, more)
+                packed = Packed(task, examples_of(prepared, task, split, settings, kept), settings, more)
                 write_rows(home, packed, packed.meta)
     copy_folder(prepared / "vocabularies", out / "vocabularies")
     shutil.copy(prepared / "header.json", out / "header.json")

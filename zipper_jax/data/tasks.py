@@ -1,8 +1,8 @@
 """seqio tasks and mixtures over a prepared folder. This module imports TensorFlow (7 s): import it late.
 
 There is one seqio task per task of the folder's `TaskSet` whose modalities the folder has, with one feature per
-modality (content only) and one example per utterance that has all of them. Built in: text_lm, speech_lm, asr, tts, and
-the mixture asr_tts at the paper's rates.
+modality (content only) and one example per utterance that has all of them; none of interleaved tasks, whose examples
+`data.interleave` makes. Built in: text_lm, speech_lm, asr, tts, and the mixture asr_tts at the paper's rates.
 
 seqio adds no begin and end tokens, order or loss weights: they come from the task's spans
 (`zipper_jax.tasks.TaskConfig`). Nothing is trimmed or padded here.
@@ -108,7 +108,7 @@ def register(folder: Any, prefix: str = "") -> dict[str, str]:
     policy, names = read_policy(folder), {}
     for task, config in task_set.tasks.items():
         modalities = config.modalities
-        if not set(modalities) <= set(vocabularies):
+        if config.interleaving is not None or not set(modalities) <= set(vocabularies):
             continue
         names[task] = prefix + task
         seqio.TaskRegistry.remove(names[task])

@@ -3,7 +3,9 @@
 At a switch of modality the end token, sampled or forced at max_new_tokens, goes through its own tower before the next
 begin token, so decoding matches training exactly (docs/architecture.md, idea 1).
 
-Axis letters: B rows, N = limit + 2, V vocabulary.
+The order is given, or the model's own (`decoding.auto`).
+
+Axis letters: B rows, N = limit + 2, V vocabulary, C choices of the next modality.
 """
 
 import copy
@@ -16,10 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
+from zipper_jax.decoding import auto
+from zipper_jax.decoding.auto import MAX_SPANS
 from zipper_jax.decoding.beam import beam_span
 from zipper_jax.decoding.sampling import SamplingConfig, allowed_tokens, choose
+from zipper_jax.decoding.spans import Generated, Given, Outputs, to_host
 from zipper_jax.models.cache import Cache, init_cache, next_tokens
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.module import Params, Placer, unsharded
@@ -32,26 +37,6 @@ from zipper_jax.utils.trees import flatten
 
 BATCH_SIZE = 32
 """Rows decoded together; the cache of keys and values, which grows with them, is most of the memory."""
-
-Given = tuple[str, np.ndarray]
-"""A span of the prompt: (modality, content token ids)."""
-
-
-class Generated(NamedTuple):
-    """One generated span.
-
-    Attributes:
-        modality: Its name.
-        tokens: Content token ids of the modality, int32 [n].
-        truncated: Whether max_new_tokens ended it.
-        log_probs: Of each content token and, last, of the end token, under the tower's whole vocabulary, float32
-            [n + 1].
-    """
-
-    modality: str
-    tokens: np.ndarray
-    truncated: bool
-    log_probs: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -89,8 +74,10 @@ class Generator:
         self.placer = placer
         self._feed = jax.jit(partial(_feed, config, placer), donate_argnums=(1,))
         self._prepare: dict[bool, Any] = {}  # by whether blocks are under scan
-        self._decode = jax.jit(decode_span, static_argnames=("place", "limit", "sampling"), donate_argnums=(1,))
-        self._beam = jax.jit(beam_span, static_argnames=("place", "limit", "beams", "length_penalty"))
+        self.feed_and_choose = jax.jit(partial(auto.feed_and_choose, config, placer), donate_argnums=(1,))
+        fixed = ("place", "limit", "choosing")
+        self._decode = jax.jit(decode_span, static_argnames=(*fixed, "sampling"), donate_argnums=(1,))
+        self._beam = jax.jit(beam_span, static_argnames=(*fixed, "beams", "length_penalty"))
         self._prepared: Zipper | None = None
 
     def with_params(self, params: Params) -> "Generator":
@@ -117,34 +104,38 @@ class Generator:
     def __call__(
         self,
         given: Sequence[Sequence[Given]],
-        outputs: Sequence[str],
+        outputs: Outputs,
         max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         batch_size: int = BATCH_SIZE,
         first_row: int = 0,
+        max_spans: int = MAX_SPANS,
     ) -> list[list[Generated]]:
-        """Continue each row of ``given`` with one span per name in ``outputs``.
+        """Continue each row of ``given`` with one span per name in ``outputs``, or with those the model chooses.
 
         Memory grows with ``batch_size``, not with the number of rows.
 
         Args:
             given: Prompt of each row, spans of any modalities in order; rows may differ in length and modalities, and
                 may be empty.
-            outputs: Modalities to generate, in order.
+            outputs: Modalities to generate, in order; "auto": after each span, beginning with the prompt's last
+                one, the most likely modality follows, until that is the end of the example. A row may get no span.
             max_new_tokens: Modality -> most content tokens of a generated span; longer ones are truncated and flagged.
             sampling: One setting, or one per output modality.
             batch_size: Most rows decoded together; beams count as rows.
             first_row: Number of the first row in a larger set: a row's draws depend on its number.
+            max_spans: With outputs "auto", most spans of a row.
 
         Returns:
-            The generated spans of each row, in the order of ``outputs``.
+            The generated spans of each row, in order.
 
         Raises:
             UserError: An unknown modality, a missing max_new_tokens, a token outside its vocabulary, or a batch size
-                below 1.
+                below 1; with outputs "auto" a model that does not choose, or a row without a prompt.
         """
         results: list[list[Generated]] = [[] for _ in given]
-        for batch in self.batches(given, outputs, max_new_tokens, sampling, batch_size, first_row=first_row):
+        batches = self.batches(given, outputs, max_new_tokens, sampling, batch_size, (), first_row, max_spans)
+        for batch in batches:
             for row, spans in zip(batch.rows, batch.decode(), strict=True):
                 results[row] = spans
         return results
@@ -152,12 +143,13 @@ class Generator:
     def batches(
         self,
         given: Sequence[Sequence[Given]],
-        outputs: Sequence[str],
+        outputs: Outputs,
         max_new_tokens: Mapping[str, int],
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         batch_size: int = BATCH_SIZE,
         done: Collection[int] = (),
         first_row: int = 0,
+        max_spans: int = MAX_SPANS,
     ) -> list["Batch"]:
         """The batches of `__call__`, each decoded when its `Batch.decode` is called.
 
@@ -165,13 +157,13 @@ class Generator:
         batches are a function of the lengths alone: a run that resumes decodes the same ones.
 
         Args:
-            given, outputs, max_new_tokens, sampling, batch_size, first_row: See `__call__`.
+            given, outputs, max_new_tokens, sampling, batch_size, first_row, max_spans: See `__call__`.
             done: Rows that need no decoding; a batch with none left is skipped.
         """
-        self._check(given, outputs, max_new_tokens, sampling)
+        known = self._check(given, outputs, max_new_tokens, sampling, max_spans)
         if batch_size < 1:
             raise UserError(f"batch_size = {batch_size}: give at least 1")
-        settings = [sampling] if isinstance(sampling, SamplingConfig) else [sampling[m] for m in outputs]
+        settings = [sampling] if isinstance(sampling, SamplingConfig) else [sampling[m] for m in known]
         size = max(1, batch_size // max(setting.beams for setting in settings))
         lengths = [sum(len(tokens) + 2 for _, tokens in spans) for spans in given]
         order = sorted(range(len(given)), key=lambda row: -lengths[row])
@@ -180,7 +172,10 @@ class Generator:
             # The last batch repeats its last row up to the size of the others, which are compiled.
             padded = [*rows, *rows[-1:] * (size - len(rows))] if len(order) > size else rows
             numbers = [first_row + row for row in padded]
-            return self._batch([given[row] for row in padded], outputs, max_new_tokens, sampling, numbers)[: len(rows)]
+            of = [given[row] for row in padded]
+            if outputs == "auto":
+                return auto.decode(self, of, max_new_tokens, sampling, numbers, max_spans)[: len(rows)]
+            return self._batch(of, outputs, max_new_tokens, sampling, numbers)[: len(rows)]
 
         found = [order[first : first + size] for first in range(0, len(order), size)]
         return [Batch(rows, partial(decode, rows)) for rows in found if any(row not in done for row in rows)]
@@ -190,36 +185,42 @@ class Generator:
     ) -> list[list[Generated]]:
         """One batch; a row's draws depend on its number in the whole set, not on its batch."""
         rows = len(given)
-        cache = init_cache(self.config, rows, self._capacity(given, outputs, max_new_tokens), self.placer)
-        if towers := self._towers(given):
+        cache = init_cache(self.config, rows, self.capacity(given, outputs, max_new_tokens), self.placer)
+        if towers := self.towers(given):
             cache = self._feed(self.params, cache, towers)
         results: list[list[Generated]] = [[] for _ in range(rows)]
         for number, modality in enumerate(outputs):
-            setting = sampling if isinstance(sampling, SamplingConfig) else sampling[modality]
-            place, limit = self.layout[modality], int(max_new_tokens[modality])
-            if setting.beams > 1:
-                cache, spans = self._beam(
-                    self._model, cache, place=place, limit=limit, beams=setting.beams,
-                    length_penalty=setting.length_penalty,
-                )  # fmt: skip
-            else:
-                key = jax.random.fold_in(jax.random.key(setting.seed), number)
-                keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
-                cache, spans = self._decode(self._model, cache, keys, place=place, limit=limit, sampling=setting)
-            for b, span in enumerate(_to_host(spans, place)):
+            cache, spans = self.span(cache, number, modality, max_new_tokens, sampling, numbers)
+            for b, span in enumerate(to_host(spans, self.layout[modality])):
                 results[b].append(Generated(modality, *span))
         return results
 
-    def _towers(self, given: Sequence[Sequence[Given]]) -> dict[str, TowerBatch]:
+    def span(
+        self, cache: Cache, number: int, modality: str, max_new_tokens: Any, sampling: Any, numbers: Any,
+        active: Any = None,
+    ) -> tuple[Cache, Any]:  # fmt: skip
+        """Decode the ``number``-th span of each row; of ``active`` rows alone, then also what they choose after it."""
+        setting = sampling if isinstance(sampling, SamplingConfig) else sampling[modality]
+        place, limit = self.layout[modality], int(max_new_tokens[modality])
+        rows: dict[str, Any] = {} if active is None else {"active": jnp.asarray(active), "choosing": True}
+        if setting.beams > 1:
+            return self._beam(
+                self._model, cache, place=place, limit=limit, beams=setting.beams,
+                length_penalty=setting.length_penalty, **rows,
+            )  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(setting.seed), number)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
+        return self._decode(self._model, cache, keys, place=place, limit=limit, sampling=setting, **rows)
+
+    def towers(self, given: Sequence[Sequence[Given]]) -> dict[str, TowerBatch]:
         """The batches of the prompts, one example per row; towers without tokens are omitted."""
         examples = [tuple(Span(modality, tokens, 0.0) for modality, tokens in spans) for spans in given]
         used = [tower_lengths(example, self.layout) for example in examples]
         longest = {tower: max(lengths[tower] for lengths in used) for tower in used[0]}
         lengths = {tower: _bucket(length) for tower, length in longest.items() if length}
-        present = {m: place for m, place in self.layout.items() if place.tower in lengths}
-        return rows_to_towers([[example] if example else [] for example in examples], present, lengths)
+        return rows_to_towers([[example] if example else [] for example in examples], self.layout, lengths)
 
-    def _capacity(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int]) -> dict[str, int]:
+    def capacity(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int]) -> dict[str, int]:
         """Capacity of each tower's cache: the longest prompt plus max_new_tokens of the outputs."""
         longest = dict.fromkeys(self.config.towers, 0)
         for spans in given:
@@ -234,7 +235,13 @@ class Generator:
             self.config.towers[tower].check_length(length, f"positions of tower {tower!r}, prompt plus max_new_tokens")
         return {tower: _bucket(max(n, self.lengths.get(tower, 0))) for tower, n in longest.items()}
 
-    def _check(self, given: Any, outputs: Sequence[str], max_new_tokens: Mapping[str, int], sampling: Any) -> None:
+    def _check(
+        self, given: Any, outputs: Outputs, max_new_tokens: Mapping[str, int], sampling: Any, max_spans: int
+    ) -> Sequence[str]:
+        """Raise UserError where `__call__` does; the modalities that may be generated."""
+        if outputs == "auto":
+            auto.check(self.config, given, max_spans)
+            outputs = sorted(self.layout)
         if not outputs:
             raise UserError("outputs is empty; give at least one modality, for example 'text'")
         for modality in [*outputs, *(m for spans in given for m, _ in spans)]:
@@ -252,6 +259,7 @@ class Generator:
                     raise UserError(
                         f"{modality} tokens must be in 0..{size - 1}, got {np.min(tokens)}..{np.max(tokens)}"
                     )
+        return outputs
 
 
 def _bucket(n: int, step: int = 32) -> int:
@@ -312,7 +320,9 @@ def decode_span(
     place: Place,
     limit: int,
     sampling: SamplingConfig,
-) -> tuple[Cache, tuple[Int[Array, "B N"], Float[Array, "B N"], Bool[Array, " B"]]]:
+    active: Bool[Array, " B"] | None = None,
+    choosing: bool = False,
+) -> tuple[Cache, tuple[Array, ...]]:
     """Decode one span: feed the begin token, then tokens until each row's end token has been fed.
 
     Args:
@@ -322,18 +332,23 @@ def decode_span(
         place: The span's modality.
         limit: max_new_tokens: most content tokens, begin and end not counted.
         sampling: How tokens are chosen.
+        active: Rows that have such a span; None: all.
+        choosing: Also return log probabilities of what comes after the span.
 
     Returns:
-        (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token.
+        (cache, (tokens, log probs, truncated)): token ids of the tower, padded with the end token, int32 [B, N];
+        float32 [B, N]; bool [B]. With ``choosing`` also float32 [B, C], undefined in rows that are not active.
     """
     rows = keys.shape[0]
     allowed, end = allowed_tokens(model.config, place), place.offset + place.end
 
     def body(state: Any) -> Any:
-        step, cache, token, active, out, scores, cut_off = state
+        step, cache, token, active, out, scores, cut_off, at_end = state
         batch = next_tokens(cache, place.tower, token[:, None], active.astype(jnp.int32))
-        all_logits, cache = model.last_logits({place.tower: batch}, cache)
+        all_logits, states, cache = model.last_logits({place.tower: batch}, cache)
         logits = all_logits[place.tower]
+        if choosing:  # the last token that a row feeds is its end token
+            at_end = jnp.where(active[:, None, None], states[place.tower], at_end)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         masked = jnp.where(allowed, logits, -jnp.inf)
         chosen = choose(masked, step_keys, sampling.temperature, sampling.top_k, sampling.top_p)
@@ -345,33 +360,19 @@ def decode_span(
         score = jnp.take_along_axis(log_probs, chosen[:, None], axis=-1)[:, 0]
         out = out.at[:, step].set(jnp.where(predicting, chosen, end))
         scores = scores.at[:, step].set(jnp.where(predicting, score, 0.0))
-        return step + 1, cache, chosen, predicting, out, scores, cut_off
+        return step + 1, cache, chosen, predicting, out, scores, cut_off, at_end
 
+    width, dtype = model.config.towers[place.tower].embed_dim, jnp.dtype(model.config.dtype)
     state = (
         jnp.int32(0),
         cache,
         jnp.full((rows,), place.offset + place.begin, jnp.int32),
-        jnp.ones((rows,), bool),
+        jnp.ones((rows,), bool) if active is None else active,
         jnp.full((rows, limit + 2), end, jnp.int32),
         jnp.zeros((rows, limit + 2), jnp.float32),
         jnp.zeros((rows,), bool),
+        jnp.zeros((rows, 1, width) if choosing else (0,), dtype),
     )
-    _, cache, _, _, out, scores, cut_off = jax.lax.while_loop(lambda s: jnp.any(s[3]), body, state)
-    return cache, (out, scores, cut_off)
-
-
-def _fetch(arrays: Any) -> Any:
-    """Gather arrays to NumPy in every process; with several processes, all must make the same calls."""
-    if all(array.is_fully_addressable for array in jax.tree.leaves(arrays)):
-        return jax.device_get(arrays)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(arrays, tiled=True)
-
-
-def _to_host(spans: Any, place: Place) -> Any:
-    """(content ids, truncated, log probs) of each row."""
-    out, scores, cut_off = _fetch(spans)
-    for row, row_scores, truncated in zip(out - place.offset, scores, cut_off, strict=True):
-        n = int(np.argmax(row == place.end))
-        yield row[:n].astype(np.int32), bool(truncated), row_scores[: n + 1]
+    _, cache, _, _, out, scores, cut_off, at_end = jax.lax.while_loop(lambda s: jnp.any(s[3]), body, state)
+    spans = out, scores, cut_off
+    return cache, (*spans, jax.nn.log_softmax(model.choose(place.tower, at_end)[:, 0])) if choosing else spans

@@ -29,8 +29,7 @@ def attention_weights(model: Model, task: TaskConfig, contents: Mapping[str, Any
     tokens = {m: np.asarray(model.vocabularies[m].encode(contents[m]), np.int32) for m in task.modalities}
     example = fill_template(task, tokens)
     lengths = {tower: length for tower, length in tower_lengths(example, model.layout).items() if length}
-    present = {m: place for m, place in model.layout.items() if place.tower in lengths}
-    towers = rows_to_towers([[example]], present, lengths)
+    towers = rows_to_towers([[example]], model.layout, lengths)
     run = jax.jit(lambda params, towers: zipper.bind_params(model.config, params).attention_weights(towers))
     found = run(model.params, towers)
     source, target = (model.layout[m].tower for m in (task.modalities[0], task.target))

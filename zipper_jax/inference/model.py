@@ -4,6 +4,7 @@ model = zipper_jax.load("runs/smoke/zipper")
 model.transcribe("hello.wav")
 model.speak("turn the kitchen light off").save("off.wav")
 model.generate([[("text", "set a timer")]], outputs=("text", "speech"))
+model.generate([[("text", "what time is it?")]], outputs="auto")  # in an order that the model chooses
 model.tower("text").perplexity(["turn the light on"])
 """
 
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from zipper_jax.decoding.generate import BATCH_SIZE, Batch, Generated, Generator
+from zipper_jax.decoding.auto import MAX_SPANS
+from zipper_jax.decoding.generate import BATCH_SIZE, Batch, Generator
 from zipper_jax.decoding.sampling import SamplingConfig
+from zipper_jax.decoding.spans import Generated, Outputs
 from zipper_jax.inference import perplexity
 from zipper_jax.metrics.normalisers import TextForm
 from zipper_jax.models import zipper
@@ -49,14 +52,16 @@ class Output(NamedTuple):
     Attributes:
         modality: Its name.
         content: A string for text, units for speech.
-        truncated: Whether max_new_tokens ended it.
+        truncated: Whether max_new_tokens ended it, or max_spans the example after it.
         log_probs: Of each token, the end token last.
+        next_modality: With outputs "auto" what the model chose to follow; None: the end of the example.
     """
 
     modality: str
     content: Any
     truncated: bool
     log_probs: Float[np.ndarray, " n"]
+    next_modality: str | None = None
 
 
 class Transcript(NamedTuple):
@@ -187,35 +192,43 @@ class Model:
     def generate(
         self,
         prompts: Sequence[Sequence[tuple[str, Any]]],
-        outputs: Sequence[str] = (TEXT,),
+        outputs: Outputs = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
         batch_size: int = BATCH_SIZE,
         first_row: int = 0,
+        max_spans: int = MAX_SPANS,
     ) -> list[list[Output]]:
-        """Continue each prompt with one span per output modality, in order.
+        """Continue each prompt with one span per output modality, in order, or with those that the model chooses.
 
         Args:
             prompts: Per example, (modality, content) spans in order: a string for text, unit ids for speech, else what
                 the modality's vocabulary encodes; may be empty.
-            outputs: Modalities to generate, for example ``("text", "speech")``.
-            sampling: One setting, or one per output modality.
+            outputs: Modalities to generate, for example ``("text", "speech")``; "auto": the model chooses after each
+                span, the prompt's last one included, which follows or that the example ends (docs/interleaving.md).
+            sampling: One setting, or one per output modality. Choices of the next modality are never sampled.
             max_new_tokens: Modality -> most content tokens; overrides the model's own.
             batch_size: Most prompts decoded together; beams count as prompts.
             first_row: Number of the first prompt in a larger set: what is sampled depends on a prompt's number.
+            max_spans: With outputs "auto", most spans of an example.
 
         Returns:
             The generated spans of each prompt.
+
+        Raises:
+            UserError: See `decoding.generate.Generator`.
         """
         given = [[(modality, self.encode(modality, content)) for modality, content in prompt] for prompt in prompts]
         results = self.generate_tokens(
-            given, outputs, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size, first_row=first_row
-        )
-        return [
-            [Output(g.modality, self.vocabularies[g.modality].decode(g.tokens), g.truncated, g.log_probs) for g in row]
-            for row in results
-        ]
+            given, outputs, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            first_row=first_row, max_spans=max_spans,
+        )  # fmt: skip
+        return [[self._output(span) for span in row] for row in results]
+
+    def _output(self, span: Generated) -> Output:
+        content = self.vocabularies[span.modality].decode(span.tokens)
+        return Output(span.modality, content, span.truncated, span.log_probs, span.next_modality)
 
     def encode(self, modality: str, content: Any) -> np.ndarray:
         """The token ids of a content, int32; what the vocabulary lacks is logged as a warning.
@@ -239,16 +252,19 @@ class Model:
     def generate_tokens(
         self,
         given: Sequence[Sequence[tuple[str, np.ndarray]]],
-        outputs: Sequence[str] = (TEXT,),
+        outputs: Outputs = (TEXT,),
         *,
         sampling: SamplingConfig | Mapping[str, SamplingConfig] = SamplingConfig(),
         max_new_tokens: Mapping[str, int] | None = None,
         batch_size: int = BATCH_SIZE,
         first_row: int = 0,
+        max_spans: int = MAX_SPANS,
     ) -> list[list[Generated]]:
         """`generate` from token ids to token ids, without vocabularies."""
-        max_new_tokens = {**self._room(given, outputs), **(max_new_tokens or {})}
-        return self._generator(given, tuple(outputs), max_new_tokens, sampling, batch_size, first_row)
+        longest = sorted(self.layout) * max_spans if outputs == "auto" else outputs
+        max_new_tokens = {**self._room(given, longest), **(max_new_tokens or {})}
+        outputs = outputs if outputs == "auto" else tuple(outputs)
+        return self._generator(given, outputs, max_new_tokens, sampling, batch_size, first_row, max_spans)
 
     def token_batches(
         self,

@@ -83,7 +83,7 @@ def pack_contents(
 def _towers(layout: Layout, modality: str, rows: Any, lengths: Mapping[str, int]) -> dict[str, TowerBatch]:
     place = layout[modality]
     examples = [[(Span(modality, tokens, 1.0),) for tokens in row] for row in rows]
-    return rows_to_towers(examples, {modality: place}, {place.tower: lengths[place.tower]})
+    return rows_to_towers(examples, layout, {place.tower: lengths[place.tower]})
 
 
 def _sums(config: ZipperConfig, tower: str, fused: bool, params: Any, towers: Any) -> Any:

@@ -50,9 +50,10 @@ METRICS: dict[VocabularyKind, tuple[MetricFn, ...]] = {
 
 
 def metrics_of(task_set: TaskSet, name: str) -> tuple[MetricFn, ...]:
-    """Default metrics of the task ``name``; none for a task without a condition."""
+    """Default metrics of the task ``name``; none for a task without a condition, or an interleaved one."""
     task = task_set.task(name)
-    return METRICS[task_set.vocabulary_of(task.target)] if len(task.spans) > 1 else ()
+    conditioned = len(task.spans) > 1 and task.interleaving is None
+    return METRICS[task_set.vocabulary_of(task.target)] if conditioned else ()
 
 
 def under(policy: Policy, functions: Sequence[MetricFn]) -> tuple[MetricFn, ...]:

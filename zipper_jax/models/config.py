@@ -48,6 +48,7 @@ class ZipperConfig:
         attention: Implementation of attention: "auto" chooses by platform and shapes, `zipper inspect --kernels` shows
             what; "dense", "blockwise", "pallas_tpu" (interpreted, slowly, where there is no TPU), see
             `ops.interval_attention`.
+        next_modality: A head per tower predicts at end tokens which modality comes next, see `models.choice`.
     """
 
     towers: Mapping[str, TowerConfig]
@@ -59,6 +60,7 @@ class ZipperConfig:
     scan: bool = True
     remat: Literal["none", "dots", "full"] = "none"
     attention: Implementation = "auto"
+    next_modality: bool = False
 
     def __post_init__(self) -> None:
         freeze_fields(self, "towers", "modalities", "zips", "input_projections", "added_tokens")
@@ -103,6 +105,11 @@ class ZipperConfig:
     def rows(self, tower: str) -> int:
         """Vocabulary size of a tower on the fused path, added tokens included."""
         return self.towers[tower].vocab_size + self.added_tokens.get(tower, 0)
+
+    @property
+    def choices(self) -> tuple[str | None, ...]:
+        """What a tower with `next_modality` chooses from: the modalities in sorted order; None: the example ends."""
+        return (*sorted(self.modalities), None)
 
     def _check_overlaps(self) -> None:
         """Raise UserError when two modalities of one tower share rows of its vocabulary."""

@@ -10,10 +10,10 @@
 
 Outside ``models/`` parameters are nested dicts; `bind_params` puts them into a model inside a traced function. Their
 paths are those of the modules: ``towers/<name>/{embedding,blocks,final_norm,head}``, ``added_embeddings/<name>``,
-``input_projections/<name>``, ``zips/<a>-<b>/into_<name>``; blocks are stacked over layers [L, ...], zips over their
-members [Z, ...].
+``input_projections/<name>``, ``next_modality/<name>``, ``zips/<a>-<b>/into_<name>``; blocks are stacked over layers
+[L, ...], zips over their members [Z, ...].
 
-Axis letters: B rows, T positions, D embed_dim, V vocabulary, L layers, Z zips.
+Axis letters: B rows, T positions, D embed_dim, V vocabulary, L layers, Z zips, C choices of the next modality.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from zipper_jax.models import module
 from zipper_jax.models.cache import Cache
+from zipper_jax.models.choice import ChoiceHead, choice_of
 from zipper_jax.models.config import ProjectionConfig, ZipperConfig
 from zipper_jax.models.dropout import Dropout
 from zipper_jax.models.forward import Batches, Pass, State, Weights
@@ -61,6 +62,10 @@ class Zipper(Module):
         )
         self.input_projections = nnx.data(
             {n: self._projection(n, p, rngs) for n, p in sorted(config.input_projections.items()) if p.form != "none"}
+        )
+        choosing = sorted(config.towers.items()) if config.next_modality else []
+        self.next_modality = nnx.data(
+            {n: ChoiceHead(t, len(config.choices), rngs=rngs, dtype=dtype) for n, t in choosing}
         )
         self.zips = nnx.data({z.name: self._directions(z, rngs) for z in sorted(config.zips, key=lambda z: z.name)})
 
@@ -113,22 +118,41 @@ class Zipper(Module):
         """Float32 logits of `hidden` states; those of added tokens come after the tower's own."""
         return self.towers[tower].logits(hidden, self.added_embeddings.get(tower))
 
-    def losses(self, batches: Batches, z_loss: float = 0.0, dropout: Dropout | None = None) -> dict[str, Losses]:
+    def choose(self, tower: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
+        """Float32 logits of what comes after an end token with these `hidden` states, see `ZipperConfig.choices`."""
+        return self.towers[tower].execution.in_use(self.next_modality[tower])(hidden)
+
+    def losses(
+        self, batches: Batches, z_loss: float = 0.0, dropout: Dropout | None = None, choices: bool = False
+    ) -> dict[str, Losses]:
         """Losses of every batch's targets on the fused path; logits of a large vocabulary are not stored.
 
-        ``dropout``: of a training pass; None: nothing is dropped.
+        Args:
+            batches: Tower -> its batch.
+            z_loss: See `cross_entropy`.
+            dropout: Of a training pass; None: nothing is dropped.
+            choices: Also the losses of the choices, named by `choice.choice_of`, where the model makes them.
+
+        Returns:
+            Tower -> the losses of its tokens.
         """
         states = Pass(self, batches, None, dropout=dropout)()
-        return {
-            name: tower.losses(tower.norm(states[name]), batches[name], self.added_embeddings.get(name), z_loss)
-            for name, tower in self.towers.items()
-            if name in states
-        }
+        found = {}
+        for name, tower in self.towers.items():
+            if name in states:
+                x = tower.norm(states[name])
+                found[name] = tower.losses(x, batches[name], self.added_embeddings.get(name), z_loss)
+                if choices and self.config.next_modality:
+                    head = tower.execution.in_use(self.next_modality[name])
+                    found[choice_of(name)] = head.losses(x, batches[name])
+        return found
 
-    def last_logits(self, batches: Batches, cache: Cache) -> tuple[dict[str, Float[Array, "B V"]], Cache]:
-        """Logits of each row's last token of this pass, and the cache; the head is computed for these tokens only.
+    def last_logits(
+        self, batches: Batches, cache: Cache
+    ) -> tuple[dict[str, Float[Array, "B V"]], dict[str, Float[Array, "B 1 D"]], Cache]:
+        """Logits of each row's last token of this pass, the states they are from, and the cache.
 
-        The logits of a row without a token in a tower are undefined.
+        The head is computed for these tokens only. What a row without a token in a tower gets is undefined.
         """
         states, cache = self.hidden(batches, cache)
         logits = {}
@@ -136,8 +160,8 @@ class Zipper(Module):
             count = jnp.sum(batches[tower].segment_ids > 0, axis=1, dtype=jnp.int32)
             last = jnp.maximum(count - 1, 0)
             x = jnp.take_along_axis(x, last[:, None, None], axis=1) if x.shape[1] > 1 else x
-            logits[tower] = self.head(tower, x)[:, 0]
-        return logits, cache
+            states[tower], logits[tower] = x, self.head(tower, x)[:, 0]
+        return logits, states, cache
 
     def for_decoding(self) -> "Zipper":
         """This model with what is the same for all tokens done once, outside of the loop over tokens.

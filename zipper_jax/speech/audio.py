@@ -164,11 +164,16 @@ def is_silent(waveform: Float[np.ndarray, " N"]) -> bool:
 
 def trim_silence(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> Float[np.ndarray, " M"]:
     """Cut leading and trailing silence, but ``keep_seconds`` at either end; all-zero audio is returned unchanged."""
+    return waveform[not_silent(waveform, keep_seconds)]
+
+
+def not_silent(waveform: Float[np.ndarray, " N"], keep_seconds: float = 0.04) -> slice:
+    """Return the samples that `trim_silence` keeps."""
     loud = np.flatnonzero(_loud_blocks(waveform))
     if not loud.size:
-        return waveform
+        return slice(0, len(waveform))
     keep = round(keep_seconds * SAMPLE_RATE)
-    return waveform[max(0, loud[0] * _BLOCK - keep) : (loud[-1] + 1) * _BLOCK + keep]
+    return slice(max(0, int(loud[0]) * _BLOCK - keep), (int(loud[-1]) + 1) * _BLOCK + keep)
 
 
 def normalise_level(waveform: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -20,14 +20,14 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import soundfile
 
 from zipper_jax.metrics.normalisers import TextForm, read_text_form
-from zipper_jax.speech import grammar
+from zipper_jax.speech import grammar, word_times
 from zipper_jax.speech import sentences as sentence_files
 from zipper_jax.speech.audio import SAMPLE_RATE, add_noise, save_audio, trim_silence
 from zipper_jax.speech.manifest import SPLITS
@@ -42,7 +42,7 @@ from zipper_jax.utils.progress import progress
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-LATER_FIELDS = {"grammar": "home", "text_file": "", "text_only": "", "voice_files": ""}
+LATER_FIELDS = {"grammar": "home", "text_file": "", "text_only": "", "voice_files": "", "word_times": "none"}
 """Field that older folders lack -> its value there."""
 
 
@@ -91,6 +91,8 @@ class CorpusSettings:
     """File of further text for training, one document per line; lines that hold a held-out sentence are dropped."""
     voice_files: str = ""
     """Folder of the files of neural voices; empty: the installed packages'."""
+    word_times: Literal["none", "engine"] = "none"
+    """Times of the words, for interleaved tasks: none, or those of the engine (flite)."""
 
     def __post_init__(self):
         if self.grammar not in grammar.GRAMMARS:
@@ -155,6 +157,8 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
             logger.info(f"corpus {out} is complete: {sum(found['counts'].values())} utterances")
             return out
     engine = find_engine(settings.engine, settings.voice_files)
+    if settings.word_times == "engine":
+        word_times.require(engine)
     if found is not None and found["engine"] != engine.name:
         raise UserError(
             f"corpus folder {str(out)!r} was begun with engine {found['engine']!r}, which is not {engine.name!r}: "
@@ -186,7 +190,10 @@ def _synthesise(out: Path, settings: CorpusSettings, processes: int | None) -> P
     write_json(out / "corpus.json", header)
     _speak(out, engine.name, settings.voice_files, utterances, processes)
     seconds = {u.id: soundfile.info(out / u.audio).duration for u in utterances}
-    lines = [json.dumps(_manifest_row(u, seconds[u.id])) for u in utterances]
+    rows = [_manifest_row(u, seconds[u.id]) for u in utterances]
+    if settings.word_times == "engine":
+        rows = word_times.added(rows, engine.name, processes)
+    lines = [json.dumps(row) for row in rows]
     # Text alone is training text.
     lines += [json.dumps({"id": f"text_{i:06d}", "split": "train", "text": text}) for i, text in enumerate(texts)]
     write_bytes(out / "manifest.jsonl", ("\n".join(lines) + "\n").encode())

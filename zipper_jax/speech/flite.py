@@ -60,10 +60,8 @@ class FliteEngine:
         if pitch != 1.0 and voice in self.without_pitch:
             raise UserError(f"pitch = {pitch}: flite's voice {voice!r} has no pitch control; give 1.0 or another voice")
         pointer = self._voices[voice]
-        features = pointer.contents.features
         with self._lock:
-            self._libflite.flite_feat_set_float(features, b"duration_stretch", _STRETCH[voice] / rate)
-            self._libflite.flite_feat_set_float(features, b"f0_shift", pitch)
+            self._set(voice, rate, pitch)
             self._libc.srand(1)  # unvoiced sounds are drawn with rand(): the same noise for every utterance
             wave = self._libflite.flite_text_to_wave(text.encode(), pointer)
         if not wave:
@@ -76,6 +74,33 @@ class FliteEngine:
         if source_rate != SAMPLE_RATE:
             samples = soxr.resample(samples, source_rate, SAMPLE_RATE)
         return np.ascontiguousarray(samples, dtype=np.float32)
+
+    def word_times(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> list[tuple[float, float]]:
+        """See `synthesis.WordTimes.word_times`: ends of flite's segments, grouped by the tokens they belong to."""
+        check_request(self.name, self.voices, text, voice, rate, pitch)
+        library, times, end, last = self._libflite, list[tuple[float, float]](), 0.0, None
+        with self._lock:
+            self._set(voice, rate, pitch)
+            utterance = library.flite_synth_text(text.encode(), self._voices[voice])
+            try:
+                segment = library.relation_head(library.utt_relation(utterance, b"Segment"))
+                while segment:
+                    start, end = end, float(library.ffeature_float(segment, b"end"))
+                    token = library.path_to_item(segment, b"R:SylStructure.parent.parent.R:Token.parent")
+                    if token and token == last:
+                        times[-1] = (times[-1][0], end)
+                    elif token:  # pauses belong to none
+                        times.append((start, end))
+                    last = token or last
+                    segment = library.item_next(segment)
+            finally:
+                library.delete_utterance(utterance)
+        return times if len(times) == len(text.split()) else []
+
+    def _set(self, voice: str, rate: float, pitch: float) -> None:
+        features = self._voices[voice].contents.features
+        self._libflite.flite_feat_set_float(features, b"duration_stretch", _STRETCH[voice] / rate)
+        self._libflite.flite_feat_set_float(features, b"f0_shift", pitch)
 
 
 @functools.cache
@@ -99,6 +124,17 @@ def open_engine() -> FliteEngine:
     libflite.flite_text_to_wave.restype = ctypes.POINTER(_Wave)
     libflite.flite_feat_set_float.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float)
     libflite.delete_wave.argtypes = (ctypes.POINTER(_Wave),)
+    item, text = ctypes.c_void_p, ctypes.c_char_p
+    for function, result, arguments in (
+        ("flite_synth_text", item, (text, ctypes.POINTER(_Voice))),
+        ("delete_utterance", None, (item,)),
+        ("utt_relation", item, (item, text)),
+        ("relation_head", item, (item,)),
+        ("item_next", item, (item,)),
+        ("path_to_item", item, (item, text)),
+        ("ffeature_float", ctypes.c_float, (item, text)),
+    ):
+        getattr(libflite, function).argtypes, getattr(libflite, function).restype = arguments, result
     libflite.flite_init()
     voices = {}
     for name in _STRETCH:

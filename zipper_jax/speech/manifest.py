@@ -29,6 +29,7 @@ class ManifestRow(msgspec.Struct):
         start: Start of the segment in seconds, with ``seconds``; absent: the whole file.
         seconds: Duration.
         channel: Channel of the file, from 0; absent: the mean of all.
+        word_times: [start, end] of each word of ``text``, by whitespace, in seconds from ``start``.
     """
 
     id: user_json.Name
@@ -40,6 +41,7 @@ class ManifestRow(msgspec.Struct):
     start: user_json.Number | msgspec.UnsetType = msgspec.UNSET
     seconds: user_json.Number | msgspec.UnsetType = msgspec.UNSET
     channel: user_json.Natural | msgspec.UnsetType = msgspec.UNSET
+    word_times: list[tuple[user_json.Number, user_json.Number]] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if self.start is not msgspec.UNSET and self.seconds is msgspec.UNSET:

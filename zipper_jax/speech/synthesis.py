@@ -51,6 +51,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class WordTimes(Protocol):
+    """An engine that knows when it says which word."""
+
+    def word_times(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> list[tuple[float, float]]:
+        """Start and end of each word of ``text``, by whitespace, in seconds of what ``say`` returns; []: not known."""
+        ...
+
+
 def available_engines() -> list[str]:
     """Return the names of the engines that "auto" can choose here, in order of preference."""
     return [name for name, module in ENGINES.items() if module.is_available()]

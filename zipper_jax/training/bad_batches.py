@@ -1,5 +1,6 @@
 """Batches whose update was not applied, stored in ``bad_batches/`` of the run folder for ``zipper replay``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def write(path: AnyPath, batch: Batch, number: int, step: int, skips: Skips) -> 
     arrays = {"task": np.asarray(batch["task"]), "number": np.int64(number), "step": np.int64(step)}
     arrays["skipped"] = np.array(skips.as_json(), np.int64).reshape(-1, 2)
     for name, tower in batch["towers"].items():
-        arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in tower._asdict().items()}
+        known = {field: value for field, value in tower._asdict().items() if value is not None}
+        arrays |= {f"towers/{name}/{field}": np.asarray(value) for field, value in known.items()}
 
     def save(aside: Path) -> None:
         with aside.open("wb") as file:
@@ -52,8 +54,8 @@ def read(path: AnyPath) -> tuple[Batch, int, int, Skips]:
     arrays = read_archive(path, _FIX)
     try:
         names = sorted({key.split("/")[1] for key in arrays if key.startswith("towers/")})
-        towers = {n: TowerBatch(*(arrays[f"towers/{n}/{field}"] for field in TowerBatch._fields)) for n in names}
-        shapes = {value.shape for tower in towers.values() for value in tower}
+        towers = {n: _tower(arrays, f"towers/{n}/") for n in names}
+        shapes = {value.shape for tower in towers.values() for value in tower if value is not None}
         rows = {shape[:1] for shape in shapes} | {arrays["task"].shape}
         number, step, skipped = int(arrays["number"]), int(arrays["step"]), Skips(arrays["skipped"].tolist())
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -61,3 +63,9 @@ def read(path: AnyPath) -> tuple[Batch, int, int, Skips]:
     if not towers or len(rows) != 1 or any(len(shape) != 2 for shape in shapes) or number < 0 or step < 0:
         raise UserError(f"{str(path)!r} has arrays of other shapes; {_FIX}")
     return {"towers": towers, "task": arrays["task"]}, number, step, skipped
+
+
+def _tower(arrays: Mapping[str, np.ndarray], prefix: str) -> TowerBatch:
+    """One tower's batch; files of earlier versions lack ``next_modality``."""
+    found = {path.removeprefix(prefix): value for path, value in arrays.items() if path.startswith(prefix)}
+    return TowerBatch(**found)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from zipper_jax.checkpoint.config import SaveCheckpointConfig
+from zipper_jax.models.choice import choice_of
 from zipper_jax.models.config import ZipperConfig
 from zipper_jax.models.schedule import positions_used
 from zipper_jax.sharding.mesh import MeshConfig
@@ -225,6 +226,8 @@ class TrainConfig:
         seed: Seed of the initial parameters and of the data order.
         microbatches: Gradient accumulation: parts of a batch, run one after another.
         loss_weights: lambda per tower; 1 where not named.
+        next_modality_weight: lambda of the choice of the next modality, for each tower's end tokens, where the model
+            has it (``ZipperConfig.next_modality``).
         z_loss: Factor of (log Z)^2 of each token, added to the minimised loss, not to the reported ones; 0: none.
         dropout: Tower -> the probability that an element of its embeddings, and of the outputs of its attentions and
             feed-forwards, is set to 0 in training; 0 where not named. A function of seed, step and row.
@@ -255,6 +258,7 @@ class TrainConfig:
     seed: int = 0
     microbatches: int = 1
     loss_weights: dict[str, float] = field(default_factory=dict)
+    next_modality_weight: float = 1.0
     z_loss: float = 0.0
     dropout: dict[str, float] = field(default_factory=dict)
     initialise_from: dict[str, str] = field(default_factory=dict)
@@ -292,6 +296,10 @@ class TrainConfig:
                 raise UserError(f"TrainConfig.{name}={getattr(self, name)}: give 1 or more")
         if not 0 <= self.z_loss < math.inf:
             raise UserError(f"TrainConfig.z_loss={self.z_loss}: give 0 (none) or more, for example 1e-4")
+        if not 0 <= self.next_modality_weight < math.inf:
+            raise UserError(
+                f"TrainConfig.next_modality_weight={self.next_modality_weight}: give 0 (not trained) or more, as 1.0"
+            )
         if self.eval_period < 0:
             raise UserError(f"TrainConfig.eval_period={self.eval_period}: give 0 (never) or more")
         if self.save.keep_best and (not self.eval_period or self.save.period % self.eval_period):
@@ -323,6 +331,11 @@ class TrainConfig:
         for name, tower in self.model.towers.items():
             length = positions_used(self.model, name, self.data.lengths)
             tower.check_length(length, f"positions of DataConfig.lengths (TASK_FEATURE_LENGTHS) in tower {name!r}")
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """lambda of every term of the loss, see `models.choice.loss_terms`; 1 where not named."""
+        return self.loss_weights | {choice_of(tower): self.next_modality_weight for tower in self.model.towers}
 
     @property
     def dropout_seed(self) -> int | None:

@@ -341,7 +341,7 @@ class _Run:
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         if totals is not None:
             parts = losses(totals, self.source.tasks)
-            self.validated = self.monitor.validation(step, parts, self.config.loss_weights)
+            self.validated = self.monitor.validation(step, parts, self.config.term_weights)
         period = self.config.infer_eval.period
         if self.infer is not None and period and (step % period == 0 or step == self.config.steps):
             scores = self.monitor.inference(step, self.infer(params))

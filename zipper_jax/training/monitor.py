@@ -2,9 +2,11 @@
 
 ``metrics.jsonl`` has one JSON object per line; its fields depend on ``split``:
     train, validation   step, loss, towers {name: {loss, accuracy, tokens}}, tasks {name: {loss, accuracy, tokens}};
-                        tokens are those with a loss weight. Training lines also have grad_norm, learning_rate,
-                        tokens_per_second (tokens of all towers), flops_per_second, goodput (share of the run's wall
-                        time so far), and gates {zip: {gate: [tanh(gate) per member]}} where the model has zips
+                        tokens are those with a loss weight; next_modality {name: {...}}, the same of each tower's end
+                        tokens, where the model chooses what follows them. Training lines also have grad_norm,
+                        learning_rate, tokens_per_second (tokens of all towers), flops_per_second, goodput (share of the
+                        run's wall time so far), and gates {zip: {gate: [tanh(gate) per member]}} where the model has
+                        zips
     inference           step, tasks {name: {metric: value}}: scores of decoded validation examples
     skipped             step, batch, loss, grad_norm, limit: an update that was not applied
     rollback            step, batches [start, stop]: a return to a checkpoint, and the batches it skips
@@ -23,6 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from zipper_jax.models.choice import choice_of, tower_of
 from zipper_jax.training import bad_batches
 from zipper_jax.training.goodput import Goodput
 from zipper_jax.training.sinks import Sink, tensorboard
@@ -42,20 +45,26 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 def losses(sums: Mapping[str, Sums], tasks: Sequence[str]) -> dict[str, Any]:
-    """``{"towers": {...}, "tasks": {...}}`` from sums on the host; omits parts without a weighted token."""
+    """``{"towers": {...}, "tasks": {...}}`` from sums on the host; omits parts without a weighted token.
+
+    With choices of the next modality also ``"next_modality"``: tower -> their means, which no task's loss includes.
+    """
 
     def means(nll: float, correct: float, weight: float) -> dict[str, float]:
         return {"loss": nll / weight, "accuracy": correct / weight, "tokens": weight}
 
     towers: dict[str, dict[str, float]] = {}
+    choices: dict[str, dict[str, float]] = {}
     per_task = np.zeros((3, len(tasks)), np.float64)
     for name, tower in sorted(sums.items()):
         parts = np.array([tower.nll, tower.correct, tower.weight], np.float64)
-        per_task += parts
+        chooser = tower_of(name)
+        per_task += parts if chooser is None else 0
         if parts[2].sum() > 0:
-            towers[name] = means(*parts.sum(axis=1).tolist())
+            group = towers if chooser is None else choices
+            group[chooser or name] = means(*parts.sum(axis=1).tolist())
     named = {task: means(*per_task[:, i].tolist()) for i, task in enumerate(tasks) if per_task[2, i] > 0}
-    return {"towers": towers, "tasks": named}
+    return {"towers": towers, "tasks": named, **({"next_modality": choices} if choices else {})}
 
 
 def nest_gates(flat: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -96,6 +105,7 @@ class _Losses(_Line):
     loss: float
     towers: dict[str, _Mean] = {}
     tasks: dict[str, _Mean] = {}
+    next_modality: dict[str, _Mean] = {}
     gates: dict[str, dict[str, list[float]]] = {}
 
 
@@ -219,8 +229,10 @@ class Monitor:
         self._show(self._line(record, left), last=step == self._total)
 
     def validation(self, step: int, parts: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
-        """Log one validation, with ``weights`` (lambda per tower); returns its values by TensorBoard name."""
-        loss = math.fsum(weights.get(name, 1.0) * tower["loss"] for name, tower in parts["towers"].items())
+        """Log one validation, with ``weights`` (lambda per term); returns its values by TensorBoard name."""
+        chosen = {choice_of(tower): mean for tower, mean in parts.get("next_modality", {}).items()}
+        terms = parts["towers"] | chosen
+        loss = math.fsum(weights.get(name, 1.0) * term["loss"] for name, term in terms.items())
         self._write({"split": "validation", "step": step, "loss": loss, **parts})
         logger.info(f"step {step}  validation loss {loss:.4f}  {_parts(parts)}")
         return dict(_scalars({"loss": loss, **parts}))

@@ -176,13 +176,13 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
 
     def losses(params: dict[str, Any], towers: dict[str, Any], keys: Any = None) -> dict[str, Losses]:
         dropout = None if keys is None else Dropout(config.dropout, keys)
-        return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss, dropout)
+        return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss, dropout, True)
 
     train_step = make_train_step(
         losses,
         optimizer,
         num_tasks=num_tasks,
-        loss_weights=config.loss_weights,
+        loss_weights=config.term_weights,
         microbatches=config.microbatches,
         guard=config.guard,
         gates=[path for path, found in known.items() if found.use == "gate"],

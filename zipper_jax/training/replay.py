@@ -14,6 +14,7 @@ import numpy as np
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.checkpoint.state import TrainState
 from zipper_jax.models import zipper
+from zipper_jax.models.choice import loss_terms
 from zipper_jax.models.dropout import Dropout, row_keys
 from zipper_jax.sharding.mesh import put_batch
 from zipper_jax.training import bad_batches, data_source, initial, program, run_folder
@@ -79,10 +80,10 @@ def _anatomy(
 
     def losses(params: Any, towers: Any, keys: Any = None) -> Any:
         dropout = None if keys is None else Dropout(config.dropout, keys)
-        return zipper.bind_params(config.model, params).losses(towers, config.z_loss, dropout)
+        return zipper.bind_params(config.model, params).losses(towers, config.z_loss, dropout, True)
 
     def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:
-        weights, seed = config.loss_weights, config.dropout_seed
+        weights, seed = config.term_weights, config.dropout_seed
         keys = None if seed is None else row_keys(seed, state.step, len(batch["task"]))  # as the update had them
         loss, _, gradients = loss_and_gradients(
             losses, state.trainable, state.frozen, batch, num_tasks=len(tasks), loss_weights=weights, keys=keys
@@ -94,19 +95,19 @@ def _anatomy(
     loss, nll, norms, limit = jax.device_get(jax.jit(measure)(state, placed))
     known = f" (a spike above {float(limit):.4g})" if math.isfinite(float(limit)) else ""
     yield f"loss {float(loss):.6g}{known}, gradient norm {math.hypot(*map(float, norms.values())):.6g}"
-    for name, tower in sorted(batch["towers"].items()):
-        weight = float(np.sum(tower.weights))
+    terms = {name: np.asarray(weights) for name, weights in loss_terms(batch["towers"]).items() if name in nll}
+    for name, weights in sorted(terms.items()):
+        weight = float(np.sum(weights))
         yield f"tower {name}: loss {float(np.sum(nll[name])) / max(weight, 1e-9):.6g} over weight {weight:g}"
     worst = sorted(
         ((float(values[row]), name, row) for name, values in nll.items() for row in range(len(values))),
         key=lambda item: (math.isfinite(item[0]), -item[0] if math.isfinite(item[0]) else 0.0),
     )
     for value, name, row in worst[:rows]:
-        tower = batch["towers"][name]
-        weights = float(np.sum(tower.weights[row]))
-        if weights or not math.isfinite(value):
+        weight = float(np.sum(terms[name][row]))
+        if weight or not math.isfinite(value):
             task = tasks[int(batch["task"][row])]
-            yield f"row {row} ({task}), tower {name}: summed loss {value:.6g} over weight {weights:g}"
+            yield f"row {row} ({task}), tower {name}: summed loss {value:.6g} over weight {weight:g}"
     broken = [key for key, norm in norms.items() if not math.isfinite(float(norm))]
     if broken:
         yield f"gradients not finite: {len(broken)} of {len(norms)} leaves, first {broken[0]}"

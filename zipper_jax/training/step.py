@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions under ``jax.jit``.
 
-Loss = sum over towers of lambda_tower * (sum w * ce / sum w). Each denominator is summed over the global batch: all
+Loss = sum over towers of lambda_tower * (sum w * ce / sum w), and the same over the choices of the next modality that
+each tower makes at end tokens, where the model makes them. Each denominator is summed over the global batch: all
 devices (``jit`` sees global arrays) and all microbatches (before the first one runs). Accumulation and mesh thus change
 rounding only.
 
@@ -19,6 +20,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from zipper_jax.checkpoint.state import Guard, TrainState
+from zipper_jax.models.choice import loss_terms
 from zipper_jax.models.dropout import row_keys
 from zipper_jax.ops.losses import Losses
 from zipper_jax.training.config import GuardConfig
@@ -28,11 +30,12 @@ from zipper_jax.utils.trees import Flat, join
 Batch = dict[str, Any]
 """``{"towers": {name: TowerBatch of [B, T]}, "task": int32[B]}``"""
 LossFunction = Callable[..., dict[str, Losses]]
-"""(params, towers) to the losses of each tower's tokens, `Zipper.losses`; with dropout (params, towers, keys)."""
+"""(params, towers) to the losses of each tower's tokens and choices, `Zipper.losses`; with dropout (params, towers,
+keys)."""
 
 
 class Sums(NamedTuple):
-    """Sums over a tower's tokens, per task."""
+    """Sums over a tower's tokens, or its choices, per task."""
 
     nll: Float[Array, " Q"]
     correct: Float[Array, " Q"]
@@ -44,7 +47,7 @@ class Metrics(NamedTuple):
 
     Attributes:
         loss: The minimised loss, in nats.
-        towers: Per tower, sums per task (mean loss = nll / weight).
+        towers: Per tower, sums per task (mean loss = nll / weight); those of choices are named by `choice.choice_of`.
         tokens: Positions that hold a token, all towers.
         grad_norm: Global norm over the trainable leaves, before clipping.
         gates: tanh of every scalar gate after the update, by path.
@@ -88,8 +91,8 @@ def observe(guard: Guard, loss: Float[Array, ""], window: int) -> Guard:
 
 
 def _denominators(batch: Batch) -> dict[str, Float[Array, ""]]:
-    """Sum of weights per tower; 1 where a tower has no target (its numerator is then 0)."""
-    totals = {name: jnp.sum(tower.weights) for name, tower in batch["towers"].items()}
+    """Sum of weights per term of the loss; 1 where a tower has no target (its numerator is then 0)."""
+    totals = {name: jnp.sum(weights) for name, weights in loss_terms(batch["towers"]).items()}
     return {name: jnp.where(total > 0, total, 1.0) for name, total in totals.items()}
 
 
@@ -105,10 +108,10 @@ def _loss(
     found = losses(params, batch["towers"]) if keys is None else losses(params, batch["towers"], keys)
     loss = jnp.float32(0.0)
     sums: dict[str, Sums] = {}
-    for name, tower in sorted(batch["towers"].items()):
-        total, nll, correct = found[name]
+    terms = loss_terms(batch["towers"])
+    for name, (total, nll, correct) in sorted(found.items()):
         loss += loss_weights.get(name, 1.0) * total / denominators[name]
-        rows = (jnp.sum(x, axis=1) for x in (nll, correct, tower.weights))
+        rows = (jnp.sum(x, axis=1) for x in (nll, correct, terms[name]))
         sums[name] = Sums(*(jax.ops.segment_sum(x, batch["task"], num_tasks) for x in rows))
     return loss, sums
 

@@ -12,7 +12,7 @@ from zipper_jax.utils.errors import UserError
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
-FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds", "channel")
+FIELDS = ("id", "split", "text", "audio", "units", "voice", "start", "seconds", "channel", "word_times")
 """Fields that a manifest row may have, besides the further ``fields`` of the settings."""
 
 NO_AUDIO = "transcript without audio"
@@ -44,6 +44,7 @@ class Row:
         channel: Channel of the file, from 0; None: the mean of all.
         problem: Why the row cannot be used, in a few words that are counted; "" if it can.
         more: Fields of further modalities, unchanged.
+        word_times: [start, end] of each word of the text as it is stored, in seconds from ``start``.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Row:
     channel: int | None = None
     problem: str = ""
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    word_times: list[list[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class ImportSettings:
         sample_rate: Hz, for a TFDS dataset that does not state it.
         fields: Further columns of a table or fields of .jsonl to keep, for user-defined modalities.
         normaliser: Policy by which sentences are equal: in splits, leak checks, controls and error rates.
+        alignments: File or folder with word times of the rows (`data.alignments`), for interleaved tasks; "": none.
         encode_text: Whether models see texts as written (in NFC), or normalised by that policy.
     """
 
@@ -97,6 +100,7 @@ class ImportSettings:
     sample_rate: int = 0
     fields: tuple[str, ...] = ()
     normaliser: str = DEFAULT.name
+    alignments: str = ""
     encode_text: Literal["as_written", "normalised"] = "as_written"
 
     def __post_init__(self) -> None:
