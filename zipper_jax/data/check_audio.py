@@ -18,7 +18,7 @@ from zipper_jax.utils.progress import progress
 logger = logging.getLogger(__name__)
 
 _JOURNAL = "checked.jsonl"
-_JOURNALS = "checked*.jsonl"
+_SHARD_JOURNALS = "checked-*-of-*.jsonl"
 
 Part = tuple[str, float, float | None, int | None]
 """(file, start in seconds, length in seconds or None for the rest of the file, channel or None for the mean)"""
@@ -52,7 +52,7 @@ def check_audio(out: Path, parts: Sequence[Part], processes: int | None, journal
 
     Known results are those of all journals there, so that shards of an import can check parts of them before.
     """
-    known = {key: found for path in sorted(out.glob(_JOURNALS)) for key, found in _lines(path)}
+    known = {key: found for path in _journals(out) for key, found in _lines(path)}
     keys = [_key(part) for part in parts]
     missing = [index for index, key in enumerate(keys) if key not in known]
     if len(missing) < len(parts):
@@ -70,8 +70,12 @@ def check_audio(out: Path, parts: Sequence[Part], processes: int | None, journal
 
 def forget(out: Path) -> None:
     """Remove the journals of a finished import."""
-    for path in out.glob(_JOURNALS):
+    for path in _journals(out):
         path.unlink()
+
+
+def _journals(out: Path) -> list[Path]:
+    return sorted(path for path in (out / _JOURNAL, *out.glob(_SHARD_JOURNALS)) if path.is_file())
 
 
 def shard_journal(shard: tuple[int, int]) -> str:
