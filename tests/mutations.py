@@ -889,7 +889,7 @@ MUTATIONS = (
         PASS,
         "open_groups={**cache.open_groups, key: left}",
         "open_groups={**cache.open_groups}",
-        f"{OBJECT} -k 'chunks_of_both and stacked'",
+        f"{DECODING} -k 'replayed and stacked'",
     ),
     Mutation(
         "2",
