@@ -80,7 +80,7 @@ def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
 
     model = load(args.model)
     with contextlib.ExitStack() as stack:
-        out = sys.stdout
+        out: IO[str] | None = None  # standard output
         if args.out is not None and is_first():
             out = stack.enter_context(args.out.open("a", encoding="utf-8"))
         bad = _transcribe(model, to_do, args.batch_size, about, out)
@@ -98,7 +98,9 @@ class _Found(TypedDict):
     problem: str
 
 
-def _transcribe(model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str]) -> dict[Path, str]:
+def _transcribe(
+    model: Any, files: Sequence[Path], size: int, about: dict[str, Any], out: IO[str] | None
+) -> dict[Path, str]:
     """Writes a line per file, batch by batch; returns the files that were skipped, and why."""
 
     def transcripts(paths: Sequence[Path]) -> list[_Found]:
@@ -121,8 +123,7 @@ def _transcribe(model: Any, files: Sequence[Path], size: int, about: dict[str, A
             line = {"audio": str(path), "text": found["text"], "seconds": round(found["seconds"], 3)}
             line |= {"truncated": found["truncated"], **about}
             if is_first():
-                plain = out is sys.stdout
-                text = f"{path}\t{found['text']}" if plain else json.dumps(line, ensure_ascii=False)
+                text = f"{path}\t{found['text']}" if out is None else json.dumps(line, ensure_ascii=False)
                 print(text, file=out, flush=True)
         bar.update(len(paths))
     bar.close()
