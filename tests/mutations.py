@@ -1072,8 +1072,8 @@ MUTATIONS = (
         "-",
         "the projection counted by the receiver's tokens",
         FUSION,
-        'sources = ("projection", ',
-        "sources = (",
+        '        "projection",\n        "source_position_table",',
+        '        "source_position_table",',
         f"{DECLARED} -k products",
     ),
     Mutation(
