@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("packed_rows", "performance.md"),
         ("fuzz", "reliability.md"),
         ("transcribe", "performance.md"),
+        ("smoke_arms", "smoke.md"),
     ],
 )
 def test_a_table_is_that_of_its_results(name, page):
