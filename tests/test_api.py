@@ -211,7 +211,7 @@ def test_a_users_mistake_is_one_line_and_status_2(run, tmp_path, capsys, argumen
         ('{"prompt": [["text", null]]}', "prompt[0][1] = null: expected a string or a list; give {"),
         ('{"prompt": [["speech", [1.9]]]}', "prompt[0][1][0] = 1.9: expected an integer; give {"),
         ('{"prompt": [["text"]]}', 'prompt[0] = ["text"]: expected a list of length 2; give {'),
-        ('{"prompt": [], "outputs": "text"}', 'outputs = "text": expected a list; give {'),
+        ('{"prompt": [], "outputs": "text"}', "outputs = \"text\": expected a list or 'auto'; give {"),
         ('{"prompt": [], "outputs": []}', "outputs = []: expected a list of length >= 1; give {"),
         ('{"outputs": ["text"]}', "prompt is missing; give {"),
         ('["text"]', 'is not a JSON object but ["text"]; give {'),

@@ -198,8 +198,12 @@ def _follow(value: Any, path: str) -> Any:
 def _expected(text: str, kind: Any, field: str) -> str:
     """Say msgspec's complaint in JSON's words."""
     if text.startswith("Invalid enum value"):
-        choices = typing.get_args(typing.get_type_hints(kind).get(field)) if isinstance(kind, type) else ()
-        return f"expected one of {', '.join(map(str, choices))}" if choices else text
+        hint = typing.get_type_hints(kind).get(field) if isinstance(kind, type) else None
+        if typing.get_origin(hint) is typing.Literal:
+            return f"expected one of {', '.join(map(str, typing.get_args(hint)))}"
+        lists = any(typing.get_origin(one) is list for one in typing.get_args(hint))
+        words = [one for part in typing.get_args(hint) for one in typing.get_args(part) if isinstance(one, str)]
+        return f"expected {' or '.join(['a list'] * lists + list(map(repr, words)))}" if words else text
     if text.startswith("Number out of range"):
         return "expected a number that fits 64 bits"
     wanted = text.split(", got")[0].removeprefix("Expected ")
