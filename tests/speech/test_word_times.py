@@ -7,7 +7,8 @@ from zipper_jax.data.prepare_rows import prepare
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.speech import flite
 from zipper_jax.speech.audio import SAMPLE_RATE, load_audio
-from zipper_jax.speech.corpus import CorpusSettings, read_manifest, synthesise_corpus
+from zipper_jax.speech.corpus import CorpusSettings, synthesise_corpus
+from zipper_jax.speech.manifest import read_manifest
 from zipper_jax.speech.word_times import require
 from zipper_jax.tasks import Interleaving, TaskConfig, TaskSet
 from zipper_jax.utils.errors import UserError
