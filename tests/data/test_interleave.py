@@ -357,6 +357,18 @@ def test_a_corpus_without_word_times_cannot_be_interleaved(tmp_path):
         prepare(tmp_path / "corpus", tmp_path / "prepared", settings_of(), processes=1)
 
 
+def test_only_training_needs_word_times(tmp_path):
+    """Held-out splits without any are not interleaved; training without any is an error."""
+    held_out = [number for number in range(60) if number % 10 in (8, 9)]
+    place, _ = corpus(tmp_path, lacking=held_out)
+    metas = prepare(place, tmp_path / "prepared", settings_of(), processes=1)
+    assert {key: meta["examples"] for key, meta in metas.items()} == {("mixed", "train"): 48}
+    assert prepare(place, tmp_path / "prepared", settings_of(), processes=1) == metas
+    place, _ = corpus(tmp_path / "other", lacking=[number for number in range(60) if number not in held_out])
+    with pytest.raises(UserError, match="none of 48 examples has word times"):
+        prepare(place, tmp_path / "other_prepared", settings_of(), processes=1)
+
+
 def test_alignments_of_other_rows_are_an_error_and_strict_refuses_gaps(tmp_path):
     path = source(tmp_path / "source", lacking=(3,))
     words = tmp_path / "source" / "words.jsonl"

@@ -20,7 +20,7 @@ from zipper_jax.data.prepare_shards import encode_shard
 from zipper_jax.data.prepared import read_examples, read_header, read_task_set, read_vocabularies, splits
 from zipper_jax.packing import Packer
 from zipper_jax.sequences import Example, fill_template
-from zipper_jax.tasks import SPEECH
+from zipper_jax.tasks import SPEECH, TaskConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
@@ -94,6 +94,9 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> M
             if kinds is not None and not any(wanted <= set(kind) for kind in kinds):
                 logger.info(f"{task}/{split}: no rows, for no example has {' and '.join(sorted(wanted))}")
                 continue
+            if split != "train" and not _can_be_cut(folder, split, settings.task_set.tasks[task]):
+                logger.info(f"{task}/{split}: no rows, for no example has word times")
+                continue
             home = folder / "rows" / task / split
             digest = _digest(header, settings, task)
             meta = read_meta(home)
@@ -117,6 +120,11 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> M
         metas[task, split] = write_rows(home, packed, packed.meta)
         logger.info(summary(metas[task, split]))
     return metas
+
+
+def _can_be_cut(folder: Path, split: str, task: TaskConfig) -> bool:
+    """Return whether the split has word times, if the task needs some; held-out splits may have none."""
+    return task.interleaving is None or any(row.get("word_times") for row in read_examples(folder, split))
 
 
 def contents(
