@@ -219,6 +219,7 @@ def test_three_formats_give_the_same_words(tmp_path):
         ("a.ctm", "u1 1 0.2 x open\n", "a.ctm' line 1: 'u1 1 0.2 x open' is not ID CHANNEL START SECONDS WORD"),
         ("a.ctm", "\n;; nothing\n", "a.ctm': it has no word; give a file or folder of .ctm"),
         ("a.TextGrid", "no tiers", "a.TextGrid': there is no tier of intervals called 'words'"),
+        ("a.TextGrid", TEXTGRID.replace("xmin = 0.2", "xmin = ?"), "a.TextGrid': an interval of 'words' has no time"),
         ("a.jsonl", '{"id": "u", "words": [["a", 0.1]]}\n', "a.jsonl' line 1: words[0]"),
         ("a.jsonl", '{"id": "u", "words": [["a", -1, 2]]}\n', "a.jsonl' line 1: words[0][1] = -1: expected"),
         ("a.txt", "x", "a.txt': its ending is unknown; give .ctm, .TextGrid, .jsonl"),

@@ -94,7 +94,12 @@ def _textgrid(path: Path, folder: Path) -> Iterator[tuple[str, Iterable[Word]]]:
         raise UserError(
             f"alignments = {str(path)!r}: there is no tier of intervals called 'words'; save it in Praat's long form"
         )
-    words = [Word(w.replace('""', '"').strip(), float(a), float(b)) for a, b, w in _INTERVAL.findall(tier[1])]
+    try:
+        words = [Word(w.replace('""', '"').strip(), float(a), float(b)) for a, b, w in _INTERVAL.findall(tier[1])]
+    except ValueError as error:
+        raise UserError(
+            f"alignments = {str(path)!r}: an interval of 'words' has no time ({error}); repair it"
+        ) from None
     for name in dict.fromkeys((id_of(path, folder), path.stem)):
         yield name, words
 
