@@ -1,6 +1,7 @@
 """Evaluation inside the loop, and what t5x's users look for: decoded metrics, TensorBoard names."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import zipper_jax
 from zipper_jax.checkpoint import checkpoints
 from zipper_jax.evaluation import in_loop
 from zipper_jax.metrics.task_metrics import unit_error_rate
+from zipper_jax.tasks import Interleaving, TaskConfig, TaskSet
 from zipper_jax.training.config import InferEvalConfig, SaveCheckpointConfig
 from zipper_jax.utils.errors import UserError
 
@@ -101,4 +103,8 @@ def test_in_loop_evaluation_that_cannot_be_is_refused_before_training(text_run, 
         in_loop.make(
             zipper_run(eval_period=1, infer_eval=InferEvalConfig(period=1, metrics={"asr": ("nowhere:bleu",)}))
         )
+    mixed = TaskConfig((("text", 1.0), ("speech", 1.0)), Interleaving({"text": 0.5, "speech": 0.5}))
+    named = zipper_run(eval_period=1, infer_eval=InferEvalConfig(period=1, metrics={"mixed": ("test_in_loop:exact",)}))
+    with pytest.raises(UserError, match=r"task 'mixed' is interleaved, so its last span has no one modality"):
+        in_loop.make(replace(named, data=replace(named.data, task_set=TaskSet(tasks={"mixed": mixed}))))
     assert in_loop.make(zipper_run()) is None

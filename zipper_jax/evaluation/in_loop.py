@@ -29,7 +29,7 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
     """Build the evaluation of ``InferEvalConfig`` as a function of the parameters; None when its period is 0.
 
     Raises:
-        UserError: A task has no validation rows or no metrics, or a metric cannot be imported.
+        UserError: A task has no validation rows or no metrics, or is interleaved, or a metric cannot be imported.
     """
     wanted = config.infer_eval
     if not wanted.period:
@@ -43,6 +43,12 @@ def make(config: TrainConfig) -> Callable[[Mapping[str, Any]], Scores] | None:
             f"InferEvalConfig: {', '.join(config.data.tasks)} has no default metric; name some in "
             "InferEvalConfig.metrics, e.g. {'mytask': ('mypackage.metrics:bleu',)}"
         )
+    for task in functions:
+        if (known := config.data.task_set.tasks.get(task)) is not None and known.interleaving is not None:
+            raise UserError(
+                f"InferEvalConfig.metrics: task {task!r} is interleaved, so its last span has no one modality; name "
+                "tasks with a target"
+            )
     examples = {task: _examples(config, task, wanted.examples) for task in functions}
     layout = open_layout(config)
     folder = as_path(config.data.folder) / "vocabularies"
