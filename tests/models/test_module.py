@@ -36,7 +36,13 @@ def test_parameters_are_declared_by_their_use():
             if is_gate(path.split("/")):
                 assert found.use == "gate", path
             else:
-                use = {"kernel": "product", "scale": "scale", "bias": "scale"}.get(last)
+                use = {
+                    "kernel": "product",
+                    "scale": "scale",
+                    "bias": "scale",
+                    "query_offset": "scale",
+                    "key_offset": "scale",
+                }.get(last)
                 assert found.use == (use or "lookup"), path
                 assert use or last.endswith("table"), path
             heads = [t for t, c in config.towers.items() if path == f"towers/{t}/head/table"]

@@ -1,6 +1,5 @@
 """The gin files that ship: each run builds, and macros and parameters can be set from the command line."""
 
-import argparse
 import json
 import math
 import shutil
@@ -11,7 +10,6 @@ import pytest
 
 import gin
 from zipper_jax.cli import gin_bindings, gin_flags
-from zipper_jax.cli import train as train_command
 from zipper_jax.cli.main import main
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.models.config import ZipperConfig
@@ -147,11 +145,10 @@ def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_
         "--gin.OptimizerConfig.warmup_steps=1",
         "--gin.text/TowerConfig.num_layers=1",
     ]
-    args = argparse.Namespace(print_config=False, dry_run=False, coordinator=None)
-    assert train_command.run(args, extra) == 0
+    assert main(["train", *extra]) == 0
     assert "TrainConfig" in (tmp_path / "run" / "config.gin").read_text()
     capsys.readouterr()
-    assert train_command.run(args, extra) == 0
+    assert main(["train", *extra]) == 0
     assert "already finished (2 steps)" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
