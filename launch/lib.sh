@@ -170,6 +170,8 @@ prepare_command() {
       --corpus | --corpus=?*) corpus=1 ;;
       --fit | --finish | --shard | --shard=* | --workers | --workers=* | --processes | --processes=*)
         fail "$script_name sets ${word%%=*} itself: remove it" ;;
+      --overwrite) # shards refuse it, after --fit has started over
+        fail "$script_name: --overwrite: run the command once by itself with --fit --overwrite, and omit it here" ;;
     esac
   done
   [ -n "$corpus" ] && [ -n "$out" ] || fail "the command needs --corpus=FOLDER and --out=FOLDER"

@@ -58,6 +58,8 @@ def main() -> int:
     command = sys.argv[place + 1 :]
     if command[1:3] != ["data", "prepare"]:
         parser.error("give the command after --: -- zipper data prepare --corpus=FOLDER --out=FOLDER ...")
+    if "--overwrite" in command:  # shards refuse it, after --fit has started over
+        parser.error("--overwrite: run the command once by itself with --fit --overwrite, and omit it here")
     if args.shards < 1 or args.attempts < 1:
         parser.error(f"--shards={args.shards}, --attempts={args.attempts}: give at least 1")
     if args.dry_run:

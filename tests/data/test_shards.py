@@ -100,6 +100,11 @@ def test_machines_with_copies_of_their_own(corpus, whole, tmp_path):
         shutil.copytree(tmp_path / f"machine{index}" / name, first / name)
     prepare_rows.prepare_finish(corpus, first, AUDIO)
     assert contents(first) == contents(whole)
+    left = first / "shards" / "00000-of-00003" / "train.jsonl"  # as if it was killed while it deleted them
+    left.parent.mkdir(parents=True)
+    left.touch()
+    prepare_rows.prepare_finish(corpus, first, AUDIO)
+    assert contents(first) == contents(whole)
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     in_shards(corpus, first, AUDIO, range(5), 5)
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == times

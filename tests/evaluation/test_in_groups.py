@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from buckets import folder, gcs  # noqa: F401
 from tiny_run import UNITS, write_run
 
 import zipper_jax
+from zipper_jax.cli import transcribe
 from zipper_jax.cli.main import main
 from zipper_jax.utils import storage
 from zipper_jax.utils.storage import as_path
@@ -148,6 +150,35 @@ def test_a_process_that_fails_alone_ends_the_group_with_one_message(run, tmp_pat
         assert shared_out(errors) == 1, errors
         assert "elsewhere: there is no such folder" in "".join(errors)
     assert not (tmp_path / "out").exists() or {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
+
+
+def test_processes_that_read_other_data_are_named(run, tmp_path):
+    """A folder of each machine's own, or a run that got a newer checkpoint meanwhile: outputs of two would be mixed."""
+    shutil.copytree(run.parent / "prepared", tmp_path / "prepared")
+    path = tmp_path / "prepared" / "examples" / "test.jsonl"
+    examples = [json.loads(line) for line in path.read_text().splitlines()]
+    for example in examples:
+        example["units"] = example["units"][::-1]
+    path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    command = [*commands(run)["split"], "--out", str(tmp_path / "out")]
+    other = [part.replace(str(run.parent / "prepared"), str(tmp_path / "prepared")) for part in command]
+    statuses, _, errors = finished(group(command, other), seconds=100)
+    assert statuses == [2, 2], errors
+    assert shared_out(errors) == 1, errors
+    assert "process 1 has another input than process 0" in "".join(errors)
+    assert not (tmp_path / "out" / "outputs.jsonl").exists()
+
+
+def test_every_process_transcribes_the_files_that_the_first_one_found(tmp_path, monkeypatch):
+    """A file that appears while they list a folder must not shift the batches of some."""
+    found, there = [], [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for path in there:
+        path.touch()
+    monkeypatch.setattr(transcribe, "is_first", lambda: False)
+    monkeypatch.setattr(transcribe, "from_first", lambda _: [str(there[1])])
+    monkeypatch.setattr(transcribe, "_resume", lambda args, files: found.extend(files) or 0)
+    assert main(["transcribe", "--model", str(tmp_path), str(tmp_path)]) == 0
+    assert found == there[1:]
 
 
 @pytest.mark.slow

@@ -242,6 +242,7 @@ def test_every_kind_of_tpu_gets_its_runtime():
         ("prepare_slurm.sh", [*ARRAY, *ON_DISK], "-- data prepare --corpus=FOLDER"),
         ("prepare_slurm.sh", [*ARRAY, *PREPARE[:-1]], "--out=FOLDER"),
         ("prepare_slurm.sh", [*ARRAY, *PREPARE, "--shard=0/2"], "prepare_slurm.sh sets --shard itself"),
+        ("prepare_slurm.sh", [*ARRAY, *PREPARE, "--overwrite"], "--overwrite: run the command once by itself"),
         ("prepare_gke.sh", [*PODS, "--name=P_1", *PREPARE], "--name=P_1"),
         ("slurm.sh", ON_DISK, "--job_name.*\n.*--gpus_per_node"),
         ("slurm.sh", [*SLURM, *TRAIN, "--gin.MODEL_DIR=r"], "or a folder in /"),

@@ -2,8 +2,12 @@
 
 import contextlib
 import itertools
+import os
+import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,11 @@ def make(offset):
             raise OSError(28, "No space left on device")
         if job == "die":
             os._exit(3)
+        if job == "long":
+            while True:
+                with open("alive", "a") as file:
+                    file.write(".")
+                time.sleep(0.05)
         if job == "pid":
             return os.getpid()
         time.sleep(0.05 / (1 + job))  # later jobs finish first
@@ -71,3 +80,24 @@ def test_workers_end_when_the_caller_stops_early():
     results.close()
     assert time.monotonic() - begin < 5
     assert subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode != 0
+
+
+def test_a_long_job_ends_with_a_killed_parent(tmp_path):
+    """SIGTERM or the kernel ends the parent without any cleanup; a job of `prepare --workers` may take hours."""
+    code = f"""
+from zipper_jax.speech.workers import parallel_map
+list(parallel_map({TARGET!r}, {{"offset": 1}}, ["long"], 1))
+"""
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).resolve().parents[2]}{os.pathsep}{tmp_path}"}
+    parent, alive = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path), tmp_path / "alive"
+    deadline = time.monotonic() + 60
+    while not alive.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    parent.wait()
+    written = -1
+    while written != alive.stat().st_size:
+        assert time.monotonic() < deadline, "the job goes on without its parent"
+        written = alive.stat().st_size
+        time.sleep(1)

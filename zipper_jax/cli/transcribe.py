@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: give at least 1")
-    files = list(_files(args.files))
+    listed = [str(path) for path in _files(args.files)]
+    # A file that another process adds to a folder meanwhile must not shift the batches of one process.
+    files = [Path(path) for path in from_first(listed if is_first() else None)]
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise UserError(f"--out = {args.out}: the folder does not exist")
     with contextlib.nullcontext() if args.out is None or not is_first() else locked_file(args.out):
@@ -77,8 +79,10 @@ def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
     if not to_do:
         return 0
     from zipper_jax.api import load
+    from zipper_jax.evaluation.outputs import require_same_input
 
     model = load(args.model)
+    require_same_input(model, (), args.batch_size)
     with contextlib.ExitStack() as stack:
         out: IO[str] | None = None  # standard output
         if args.out is not None and is_first():

@@ -72,6 +72,7 @@ def join(source: Source, folder: Path) -> dict[str, Any]:
         header = prepared.read_header(folder)
         if header["made_with"] != source.made_with():
             raise UserError(f"{str(folder)!r} was prepared with other settings: give those, or another --out")
+        shutil.rmtree(folder / SHARDS, ignore_errors=True)  # of a process that was killed behind header.json
         return header
     made, task_set = read_fit(source, folder), source.settings.task_set
     shards = done_shards(folder, made)

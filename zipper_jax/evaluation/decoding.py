@@ -14,7 +14,7 @@ from zipper_jax import __version__
 from zipper_jax.decoding.generate import BATCH_SIZE, Batch
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.evaluation.controls import of_transcription
-from zipper_jax.evaluation.outputs import Outputs, digest
+from zipper_jax.evaluation.outputs import Outputs, digest, require_same_input
 from zipper_jax.inference.model import Model
 from zipper_jax.metrics.normalisers import DEFAULT, Policy
 from zipper_jax.tasks import SPEECH, TEXT
@@ -63,6 +63,7 @@ def decode_set(
     """
     prompts = [[(given, np.asarray(content, np.int32))] for content in contents]
     settings = [given, output, dict(how.max_new_tokens), to_dict(how.sampling), how.batch_size, __version__]
+    require_same_input(model, (tokens for [(_, tokens)] in prompts), settings)
     kind = digest(model, settings, *(tokens for [(_, tokens)] in prompts))
     keys = [digest(kind, row) for row in range(len(prompts))]
     found = {row: Decoded(*value) for row, key in enumerate(keys) if (value := how.outputs.get(key)) is not None}

@@ -6,7 +6,7 @@ setting is never used.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from zipper_jax.checkpoint.manifest import name_of, table
 from zipper_jax.inference.model import Model
 from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
-from zipper_jax.utils.distributed import from_first, is_first
+from zipper_jax.utils.distributed import count, from_first, is_first, require_same
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
 from zipper_jax.utils.trees import flatten
@@ -103,6 +103,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     return lines
+
+
+def require_same_input(model: Model, contents: Iterable[np.ndarray], settings: Any = None) -> None:
+    """Raise UserError where a process of the group has other parameters, token ids or settings than process 0.
+
+    Each reads them by itself: from a disk of its own, or after the run's training has saved a newer checkpoint.
+    """
+    if count() > 1:
+        own = {"parameters": digest(model), "token ids": digest(*contents), "settings": settings}
+        require_same(own, "input")
 
 
 def digest(*parts: Any) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zipper_jax.evaluation.controls import Figure, partners
+from zipper_jax.evaluation.outputs import require_same_input
 from zipper_jax.inference.model import Model
 from zipper_jax.metrics.normalisers import NONE
 from zipper_jax.models import zipper
@@ -113,6 +114,8 @@ def evaluate_pairs(
     """
     if batch_size < 1:
         raise UserError(f"--batch_size = {batch_size}: give at least 1")
+    contents = (tokens for pair in pairs for spans in pair[:3] for _, tokens in spans)
+    require_same_input(model, contents, [batch_size, seed])
     rng = np.random.default_rng(seed)
     shuffled = [pair._replace(good=_shuffle(pair.good, rng), bad=_shuffle(pair.bad, rng)) for pair in pairs]
     scores = _scores(model, pairs, batch_size, "pairs")

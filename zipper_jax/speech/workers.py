@@ -15,6 +15,8 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -27,6 +29,8 @@ from zipper_jax.utils.files import is_no_room
 
 _AHEAD = 8
 """Jobs per worker that may wait, or be done before an earlier one."""
+_PARENT_SECONDS = 0.5
+"""How often a worker checks that its parent still runs."""
 
 
 def parallel_map(
@@ -142,6 +146,7 @@ class _Worker:
 
 def _serve(target: str) -> None:
     """Run the worker loop: setup, then one answer per job, until the parent closes the pipe or exits."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a C library that prints must not break the pickles
@@ -165,6 +170,13 @@ def _serve(target: str) -> None:
             answers.flush()
     except (EOFError, BrokenPipeError):
         return
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent was killed: the pipes tell it only behind a job, which may be a whole shard."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

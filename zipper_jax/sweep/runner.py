@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +55,37 @@ def run_rows(rows: Sequence[Row], command: Sequence[str], places: Places, jobs: 
         able = [row for row in wave if not any(f"{name}-0" in failed for name in row.arm.needs)]
         failed |= {row.name for row in wave if row not in able}
         mine = _run_some(able[index() :: count()], command, places, jobs)
-        for text in gather(json.dumps([mine[0], sorted(mine[1])])):
+        with _noted_signals() as noted:
+            found = gather(json.dumps([mine[0], sorted(mine[1])]))
+        for text in found:
             stopped, failed = stopped or json.loads(text)[0], failed | set(json.loads(text)[1])
         if stopped:
             return 130
+        if noted:
+            raise KeyboardInterrupt
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} rows failed: {', '.join(sorted(failed))}; see {places.root / 'logs'}, fix "
             "the cause, and run the same command again"
         )
     return 0
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Add signals to the list while the block waits for the others, whose rows save: without the block, SIGTERM would
+    end this process and with it the group.
+    """
+    noted: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield noted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _waves(rows: Sequence[Row]) -> Iterator[list[Row]]:
