@@ -54,11 +54,13 @@ submit() { # submit STEP COMMAND OPTION...: submits a job, and sets job to its n
 command=$(quoted "$zipper" "${rest[@]}" "--processes=$cpus_per_task")
 note "units and vocabularies"
 submit fit "$command --fit" "--output=$job_name-fit-%j.log"
+# A job whose predecessor failed ends, instead of waiting for ever.
+behind=--kill-on-invalid-dep=yes
 note "the shards; JOBID is the number of the job before"
 # shellcheck disable=SC2016 # expanded in the job
 submit shard "$command "'--shard=$SLURM_ARRAY_TASK_ID/'"$shards" "--array=0-$((shards - 1))%$at_once" \
-  "--dependency=afterok:$job" "--output=$job_name-%A-%a.log"
+  "--dependency=afterok:$job" "$behind" "--output=$job_name-%A-%a.log"
 note "the rows"
-submit finish "$command --finish" "--dependency=afterok:$job" "--output=$job_name-finish-%j.log"
+submit finish "$command --finish" "--dependency=afterok:$job" "$behind" "--output=$job_name-finish-%j.log"
 note "watch:"
 note "  squeue --name=$job_name-fit,$job_name-shard,$job_name-finish"

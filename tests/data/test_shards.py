@@ -153,6 +153,7 @@ def test_workers_on_the_command_line(corpus, whole, tmp_path, capsys):
         (["--shard", "3/3"], "error: --shard = 3/3: give I/N with I from 0 to N - 1"),
         (["--shard", "0/3", "--overwrite"], "error: --overwrite: give it to --fit"),
         (["--workers", "0"], "error: --workers = 0: give a whole number of at least 1"),
+        (["--workers", "2", "--processes", "2"], "error: --processes 2: with --workers each shard encodes in one"),
         (["--price", "1"], "error: --rate, --price: only --estimate uses them"),
         (["--fit", "--finish"], "--finish: not allowed with argument --fit"),
     ):

@@ -129,7 +129,7 @@ COMMANDS: dict[str, Command] = dict(
             "sbatch",
             "https://slurm.schedmd.com/sbatch.html",
             *("--job-name=", "--nodes=", "--ntasks-per-node=", "--gpus-per-node=", "--cpus-per-task=", "--time="),
-            *("--parsable", "--array=", "--dependency=", "--wrap="),
+            *("--parsable", "--array=", "--dependency=", "--kill-on-invalid-dep=", "--wrap="),
             *("--output=", "--open-mode=", "--requeue", "--signal=", "--partition=", "--account=", "--constraint="),
         ),
         _tool(

@@ -219,6 +219,10 @@ def _prepare(args: argparse.Namespace, extra: Sequence[str]) -> int:
     if not out:
         raise UserError("--out is missing: give the folder to write")
     require_different(out, "--out", {"--corpus": corpus})
+    if (args.workers or 1) > 1 and processes is not None:
+        raise UserError(
+            f"--processes {processes}: with --workers each shard encodes in one process; give one of the two"
+        )
     if args.shard and args.overwrite:
         raise UserError("--overwrite: give it to --fit, which starts over, not to --shard")
     if args.fit:
