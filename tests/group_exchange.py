@@ -13,7 +13,7 @@ ITEMS = list("abcdefg")
 
 if __name__ == "__main__":
     where, count, index, *failing = sys.argv[1:]
-    distributed.join(Group(where, int(count), int(index), heartbeat_seconds=10, join_seconds=100))
+    distributed.join(Group(where, int(count), int(index), heartbeat_seconds=60, join_seconds=100))
     with distributed.watched():
         own: list[str] = []
 
