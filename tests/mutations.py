@@ -868,14 +868,6 @@ MUTATIONS = (
         f"{OBJECT} -k 'chunks_of_both and projector'",
     ),
     Mutation(
-        "1",
-        "a group of stacked tokens is visible from its first token",
-        STACKING,
-        "Order(*(_take(x, last) for x in tokens))",
-        "Order(*(_take(x, last - k + 1) for x in tokens))",
-        f"{FORWARD} -k 'changes_nothing_before and stacked'",
-    ),
-    Mutation(
         "-",
         "groups of stacked tokens go on over the tokens of other towers",
         STACKING,
