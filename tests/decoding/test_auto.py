@@ -129,6 +129,7 @@ def test_what_is_chosen_is_what_the_training_path_chooses(name):
     [
         ("pair", SamplingConfig(temperature=3.0, seed=7)),
         ("pair", SamplingConfig(beams=3)),
+        ("pair", SamplingConfig(beams=3, length_penalty=0.0)),  # beams end before the bound, and are overtaken
         pytest.param("trio", SamplingConfig(beams=2), marks=pytest.mark.slow),
     ],
 )
@@ -175,6 +176,9 @@ def test_max_spans_ends_a_row_and_says_so_while_the_cache_grows():
     check_replay("pair", results, end=-50.0)
     one = small(PROMPTS, "auto", LIMITS, max_spans=1)
     assert [[g.tokens.tolist() for g in row] for row in one] == [[row[0].tokens.tolist()] for row in results]
+    hot = [row[0] for row in small(PROMPTS, "auto", LIMITS, SamplingConfig(temperature=3.0, seed=1), max_spans=1)]
+    assert any(len(g.tokens) < LIMITS[g.modality] for g in hot), "an end token, so only the bound truncates"
+    assert all(g.truncated for g in hot)
 
 
 def test_a_row_may_end_at_once():
