@@ -325,14 +325,6 @@ MUTATIONS = (
     ),
     Mutation(
         "2",
-        "a beam keeps the state that another beam ended in",
-        BEAM,
-        "at_end = inherit(at_end) if choosing",
-        "at_end = at_end if choosing",
-        f"{CHOOSING} -k beams_and_samples",
-    ),
-    Mutation(
-        "2",
         "rows that chose another modality decode this one too",
         AUTO,
         "active = np.isin(np.arange(len(given)), rows)",
