@@ -25,6 +25,7 @@ if __name__ == "__main__":
         large = [len(text) for text in distributed.gather(index * 3_000_000)]
         seen = {"own": own, "shared": shared, "large": large, "first": distributed.from_first(index)}
         print(json.dumps(seen), flush=True)
+        distributed.gather("printed")
         if failing in ([index], ["all"]):
             distributed.fail(2, f"error: process {index} cannot")
         if failing:

@@ -28,7 +28,7 @@ _PATIENCE = 30 * 24 * 3600 * 1000
 """Longest wait for the others, in milliseconds: a month. The coordinator finds dead processes by their heartbeats."""
 
 _FAILED = "zipper/failed"
-_LEAVE_SECONDS = 2.0
+_LEAVE_SECONDS = 5.0
 """Time that the others have to read why the group fails, before process 0 and with it the coordinator ends."""
 
 _exchanges = itertools.count(1)
