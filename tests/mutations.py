@@ -1136,7 +1136,7 @@ MUTATIONS = (
     ),
     Mutation(
         "8",
-        "the noise that the judge hears depends on the batch",
+        "the noise for the judge depends on the batch",
         "evaluation/controls.py",
         "noise(first + number, ",
         "noise(number, ",

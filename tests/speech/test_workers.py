@@ -98,6 +98,6 @@ list(parallel_map({TARGET!r}, {{"offset": 1}}, ["long"], 1))
     parent.wait()
     written = -1
     while written != alive.stat().st_size:
-        assert time.monotonic() < deadline, "the job goes on without its parent"
+        assert time.monotonic() < deadline, "the job continues without its parent"
         written = alive.stat().st_size
         time.sleep(1)

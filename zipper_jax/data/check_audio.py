@@ -48,7 +48,7 @@ class Checked(NamedTuple):
 
 
 def check_audio(out: Path, parts: Sequence[Part], processes: int | None, journal: str = _JOURNAL) -> list[Checked]:
-    """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun goes on.
+    """One result per part, in order. Results go to a journal in ``out`` as they come, so that a rerun resumes.
 
     Known results are those of all journals there, so that shards of an import can check parts of them before.
     """

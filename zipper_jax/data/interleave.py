@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from zipper_jax.data.prepared import with_modalities
 from zipper_jax.sequences import Example, Span
 from zipper_jax.tasks import SPEECH, Interleaving, TaskConfig, TaskSet
 from zipper_jax.utils.errors import UserError
@@ -146,11 +147,8 @@ def examples(
     """
     task = task_set.task(name)
     assert task.interleaving is not None
-    fields = [task_set.field_of(modality) for modality in task.modalities]
     found, total = False, 0
-    for row in rows:
-        if any(row[field] is None for field in fields) or (row["shift"] and SPEECH not in task.modalities):
-            continue
+    for row in with_modalities(rows, task.modalities, task_set):
         total += 1
         offset = row["shift"] / shifts / rate_hz if rate_hz else 0.0
         for copy in range(task.interleaving.copies):

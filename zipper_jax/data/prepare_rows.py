@@ -17,10 +17,17 @@ from zipper_jax.data.prepare_examples import join, write_examples
 from zipper_jax.data.prepare_fit import fit, open_source
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_shards import encode_shard
-from zipper_jax.data.prepared import read_examples, read_header, read_task_set, read_vocabularies, splits
+from zipper_jax.data.prepared import (
+    read_examples,
+    read_header,
+    read_task_set,
+    read_vocabularies,
+    splits,
+    with_modalities,
+)
 from zipper_jax.packing import Packer
 from zipper_jax.sequences import Example, fill_template
-from zipper_jax.tasks import SPEECH, TaskConfig
+from zipper_jax.tasks import TaskConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
@@ -130,15 +137,14 @@ def _can_be_cut(folder: Path, split: str, task: TaskConfig) -> bool:
 def contents(
     folder: Any, modalities: Iterable[str], split: str, kept: Iterable[Mapping[str, Any]] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield modality -> content tokens of the examples of a split that have all of ``modalities``, in order.
-
-    Without speech among them, shifted copies of an utterance count once. ``kept``: see `examples_of`.
+    """Yield modality -> content tokens of the examples of a split that have all of ``modalities``, see
+    `prepared.with_modalities`. ``kept``: see `examples_of`.
     """
     vocabularies, task_set = read_vocabularies(folder), read_task_set(folder)
     fields = {modality: task_set.field_of(modality) for modality in modalities}
-    for example in read_examples(folder, split) if kept is None else kept:
-        if (SPEECH in fields or not example["shift"]) and all(example[field] is not None for field in fields.values()):
-            yield {modality: vocabularies[modality].encode(example[field]) for modality, field in fields.items()}
+    rows = read_examples(folder, split) if kept is None else kept
+    for example in with_modalities(rows, fields, task_set):
+        yield {modality: vocabularies[modality].encode(example[field]) for modality, field in fields.items()}
 
 
 def examples_of(

@@ -11,14 +11,14 @@ corpus digest. `prepare_rows.prepare` writes it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
 from zipper_jax.metrics.normalisers import TextForm, read_text_form
-from zipper_jax.tasks import TaskSet, stored_task_set
+from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.storage import AnyPath, as_path, subfolders
@@ -109,6 +109,19 @@ def read_task_set(folder: Any) -> TaskSet:
         return stored_task_set(header)
     except UserError as error:
         raise UserError(f"{str(as_path(folder) / 'header.json')!r}: {error}") from error
+
+
+def with_modalities(
+    examples: Iterable[Mapping[str, Any]], modalities: Iterable[str], task_set: TaskSet
+) -> Iterator[Mapping[str, Any]]:
+    """Yield those of ``examples`` that have all of ``modalities``, in order.
+
+    Without speech among them, shifted copies of an utterance count once.
+    """
+    fields = {modality: task_set.field_of(modality) for modality in modalities}
+    for example in examples:
+        if (SPEECH in fields or not example["shift"]) and all(example[field] is not None for field in fields.values()):
+            yield example
 
 
 def read_vocabularies(folder: Any) -> dict[str, Vocabulary]:
