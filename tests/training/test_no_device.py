@@ -25,8 +25,11 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("command", "platform"),
-    [("transcribe", "cuda"), ("speak", "tpu"), ("generate", "cuda"), ("train", "cuda"), ("launch", "tpu")],
-)
+    [
+        ("transcribe", "cuda"), ("train", "cuda"), ("launch", "tpu"),
+        *(pytest.param(*names, marks=pytest.mark.slow) for names in (("speak", "tpu"), ("generate", "cuda"))),
+    ],
+)  # fmt: skip
 def test_a_platform_that_is_not_here_is_one_line(trained, prepared, tmp_path, command, platform):
     words = {
         "transcribe": ["--model", trained, tone(tmp_path / "a.wav", 16_000, 1)],
