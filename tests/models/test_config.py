@@ -1,13 +1,17 @@
 """Every check of the model configuration, and its way through JSON."""
 
 import dataclasses
+import inspect
 import json
+import re
 
 import pytest
+from options import OPTIONS
 from tiny import IMAGE, PAIR_LAYOUT, SPEECH, TEXT, ZIP, pair, trio
 
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
-from zipper_jax.models.fusion import GatedCrossAttention
+from zipper_jax.models.config_parts import FUSION_FIELDS
+from zipper_jax.models.fusion import FUSIONS, GatedCrossAttention, fusion_class
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
 
@@ -124,6 +128,43 @@ def test_stacks_of_the_projector_are_checked(changes, message):
     z = ZipConfig(("text", "speech"), pairs=((3, 5),), fusion="projector")
     with pytest.raises(UserError, match=message):
         pair(zips=(dataclasses.replace(z, **changes),))
+
+
+OTHER = {
+    "num_heads": 6, "num_kv_heads": 1, "head_dim": 10, "mlp_multiplier": 3, "mlp_activation": "relu", "bias": True,
+    "norm": "rms", "normalise_source": True, "gate_init": 0.5, "projection": ProjectionConfig(depth=2),
+    "feed_forward": "where_visible", "positions": "learned", "max_positions": 7, "position_scales": {"text": 0.5},
+    "rope_base": 50.0, "diagonal_init": 1.0,
+}  # fmt: skip
+"""A value of each field that is not its default."""
+JOINED = {z.fusion: z for config in OPTIONS.values() for z in config.zips}
+
+
+@pytest.mark.parametrize("fusion", sorted(JOINED))
+def test_a_field_that_a_fusion_does_not_use_is_refused(fusion):
+    """Of every fusion, those from outside the package included."""
+    kind, plain = fusion_class(fusion), ZipConfig(("text", "speech"), pairs=((3, 5),), into=("text",), fusion=fusion)
+    assert tuple(OTHER) == FUSION_FIELDS
+    pair(zips=(plain,))
+    for name, value in OTHER.items():
+        rotary = {"positions": "rotary"} if name in ("position_scales", "diagonal_init") else {}
+        z = dataclasses.replace(plain, **rotary, **{name: value})
+        first = next(iter({**rotary, name: value}))
+        if name in kind.fields:
+            pair(zips=(z,))
+            continue
+        assert kind.unused(z) == (*rotary, name)
+        message = (
+            rf"ZipConfig.{first} = .*: zip speech-text has fusion '{fusion}', which does not use it .*; leave it at"
+        )
+        with pytest.raises(UserError, match=message):
+            pair(zips=(z,))
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_the_fields_of_a_fusion_are_those_that_its_module_reads(name):
+    source = inspect.getsource(inspect.getmodule(FUSIONS[name]))
+    assert set(FUSIONS[name].fields) == set(re.findall(r"\bconfig\.(\w+)", source)) & set(FUSION_FIELDS)
 
 
 def test_zip_names_and_shapes():

@@ -4,6 +4,7 @@ The rules of the forward pass and of decoding run on all in tests/models and tes
 "shared", "soft").
 """
 
+import json
 from dataclasses import replace
 
 import jax
@@ -13,6 +14,7 @@ from running import log, params, run
 from tiny_models import LENGTHS, zipper_model
 
 import zipper_jax
+from zipper_jax.checkpoint.run_format import read_model
 from zipper_jax.checkpoint.tools import export
 from zipper_jax.models import zipper
 from zipper_jax.models.config import ProjectionConfig, ZipConfig
@@ -21,6 +23,7 @@ from zipper_jax.models.fusion import fusion_class
 from zipper_jax.sequences import fill_template, rows_to_towers
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.tasks import TASKS
+from zipper_jax.training import run_folder
 from zipper_jax.training.config import SaveCheckpointConfig
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
@@ -130,6 +133,19 @@ def test_flops_are_those_of_its_weights_and_pairs(name):
         heads = [fusion_class(ZIPS[name].fusion).heads(ZIPS[name], config.towers[t]) for t in ZIPS[name].receivers]
         pairs = sum(12 * n * h * text * speech / 2 for n, h in heads)
     assert zips == pytest.approx(weights + pairs)
+
+
+@pytest.mark.parametrize("name", ["shared attention", "projector", "ungated"])
+def test_a_stored_field_that_the_fusion_does_not_use_is_omitted(name, zipper_run):
+    """Folders from when such a field was accepted: they are read, and resume with a configuration without it."""
+    config = zipper_run(model=model(name))
+    path = run_folder.open_run(config) / "config.json"
+    stored = json.loads(path.read_text())
+    stored["model"]["zips"][0] |= {"positions": "rotary", "position_scales": {"text": 0.5}, "mlp_multiplier": 2}
+    path.write_text(json.dumps(stored))
+    assert run_folder.stored_config(config.model_dir) == config
+    assert run_folder.check_run(config) == ""
+    assert read_model(config.model_dir)[1] == config.model
 
 
 def test_options_of_a_fusion_are_checked_by_name():

@@ -133,6 +133,14 @@ def test_every_fusion_is_one_file_after_a_run(prepared, path):
     assert not path.stem.startswith("one_way") or set(config.freeze.towers) == set(config.model.towers)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "gin/fusions").glob("*.gin")), ids=lambda path: path.stem)
+def test_every_fusion_follows_other_forms_of_the_zips(prepared, path):
+    """What those files set for cross-attention, and this fusion does not use, is back at its default."""
+    files = [f"--gin_file={name}" for name in ("models/zipper_quick.gin", "models/zipper_identity.gin")]
+    (z,) = build(prepared, "fuse", *files, f"--gin_file=fusions/{path.name}").model.zips
+    assert (z.positions == "rotary") == (z.fusion == "gated_cross_attention")
+
+
 def test_train_trains_inspect_shows_and_a_finished_run_reports_it(prepared, tmp_path, capsys):
     from zipper_jax.cli import inspect
 

@@ -12,7 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from zipper_jax.models.config import ZipperConfig
+from zipper_jax.models.config import ZipConfig, ZipperConfig
+from zipper_jax.models.config_parts import FUSION_FIELDS
+from zipper_jax.models.fusion import fusion_class
 from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import RENAMED, from_dict
 from zipper_jax.utils.errors import UserError
@@ -84,6 +86,7 @@ def part_of(config: Mapping[str, Any], kind: type[T], run_dir: str | AnyPath, *p
     part: Any = config
     for name in path:
         part = part.get(name, {})
+    part = used_fields(part) if kind is ZipperConfig else part
     try:
         return from_dict(kind, part)
     except UserError as error:
@@ -140,6 +143,24 @@ def renamed_model(model: Mapping[str, Any]) -> dict[str, Any]:
             if "projection" in z:
                 z["projection"] = renamed("ProjectionConfig", z["projection"])
     return found
+
+
+def used_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a stored `ZipperConfig` without fields of its zips that their fusions do not use.
+
+    Today such a field is refused (`Fusion.check_fields`). It was accepted once and had no effect, so a stored one is
+    omitted, also where a fusion of the user's uses fewer fields than it did.
+    """
+
+    def used(z: dict[str, Any]) -> dict[str, Any]:
+        name = z.get("fusion", ZipConfig.fusion)
+        try:
+            fields = fusion_class(name).fields if isinstance(name, str) else FUSION_FIELDS
+        except UserError:  # what the fusion is called is for `ZipperConfig` to report
+            fields = FUSION_FIELDS
+        return {field: value for field, value in z.items() if field not in FUSION_FIELDS or field in fields}
+
+    return {**model, "zips": [used(z) for z in model["zips"]]} if "zips" in model else dict(model)
 
 
 def write_config(run_dir: str | AnyPath, config: Mapping[str, Any]) -> None:

@@ -98,6 +98,7 @@ class ZipperConfig:
         for z in self.zips:
             for tower in z.towers:
                 check(tower in self.towers, f"zip {z.name} names tower {tower!r}; known: {known}")
+            fusion_class(z.fusion).check_fields(z)
             for tower in z.receivers:
                 fusion_class(z.fusion).check(z, self.towers[z.other(tower)], self.towers[tower], tower)
         make_schedule(self)  # checks pairs and cycles

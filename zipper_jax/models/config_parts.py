@@ -221,8 +221,8 @@ class ProjectionConfig:
 class ZipConfig:
     """The zips between two towers: which blocks they join, and by which fusion.
 
-    Fields from num_heads to max_positions are those of "gated_cross_attention"; other fusions have ``options``, and
-    say which of these fields they use.
+    Fields from num_heads to diagonal_init (`FUSION_FIELDS`) are those of "gated_cross_attention"; other fusions have
+    ``options``, and say which of these fields they use (``Fusion.fields``): one that has no effect raises UserError.
 
     Attributes:
         towers: The two names.
@@ -339,3 +339,11 @@ class ZipConfig:
     def other(self, tower: str) -> str:
         """The other of the two towers."""
         return self.towers[1] if tower == self.towers[0] else self.towers[0]
+
+
+FUSION_FIELDS = (
+    "num_heads", "num_kv_heads", "head_dim", "mlp_multiplier", "mlp_activation", "bias", "norm", "normalise_source",
+    "gate_init", "projection", "feed_forward", "positions", "max_positions", "position_scales", "rope_base",
+    "diagonal_init",
+)  # fmt: skip
+"""Fields of `ZipConfig` that describe what a fusion computes; each fusion uses some of them, see ``Fusion.fields``."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from zipper_jax.checkpoint import checkpoints
-from zipper_jax.checkpoint.run_format import part_of, read_config, require, write_config
+from zipper_jax.checkpoint.run_format import part_of, read_config, require, used_fields, write_config
 from zipper_jax.data.text_forms import read_text_form
 from zipper_jax.training.config import RESUME_MAY_CHANGE, TrainConfig
 from zipper_jax.utils.configs import to_dict
@@ -89,7 +89,7 @@ def stored_config(run_dir: str | AnyPath) -> TrainConfig:
     """Read the TrainConfig of a run folder; missing fields get their defaults, ``model_dir`` becomes ``run_dir``."""
     stored = read_config(run_dir)
     require(stored, run_dir, "train", "model")
-    whole = {"run": {**stored["train"], "model": stored["model"]}}
+    whole = {"run": {**stored["train"], "model": used_fields(stored["model"])}}
     return replace(part_of(whole, TrainConfig, run_dir, "run"), model_dir=str(run_dir))
 
 

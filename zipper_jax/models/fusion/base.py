@@ -11,6 +11,7 @@ Axis letters: B rows, T receiver positions, S source positions, D receiver embed
 K key/value heads, G = N // K, H head_dim.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.models.config_parts import Placement, TowerConfig, ZipConfig
+from zipper_jax.models.config_parts import FUSION_FIELDS, Placement, TowerConfig, ZipConfig
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module
 from zipper_jax.utils.errors import UserError
@@ -72,6 +73,8 @@ class Fusion(Module):
             that ``pairs`` names for it, and soft tokens enter before the receiver's first block. Both directions are
             then possible in one zip; the source's blocks process its tokens once more.
         Options: A frozen dataclass with the fields of ``ZipConfig.options``.
+        fields: The names in `config_parts.FUSION_FIELDS` that the fusion uses; another one that is not at its default
+            raises UserError.
         sources: Names of the parts (paths from this module, "attention/key") that process source tokens; all others
             process receiver tokens.
 
@@ -81,6 +84,7 @@ class Fusion(Module):
     placement: ClassVar[Placement] = "behind"
     alone: ClassVar[bool] = False
     Options: ClassVar[type] = NoOptions
+    fields: ClassVar[tuple[str, ...]] = ()
     sources: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -147,6 +151,23 @@ class Fusion(Module):
         """(query heads, head_dim) of its attention, for FLOPs: a visible pair of tokens costs 4 N H forward. (0, 0) for
         soft tokens, which use the receiver's own attention."""
         return (0, 0) if cls.placement == "sequence" else (receiver.num_heads, receiver.head_dim)
+
+    @classmethod
+    def unused(cls, config: ZipConfig) -> tuple[str, ...]:
+        """The fields of ``config`` that are not at their defaults, and have no effect on this fusion."""
+        defaults = {field.name: field.default for field in dataclasses.fields(ZipConfig)}
+        return tuple(n for n in FUSION_FIELDS if n not in cls.fields and getattr(config, n) != defaults[n])
+
+    @classmethod
+    def check_fields(cls, config: ZipConfig) -> None:
+        """Raise UserError if a field of ``config`` has no effect."""
+        for name in cls.unused(config):
+            default = ZipConfig.__dataclass_fields__[name].default
+            used = ", ".join(cls.fields) or "options only"
+            raise UserError(
+                f"ZipConfig.{name} = {getattr(config, name)!r}: zip {config.name} has fusion {config.fusion!r}, which "
+                f"does not use it (it uses {used}); leave it at {default!r}"
+            )
 
     @classmethod
     def check(cls, config: ZipConfig, source: TowerConfig, receiver: TowerConfig, name: str) -> None:

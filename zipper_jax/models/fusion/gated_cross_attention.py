@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zipper_jax.models.config_parts import TowerConfig, ZipConfig
+from zipper_jax.models.config_parts import FUSION_FIELDS, TowerConfig, ZipConfig
 from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, register
 from zipper_jax.models.layers import MLP, Linear, Norm, Projection
 from zipper_jax.models.masks import Range
@@ -102,6 +102,7 @@ class CrossAttention(Module):
 class GatedCrossAttention(Fusion):
     """Cross-tower projection, then Flamingo's gated cross-attention and feed-forward; fields are those of ZipConfig."""
 
+    fields = FUSION_FIELDS
     sources = (
         "projection",
         "source_position_table",

@@ -58,6 +58,7 @@ class Projector(Fusion):
     placement = "sequence"
     alone = True
     Options = ProjectorOptions
+    fields = ("projection", "normalise_source", "norm")
     sources = ("source_norm", "projection")
 
     def __init__(

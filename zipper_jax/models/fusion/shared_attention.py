@@ -62,6 +62,7 @@ class SharedAttention(Fusion):
 
     placement = "inside"
     Options = SharedAttentionOptions
+    fields = ("gate_init",)
     sources = ("key_map", "value_map")
 
     def __init__(
