@@ -66,6 +66,8 @@ OPERATION, GUARD = "tests/ops/test_interval_attention.py", "tests/training/test_
 EQUATIONS, CAUSAL = f"{FORWARD} -k equations", f"{FORWARD} -k 'changes_nothing_before and paper'"
 CHUNKS = f"{DECODING} -k 'chunks and pair'"
 
+FIELDS = "tests/models/test_config.py -k field"
+
 MUTATIONS = (
     # rule 1: causality
     Mutation(
@@ -314,6 +316,14 @@ MUTATIONS = (
         "jnp.arange(rows) * width + best",
         "jnp.arange(rows) * width + (best + 1) % width",
         f"{DECODING} -k beams",
+    ),
+    Mutation(
+        "2",
+        "a beam keeps the state that another beam ended in",
+        BEAM,
+        "at_end = inherit(at_end) if choosing",
+        "at_end = at_end if choosing",
+        f"{CHOOSING} -k beams_that_end_early",
     ),
     Mutation(
         "2",
@@ -1499,6 +1509,46 @@ MUTATIONS = (
         'block["modality"] = order[block["modality"]]',
         "pass",
         "tests/data/test_packed_rows.py",
+    ),
+    Mutation(
+        "7",
+        "a field that a fusion does not use is accepted",
+        "models/config.py",
+        "            fusion_class(z.fusion).check_fields(z)\n",
+        "",
+        FIELDS,
+    ),
+    Mutation(
+        "7",
+        "a fusion lacks a field that it uses",
+        "models/fusion/projector.py",
+        '("projection", "normalise_source", "norm")',
+        '("projection", "normalise_source")',
+        FIELDS,
+    ),
+    Mutation(
+        "-",
+        "a stored field that a fusion does not use stops a run",
+        "training/run_folder.py",
+        'used_fields(stored["model"])',
+        'stored["model"]',
+        "tests/training/test_fusions.py -k stored",
+    ),
+    Mutation(
+        "-",
+        "weights of tasks scale choices",
+        "models/choice.py",
+        "jnp.asarray(batch.next_modality > 0, jnp.float32)",
+        "jnp.asarray(batch.next_modality > 0, jnp.float32) * jnp.max(batch.weights, axis=1, keepdims=True)",
+        "tests/training/test_next_modality.py -k weights_of_tasks",
+    ),
+    Mutation(
+        "-",
+        "generate does not report the chosen modality",
+        "cli/generate.py",
+        '{"next_modality": output.next_modality} if choosing else {}',
+        "{}",
+        "tests/training/test_next_modality.py -k trains_heads",
     ),
     Mutation(
         "-",

@@ -136,6 +136,13 @@ def test_beams_and_samples_choose_by_the_training_path_too(name, sampling):
     check_replay(name, generator(name)(PROMPTS, "auto", LIMITS, sampling, max_spans=SPANS))
 
 
+def test_beams_that_end_early_choose_by_the_state_they_ended_in():
+    """Many beams, no reward for length: a beam that ended moves among those that continue, and wins."""
+    results = generator("pair")(PROMPTS, "auto", LIMITS, SamplingConfig(beams=8, length_penalty=0.0), max_spans=SPANS)
+    check_replay("pair", results)
+    assert any(len(g.tokens) < LIMITS[g.modality] for row in results for g in row)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_chosen_order_gives_the_spans_of_that_order_given(beams):
     """Waiting for rows of another modality changes nothing: each row is as if decoded alone, in the order it chose."""

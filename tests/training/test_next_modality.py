@@ -1,6 +1,7 @@
 """Training the choice of the next modality: the rules of a run hold, and a choice that words decide is learned."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import jax
@@ -11,11 +12,14 @@ from tiny_models import SPEECH, TEXT, zipper_model
 
 import zipper_jax
 from zipper_jax.checkpoint.tools import export
+from zipper_jax.cli.main import main
 from zipper_jax.data.packed_rows import write_rows
 from zipper_jax.models import zipper
+from zipper_jax.models.choice import choice_of, loss_terms
 from zipper_jax.sequences import Span, make_layout, rows_to_towers
 from zipper_jax.sharding.mesh import MeshConfig
 from zipper_jax.training.config import DataConfig, SaveCheckpointConfig
+from zipper_jax.training.data_source import open_data
 from zipper_jax.training.optimizer import OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig
 from zipper_jax.training.program import build
@@ -29,7 +33,7 @@ def choosing():
     return replace(zipper_model(), next_modality=True)
 
 
-def test_a_run_trains_heads_freezes_stops_resumes_and_is_exported(zipper_run, tmp_path):
+def test_a_run_trains_heads_freezes_stops_resumes_and_is_exported(zipper_run, tmp_path, capsys):
     """Rules 3 and 6, bitwise; the heads' losses are reported beside those of towers and tasks, not in them."""
     config = zipper_run(
         model=choosing(), freeze=FreezeConfig(towers=("text",)), save=SaveCheckpointConfig(period=2), steps=4,
@@ -55,9 +59,29 @@ def test_a_run_trains_heads_freezes_stops_resumes_and_is_exported(zipper_run, tm
         )
         assert in_tasks == pytest.approx(in_towers, rel=1e-5)
     export(config.model_dir, str(tmp_path / "exported"))
-    loaded = zipper_jax.load(tmp_path / "exported")
-    (spans,) = loaded.generate_tokens([[("text", np.array([3], np.int32))]], "auto", max_spans=2)
-    assert len(spans) <= 2
+    prompts = [{"prompt": [[modality, [3, 3]]]} for modality in ("text", "speech")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    given = ["--outputs", "auto", "--max_spans", "2", "--input", str(tmp_path / "prompts.jsonl")]
+    capsys.readouterr()
+    assert main(["generate", "--model", str(tmp_path / "exported"), *given]) == 0
+    rows = [json.loads(line)["generated"] for line in capsys.readouterr().out.splitlines()]
+    assert any(rows)
+    for row in rows:
+        chosen = [span["next_modality"] for span in row]
+        assert chosen[:-1] == [span["modality"] for span in row[1:]]
+        assert len(row) == 2 or not row or chosen[-1] is None
+
+
+def test_weights_of_tasks_do_not_scale_choices(zipper_run):
+    """They balance tokens of modalities; of end tokens every example has equally many."""
+    plain = zipper_run(model=choosing())
+    weighted = replace(plain, data=replace(plain.data, task_weights={"asr": 3.0}))
+    before, after = (loss_terms(open_data(config).batches.get(0)["towers"]) for config in (plain, weighted))
+    assert before.keys() == after.keys() == {"text", "speech", choice_of("text"), choice_of("speech")}
+    np.testing.assert_array_equal(after["text"], 3.0 * before["text"])  # targets of ASR
+    for name in ("speech", choice_of("text"), choice_of("speech")):
+        np.testing.assert_array_equal(after[name], before[name])
+        assert np.sum(before[name]) > 0
 
 
 def test_a_run_without_heads_is_the_same_as_with_weight_0(zipper_run, tmp_path):

@@ -26,7 +26,7 @@ A prompt is a list of [modality, content]: a sentence for text, unit numbers for
 defaults to --outputs; "auto": the model chooses after each span which modality follows, or that the example ends, if it
 was trained to (ZipperConfig.next_modality). Each output line repeats the input and adds "generated": a list of
 {"modality", "content", "truncated", "log_prob"}; truncated: --max_new_tokens ended the span, or --max_spans the example
-after it.
+after it. With outputs "auto" each also has "next_modality": what the model chose to follow; null: the end.
 
   zipper generate --model runs/smoke/zipper --outputs text < prompts.jsonl > results.jsonl
 """
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
             first += len(batch)
             for request, row in zip(batch, rows, strict=True):
-                print(json.dumps({**request, "generated": [_plain(o) for o in row]}), file=out, flush=True)
+                generated = [_plain(output, request["outputs"] == "auto") for output in row]
+                print(json.dumps({**request, "generated": generated}), file=out, flush=True)
     return 0
 
 
@@ -148,7 +149,10 @@ def _batches(requests: Iterable[dict[str, Any]], size: int) -> Iterator[list[dic
         yield batch
 
 
-def _plain(output) -> dict[str, Any]:
+def _plain(output: Any, choosing: bool) -> dict[str, Any]:
     content = output.content if isinstance(output.content, str) else [int(u) for u in output.content]
     log_prob = round(float(output.log_probs.sum()), 4)
-    return {"modality": output.modality, "content": content, "truncated": output.truncated, "log_prob": log_prob}
+    chosen = {"next_modality": output.next_modality} if choosing else {}
+    return {
+        "modality": output.modality, "content": content, "truncated": output.truncated, "log_prob": log_prob, **chosen,
+    }  # fmt: skip

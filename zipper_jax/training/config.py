@@ -28,7 +28,8 @@ class DataConfig:
         mixture: A task or a mixture of ``task_set``, or a name for the mixture that ``rates`` defines.
         rates: Task -> its share of the rows; empty: the rates of ``mixture`` in ``task_set``.
         task_weights: Task -> factor on the loss weight of its tokens; 1 where not named. With several towers each
-            tower's loss is a mean of its own; where two modalities share a tower, this balances them.
+            tower's loss is a mean of its own; where two modalities share a tower, this balances them. Choices of the
+            next modality are not scaled: each end token counts as 1, see ``TrainConfig.next_modality_weight``.
         lengths: Tower -> sequence length of a row, in tokens. Rows packed to shorter lengths are padded.
         skip_batches: Ranges ``(start, stop)`` of batches to skip, counted from 0 over the whole run.
         task_set: The known tasks, mixtures and modalities.
