@@ -6,10 +6,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import options
 import pytest
 from flax import nnx
 from options import FUSIONS, OPTIONS, TRIOS, batch_of, lengths_of
-from tiny import PAIR_LAYOUT, TEXT, pair, paths, random_params
+from tiny import PAIR_LAYOUT, PAIR_LENGTHS, TEXT, pair, paths, random_params
 
 from zipper_jax.models import zipper
 from zipper_jax.models.cache import init_cache
@@ -123,17 +124,20 @@ def test_towers_without_tokens_may_be_omitted(name):
 # ---- one forward: with a cache it is the same code -------------------------------------------------------------------
 
 SPANS = (("text", 5), ("speech", 6), ("text", 3), ("speech", 0), ("text", 2))
+ROWS = 4
+CAPACITY = {"text": 40, "speech": 40}
 
 
 @pytest.fixture(scope="module")
 def rows():
-    """Rows of text, speech, text ..., each one example, of unequal lengths."""
+    """Rows of text, speech, text ..., each one example, of unequal lengths; in the shape of `batch_of`, so that the
+    same programs compute both."""
     random = np.random.default_rng(0)
     examples = [
         tuple(Span(m, random.integers(3, 17, n + extra).astype(np.int32), 1.0) for m, n in SPANS[: 5 - extra])
-        for extra in range(3)
+        for extra in (0, 1, 2, 1)
     ]
-    return rows_to_towers([[example] for example in examples], PAIR_LAYOUT, {"text": 24, "speech": 24})
+    return rows_to_towers([[example] for example in examples], PAIR_LAYOUT, PAIR_LENGTHS)
 
 
 @pytest.fixture(scope="module", params=["paper", "residual", *FUSIONS])
@@ -141,21 +145,15 @@ def program(request):
     """(config, params, full pass, cached pass), compiled."""
     config = OPTIONS[request.param]
     params = jax.tree.map(jnp.asarray, random_params(config, seed=5))
-    full = jax.jit(lambda params, towers: bind_params(config, params)(towers))
     cached = jax.jit(lambda params, towers, cache: bind_params(config, params)(towers, cache=cache))
-    return config, params, full, cached
-
-
-def cut_rows(towers, tower, start, stop):
-    """Positions start to stop of one tower, as a pass of its own."""
-    return {tower: TowerBatch(*(x[:, start:stop] for x in towers[tower]))}
+    return config, params, options.program(request.param), cached
 
 
 def test_one_pass_of_all_towers_with_a_cache_is_the_full_pass(program, rows):
     """Also of towers that are present: text sees speech that sees text, all written before it is read."""
     config, params, full, cached = program
     wanted = full(params, rows)
-    found, cache = cached(params, rows, init_cache(config, 3, {"text": 40, "speech": 40}))
+    found, cache = cached(params, rows, init_cache(config, ROWS, CAPACITY))
     for tower, batch in rows.items():
         real = batch.segment_ids > 0
         np.testing.assert_allclose(np.asarray(found[tower])[real], np.asarray(wanted[tower])[real], atol=TOLERANCE)
@@ -166,8 +164,7 @@ def test_packed_rows_through_a_cache_are_the_full_pass(program):
     config, params, full, cached = program
     _, towers = batch_of(config, seed=3)
     wanted = full(params, towers)
-    rows = len(towers["text"].tokens)
-    found, _ = cached(params, towers, init_cache(config, rows, {t: x.tokens.shape[1] + 5 for t, x in towers.items()}))
+    found, _ = cached(params, towers, init_cache(config, ROWS, CAPACITY))
     for tower, batch in towers.items():
         real = batch.segment_ids > 0
         np.testing.assert_allclose(np.asarray(found[tower])[real], np.asarray(wanted[tower])[real], atol=TOLERANCE)
@@ -176,7 +173,7 @@ def test_packed_rows_through_a_cache_are_the_full_pass(program):
 def test_chunks_of_both_towers_in_any_order_that_keeps_time(program, rows):
     """Each tower in chunks, a chunk fed once all that came before it in its row has been fed."""
     config, params, full, cached = program
-    wanted, cache = full(params, rows), init_cache(config, 3, {"text": 40, "speech": 40})
+    wanted, cache = full(params, rows), init_cache(config, ROWS, CAPACITY)
     # Time is per row: a span of one tower is fed for all rows before the next span, masked to the rows that have it.
     ends, width = dict.fromkeys(rows, 0), 10  # of one width, so that each tower's chunks are one program
     for number, (tower, _) in enumerate(SPANS):
@@ -185,7 +182,7 @@ def test_chunks_of_both_towers_in_any_order_that_keeps_time(program, rows):
         of_span = span_numbers(rows, tower) == number
         if not of_span.any():
             continue
-        chunk = TowerBatch(*(np.zeros((3, width), x.dtype) for x in batch))
+        chunk = TowerBatch(*(np.zeros((ROWS, width), x.dtype) for x in batch))
         for b, positions in enumerate(map(np.flatnonzero, of_span)):
             for new, old in zip(chunk, batch, strict=True):
                 new[b, : len(positions)] = np.asarray(old)[b, positions]
@@ -209,7 +206,7 @@ def span_numbers(rows, tower):
 
 def test_last_logits_are_those_of_each_rows_last_token(program, rows):
     config, params, full, _ = program
-    cache = init_cache(config, 3, {"text": 40, "speech": 40})
+    cache = init_cache(config, ROWS, CAPACITY)
     last = jax.jit(lambda params, towers, cache: bind_params(config, params).last_logits(towers, cache)[0])
     wanted, found = full(params, rows), last(params, rows, cache)
     for tower, batch in rows.items():
@@ -222,13 +219,13 @@ def test_last_logits_are_those_of_each_rows_last_token(program, rows):
 def test_a_step_computes_the_head_once_per_row(rows):
     """The head of a long prefill is computed at the last position only: no logits of all positions exist."""
     config = OPTIONS["paper"]
-    cache = init_cache(config, 3, {"text": 40, "speech": 40})
+    cache = init_cache(config, ROWS, CAPACITY)
     jaxpr = jax.make_jaxpr(lambda params: bind_params(config, params).last_logits(rows, cache)[0])(
         init_params(config, 0)
     )
     shapes = {v.aval.shape for equation in jaxpr.jaxpr.eqns for v in equation.outvars}
-    assert (3, 1, 23) in shapes
-    assert (3, 24, 23) not in shapes
+    assert (ROWS, 1, 23) in shapes
+    assert (ROWS, PAIR_LENGTHS["text"], 23) not in shapes
 
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
