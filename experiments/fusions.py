@@ -82,7 +82,8 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
     )
 
 
-MAIN = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle", "shared", "shared.ungated")
+BASE = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle")
+MAIN = (*BASE, "shared", "shared.ungated")
 SOFT = ("projector", "projector.linear", "projector.stacked")
 INSULATION = ("identity", "shared", "projector")
 FROZEN = ("zipper.frozen", "one_way", "shared.frozen", "projector.frozen")

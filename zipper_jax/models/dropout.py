@@ -1,8 +1,8 @@
 """Dropout and token noise of a training pass: off wherever a pass is not given any, in evaluation and decoding say.
 
-What is dropped is a function of the key of its row, the tower, the block and the place in it. Rows have keys of their own, so
-that neither gradient accumulation nor the mesh changes what is dropped; `training.step` makes them from seed and step,
-so that a resumed run drops the same.
+What is dropped is a function of the key of its row, the tower, the block and the place in it. Rows have keys of their
+own, so that neither gradient accumulation nor the mesh changes what is dropped; `training.step` makes them from seed
+and step, so that a resumed run drops the same.
 
 Axis letters: B rows, T positions, D embed_dim.
 """
@@ -42,9 +42,7 @@ class Dropout(NamedTuple):
         rate = self.noise.get(tower, 0.0)
         if not rate:
             return batch
-        given = (batch.targets == jnp.roll(batch.tokens, -1, 1)) & (batch.weights > 0)
-        generated = jnp.roll(given, 1, 1) & (batch.segment_ids == jnp.roll(batch.segment_ids, 1, 1))
-        generated = generated.at[:, 0].set(False)
+        generated = jnp.roll(batch.weights > 0, 1, 1).at[:, 0].set(False)
         keys = _fold(self.keys, zlib.crc32(f"noise {tower}".encode()))
         length = batch.tokens.shape[1]
         replaced = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (length,)))(_fold(keys, 0))
