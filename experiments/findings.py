@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zipper_jax.data.packed_rows import read_meta
+from zipper_jax.data.packed_rows import position_scales, read_meta
 from zipper_jax.models.config import ModalityConfig, ProjectionConfig, TowerConfig, ZipConfig, ZipperConfig
 from zipper_jax.models.zipper import parameters
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Places, Scoring, Sweep, Table
@@ -138,6 +138,7 @@ class Models:
 
     def __init__(self, size: Size, places: Places):
         self.size = size
+        self.prepared = places.prepared
         self.ids = {m: places.vocabulary_size(m) for m in ("text", "speech")}
         self.towers = {"text": tower(size.text, self.ids["text"]), "speech": tower(size.speech, self.ids["speech"])}
         self.compute: dict[str, Any] = {"scan": size.scan, "dtype": size.dtype, "remat": "none"}
@@ -164,7 +165,12 @@ class Models:
         projections: Mapping[str, ProjectionConfig] | None = None,
         **fields: Any,
     ) -> ZipperConfig:
-        """Return a zipper; ``projections``: input projections (None: the paper's), ``fields``: of ZipConfig."""
+        """Return a zipper; ``projections``: input projections (None: the paper's), ``fields``: of ZipConfig.
+
+        Rotary positions are scaled by the rates of all pairs, whatever their share.
+        """
+        if fields.get("positions") == "rotary":
+            fields["position_scales"] = position_scales(self.prepared, "asr")
         if projections is None:
             projections = {"text": ProjectionConfig(), "speech": ProjectionConfig()}
         return ZipperConfig(
@@ -188,6 +194,8 @@ IDENTITY: dict[str, Any] = {
 }
 """Identity-preserving form: with PRESERVING, text without speech is unchanged at step 0, and only its input projection
 can change it."""
+DIAGONAL: dict[str, Any] = {**IDENTITY, "positions": "rotary", "rope_base": 100.0, "diagonal_init": 1.0}
+"""Identity-preserving form whose attention starts on the diagonal of text and speech."""
 PRETRAINED = {"text": "text_lm", "speech": "speech_lm"}
 
 
@@ -246,9 +254,17 @@ class Arms:
         rates: Mapping[str, float] = RATES,
         learning_rate: float | None = None,
         last_blocks: bool = False,
+        tower_rate: float = 0.25,
+        training: Mapping[str, Any] | None = None,
         **arm: Any,
     ) -> Arm:
-        """``last_blocks``: the one pair of the towers' last blocks, in place of ``zips`` and ``blocks``."""
+        """A zipper.
+
+        Args:
+            last_blocks: The one pair of the towers' last blocks, in place of ``zips`` and ``blocks``.
+            tower_rate: Share of the learning rate that pretrained towers get.
+            training: Other fields of TrainConfig.
+        """
         size = self.size
         last = ((size.text["num_layers"], size.speech["num_layers"]),)
         pairs = last if last_blocks else every(size, zips, blocks)
@@ -259,7 +275,7 @@ class Arms:
             model = Models(size, places).zipper(pairs, projections, **fields)
             multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}
             if pretrained and set(frozen) != set(PRETRAINED):
-                multipliers["towers/.*"] = 0.25
+                multipliers["towers/.*"] = tower_rate
             return TrainConfig(
                 model=model,
                 data=DataConfig(places.data(share), "fusion", self.lengths, dict(rates)),
@@ -267,6 +283,7 @@ class Arms:
                 steps=size.steps,
                 optimizer=self._optimizer("zipper", learning_rate, multipliers),
                 freeze=FreezeConfig(towers=frozen),
+                **(training or {}),
                 initialise_from={t: places.run(run) for t, run in PRETRAINED.items()} if pretrained else {},
                 **self._common(),
             )

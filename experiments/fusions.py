@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from findings import IDENTITY, PRESERVING, RATES, Arms, Size, size_of
+from findings import DIAGONAL, IDENTITY, PRESERVING, RATES, Arms, Size, size_of
 
 from zipper_jax.models.config import ProjectionConfig
 from zipper_jax.sweep.plan import Arm, Claim, Sweep, Table
@@ -52,6 +52,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         joined("zipper", "gated cross-attention, the paper's form"),
         joined("zipper.frozen", "… both towers frozen", frozen=BOTH),
         joined("identity", "gated cross-attention, identity-preserving", projections=PRESERVING, form=IDENTITY),
+        joined("diagonal", "… attention starts on the diagonal", projections=PRESERVING, form=DIAGONAL),
         joined(
             "middle", "… zips in the middle half only (HBridge)", projections=PRESERVING, form=IDENTITY, blocks=middle
         ),
@@ -81,7 +82,8 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
     )
 
 
-MAIN = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "middle", "shared", "shared.ungated")
+BASE = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle")
+MAIN = (*BASE, "shared", "shared.ungated")
 SOFT = ("projector", "projector.linear", "projector.stacked")
 INSULATION = ("identity", "shared", "projector")
 FROZEN = ("zipper.frozen", "one_way", "shared.frozen", "projector.frozen")
@@ -138,6 +140,10 @@ def claims() -> tuple[Claim, ...]:
             "gates do not matter to shared attention in ASR", "asr", "shared", "shared.ungated", "similar", 0.02, "ours"
         ),
         Claim("an MLP is better than a linear projector in ASR", "asr", "projector", "projector.linear", source="ours"),
+        *(
+            Claim(f"starting on the diagonal helps in {what}", measure, "diagonal", "identity", source="ours")
+            for what, measure in (("ASR", "asr"), ("TTS", "tts"), ("TTS, by likelihood", "tts_nats"))
+        ),
         Claim("zips in the middle suffice for ASR", "asr", "middle", "identity", "similar", 0.02, "HBridge"),
         Claim(
             "dropout helps the Single Decoder's ASR", "asr", "single_decoder.dropout", "single_decoder", source="ours"

@@ -926,6 +926,14 @@ MUTATIONS = (
         f"{DROPOUT} -k each_update",
     ),
     Mutation(
+        "-",
+        "token noise replaces conditions and begin tokens",
+        "models/dropout.py",
+        "generated & replaced",
+        "replaced",
+        f"{DROPOUT} -k noise_replaces",
+    ),
+    Mutation(
         "5",
         "microbatches share the rows' keys of dropout",
         STEP,

@@ -1,4 +1,4 @@
-"""Dropout: what is dropped depends on seed, step and row alone, and nothing is dropped outside of training."""
+"""Dropout and token noise: they depend on seed, step and row alone, and there is neither outside of training."""
 
 from dataclasses import replace
 from functools import partial
@@ -55,11 +55,39 @@ def test_masks_have_the_rate_and_differ_by_row_step_tower_block_and_place():
 def test_accumulation_and_mesh_drop_the_same(zipper_run, zips):
     """Rule 5: the loss and gradients of one device and one batch, with every block and stream dropping."""
     model = zipper_run().model
-    config = zipper_run(model=model if zips is None else replace(model, zips=(zips,)), dropout=RATES)
+    model = model if zips is None else replace(model, zips=(zips,))
+    config = zipper_run(model=model, dropout=RATES, token_noise={"text": 0.3})
     whole = _gradients(config)
     loss, _, gradients = _gradients(replace(config, microbatches=2, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
     np.testing.assert_allclose(loss, whole[0], rtol=1e-6)
     assert_close(gradients, whole[2], 2e-5)
+
+
+@pytest.mark.parametrize("task", ["asr", "asr_tts", "text_lm"])
+def test_noise_replaces_only_tokens_that_the_model_generates(zipper_run, text_run, task):
+    """Not begin tokens, conditions and padding; and no target."""
+    config = text_run() if task == "text_lm" else zipper_run()
+    rates = {"asr": 1.0} if task == "asr" else config.data.rates
+    config = replace(config, data=replace(config.data, rates=rates))
+    batches = data_source.open_data(config).batches.get(0)["towers"]
+    noise = Dropout({}, row_keys(0, 5, config.batch_size), {"text": 0.5, "speech": 0.25})
+    for tower, batch in batches.items():
+        size = config.model.towers[tower].vocab_size
+        noisy = jax.device_get(noise.noisy(tower, jax.tree.map(jnp.asarray, batch), size))
+        for name in set(batch._fields) - {"tokens", "next_modality"}:
+            np.testing.assert_array_equal(getattr(noisy, name), getattr(batch, name), err_msg=name)
+        asked = np.zeros(batch.tokens.shape, bool)
+        asked[:, 1:] = (batch.weights[:, :-1] > 0) & (batch.segment_ids[:, :-1] == batch.segment_ids[:, 1:])
+        np.testing.assert_array_equal(batch.targets[:, :-1][asked[:, 1:]], batch.tokens[:, 1:][asked[:, 1:]])
+        changed = noisy.tokens != batch.tokens
+        assert not changed[~asked].any()
+        assert asked.any() == (tower in ("text",) if task == "asr" else True)
+        if asked.any():
+            wanted = noise.noise[tower] * (1 - 1 / size)
+            assert changed[asked].mean() == pytest.approx(wanted, abs=4 * (wanted / asked.sum()) ** 0.5)
+            assert len(np.unique(noisy.tokens[changed])) > min(size, changed.sum()) / 3
+            assert noisy.tokens.min() >= 0
+            assert noisy.tokens.max() < size
 
 
 def _gradients(config):
@@ -70,9 +98,10 @@ def _gradients(config):
     return jax.device_get(compute(state.trainable, state.frozen, batch, keys=keys))
 
 
-def test_each_update_drops_others(text_run):
+@pytest.mark.parametrize("field", ["dropout", "token_noise"])
+def test_each_update_drops_others(text_run, field):
     """The same batch and (nearly) the same parameters in two updates; and the first one again."""
-    config = text_run(dropout={"text": 0.3}, optimizer=OptimizerConfig(learning_rate=1e-30))
+    config = text_run(**{field: {"text": 0.3}}, optimizer=OptimizerConfig(learning_rate=1e-30))
     batch = data_source.open_data(config).batches.get(0)
     built, state = start(config, random_params(config.model))
     again = built.start(unflatten(random_params(config.model)))
@@ -84,12 +113,12 @@ def test_each_update_drops_others(text_run):
     assert float(built.train_step(again, put_batch(batch, built.mesh))[1].loss) == losses[0]
 
 
-def test_a_single_decoder_with_dropout_resumes_bitwise_and_is_evaluated_without(text_run, prepared, tmp_path):
+def test_a_single_decoder_with_dropout_and_noise_resumes_bitwise_and_is_evaluated_without(text_run, prepared, tmp_path):
     """Rule 6. Validation of step 0's parameters is that of a run without dropout, training is not."""
     lengths = {"decoder": sum(LENGTHS.values())}
     data = DataConfig(str(prepared), "asr_tts", lengths, {"asr": 1.0, "tts": 1.26})
     config = text_run(model=decoder_model(), data=data, steps=4, dropout={"decoder": 0.1}, eval_period=1)
-    config = replace(config, save=SaveCheckpointConfig(period=2))
+    config = replace(config, token_noise={"decoder": 0.2}, save=SaveCheckpointConfig(period=2))
     run(config)
     parts = replace(config, model_dir=str(tmp_path / "parts"))
     run(replace(parts, steps=2))
@@ -99,13 +128,16 @@ def test_a_single_decoder_with_dropout_resumes_bitwise_and_is_evaluated_without(
         np.testing.assert_array_equal(params(parts)[path], leaf, err_msg=path)
 
     still = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-30), steps=1)
-    logs = [replace(still, model_dir=str(tmp_path / name), dropout=d) for name, d in (("a", {}), ("b", config.dropout))]
+    still = replace(still, dropout={}, token_noise={})
+    kinds = {"none": {}, "dropout": {"dropout": config.dropout}, "noise": {"token_noise": config.token_noise}}
+    logs = [replace(still, model_dir=str(tmp_path / name), **fields) for name, fields in kinds.items()]
     for each in logs:
         run(each)
-    (plain, plain_validation), (dropping, validation) = map(log, logs)
-    assert (plain["split"], validation["split"]) == ("train", "validation")
-    assert plain["loss"] != dropping["loss"]
-    assert plain_validation == validation
+    plain, *others = map(log, logs)
+    for other in others:
+        assert [line["split"] for line in other] == ["train", "validation"]
+        assert other[0]["loss"] != plain[0]["loss"]
+        assert other[1] == plain[1]
 
 
 def test_a_pass_without_dropout_draws_nothing(zipper_run):
@@ -122,11 +154,14 @@ def test_a_pass_without_dropout_draws_nothing(zipper_run):
     keys = row_keys(0, 0, 8)
     assert "random_bits" in traced(Dropout({"text": 0.1}, keys))
     assert "random_bits" not in traced(None)
-    assert "random_bits" not in traced(Dropout({"text": 0.0}, keys))
+    assert "random_bits" in traced(Dropout({}, keys, {"text": 0.1}))
+    assert "random_bits" not in traced(Dropout({"text": 0.0}, keys, {"text": 0.0}))
 
 
 def test_rates_are_checked(zipper_run):
     with pytest.raises(UserError, match=r"TrainConfig.dropout\['text'\]=1.0: give 0 \(none\) or more, below 1"):
         zipper_run(dropout={"text": 1.0})
+    with pytest.raises(UserError, match=r"TrainConfig.token_noise\['text'\]=-0.1: give 0 \(none\) or more, below 1"):
+        zipper_run(token_noise={"text": -0.1})
     with pytest.raises(UserError, match=r"TrainConfig.dropout: the model has no tower 'txt'; did you mean 'text'"):
         zipper_run(dropout={"txt": 0.1})

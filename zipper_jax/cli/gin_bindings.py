@@ -97,17 +97,10 @@ def vocabulary_size(folder: str = gin.REQUIRED, modalities: tuple[str, ...] = gi
 
 @configurable
 def position_scales(folder: str = gin.REQUIRED, task: str = gin.REQUIRED) -> dict[str, float]:
-    """Return ``ZipConfig.position_scales`` of a task's pairs in a prepared folder; towers are named like modalities.
+    """See `data.packed_rows.position_scales`."""
+    from zipper_jax.data import packed_rows
 
-    The one with the fewest tokens has 1, another its mean number of those tokens per token of its own.
-    """
-    from zipper_jax.data.packed_rows import read_meta
-
-    rows = as_path(any_path(folder, "DATA")) / "rows" / task / "train"
-    tokens = (read_meta(rows) or {}).get("tokens", {})
-    if not tokens or min(tokens.values()) == 0:
-        raise UserError(f"DATA = {folder!r}: {rows} holds no pairs; prepare rows of the task {task!r}")
-    return {modality: min(tokens.values()) / count for modality, count in tokens.items()}
+    return packed_rows.position_scales(any_path(folder, "DATA"), task)
 
 
 @configurable

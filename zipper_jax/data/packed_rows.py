@@ -202,6 +202,21 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any] | None:
     return meta
 
 
+def position_scales(folder: str | os.PathLike, task: str) -> dict[str, float]:
+    """Return ``ZipConfig.position_scales`` of a task's pairs in a prepared folder; towers are named like modalities.
+
+    The one with the fewest tokens has 1, another its mean number of those tokens per token of its own.
+
+    Raises:
+        UserError: There are no pairs.
+    """
+    rows = as_path(folder) / "rows" / task / "train"
+    tokens = (read_meta(rows) or {}).get("tokens", {})
+    if not tokens or min(tokens.values()) == 0:
+        raise UserError(f"DATA = {str(folder)!r}: {rows} holds no pairs; prepare rows of the task {task!r}")
+    return {modality: min(tokens.values()) / count for modality, count in tokens.items()}
+
+
 class RowStore:
     """The rows of one task and split. Thread-safe.
 

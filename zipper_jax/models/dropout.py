@@ -1,8 +1,8 @@
-"""Dropout of a training pass: off wherever a pass is not given one, in evaluation and decoding for example.
+"""Dropout and token noise of a training pass: off wherever a pass is not given any, in evaluation and decoding say.
 
-A mask is a function of the key of its row, the tower, the block and the place in it. Rows have keys of their own, so
-that neither gradient accumulation nor the mesh changes what is dropped; `training.step` makes them from seed and step,
-so that a resumed run drops the same.
+What is dropped is a function of the key of its row, the tower, the block and the place in it. Rows have keys of their
+own, so that neither gradient accumulation nor the mesh changes what is dropped; `training.step` makes them from seed
+and step, so that a resumed run drops the same.
 
 Axis letters: B rows, T positions, D embed_dim.
 """
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zipper_jax.sequences import TowerBatch
+
 ATTENTION, MLP_OUTPUT, EMBEDDING = range(3)
 """The places of a block: two outputs that are added to the residual stream; and, of the first block, its input."""
 
@@ -25,10 +27,27 @@ class Dropout(NamedTuple):
     Attributes:
         rates: Tower -> the probability that an element is dropped; 0 where not named.
         keys: A key of ``jax.random`` per row.
+        noise: Tower -> the probability that an input token is replaced, see `noisy`; 0 where not named.
     """
 
     rates: Mapping[str, float]
     keys: Any
+    noise: Mapping[str, float] = {}
+
+    def noisy(self, tower: str, batch: TowerBatch, size: int) -> TowerBatch:
+        """The batch with some of its input tokens replaced by others, drawn evenly from 0 .. ``size`` - 1.
+
+        Only tokens that the model would generate, those that are targets themselves: begin tokens and conditions stay.
+        """
+        rate = self.noise.get(tower, 0.0)
+        if not rate:
+            return batch
+        generated = jnp.roll(batch.weights > 0, 1, 1).at[:, 0].set(False)
+        keys = _fold(self.keys, zlib.crc32(f"noise {tower}".encode()))
+        length = batch.tokens.shape[1]
+        replaced = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (length,)))(_fold(keys, 0))
+        others = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, size))(_fold(keys, 1))
+        return batch._replace(tokens=jnp.where(generated & replaced, others, batch.tokens))
 
     def of(self, *names: str) -> "TowerDropout | None":
         """That of a tower, or of one of its streams; ``names[0]`` is the tower. None: nothing is dropped."""

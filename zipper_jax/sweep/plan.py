@@ -324,7 +324,7 @@ def digest(sweep: Sweep, row: Row, places: Places) -> str:
     del run["train"]["data"]["task_set"]  # packed rows store their tasks; and older sweeps lack it
     if run["model"]["attention"] == "auto":  # older sweeps lack it
         del run["model"]["attention"]
-    for name in ("z_loss", "dropout"):
+    for name in ("z_loss", "dropout", "token_noise"):
         if not run["train"][name]:
             del run["train"][name]
     decides: dict[str, Any] = {

@@ -232,6 +232,8 @@ class TrainConfig:
         z_loss: Factor of (log Z)^2 of each token, added to the minimised loss, not to the reported ones; 0: none.
         dropout: Tower -> the probability that an element of its embeddings, and of the outputs of its attentions and
             feed-forwards, is set to 0 in training; 0 where not named. A function of seed, step and row.
+        token_noise: Tower -> the probability that an input token which the model would generate is replaced by a random
+            one of the tower's vocabulary; 0 where not named. Targets stay. A function of seed, step and row.
         initialise_from: Tower -> run folder whose tower is copied; a smaller vocabulary is expanded (the Single
             Decoder). Towers that are not named start at random.
         restore: Alternatively, initial parameters from another run, path by path.
@@ -262,6 +264,7 @@ class TrainConfig:
     next_modality_weight: float = 1.0
     z_loss: float = 0.0
     dropout: dict[str, float] = field(default_factory=dict)
+    token_noise: dict[str, float] = field(default_factory=dict)
     initialise_from: dict[str, str] = field(default_factory=dict)
     restore: RestoreCheckpointConfig | None = None
     save: SaveCheckpointConfig = field(default_factory=SaveCheckpointConfig)
@@ -317,10 +320,11 @@ class TrainConfig:
         if self.restore is not None and self.initialise_from:
             raise UserError("TrainConfig: give restore or initialise_from, not both")
         towers = sorted(self.model.towers)
-        for part, rate in self.dropout.items():
-            if not 0 <= rate < 1:
-                raise UserError(f"TrainConfig.dropout[{part!r}]={rate}: give 0 (none) or more, below 1, as 0.1")
-        for name in ("loss_weights", "dropout", "initialise_from"):
+        for name in ("dropout", "token_noise"):
+            for tower, rate in getattr(self, name).items():
+                if not 0 <= rate < 1:
+                    raise UserError(f"TrainConfig.{name}[{tower!r}]={rate}: give 0 (none) or more, below 1, as 0.1")
+        for name in ("loss_weights", "dropout", "token_noise", "initialise_from"):
             for tower in getattr(self, name):
                 if tower not in towers:
                     raise UserError(f"TrainConfig.{name}: the model has no tower {tower!r}{closest(tower, towers)}")
@@ -340,8 +344,8 @@ class TrainConfig:
 
     @property
     def dropout_seed(self) -> int | None:
-        """The seed of dropout; None where nothing is dropped."""
-        return self.seed if any(self.dropout.values()) else None
+        """The seed of dropout and token noise; None where there is neither."""
+        return self.seed if any((*self.dropout.values(), *self.token_noise.values())) else None
 
 
 RESUME_MAY_CHANGE = frozenset(

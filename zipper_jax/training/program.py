@@ -175,7 +175,7 @@ def build(config: TrainConfig, num_tasks: int, devices: list[Any] | None = None)
     placement = Placement(mesh, config.mesh)
 
     def losses(params: dict[str, Any], towers: dict[str, Any], keys: Any = None) -> dict[str, Losses]:
-        dropout = None if keys is None else Dropout(config.dropout, keys)
+        dropout = None if keys is None else Dropout(config.dropout, keys, config.token_noise)
         return zipper.bind_params(config.model, params, placement).losses(towers, config.z_loss, dropout, True)
 
     train_step = make_train_step(

@@ -79,7 +79,7 @@ def _anatomy(
     placed = put_batch(batch, built.mesh)
 
     def losses(params: Any, towers: Any, keys: Any = None) -> Any:
-        dropout = None if keys is None else Dropout(config.dropout, keys)
+        dropout = None if keys is None else Dropout(config.dropout, keys, config.token_noise)
         return zipper.bind_params(config.model, params).losses(towers, config.z_loss, dropout, True)
 
     def measure(state: TrainState, batch: Any) -> tuple[Any, ...]:

@@ -1,0 +1,130 @@
+"""Few pairs: what makes a small share of the pairs suffice (docs/few_pairs.md).
+
+    zipper sweep run experiments/few_pairs.py --size cpu --out runs/few_pairs --jobs 2
+
+Data, towers, budgets and sizes are those of experiments/findings.py, whose arms `zipper` (the paper's form) and
+`single_decoder` are run again.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from findings import DIAGONAL, IDENTITY, PRESERVING, SMALL, Arms, Size, percent, size_of
+
+from zipper_jax.sweep.plan import Arm, Claim, Figure, Sweep, Table
+
+FROZEN = ("text", "speech")
+NOISE = {"dropout": {"text": 0.1, "speech": 0.1}, "token_noise": {"text": 0.1}}
+"""Against learning the pairs by heart."""
+FEW: dict[str, Any] = {"frozen": FROZEN, "training": NOISE}
+TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "identity": ("learned positions", {"form": IDENTITY}),
+    "diagonal": ("attention starts on the diagonal", {}),
+    "full_rate": ("… speech tower at the full rate", {"tower_rate": 1.0}),
+    "noise_30": (
+        "… 30 % of the tokens of both towers wrong",
+        {"training": {"token_noise": {"text": 0.3, "speech": 0.3}}},
+    ),
+    "frozen": ("… both towers frozen", {"frozen": FROZEN}),
+    "noise": ("… frozen, 10 % of the text tokens wrong", {**FEW, "training": {"token_noise": NOISE["token_noise"]}}),
+    "dropout": ("… frozen, dropout of 0.1", {**FEW, "training": {"dropout": NOISE["dropout"]}}),
+    "few": ("… frozen, both", FEW),
+    "dropout_20": ("… dropout of 0.2", {**FEW, "training": {**NOISE, "dropout": {"text": 0.2, "speech": 0.2}}}),
+    "small_mlp": ("… a feed-forward of the tower's width", {**FEW, "form": {**DIAGONAL, "mlp_multiplier": 1}}),
+    "steep": ("… a steeper diagonal", {**FEW, "form": {**DIAGONAL, "diagonal_init": 1.5}}),
+    "zips_2": ("… 2 zips", {**FEW, "zips": 2}),
+    "no_proj": ("… no input projections", {**FEW, "projections": {}}),
+}
+"""Compared on validation with 1 % of the pairs, before test sentences were decoded."""
+ARMS = ("single_decoder", "zipper", "diagonal", "few")
+
+
+def all_arms(size: Size) -> tuple[Arm, ...]:
+    arms = Arms(size)
+    form: dict[str, Any] = {"projections": PRESERVING, "form": DIAGONAL}
+    found = [arms.pretraining("text"), arms.pretraining("speech")]
+    for share in SMALL:
+        p = percent(share)
+        found += [
+            arms.single_decoder(f"single_decoder.{p}", f"one decoder, {p} % of the pairs", share=share),
+            arms.zipper(f"zipper.{p}", f"the paper's form, {p} %", share=share),
+            arms.zipper(f"diagonal.{p}", f"ours, attention starts on the diagonal, {p} %", share=share, **form),
+            arms.zipper(
+                f"few.{p}", f"… both towers frozen, dropout and token noise, {p} %", share=share, frozen=FROZEN,
+                training=NOISE, perplexity=True, **form,
+            ),
+        ]  # fmt: skip
+    scratch = "… no tower pretrained, none frozen, 3 % of the pairs"
+    found.append(arms.zipper("few.scratch.3", scratch, share=0.03, pretrained=False, frozen=(), training=NOISE, **form))
+    found += [
+        arms.zipper(f"trial.{name}", about, share=0.01, scored="validation", seeds=(0,), **{**form, **how})
+        for name, (about, how) in TRIALS.items()
+    ]
+    return tuple(found)
+
+
+def tables() -> tuple[Table, ...]:
+    asr = ("asr", "asr_other", "asr_shuffled", "asr_no_audio", "asr_gates_zero", "asr_nats")
+    tts = ("tts", "tts_shuffled", "tts_nats", "tts_shuffled_nats")
+    few = tuple(f"{arm}.{percent(share)}" for share in SMALL for arm in ARMS)
+    return (
+        Table("Speech to text", (*few, "few.scratch.3"), asr),
+        Table("Text to speech", (*few, "few.scratch.3"), tts),
+        Table("Trials", tuple(f"trial.{name}" for name in TRIALS), ("asr_validation", "asr_nats", "tts_nats")),
+    )
+
+
+def figures() -> tuple[Figure, ...]:
+    labels = ("Single Decoder", "Zipper, paper's form", "… attention starts on the diagonal", "… frozen, with noise")
+    series = {
+        label: [(100 * share, f"{arm}.{percent(share)}") for share in SMALL]
+        for label, arm in zip(labels, ARMS, strict=True)
+    }
+    return (
+        Figure("few_asr", "Speech to text with few pairs", "share of the pairs, %", "asr", series, log_x=True),
+        Figure("few_tts", "Text to speech with few pairs", "share of the pairs, %", "tts", series, log_x=True),
+    )
+
+
+def claims() -> tuple[Claim, ...]:
+    found = []
+    for share in SMALL:
+        p = percent(share)
+        where = f"with {p} % of the pairs"
+        found += [
+            Claim(f"{where} ours is better than the paper's form, {what}", measure, f"few.{p}", f"zipper.{p}",
+                  source="ours")
+            for what, measure in (("ASR", "asr"), ("TTS", "tts"))
+        ]  # fmt: skip
+        found += [
+            Claim(f"{where} ours is better than the Single Decoder, {what}", measure, f"few.{p}",
+                  f"single_decoder.{p}", source="Figure 3")
+            for what, measure in (("ASR", "asr"), ("TTS", "tts"))
+        ]  # fmt: skip
+        found.append(
+            Claim(f"{where} frozen towers and noise help, ASR", "asr", f"few.{p}", f"diagonal.{p}", source="ours")
+        )
+    found += [
+        Claim(f"pretraining helps, {what}", measure, "few.3", "few.scratch.3", source="implied")
+        for what, measure in (("ASR", "asr"), ("TTS", "tts"), ("TTS, by likelihood", "tts_nats"))
+    ]
+    return tuple(found)
+
+
+def sweep(size: str) -> Sweep:
+    chosen = size_of(size)
+    return Sweep(
+        name=f"few_pairs_{size}",
+        corpus=chosen.corpus,
+        prepare=chosen.prepare,
+        arms=all_arms(chosen),
+        scoring=chosen.scoring,
+        tables=tables(),
+        figures=figures(),
+        claims=claims(),
+        about=f"Few pairs: the paper's form, the Single Decoder and ours. {chosen.about}",
+        times=True,
+    )
