@@ -270,7 +270,9 @@ class Arms:
         pairs = last if last_blocks else every(size, zips, blocks)
 
         def config(places: Places, seed: int) -> TrainConfig:
-            fields = {**form, "max_positions": self.positions}
+            fields = dict(form)
+            if fields.get("positions") == "learned":
+                fields["max_positions"] = self.positions
             # The learning rate of the new parts is too high for pretrained weights and too low for scalar gates.
             model = Models(size, places).zipper(pairs, projections, **fields)
             multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}

@@ -145,7 +145,7 @@ def test_flite_can_speak_the_corpus_of_the_findings(size, utterances):
 
 @pytest.mark.parametrize(
     "folder",
-    sorted(page for name in ("findings", "fusions") for page in (ROOT / "docs" / name).glob("*/")),
+    sorted(page for name in ("findings", "fusions", "few_pairs") for page in (ROOT / "docs" / name).glob("*/")),
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_the_committed_findings_are_what_their_results_say(folder, tmp_path):
