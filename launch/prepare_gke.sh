@@ -6,8 +6,8 @@
 #     data prepare --corpus=/mnt/zipper/corpus --out=/mnt/zipper/prepared --speech_length=512
 #
 # Kubernetes starts a failed pod again, --restarts times for each shard, not after exit status 2; a shard that is done does
-# nothing. Corpus and output are on a share (a PersistentVolumeClaim that many pods may write, such as Filestore's): locks
-# and renames are needed, which a bucket has not. Copy the result to the bucket.
+# nothing. The corpus is on a share (a PersistentVolumeClaim that many pods may mount, such as Filestore's); the output is
+# there, too, or in a bucket (--out=gs://BUCKET/prepared) that the pods' service account may write.
 # shellcheck disable=SC2154 # options become variables by their names
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
