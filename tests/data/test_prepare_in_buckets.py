@@ -85,6 +85,9 @@ def test_shards_in_a_bucket_give_the_bytes_of_a_disk(units, any_folder, capsys):
     capsys.readouterr()
     assert cli.main(["data", "inspect", any_folder]) == 0
     assert "rows asr/train: 12 examples" in capsys.readouterr().out
+    storage.write(f"{any_folder}/corpus/manifest.jsonl", b"")
+    assert cli.main(["data", "inspect", f"{any_folder}/corpus"]) == 2
+    assert "/corpus' is a corpus in a bucket, which cannot be read there" in capsys.readouterr().err
 
 
 def test_the_plain_command_and_workers_do(units, folder):  # noqa: F811

@@ -48,7 +48,9 @@ def inspect(folder: AnyPath, examples: int = 3, out: Path | None = None, vocoder
         yield from _prepared(folder, examples, out, vocoder)
     elif (folder / "manifest.jsonl").is_file():
         if not isinstance(folder, Path):
-            raise UserError(f"{str(folder)!r} is a corpus in a bucket, which cannot be read there: copy it")
+            raise UserError(
+                f"{str(folder)!r} is a corpus in a bucket, which cannot be read there: copy it to this machine"
+            )
         yield from _corpus(folder, examples, out)
     else:
         raise UserError(
