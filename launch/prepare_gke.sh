@@ -6,8 +6,9 @@
 #     data prepare --corpus=/mnt/zipper/corpus --out=/mnt/zipper/prepared --speech_length=512
 #
 # Kubernetes starts a failed pod again, --restarts times for each shard, not after exit status 2; a shard that is done does
-# nothing. Corpus and output are on a share (a PersistentVolumeClaim that many pods may write, such as Filestore's): locks
-# and renames are needed, which a bucket has not. Copy the result to the bucket.
+# nothing. Where a step fails, the script ends and names the pod whose log tells why. The corpus is on a share (a
+# PersistentVolumeClaim that many pods may mount, such as Filestore's); the output is there, too, or in a bucket
+# (--out=gs://BUCKET/prepared) that the pods' service account may write.
 # shellcheck disable=SC2154 # options become variables by their names
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -74,6 +75,31 @@ END
 END
 }
 
+# `kubectl wait` for one condition does not see the other. A Job fails once none of its shards can go on.
+await() { # await JOB: returns when it is complete; one that failed ends the script with the command that shows why
+  local waiting=() state index
+  if [ -n "$dry_run" ]; then
+    run kubectl wait --for=condition=complete "--timeout=$timeout" "job/$1"
+    return
+  fi
+  for state in complete failed; do
+    kubectl wait "--for=condition=$state" "--timeout=$timeout" "job/$1" >/dev/null &
+    waiting+=($!)
+  done
+  wait -n "${waiting[@]}" || true
+  kill "${waiting[@]}" 2>/dev/null || true
+  state=$(kubectl get "job/$1" '--output=jsonpath={.status.conditions[?(@.status=="True")].type}')
+  case " $state " in
+    *" Complete "*) return ;;
+    *" Failed "*) ;;
+    *) fail "job $1 is neither complete nor failed after --timeout=$timeout: kubectl describe job/$1, then the same command again" ;;
+  esac
+  index=$(kubectl get "job/$1" '--output=jsonpath={.status.failedIndexes}')
+  fail "job $1 failed, its pods ${index:-unknown}; why: kubectl logs --tail=50" \
+    "--selector=batch.kubernetes.io/job-name=$1,batch.kubernetes.io/job-completion-index=${index%%[,-]*};" \
+    "then kubectl delete job/$1, and the same command again: shards that are done do nothing"
+}
+
 step() { # step STEP PODS OPTION
   local file=$name-$1.yaml
   if [ -n "$dry_run" ]; then
@@ -82,9 +108,10 @@ step() { # step STEP PODS OPTION
     manifest "$1" "$2" "${rest[@]}" "--processes=$cpus" "$3" >"$file"
   fi
   run kubectl apply "--filename=$file"
-  run kubectl wait --for=condition=complete "--timeout=$timeout" "job/$name-$1"
+  await "$name-$1"
 }
 
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 note "units and vocabularies"
 step fit 1 --fit
 note "the shards"

@@ -6,7 +6,7 @@
 #     data prepare --corpus=/shared/corpus --out=/shared/prepared --speech_length=512
 #
 # A shard that failed is started again by itself (--restarts); a shard that is done does nothing, so the same command can
-# be repeated. Corpus and output must be on the cluster's shared file system.
+# be repeated. The corpus must be on the cluster's shared file system, the output there or in a bucket (gs://, s3://).
 # shellcheck disable=SC2154 # options become variables by their names
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

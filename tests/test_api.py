@@ -1,11 +1,13 @@
 """The front door on a real run folder: a tiny zipper trained for two steps, saved, loaded and used from outside."""
 
 import json
+import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +15,20 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from buckets import any_folder, folder, gcs, s3  # noqa: F401
 from tiny_run import SENTENCES, UNITS, tone, write_run
 
 from zipper_jax import api, load
+from zipper_jax.cli import transcribe
 from zipper_jax.cli.main import main
 from zipper_jax.decoding.sampling import SamplingConfig
 from zipper_jax.inference.model import Speech
 from zipper_jax.inference.perplexity import perplexities
 from zipper_jax.sharding.mesh import MeshConfig
+from zipper_jax.utils import storage
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.locks import locked_file
+from zipper_jax.utils.storage import as_path
 from zipper_jax.vocabularies import UnitVocabulary, train_sentencepiece
 
 
@@ -135,23 +142,23 @@ def test_commands_on_the_run(run, tmp_path, capsys):
 
 
 def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
-    folder, out = tmp_path / "audio", tmp_path / "out.jsonl"
-    (folder / "deep").mkdir(parents=True)
-    good = [tone(folder / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]
-    (folder / "broken.wav").write_text("no audio")
+    audio, out = tmp_path / "audio", tmp_path / "out.jsonl"
+    (audio / "deep").mkdir(parents=True)
+    good = [tone(audio / name, 16_000, 1) for name in ("a.wav", "b.flac", "deep/c.OGG")]
+    (audio / "broken.wav").write_text("no audio")
     for name, waveform in (("long.wav", np.random.default_rng(0).normal(0, 0.1, 48_000)), ("mute.wav", np.zeros(9000))):
-        soundfile.write(folder / name, waveform, 16_000)
-    (folder / "notes.txt").write_text("not audio either")
-    command = ["transcribe", "--model", str(run), str(folder), str(good[0]), "--out", str(out)]
+        soundfile.write(audio / name, waveform, 16_000)
+    (audio / "notes.txt").write_text("not audio either")
+    command = ["transcribe", "--model", str(run), str(audio), str(good[0]), "--out", str(out)]
     assert main([*command, "--batch_size", "2"]) == 1
     told = capsys.readouterr()
     assert told.out == ""
     assert "3 files, 3.0 s of audio in " in told.err
     assert re.search(r"real-time factor \d+\.\d{3}\n", told.err)
-    assert f"skipped: audio file '{folder / 'broken.wav'}' cannot be read" in told.err
+    assert f"skipped: audio file '{audio / 'broken.wav'}' cannot be read" in told.err
     long = "the audio has 3.0 s of speech, the training rows of this model hold 2.5; split it into segments"
-    assert f"skipped: {folder / 'long.wav'}: {long}" in told.err
-    assert f"skipped: {folder / 'mute.wav'}: the audio is silent; check the recording" in told.err
+    assert f"skipped: {audio / 'long.wav'}: {long}" in told.err
+    assert f"skipped: {audio / 'mute.wav'}: the audio is silent; check the recording" in told.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["audio"] for line in lines] == list(map(str, good))
     assert [set(line) for line in lines] == [{"audio", "text", "seconds", "truncated", "model", "beams"}] * 3
@@ -160,7 +167,7 @@ def test_a_folder_is_transcribed_in_batches_and_resumed(run, tmp_path, capsys):
     whole = out.read_text()
     out.write_text(whole[: len(whole) - 20])  # killed while writing the last line
     for name in ("broken.wav", "long.wav", "mute.wav"):
-        (folder / name).unlink()
+        (audio / name).unlink()
     assert main(command) == 0
     assert out.read_text() == whole
     assert "2 of 3 files are finished" in capsys.readouterr().err
@@ -320,3 +327,92 @@ assert "gin" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_interrupted_transcription_into_a_bucket_goes_on(run, any_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    for name in "abc":
+        tone(tmp_path / f"{name}.wav", 16_000, 1)
+    command = ["transcribe", "--model", str(run), str(tmp_path), "--batch_size", "1", "--out"]
+    assert main([*command, str(tmp_path / "out.jsonl")]) == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    out, real = as_path(any_folder) / "out.jsonl", transcribe.share
+
+    def share(batches, found):
+        for number, result in enumerate(real(batches, found)):
+            if number == 2:
+                with pytest.raises(UserError, match=f"^'{out}' is being written by process"), locked_file(out):
+                    pass
+                raise UserError("stopped")
+            yield result
+
+    monkeypatch.setattr(transcribe, "share", share)
+    assert main([*command, str(out)]) == 2
+    assert storage.read(out) == b"".join(whole.splitlines(keepends=True)[:2])
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main([*command, str(out)]) == 0
+    assert f"{out}: 2 of 3 files are finished" in capsys.readouterr().err
+    assert storage.read(out) == whole
+    assert storage.keys(any_folder) == ["out.jsonl"]
+    assert main([*command, str(out), "--beams", "2"]) == 2
+    assert f"--out = {out}: line 1 was made with" in capsys.readouterr().err
+
+
+HELD = """
+import sys, time
+from zipper_jax.cli import transcribe
+from zipper_jax.cli.main import main
+from zipper_jax.utils import staging
+staging.PERIOD = 0.1
+real = transcribe.share
+def share(batches, found):
+    for number, result in enumerate(real(batches, found)):
+        if number == 2:
+            print("held", flush=True)
+            time.sleep(600)
+        yield result
+transcribe.share = share
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_transcription_into_a_bucket_goes_on_where_it_was_copied(run, folder, tmp_path, capsys):  # noqa: F811
+    for name in "abcd":
+        tone(tmp_path / f"{name}.wav", 16_000, 1)
+    command = ["transcribe", "--model", str(run), str(tmp_path), "--batch_size", "1", "--out"]
+    assert main([*command, str(tmp_path / "out.jsonl")]) == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    out = as_path(folder) / "out.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "JAX_PLATFORMS": "cpu"}
+    held = [sys.executable, "-c", HELD, *command, str(out)]
+    process = subprocess.Popen(held, env=environment, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        deadline = time.monotonic() + 60
+        while not out.exists() or storage.read(out) != b"".join(whole.splitlines(keepends=True)[:2]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert main([*command, str(out)]) == 2, "another process writes it"
+        assert f"error: '{out}' is being written by process {process.pid} on " in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert main([*command, str(out)]) == 0
+    assert f"{out}: 2 of 4 files are finished" in capsys.readouterr().err
+    assert storage.read(out) == whole
+    assert storage.keys(folder) == ["out.jsonl"]
+    assert main([*command, str(out), "--beams", "2"]) == 2
+    assert f"--out = {out}: line 1 was made with" in capsys.readouterr().err
+
+
+def test_generated_lines_in_a_bucket_are_those_on_a_disk(run, folder, tmp_path):  # noqa: F811
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text("".join(json.dumps({"prompt": [["text", text]]}) + "\n" for text in ("on", "", "off")))
+    command = ["generate", "--model", str(run), "--input", str(requests), "--max_new_tokens", "4", "--output"]
+    assert main([*command, str(tmp_path / "out.jsonl")]) == 0
+    storage.write(f"{folder}/out.jsonl", b"replaced\n")
+    assert main([*command, f"{folder}/out.jsonl"]) == 0
+    assert storage.read(f"{folder}/out.jsonl") == (tmp_path / "out.jsonl").read_bytes()
+    assert storage.keys(folder) == ["out.jsonl"]

@@ -20,7 +20,8 @@ from zipper_jax.data.bucket_arrays import BucketArray
 from zipper_jax.utils import leases, objects, storage
 from zipper_jax.utils.errors import ServiceError, UserError
 from zipper_jax.utils.files import copy_folder, new_folder, require_new, write_json, write_with
-from zipper_jax.utils.locks import locked
+from zipper_jax.utils.locks import locked, locked_file
+from zipper_jax.utils.staging import growing
 from zipper_jax.utils.storage import ABSENT, MARKER, as_path
 from zipper_jax.utils.user_json import read_object
 
@@ -135,7 +136,8 @@ HOLD = """
 import sys, time
 from zipper_jax.utils import leases
 leases.LEASE, leases.RENEWAL = float(sys.argv[2]), float(sys.argv[3])
-from zipper_jax.utils.locks import locked
+from zipper_jax.utils.locks import locked, locked_file
+from zipper_jax.utils.staging import growing
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -315,3 +317,13 @@ def test_many_that_want_a_lock_at_once_get_it_one_at_a_time(folder):  # noqa: F8
     for thread in threads:
         thread.join()
     assert max(most) == 1
+
+
+def test_an_empty_file_is_not_left_behind(folder, tmp_path):  # noqa: F811
+    for path in (as_path(folder) / "a", tmp_path / "a"):
+        with growing(path) as here:
+            here.touch()
+        assert not path.exists()
+        with locked_file(path), growing(path.with_name("b")) as here:
+            here.write_text("y\n")
+        assert path.with_name("b").read_bytes() == b"y\n"

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("pods", "pods.md"),
         ("preparation", "your_data.md"),
         ("prepare_shards", "your_data.md"),
+        ("bucket_rows", "your_data.md"),
         ("memory", "your_data.md"),
         ("units", "your_data.md"),
         ("compute", "findings/README.md"),

@@ -87,7 +87,7 @@ def test_lines_of_json_end_at_newlines_alone(tmp_path):
     row = {"prompt": [["text", "one\u2028two\x85"]], "audio": "a\u2029.wav", "model": "m", "beams": 1}
     path.write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
     assert [request for _, request in generate._read(path, ["text"])] == 2 * [{"outputs": ["text"], **row}]
-    assert transcribe._finished(path, {"model": "m", "beams": 1}) == {"a\u2029.wav"}
+    assert transcribe._finished(path, path, {"model": "m", "beams": 1}) == {"a\u2029.wav"}
     counts = dict.fromkeys(("seed", "steps", "rows_per_step", "flops", "flops_before", "trained", "frozen"), 1)
     score = {"arm": "a\u2028", **counts, "measures": {"asr": [[0, 1]]}, "letters": [3]}
     path.write_text(json.dumps(score, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from test_prepare import SETTINGS, contents, write_corpus
 from zipper_jax.cli import main as cli
 from zipper_jax.data import check_audio, prepare_rows
 from zipper_jax.data.import_corpus import check_shard, import_corpus
+from zipper_jax.data.prepare_estimate import estimate
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.manifest import SPLITS, Manifest
+from zipper_jax.tasks import Interleaving, TaskConfig, TaskSet
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
 
@@ -243,3 +246,17 @@ def test_an_estimate_adds_up_the_manifest(tmp_path, capsys):
     assert "hours of audio per core hour, as measured" in capsys.readouterr().out
     assert cli.main([*words, "--rate=0"]) == 2
     assert "rate = 0: give a positive number" in capsys.readouterr().err
+
+
+def test_an_estimate_counts_the_copies_of_interleaved_examples(tmp_path):
+    row = {"split": "train", "audio": "a.wav", "seconds": 36.0, "text": "open the door"}
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n in range(10_000)))
+
+    def of_rows(copies):
+        mixed = TaskConfig((("speech", 1.0), ("text", 1.0)), Interleaving({"speech": 0.5, "text": 0.5}, copies=copies))
+        settings = PrepareSettings(tasks=("mixed",), task_set=TaskSet(tasks={"mixed": mixed}))
+        return float(re.search(r"rows ([\d.]+)\)", list(estimate(tmp_path, settings))[-1])[1])
+
+    one = (100 * 3600 * 25 * 2 + 10_000 * 40) / 1e9
+    assert of_rows(1) == round(one, 2)
+    assert of_rows(5) == round(5 * one, 2)

@@ -176,7 +176,7 @@ def test_every_process_transcribes_the_files_that_the_first_one_found(tmp_path, 
         path.touch()
     monkeypatch.setattr(transcribe, "is_first", lambda: False)
     monkeypatch.setattr(transcribe, "from_first", lambda _: [str(there[1])])
-    monkeypatch.setattr(transcribe, "_resume", lambda args, files: found.extend(files) or 0)
+    monkeypatch.setattr(transcribe, "_resume", lambda args, files, out: found.extend(files) or 0)
     assert main(["transcribe", "--model", str(tmp_path), str(tmp_path)]) == 0
     assert found == there[1:]
 

@@ -41,7 +41,7 @@ def _generate(source: Path, out: Path) -> None:
 def _transcripts(source: Path, out: Path) -> None:
     path = source / "out.jsonl"
     before = path.read_bytes()
-    done = transcribe._finished(path, {"model": "m", "beams": 1})
+    done = transcribe._finished(path, path, {"model": "m", "beams": 1})
     after = path.read_bytes()
     assert before.startswith(after), "finished lines were changed"
     assert len(before) - len(after) == len(before) - (before.rfind(b"\n") + 1), "more than an unfinished line is gone"

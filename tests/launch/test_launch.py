@@ -191,6 +191,38 @@ def test_shards_are_numbered_as_zipper_numbers_them(tmp_path):
     assert shard[-1] == "--shard=$(JOB_COMPLETION_INDEX)/8"
 
 
+KUBECTL = """#!/bin/bash
+echo "$*" >>{log}
+case "$*" in
+  wait*complete*{job}|wait*failed*{job}) [[ $* == *={state}* ]] || exec sleep 60 ;;
+  wait*failed*) exec sleep 60 ;;
+  get*{job}*conditions*) echo {answer} ;;
+  get*conditions*) echo SuccessCriteriaMet Complete ;;
+  get*failedIndexes*) echo 3,5-7 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "answer", "status", "said"),
+    [
+        ("failed", "FailureTarget Failed", 2, "job-name=p-1-shard,batch.kubernetes.io/job-completion-index=3; then"),
+        ("complete", "Complete", 0, ""),
+        ("neither", "", 2, "p-1-shard is neither complete nor failed after --timeout=1s"),
+    ],
+)
+def test_a_failed_job_ends_the_preparation_and_names_a_log(tmp_path, state, answer, status, said):
+    text = KUBECTL.format(log=tmp_path / "log", job="job/p-1-shard", state=state, answer=answer)
+    text = text.replace("exec sleep 60", "sleep 1; exit 1") if state == "neither" else text
+    program(tmp_path / "bin" / "kubectl", text)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = launch("prepare_gke.sh", *PODS, "--timeout=1s", *PREPARE, env=environment, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    applied = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("apply")]
+    assert len(applied) == (2 if status else 3)
+
+
 def test_every_kind_of_tpu_gets_its_runtime():
     for kind, runtime in (
         ("v5litepod-16", "v2-alpha-tpuv5-lite"), ("v5p-32", "v2-alpha-tpuv5"), ("v6e-16", "v2-alpha-tpuv6e"),

@@ -31,7 +31,7 @@ from zipper_jax.speech.sentences import write_open_corpus
 from zipper_jax.tasks import SPEECH
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import new_folder, require_new
-from zipper_jax.utils.paths import local_path, path_text, require_different
+from zipper_jax.utils.paths import folder_path, folder_text, local_path, path_text, require_different
 from zipper_jax.vocabularies import UnitVocabulary
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     opening.add_argument("--out", required=True, type=path_text, help="folder to write: spoken.txt, text.txt, licence")
     prepare = commands.add_parser("prepare", help="units, vocabularies, packed rows", allow_abbrev=False)
     prepare.add_argument("--corpus", required=True, type=path_text, help="folder with manifest.jsonl and audio")
-    prepare.add_argument("--out", type=path_text, help="folder to write; a rerun resumes")
+    prepare.add_argument("--out", type=folder_text, help="folder to write, also of a bucket; a rerun resumes")
     prepare.add_argument("--overwrite", action="store_true", help="replace data that was made with other settings")
     step = prepare.add_mutually_exclusive_group()
     step.add_argument("--fit", action="store_true", help="only the first step, for shards: units and vocabularies")
@@ -162,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vocoder.add_argument("--overwrite", action="store_true", help="replace a vocoder that is there")
     _add_fields(vocoder, MelDecoderSettings)
     inspecting = commands.add_parser("inspect", help="summarise a corpus or prepared folder", allow_abbrev=False)
-    inspecting.add_argument("folder", type=path_text, help="a corpus or a prepared folder")
+    inspecting.add_argument("folder", type=folder_path, help="a corpus, or a prepared folder, also of a bucket")
     inspecting.add_argument("--examples", type=int, default=3, help="number of examples to show (default: 3)")
     inspecting.add_argument("--out", type=path_text, help="folder for lengths.png and the examples as WAV")
     inspecting.add_argument("--run_vocoder", action="store_true", help="execute the vocoder command of external units")
@@ -197,7 +197,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     if args.command == "inspect":
         if args.out:
             require_different(args.out, "--out", {"the folder": args.folder})
-        for line in inspect(Path(args.folder), args.examples, Path(args.out) if args.out else None, args.run_vocoder):
+        for line in inspect(args.folder, args.examples, Path(args.out) if args.out else None, args.run_vocoder):
             print(line)
         return 0
     if args.command == "tokenizer":

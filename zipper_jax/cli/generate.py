@@ -13,8 +13,8 @@ import msgspec
 from zipper_jax.tasks import TEXT
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.locks import locked_file
-from zipper_jax.utils.paths import folder_path, require_different
+from zipper_jax.utils.paths import folder_path, require_different, require_parent
+from zipper_jax.utils.staging import growing
 
 DESCRIPTION = """\
 Continue prompts with any modalities. Each input line is a JSON object:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--model", required=True, type=folder_path, help="run folder, also of a bucket")
     parser.add_argument("--input", type=Path, help="JSON lines (standard input)")
-    parser.add_argument("--output", type=Path, help="JSON lines (standard output)")
+    parser.add_argument("--output", type=folder_path, help="JSON lines, also in a bucket (standard output)")
     parser.add_argument(
         "--outputs",
         default=TEXT,
@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--max_spans = {args.max_spans}: give at least 1")
     names = [name.strip() for name in args.outputs.split(",") if name.strip()]
     default: list[str] | str = "auto" if names == ["auto"] else names
-    if args.output is not None and not args.output.absolute().parent.is_dir():
-        raise UserError(f"--output = {args.output}: the folder does not exist")
+    require_parent(args.output, "--output")
     if args.output is not None:
         require_different(args.output, "--output", {"--input": args.input})
     read = list(_read(args.input, default))
@@ -85,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         out = sys.stdout
         if args.output is not None:
-            stack.enter_context(locked_file(args.output))
-            out = stack.enter_context(args.output.open("w", encoding="utf-8"))
+            path = stack.enter_context(growing(args.output))
+            out = stack.enter_context(path.open("w", encoding="utf-8"))
         first = 0
         for batch in _batches((request for _, request in read), args.batch_size):
             prompts = [[(m, c) for m, c in request["prompt"]] for request in batch]

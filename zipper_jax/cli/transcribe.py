@@ -16,8 +16,10 @@ from zipper_jax.cli import group
 from zipper_jax.utils import user_json
 from zipper_jax.utils.distributed import count, from_first, is_first, share
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.locks import locked_file
+from zipper_jax.utils.paths import folder_path, require_parent
 from zipper_jax.utils.progress import progress
+from zipper_jax.utils.staging import growing
+from zipper_jax.utils.storage import AnyPath
 
 DESCRIPTION = """\
 Transcribe audio files (WAV, FLAC, OGG, MP3; any sample rate, mono or stereo), or all of a folder. Prints a line per
@@ -26,9 +28,9 @@ file: path, tab, text; or, with --out, appends JSON lines {"audio", "text", "sec
   zipper transcribe --model runs/smoke/zipper hello.wav other.flac
   zipper transcribe --model runs/smoke/zipper recordings/ --out recordings.jsonl
 
-A rerun with the same --out resumes: files that have a line are skipped. Files that cannot be read, are silent, or are
-longer than the model's training rows are named and skipped; the exit status is then 1. The real-time factor is
-processing time over duration of the audio.
+A rerun with the same --out resumes: files that have a line are skipped. --out may be gs://BUCKET/FILE: lines are copied
+there every 30 s. Files that cannot be read, are silent, or are longer than the model's training rows are named and
+skipped; the exit status is then 1. The real-time factor is processing time over duration of the audio.
 
 As a group every process transcribes its share of the files, and the first one writes the lines that one process would.
 Where files were skipped, the status of a group is 2, so that it is not restarted.
@@ -46,8 +48,10 @@ class _Line(msgspec.Struct):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("files", nargs="+", type=Path, help="audio files, or folders of them")
-    parser.add_argument("--model", required=True, type=Path, help="run folder of a fused model")
-    parser.add_argument("--out", type=Path, help="JSON lines to append to (default: lines on standard output)")
+    parser.add_argument("--model", required=True, type=folder_path, help="run of a fused model, also of a bucket")
+    parser.add_argument(
+        "--out", type=folder_path, help="JSON lines to append to, also in a bucket (default: lines on standard output)"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="files decoded together (%(default)s)")
     parser.add_argument("--beams", type=int, default=1, help="beam width (%(default)s: greedy)")
     group.add_arguments(parser)
@@ -64,15 +68,15 @@ def _run(args: argparse.Namespace) -> int:
     listed = [str(path) for path in _files(args.files)]
     # A file that another process adds to a folder meanwhile must not shift the batches of one process.
     files = [Path(path) for path in from_first(listed if is_first() else None)]
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise UserError(f"--out = {args.out}: the folder does not exist")
-    with contextlib.nullcontext() if args.out is None or not is_first() else locked_file(args.out):
-        return _resume(args, files)
+    require_parent(args.out, "--out")
+    with contextlib.nullcontext() if args.out is None or not is_first() else growing(args.out) as out:
+        return _resume(args, files, out)
 
 
-def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
+def _resume(args: argparse.Namespace, files: Sequence[Path], path: Path | None) -> int:
+    """Transcribe the files that have no line yet in ``path``, which is --out or a copy of it; None: of another."""
     about = {"model": str(args.model), "beams": args.beams}
-    done = set(from_first(sorted(_finished(args.out, about)) if args.out is not None and is_first() else []))
+    done = set(from_first(sorted(_finished(path, args.out, about)) if path is not None else []))
     to_do = [path for path in files if str(path) not in done]
     if len(to_do) < len(files) and is_first():
         print(f"{args.out}: {len(files) - len(to_do)} of {len(files)} files are finished", file=sys.stderr)
@@ -85,8 +89,8 @@ def _resume(args: argparse.Namespace, files: Sequence[Path]) -> int:
     require_same_input(model, (), args.batch_size)
     with contextlib.ExitStack() as stack:
         out: IO[str] | None = None  # standard output
-        if args.out is not None and is_first():
-            out = stack.enter_context(args.out.open("a", encoding="utf-8"))
+        if path is not None:
+            out = stack.enter_context(path.open("a", encoding="utf-8"))
         bad = _transcribe(model, to_do, args.batch_size, about, out)
     for reason in bad.values() if is_first() else ():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -172,13 +176,13 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
                 yield file
 
 
-def _finished(out: Path, about: dict[str, Any]) -> set[str]:
-    """Return the files that have a line in ``out``; an incomplete last line is removed.
+def _finished(path: Path, out: AnyPath, about: dict[str, Any]) -> set[str]:
+    """Return the files that have a line in ``path``, a copy of ``out``; an incomplete last line is removed.
 
     Raises:
         UserError: A line is not a transcript, or is of another model or beam width.
     """
-    text = out.read_bytes()
+    text = path.read_bytes() if path.is_file() else b""
     whole = text[: text.rfind(b"\n") + 1]
     done = set()
     fix = "give another --out"
@@ -190,6 +194,6 @@ def _finished(out: Path, about: dict[str, Any]) -> set[str]:
         if before != about:
             raise UserError(f"{place} was made with {before}, now {about}; {fix}")
     if whole != text:
-        with out.open("r+b") as file:
+        with path.open("r+b") as file:
             file.truncate(len(whole))
     return done

@@ -22,6 +22,7 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_text
 from zipper_jax.utils.progress import progress
+from zipper_jax.utils.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,12 @@ def _is_encoded(row: Mapping[str, Any]) -> bool:
     return "audio" in row and "units" not in row
 
 
-def dropped_path(path: Path) -> Path:
+def dropped_path(path: AnyPath) -> AnyPath:
     """File of the rows that the examples in ``path`` lack."""
     return path.with_suffix(_DROPPED)
 
 
-def read_dropped(path: Path) -> dict[str, dict[str, str]]:
+def read_dropped(path: AnyPath) -> dict[str, dict[str, str]]:
     """Return id -> ``reason`` and ``message`` of the rows that the examples in ``path`` lack."""
     found: dict[str, dict[str, str]] = {}
     record = dropped_path(path)

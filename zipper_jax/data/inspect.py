@@ -10,7 +10,7 @@ import numpy as np
 from zipper_jax.data import prepared
 from zipper_jax.data.encode import describe_dropped, part
 from zipper_jax.data.import_corpus import figures, summary
-from zipper_jax.data.packed_rows import read_meta
+from zipper_jax.data.packed_rows import META, read_meta
 from zipper_jax.data.prepare_rows import summary as summary_of_rows
 from zipper_jax.data.unknown import count_unknown, describe_unknown
 from zipper_jax.metrics.normalisers import text_form
@@ -22,6 +22,7 @@ from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.vocoder import synthesize
 from zipper_jax.tasks import MODALITIES, SPEECH, TEXT
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath, files
 from zipper_jax.vocabularies import UnitVocabulary, Vocabulary
 
 _BINS = 10
@@ -30,22 +31,26 @@ _BAR = 40
 _SHOWN = 24  # units of an example
 
 
-def inspect(folder: Path, examples: int = 3, out: Path | None = None, vocoder: bool = False) -> Iterator[str]:
+def inspect(folder: AnyPath, examples: int = 3, out: Path | None = None, vocoder: bool = False) -> Iterator[str]:
     """Yield the lines that summarise ``folder``.
 
     Args:
-        folder: A corpus or a prepared folder.
+        folder: A corpus, or a prepared folder, also of a bucket.
         examples: Number of training examples to show.
         out: Folder for lengths.png and the audio of the examples as WAV: the recordings of a corpus at 16 kHz, the
             vocoded units of a prepared folder.
         vocoder: For external units, run the command that their header names.
 
     Raises:
-        UserError: ``folder`` is neither a corpus nor a prepared folder.
+        UserError: ``folder`` is neither a corpus nor a prepared folder, or a corpus in a bucket.
     """
     if (folder / "header.json").is_file():
         yield from _prepared(folder, examples, out, vocoder)
     elif (folder / "manifest.jsonl").is_file():
+        if not isinstance(folder, Path):
+            raise UserError(
+                f"{str(folder)!r} is a corpus in a bucket, which cannot be read there: copy it to this machine"
+            )
         yield from _corpus(folder, examples, out)
     else:
         raise UserError(
@@ -70,7 +75,7 @@ def _corpus(folder: Path, examples: int, out: Path | None) -> Iterator[str]:
             yield f"  {_write(out, row, load_audio(**part(folder, row)))}"
 
 
-def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> Iterator[str]:
+def _prepared(folder: AnyPath, examples: int, out: Path | None, vocoder: bool) -> Iterator[str]:
     header = prepared.read_header(folder)
     state = "" if header["complete"] else ", not finished"
     yield f"prepared folder {folder}{state}, settings {json.dumps(header['made_with']['settings'])}"
@@ -92,8 +97,8 @@ def _prepared(folder: Path, examples: int, out: Path | None, vocoder: bool) -> I
             lengths[tokens] = lengths.get(tokens, []) + found
             if name != SPEECH and not isinstance(vocabulary, UnitVocabulary):
                 yield from describe_unknown(count_unknown(once, task_set.field_of(name), vocabulary), name)
-    for home in sorted((folder / "rows").glob("*/*")):
-        meta = read_meta(home)
+    for name in files(folder / "rows"):
+        meta = read_meta(folder / "rows" / name.removesuffix(META)) if name.endswith(f"/{META}") else None
         if meta is not None:
             yield f"rows {summary_of_rows(meta)}"
     yield from _lengths(lengths, out)

@@ -45,6 +45,8 @@ def estimate(
         kind = {UnitTokenizer: "log-mel", WhisperUnits: "whisper"}.get(type(made), "given")
     rows, unknown, seconds, encoded, text, examples = 0, 0, 0.0, 0.0, 0, 0
     of_task = dict.fromkeys(settings.tasks, 0)
+    tasks = {task: settings.task_set.tasks[task] for task in settings.tasks}
+    copies = {name: 1 if task.interleaving is None else task.interleaving.copies for name, task in tasks.items()}
     written = [m.field for m in settings.task_set.modalities.values() if m.vocabulary != "units"]
     for row in source.rows():
         shifts = settings.shifts if row["split"] == "train" else 1
@@ -53,8 +55,8 @@ def estimate(
         seconds, examples = seconds + duration, examples + shifts
         encoded += duration * shifts * ("audio" in row and "units" not in row)
         text += sum(len(row.get(field) or "") for field in written)
-        for task in settings.tasks:
-            of_task[task] += shifts * (there >= set(settings.task_set.tasks[task].modalities))
+        for name, task in tasks.items():
+            of_task[name] += shifts * copies[name] * (there >= set(task.modalities))
     if rate is None and encoded and kind not in HOURS_PER_CORE_HOUR:
         raise UserError("rate: how fast this tokenizer encodes is not known; give --rate HOURS of audio per core hour")
     if rate is not None:
@@ -63,8 +65,9 @@ def estimate(
     if unknown:
         yield f"of {unknown:,} rows with audio the manifest has no seconds: they are not counted"
     speed = rate or HOURS_PER_CORE_HOUR.get(kind, 1.0)
-    speaking = [task for task in settings.tasks if SPEECH in settings.task_set.tasks[task].modalities]
-    finish = seconds / _HOUR * max(len(speaking), 1) / FINISH_HOURS_PER_CORE_HOUR
+    # Of an interleaved example: at most, for a word is there as text or as units.
+    speaking = sum(copies[name] for name, task in tasks.items() if SPEECH in task.modalities)
+    finish = seconds / _HOUR * max(speaking, 1) / FINISH_HOURS_PER_CORE_HOUR
     encoding = encoded / _HOUR / speed
     if encoded:
         yield f"encoding: {encoding:,.1f} core hours ({speed:g} hours of audio per core hour, {where}), in any shards"
@@ -74,7 +77,7 @@ def estimate(
     units = (encoded or seconds) * per_second
     sizes = {
         "examples": units * _BYTES_PER_UNIT["examples"] + examples * _BYTES_PER_EXAMPLE["examples"] + text,
-        "rows": units * _BYTES_PER_UNIT["rows"] * len(speaking) + sum(of_task.values()) * _BYTES_PER_EXAMPLE["rows"],
+        "rows": units * _BYTES_PER_UNIT["rows"] * speaking + sum(of_task.values()) * _BYTES_PER_EXAMPLE["rows"],
     }
     parts = ", ".join(f"{name} {size / 1e9:,.2f}" for name, size in sizes.items())
     yield f"output: about {sum(sizes.values()) / 1e9:,.2f} GB ({parts}), and as much as the examples meanwhile"

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json, write_with
+from zipper_jax.utils.storage import AnyPath, as_path, delete_folder, files
 
 logger = logging.getLogger(__name__)
 
-Shards = list[tuple[Path, Done]]
+Shards = list[tuple[AnyPath, Done]]
 
 
 def write_examples(
@@ -42,7 +42,7 @@ def write_examples(
     Raises:
         UserError: ``folder`` was made from another corpus or with other settings, and ``overwrite`` is False.
     """
-    source, folder = open_source(corpus, settings), Path(folder)
+    source, folder = open_source(corpus, settings), as_path(folder)
     fit(source, folder, overwrite)
     if workers == 1:
         encode_shard(source, folder, (0, 1), processes)
@@ -59,10 +59,10 @@ def write_examples(
 def make_shard_worker(corpus: str, folder: str, settings: PrepareSettings) -> Callable[[tuple[int, int]], None]:
     """Return the function that makes one shard, with one process for encoding."""
     source = open_source(corpus, settings)
-    return lambda shard: encode_shard(source, Path(folder), shard, processes=1)
+    return lambda shard: encode_shard(source, as_path(folder), shard, processes=1)
 
 
-def join(source: Source, folder: Path) -> dict[str, Any]:
+def join(source: Source, folder: AnyPath) -> dict[str, Any]:
     """Write the examples of all shards and complete header.json, unless that is done; return the header.
 
     Raises:
@@ -72,11 +72,11 @@ def join(source: Source, folder: Path) -> dict[str, Any]:
         header = prepared.read_header(folder)
         if header["made_with"] != source.made_with():
             raise UserError(f"{str(folder)!r} was prepared with other settings: give those, or another --out")
-        shutil.rmtree(folder / SHARDS, ignore_errors=True)  # of a process that was killed behind header.json
+        delete_folder(folder / SHARDS)  # of a process that was killed behind header.json
         return header
     made, task_set = read_fit(source, folder), source.settings.task_set
     shards = done_shards(folder, made)
-    shutil.rmtree(folder / "examples", ignore_errors=True)
+    delete_folder(folder / "examples")
     counts, kinds, dropped = dict[str, int](), dict[str, list[list[str]]](), dict[str, Any]()
     for split in made.splits:
         counts[split], kinds[split] = _join_split(folder, split, shards, task_set)
@@ -103,11 +103,11 @@ def join(source: Source, folder: Path) -> dict[str, Any]:
         "complete": True,
     }
     write_json(folder / "header.json", header)
-    shutil.rmtree(folder / SHARDS)
+    delete_folder(folder / SHARDS)
     return header
 
 
-def _join_split(folder: Path, split: str, shards: Shards, task_set: TaskSet) -> tuple[int, list[list[str]]]:
+def _join_split(folder: AnyPath, split: str, shards: Shards, task_set: TaskSet) -> tuple[int, list[list[str]]]:
     """Write the examples of a split; return their number without shifted copies, and their lists of modalities."""
     path, count = prepared.examples_path(folder, split), 0
     kinds: set[tuple[str, ...]] = set()
@@ -150,5 +150,6 @@ def _look_again(shards: Shards, split: str) -> None:
     """Make the shards try the rows of a split again when they are run the next time."""
     for home, _ in shards:
         (home / DONE).unlink()
-        for path in home.glob(f"{split}.*"):
-            path.unlink()
+        for name in files(home):
+            if name.startswith(f"{split}."):
+                (home / name).unlink()

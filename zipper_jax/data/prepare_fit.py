@@ -5,7 +5,6 @@ The manifest is read row by row; what is kept of each is 16 bytes (an offset, an
 """
 
 import logging
-import shutil
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
-from zipper_jax.utils.storage import sha256
+from zipper_jax.utils.storage import AnyPath, delete_folder, sha256
 from zipper_jax.version import __version__
 from zipper_jax.vocabularies import Vocabulary
 
@@ -107,7 +106,7 @@ def open_source(corpus: Any, settings: PrepareSettings) -> Source:
     return Source(corpus, settings if given is None else of_tokenizer(settings, given), form, given)
 
 
-def fit(source: Source, folder: Path, overwrite: bool) -> None:
+def fit(source: Source, folder: AnyPath, overwrite: bool) -> None:
     """Make vocabularies and tokenizer, unless they are there; ``shards/fit.json`` tells that all are.
 
     Raises:
@@ -191,7 +190,7 @@ def _refuse_unknown(
     refuse_unknown(found, modality, settings.max_unknown)
 
 
-def _begin(corpus: Path, folder: Path, made_with: dict[str, Any], overwrite: bool) -> None:
+def _begin(corpus: Path, folder: AnyPath, made_with: dict[str, Any], overwrite: bool) -> None:
     """Pin settings and corpus in header.json; clear the folder when they changed and ``overwrite`` says so."""
     about = corpus / "corpus.json"
     header = prepared.header_or_none(folder)
@@ -224,7 +223,7 @@ def _begin(corpus: Path, folder: Path, made_with: dict[str, Any], overwrite: boo
                 "delete them"
             )
         for name in there:
-            shutil.rmtree(folder / name)
+            delete_folder(folder / name)
         start = {
             "format_version": prepared.FORMAT_VERSION,
             "made_with": made_with,

@@ -31,6 +31,7 @@ from zipper_jax.tasks import TaskConfig
 from zipper_jax.utils.configs import to_dict
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.locks import locked
+from zipper_jax.utils.storage import AnyPath, as_path
 
 logger = logging.getLogger(__name__)
 
@@ -71,26 +72,26 @@ def prepare(
 def prepare_fit(corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool = False) -> None:
     """The first step of `prepare`, for any number of shards."""
     with locked(folder):
-        fit(open_source(corpus, settings), Path(folder), overwrite)
+        fit(open_source(corpus, settings), as_path(folder), overwrite)
 
 
 def prepare_shard(
     corpus: Any, folder: Any, settings: PrepareSettings, shard: tuple[int, int], processes: int | None = None
 ) -> None:
     """The second step: shard (i, n), i from 0; in any order, at the same time, on any machines."""
-    encode_shard(open_source(corpus, settings), Path(folder), shard, processes)
+    encode_shard(open_source(corpus, settings), as_path(folder), shard, processes)
 
 
 def prepare_finish(corpus: Any, folder: Any, settings: PrepareSettings, overwrite: bool = False) -> Metas:
     """The third step: what `prepare` returns and writes, when all shards are there."""
     with locked(folder):
-        join(open_source(corpus, settings), Path(folder))
+        join(open_source(corpus, settings), as_path(folder))
         return write_all_rows(folder, settings, overwrite)
 
 
 def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> Metas:
     """Pack every task and split of a prepared folder that is not packed yet."""
-    folder = Path(folder)
+    folder = as_path(folder)
     header = read_header(folder)
     metas: Metas = {}
     to_do = []
@@ -121,7 +122,7 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> M
         raise UserError(f"tasks: the corpus has no example for {', '.join(settings.tasks)}: give other --tasks")
     for task, split, home, digest in to_do:
         more = {"task": task, "split": split, "made_with": digest, "vocabularies": header["vocabularies"]}
-        for leftover in home.parent.glob("*.partial"):  # of a killed run
+        for leftover in home.parent.glob("*.partial") if isinstance(home, Path) else ():  # of a killed run
             shutil.rmtree(leftover, ignore_errors=True)
         packed = Packed(task, examples_of(folder, task, split, settings), settings, more)
         metas[task, split] = write_rows(home, packed, packed.meta)
@@ -129,7 +130,7 @@ def write_all_rows(folder: Any, settings: PrepareSettings, overwrite: bool) -> M
     return metas
 
 
-def _can_be_cut(folder: Path, split: str, task: TaskConfig) -> bool:
+def _can_be_cut(folder: AnyPath, split: str, task: TaskConfig) -> bool:
     """Return whether the split has word times, if the task needs some; held-out splits may have none."""
     return task.interleaving is None or any(row.get("word_times") for row in read_examples(folder, split))
 

@@ -5,7 +5,8 @@
                                         is written first, done.json last
 
 Shard i/n has the lines that begin in the i-th of n equal parts of the manifest, so the shards' files, one behind
-another, are those of one shard, whatever n. A killed shard resumes; one that is done does nothing.
+another, are those of one shard, whatever n. A killed shard resumes; one that is done does nothing. Where the folder is
+in a bucket, a shard is written on this machine and copied meanwhile (`utils.staging`).
 """
 
 import hashlib
@@ -27,7 +28,8 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json, write_text
 from zipper_jax.utils.locks import LOCK, locked
-from zipper_jax.utils.storage import sha256, subfolders
+from zipper_jax.utils.staging import staged
+from zipper_jax.utils.storage import AnyPath, files, on_this_machine, sha256, subfolders
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Rows:
         return (row for row in self._rows if row["split"] == self._split)
 
 
-def read_fit(source: Source, folder: Path) -> Fit:
+def read_fit(source: Source, folder: AnyPath) -> Fit:
     """Return what the first step made.
 
     Raises:
@@ -89,7 +91,7 @@ def read_fit(source: Source, folder: Path) -> Fit:
     return found
 
 
-def encode_shard(source: Source, folder: Path, shard: tuple[int, int], processes: int | None) -> None:
+def encode_shard(source: Source, folder: AnyPath, shard: tuple[int, int], processes: int | None) -> None:
     """Encode the rows of shard (i, n), i from 0; nothing is done if that is done.
 
     Raises:
@@ -101,30 +103,36 @@ def encode_shard(source: Source, folder: Path, shard: tuple[int, int], processes
     if _done(home, fit) is not None:
         logger.info(f"shard {shard[0]}/{shard[1]} is done")
         return
-    with locked(home):
+    units = folder / "vocabularies" / SPEECH
+    with locked(home), staged(home) as staging, on_this_machine(units) as units_here:
         if _done(home, fit) is not None:  # another process did it meanwhile
             return
-        _begin(home, fit)
-        modalities, units = source.settings.task_set.modalities, folder / "vocabularies" / SPEECH
-        if "tokenizer" in fit.about and load_units(units).digest != fit.about["tokenizer"]:
+        staging.fetch(*(name for name in files(home) if name != LOCK))
+        here = staging.folder
+        _begin(here, fit, home)
+        staging.copy()  # the fit first
+        modalities = source.settings.task_set.modalities
+        if "tokenizer" in fit.about and load_units(units_here).digest != fit.about["tokenizer"]:
             raise UserError(f"{str(units)!r} has other units than {FIT}: copy both from the machine that ran --fit")
         fields = [modality.field for name, modality in modalities.items() if name != SPEECH]
         fields += ["word_times"] * fit.aligned
         for split in fit.splits:
             rows, shifts = Rows(source.rows(shard), split), source.settings.shifts if split == "train" else 1
-            encode_split(home / f"{split}.jsonl", source.corpus, units, rows, fields, shifts, processes)
-        files = sorted(path for path in home.iterdir() if path.name not in (LOCK, BEGUN, DONE))
-        write_json(home / DONE, {"fit": fit.digest, "files": {path.name: sha256(path) for path in files}})
+            encode_split(here / f"{split}.jsonl", source.corpus, units_here, rows, fields, shifts, processes)
+        made = sorted(path for path in here.iterdir() if path.name not in (LOCK, BEGUN, DONE))
+        digests = {path.name: sha256(path) for path in made}
+        staging.copy()  # all of it before the marker
+        write_json(home / DONE, {"fit": fit.digest, "files": digests})
     if shard[1] > 1:
         logger.info(f"shard {shard[0]}/{shard[1]} is done")
 
 
-def folder_of(folder: Path, shard: tuple[int, int]) -> Path:
+def folder_of(folder: AnyPath, shard: tuple[int, int]) -> AnyPath:
     """Where a shard is written."""
     return folder / SHARDS / f"{shard[0]:05d}-of-{shard[1]:05d}"
 
 
-def done_shards(folder: Path, fit: Fit) -> list[tuple[Path, Done]]:
+def done_shards(folder: AnyPath, fit: Fit) -> list[tuple[AnyPath, Done]]:
     """Return folder and content of all n shards, in order, for an n of which all are done and whole.
 
     Raises:
@@ -151,22 +159,22 @@ def done_shards(folder: Path, fit: Fit) -> list[tuple[Path, Done]]:
     )
 
 
-def _begin(home: Path, fit: Fit) -> None:
-    """Pin the fit of a shard. Raises UserError where the shard was begun with another."""
-    path = home / BEGUN
+def _begin(here: Path, fit: Fit, home: AnyPath) -> None:
+    """Pin the fit of a shard, which is written into ``here``. Raises UserError where it was begun with another."""
+    path = here / BEGUN
     if path.is_file() and path.read_text(errors="replace") != fit.digest:
         raise _of_another_fit(home)
     write_text(path, fit.digest)
 
 
-def _of_another_fit(home: Path) -> UserError:
+def _of_another_fit(home: AnyPath) -> UserError:
     return UserError(
         f"{str(home)!r} was made with other units or vocabularies: --fit ran more than once; delete the folder and run "
         "the shard again with what this folder's --fit wrote"
     )
 
 
-def _done(home: Path, fit: Fit) -> Done | None:
+def _done(home: AnyPath, fit: Fit) -> Done | None:
     """Return what a shard wrote; None: it is not done. Raises UserError where it is damaged or of another fit."""
     path = home / DONE
     if not path.is_file():
@@ -174,7 +182,9 @@ def _done(home: Path, fit: Fit) -> Done | None:
     found = user_json.read_file(path, Done, _DAMAGED)
     if found.fit != fit.digest:
         raise _of_another_fit(home)
+    there = set(files(home))
     for name, (size, _) in found.files.items():
-        if not (home / name).is_file() or (home / name).stat().st_size != size:
+        # The size of an object is known only by reading it, which --finish does; each was written whole.
+        if name not in there or (isinstance(home, Path) and (home / name).stat().st_size != size):
             raise UserError(f"{str(home / name)!r} is missing or not whole: {_DAMAGED.removeprefix('it is damaged: ')}")
     return found

@@ -24,6 +24,7 @@ from zipper_jax.speech.tokenizers import Tokenizer, load_tokenizer
 from zipper_jax.speech.whisper_units import WhisperUnits
 from zipper_jax.tasks import MODALITIES, SPEECH, TaskSet
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import AnyPath
 from zipper_jax.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -46,7 +47,7 @@ _FITTED_SIZE = 256  # ids of a sentencepiece vocabulary of which none is said
 
 def make_tokenizer(
     corpus: Path,
-    folder: Path,
+    folder: AnyPath,
     manifest: Manifest,
     offsets: np.ndarray,
     settings: PrepareSettings,
@@ -138,7 +139,7 @@ def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings
 
 
 def make_vocabulary(
-    folder: Path, modality: str, rows: Iterable[Mapping[str, Any]], settings: PrepareSettings
+    folder: AnyPath, modality: str, rows: Iterable[Mapping[str, Any]], settings: PrepareSettings
 ) -> Vocabulary:
     """Of the finished stage, else the given one, else made from the training split.
 

@@ -21,7 +21,7 @@ from zipper_jax.metrics.normalisers import TextForm, read_text_form
 from zipper_jax.tasks import SPEECH, TaskSet, stored_task_set
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
-from zipper_jax.utils.storage import AnyPath, as_path, subfolders
+from zipper_jax.utils.storage import AnyPath, as_path, files, subfolders
 from zipper_jax.vocabularies import Vocabulary, load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ def read_examples(folder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 def splits(folder: Any) -> list[str]:
     """Return the sorted names of the splits that have examples."""
-    return sorted(path.stem for path in (as_path(folder) / "examples").glob("*.jsonl"))
+    names = files(as_path(folder) / "examples")
+    return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
 
 
 def read_task_set(folder: Any) -> TaskSet:

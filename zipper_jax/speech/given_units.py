@@ -17,6 +17,7 @@ from zipper_jax.speech.audio import load_audio
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_json
+from zipper_jax.utils.storage import as_path
 
 FILE_NAME = "tokenizer.json"
 KIND = "given"
@@ -81,7 +82,7 @@ class GivenUnits:
         raise no_vocoder(self._called, self.vocoder)
 
     def save(self, folder: str | os.PathLike) -> None:
-        write_json(Path(folder) / FILE_NAME, {"kind": KIND, **dataclasses.asdict(self)})
+        write_json(as_path(folder) / FILE_NAME, {"kind": KIND, **dataclasses.asdict(self)})
 
     @property
     def _called(self) -> str:

@@ -27,6 +27,7 @@ from zipper_jax.utils import user_json
 from zipper_jax.utils.arrays import read_array
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.storage import as_path
 
 KIND = "hubert"
 _CENTROIDS = "centroids.npy"
@@ -111,7 +112,7 @@ class HubertTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the centroids and a reference to the weights."""
-        folder = Path(folder)
+        folder = as_path(folder)
         content = io.BytesIO()
         np.save(content, self._centroids)
         write_bytes(folder / _CENTROIDS, content.getvalue())

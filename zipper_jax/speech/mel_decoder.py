@@ -25,6 +25,7 @@ from zipper_jax.speech import features
 from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.storage import as_path
 
 FILE_NAME = "mel_decoder.npz"
 WINDOW = 64
@@ -179,7 +180,7 @@ class MelDecoder:
         about |= {"format_version": np.array(_FORMAT_VERSION), "digest": np.array(self.digest)}
         weights: dict[str, Any] = {f"weights/{name}": array for name, array in self.parameters.items()}
         np.savez(content, **weights, **about)
-        write_bytes(Path(folder) / FILE_NAME, content.getvalue())
+        write_bytes(as_path(folder) / FILE_NAME, content.getvalue())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> MelDecoder:

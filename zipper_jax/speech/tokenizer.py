@@ -27,6 +27,7 @@ from zipper_jax.speech.kmeans import fit_kmeans, nearest_centroid
 from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.storage import as_path
 
 STACKED_FRAMES = 2
 SAMPLES_PER_UNIT = STACKED_FRAMES * features.HOP
@@ -110,7 +111,7 @@ class UnitTokenizer:
         """Write ``folder/tokenizer.npz`` atomically."""
         buffer = io.BytesIO()
         np.savez(buffer, format_version=_FORMAT_VERSION, centroids=self._centroids, lifter=self._lifter)
-        write_bytes(Path(folder) / FILE_NAME, buffer.getvalue())
+        write_bytes(as_path(folder) / FILE_NAME, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> UnitTokenizer:

@@ -12,6 +12,7 @@ from zipper_jax.speech.mel_decoder import MelDecoder
 from zipper_jax.speech.tokenizer import UnitTokenizer, check_units
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.storage import as_path, is_bucket, on_this_machine
 
 
 @runtime_checkable
@@ -95,6 +96,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: It is missing or damaged.
     """
+    if is_bucket(folder):
+        with on_this_machine(as_path(folder)) as copy:
+            return load_tokenizer(copy)
     found = load_units(folder)
     there = (Path(folder) / mel_decoder.FILE_NAME).is_file()
     return VocodedTokenizer(found, MelDecoder.load(folder)) if there else found
@@ -106,6 +110,9 @@ def load_units(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: It is missing or damaged.
     """
+    if is_bucket(folder):
+        with on_this_machine(as_path(folder)) as copy:
+            return load_units(copy)
     path = Path(folder) / given_units.FILE_NAME
     if not path.is_file():
         return UnitTokenizer.load(folder)

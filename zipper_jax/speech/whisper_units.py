@@ -28,6 +28,7 @@ from zipper_jax.speech.tokenizer import check_units
 from zipper_jax.utils.arrays import read_archive
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes, write_json
+from zipper_jax.utils.storage import as_path
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,9 @@ class WhisperUnits:
         encoder = {_ENCODER + name: array for name, array in self._stored.items()}
         arrays: dict[str, Any] = {**encoder, "centroids": self._centroids, "decoder": self._decoder}
         np.savez(content, **arrays)
-        write_bytes(Path(folder) / _ARRAYS, content.getvalue())
+        write_bytes(as_path(folder) / _ARRAYS, content.getvalue())
         about = {"layer": self.layer, "pooled": self.pooled, "weights": self.weights, "digest": self.digest}
-        write_json(Path(folder) / FILE_NAME, {"kind": KIND, **about})
+        write_json(as_path(folder) / FILE_NAME, {"kind": KIND, **about})
 
     @classmethod
     def load(cls, folder: str | os.PathLike, about: Mapping[str, Any]) -> WhisperUnits:

@@ -1,7 +1,8 @@
-"""Exclusive locks of folders in buckets: an object that its holder renews, and that a successor may take over.
+"""Exclusive locks of folders and files in buckets: an object that its holder renews and a successor may take over.
 
-The lock is the object ``.lock``, created only if it is absent, renewed every `RENEWAL` seconds and deleted at the end,
-each under the condition that it still has the generation that the holder wrote. So two processes never both hold it.
+The lock is an object (of a folder: ``.lock``), created only if it is absent, renewed every `RENEWAL` seconds and
+deleted at the end, each under the condition that it still has the generation that the holder wrote. So two processes
+never both hold it.
 
 A holder that was killed leaves its object behind. Its successor takes it over at once where it can see that the holder
 is dead (the same machine and process namespace, no such process), else after it has watched the object for
@@ -34,13 +35,13 @@ RENEWAL = 10.0
 
 
 @contextlib.contextmanager
-def leased(folder: AnyPath, name: str) -> Iterator[None]:
-    """Hold the lock ``folder/name`` while the block runs.
+def leased(path: AnyPath, lock: AnyPath) -> Iterator[None]:
+    """Hold the object ``lock``, the lock of the folder or file ``path``, while the block runs.
 
     Raises:
         UserError: Another process holds it.
     """
-    lease = _Lease(folder, folder / name)
+    lease = _Lease(path, lock)
     lease.acquire()
     try:
         yield
@@ -49,8 +50,8 @@ def leased(folder: AnyPath, name: str) -> Iterator[None]:
 
 
 class _Lease:
-    def __init__(self, folder: AnyPath, path: AnyPath) -> None:
-        self._folder, self._path = folder, path
+    def __init__(self, of: AnyPath, path: AnyPath) -> None:
+        self._of, self._path = of, path
         self._generation = storage.ABSENT
         self._content = {**_self(), "token": uuid.uuid4().hex}
         self._count = 0
@@ -82,7 +83,7 @@ class _Lease:
                 raise self._held(holder)
             if not waiting:
                 waiting = True
-                logger.info(f"{self._folder}: waiting up to {LEASE:.0f} s for the lock of {holder.get('holder')}")
+                logger.info(f"{self._of}: waiting up to {LEASE:.0f} s for the lock of {holder.get('holder')}")
             time.sleep(min(1.0, LEASE / 10))
             self._generation = storage.ABSENT
         self._renewer.start()
@@ -129,7 +130,7 @@ class _Lease:
     def _die(self) -> None:
         os.write(
             sys.__stderr__.fileno(),
-            f"error: {str(self._folder)!r}: another process has taken over the lock, or soon may, because it was not "
+            f"error: {str(self._of)!r}: another process has taken over the lock, or soon may, because it was not "
             f"renewed for {LEASE - RENEWAL:.0f} s; this process ends, and writes nothing more\n".encode(),
         )
         os._exit(1)
@@ -147,8 +148,8 @@ class _Lease:
 
     def _held(self, holder: dict[str, object]) -> UserError:
         return UserError(
-            f"{str(self._folder)!r} is being written by {holder.get('holder') or 'another process'}; wait for it or "
-            "choose another folder"
+            f"{str(self._of)!r} is being written by {holder.get('holder') or 'another process'}; wait for it or "
+            "choose another path"
         )
 
 

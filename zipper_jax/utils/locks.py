@@ -28,7 +28,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     """
     folder = as_path(folder)
     if not isinstance(folder, Path):
-        with leased(folder, LOCK):
+        with leased(folder, folder / LOCK):
             yield
         return
     is_new = not folder.exists()
@@ -59,21 +59,26 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def locked_file(path: str | os.PathLike) -> Iterator[None]:
-    """Lock an output file that is appended to, created if missing, while the block runs.
+    """Lock an output file that is appended to while the block runs; on this machine it is created if missing.
 
     Raises:
         UserError: Another process holds the lock.
     """
-    with Path(path).open("a", encoding="utf-8") as file:
+    path = as_path(path)
+    if not isinstance(path, Path):
+        with leased(path, path.with_name(f".{path.name}{LOCK}")):
+            yield
+        return
+    with path.open("a", encoding="utf-8") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or a pipe
             yield
             return
-        _acquire(file, Path(path))
+        _acquire(file, path)
         try:
             yield
         finally:
             if not os.fstat(file.fileno()).st_size:
-                Path(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def _acquire(file: IO[str], path: Path) -> None:

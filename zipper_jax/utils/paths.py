@@ -70,6 +70,12 @@ def require_different(out: str | os.PathLike, field: str, sources: Mapping[str, 
             raise UserError(f"{field} = {os.fspath(out)!r} is {source_field}, which is only read: give another {field}")
 
 
+def require_parent(file: AnyPath | None, field: str) -> None:
+    """Raise UserError where a file of this machine is to be written into a folder that does not exist."""
+    if isinstance(file, Path) and not file.absolute().parent.is_dir():
+        raise UserError(f"{field} = {file}: the folder does not exist")
+
+
 def folder_text(text: str) -> str:
     """Type of a command-line option that is a folder, of a bucket too (`any_path`), and is used as a string."""
     return text

@@ -10,6 +10,7 @@ Every function raises `ServiceError` where the service fails.
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = [
     "as_path",
     "complete_subfolders",
     "copy_tree",
+    "delete_folder",
     "delete_tree",
     "files",
     "is_bucket",
@@ -136,6 +138,14 @@ def subfolders(folder: AnyPath) -> list[str]:
     if is_bucket(folder):
         return sorted({name.split("/", 1)[0] for name in keys(folder) if "/" in name and name[0] != "."})
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def delete_folder(folder: AnyPath) -> None:
+    """Delete a folder of this machine or of a bucket, which may be missing, with all it holds."""
+    if not isinstance(folder, Path):
+        delete_tree(folder)
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def files(folder: AnyPath) -> list[str]:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from zipper_jax.utils import user_json
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.storage import as_path
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
@@ -57,7 +57,7 @@ def write_header(folder: Any, vocabulary: Any, **more: Any) -> None:
         "digest": vocabulary.digest,
         **more,
     }
-    write_bytes(Path(folder) / FILE_NAME, (json.dumps(header, indent=2) + "\n").encode())
+    write_bytes(as_path(folder) / FILE_NAME, (json.dumps(header, indent=2) + "\n").encode())
 
 
 def digest(*parts: bytes) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Int32
 from zipper_jax.utils import user_json
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.storage import as_path
 from zipper_jax.vocabularies import files
 from zipper_jax.vocabularies.contents import require_text
 from zipper_jax.vocabularies.text import unknown_pieces
@@ -77,7 +78,7 @@ class HuggingFaceVocabulary:
 
     def save(self, folder: Any) -> None:
         for name, content in self.contents.items():
-            write_bytes(Path(folder) / "tokenizer" / name, content)
+            write_bytes(as_path(folder) / "tokenizer" / name, content)
         files.write_header(folder, self, rows=self.rows)
 
     @classmethod

@@ -14,6 +14,7 @@ from jaxtyping import Int32
 
 from zipper_jax.utils.errors import UserError
 from zipper_jax.utils.files import write_bytes
+from zipper_jax.utils.storage import as_path
 from zipper_jax.vocabularies import files
 from zipper_jax.vocabularies.contents import require_text
 
@@ -63,7 +64,7 @@ class SentencePieceVocabulary:
         return self._processor.decode([i for i in _checked(ids, self.size) if i not in (self.begin_id, self.end_id)])
 
     def save(self, folder: Any) -> None:
-        write_bytes(Path(folder) / MODEL_NAME, self._model)
+        write_bytes(as_path(folder) / MODEL_NAME, self._model)
         files.write_header(folder, self)
 
     @classmethod
