@@ -12,33 +12,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from findings import DIAGONAL, IDENTITY, PRESERVING, SMALL, Arms, Size, percent, size_of
+from findings import DIAGONAL, PRESERVING, SMALL, Arms, Size, percent, size_of
 
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Sweep, Table
 
 FROZEN = ("text", "speech")
 NOISE = {"dropout": {"text": 0.1, "speech": 0.1}, "token_noise": {"text": 0.1}}
 """Against learning the pairs by heart."""
-FEW: dict[str, Any] = {"frozen": FROZEN, "training": NOISE}
-TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
-    "identity": ("learned positions", {"form": IDENTITY}),
-    "diagonal": ("attention starts on the diagonal", {}),
-    "full_rate": ("… speech tower at the full rate", {"tower_rate": 1.0}),
-    "noise_30": (
-        "… 30 % of the tokens of both towers wrong",
-        {"training": {"token_noise": {"text": 0.3, "speech": 0.3}}},
-    ),
-    "frozen": ("… both towers frozen", {"frozen": FROZEN}),
-    "noise": ("… frozen, 10 % of the text tokens wrong", {**FEW, "training": {"token_noise": NOISE["token_noise"]}}),
-    "dropout": ("… frozen, dropout of 0.1", {**FEW, "training": {"dropout": NOISE["dropout"]}}),
-    "few": ("… frozen, both", FEW),
-    "dropout_20": ("… dropout of 0.2", {**FEW, "training": {**NOISE, "dropout": {"text": 0.2, "speech": 0.2}}}),
-    "small_mlp": ("… a feed-forward of the tower's width", {**FEW, "form": {**DIAGONAL, "mlp_multiplier": 1}}),
-    "steep": ("… a steeper diagonal", {**FEW, "form": {**DIAGONAL, "diagonal_init": 1.5}}),
-    "zips_2": ("… 2 zips", {**FEW, "zips": 2}),
-    "no_proj": ("… no input projections", {**FEW, "projections": {}}),
-}
-"""Compared on validation with 1 % of the pairs, before test sentences were decoded."""
 ARMS = ("single_decoder", "zipper", "diagonal", "few")
 
 
@@ -59,10 +39,6 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         ]  # fmt: skip
     scratch = "… no tower pretrained, none frozen, 3 % of the pairs"
     found.append(arms.zipper("few.scratch.3", scratch, share=0.03, pretrained=False, frozen=(), training=NOISE, **form))
-    found += [
-        arms.zipper(f"trial.{name}", about, share=0.01, scored="validation", seeds=(0,), **{**form, **how})
-        for name, (about, how) in TRIALS.items()
-    ]
     return tuple(found)
 
 
@@ -73,7 +49,6 @@ def tables() -> tuple[Table, ...]:
     return (
         Table("Speech to text", (*few, "few.scratch.3"), asr),
         Table("Text to speech", (*few, "few.scratch.3"), tts),
-        Table("Trials", tuple(f"trial.{name}" for name in TRIALS), ("asr_validation", "asr_nats", "tts_nats")),
     )
 
 
