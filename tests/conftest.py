@@ -5,15 +5,9 @@ from pathlib import Path
 
 # Before anything imports jax. Tests that spawn processes hand these down.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling takes longer than running here: level 0 saves a third of its time, and fusions without a compiler of their
-# own two thirds of the rest. The slow tier's runs and the smoke run, which start commands of their own, compile as
-# users do.
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-for _flag in _FLAGS:
+# Compiling takes longer than running here: at level 0 XLA takes two thirds of the time. The slow tier's runs and the
+# smoke run, which start commands of their own, compile as users do.
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
