@@ -70,15 +70,13 @@ def claims() -> tuple[Claim, ...]:
         p = percent(share)
         where = f"with {p} % of the pairs"
         found += [
-            Claim(f"{where} ours is better than the paper's form, {what}", measure, f"few.{p}", f"zipper.{p}",
-                  source="ours")
+            Claim(f"{where} ours is better than {words}, {what}", measure, f"few.{p}", f"{arm}.{p}", source=source)
+            for words, arm, source in (
+                ("the paper's form", "zipper", "ours"),
+                ("the Single Decoder", "single_decoder", "Figure 3"),
+            )
             for what, measure in (("ASR", "asr"), ("TTS", "tts"))
-        ]  # fmt: skip
-        found += [
-            Claim(f"{where} ours is better than the Single Decoder, {what}", measure, f"few.{p}",
-                  f"single_decoder.{p}", source="Figure 3")
-            for what, measure in (("ASR", "asr"), ("TTS", "tts"))
-        ]  # fmt: skip
+        ]
         found.append(
             Claim(f"{where} frozen towers and noise help, ASR", "asr", f"few.{p}", f"diagonal.{p}", source="ours")
         )

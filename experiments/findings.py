@@ -254,7 +254,6 @@ class Arms:
         rates: Mapping[str, float] = RATES,
         learning_rate: float | None = None,
         last_blocks: bool = False,
-        tower_rate: float = 0.25,
         training: Mapping[str, Any] | None = None,
         **arm: Any,
     ) -> Arm:
@@ -262,7 +261,6 @@ class Arms:
 
         Args:
             last_blocks: The one pair of the towers' last blocks, in place of ``zips`` and ``blocks``.
-            tower_rate: Share of the learning rate that pretrained towers get.
             training: Other fields of TrainConfig.
         """
         size = self.size
@@ -277,7 +275,7 @@ class Arms:
             model = Models(size, places).zipper(pairs, projections, **fields)
             multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}
             if pretrained and set(frozen) != set(PRETRAINED):
-                multipliers["towers/.*"] = tower_rate
+                multipliers["towers/.*"] = 0.25
             return TrainConfig(
                 model=model,
                 data=DataConfig(places.data(share), "fusion", self.lengths, dict(rates)),

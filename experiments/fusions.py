@@ -82,8 +82,9 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
     )
 
 
-BASE = ("single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle")
-MAIN = (*BASE, "shared", "shared.ungated")
+MAIN = (
+    "single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle", "shared", "shared.ungated",
+)  # fmt: skip
 SOFT = ("projector", "projector.linear", "projector.stacked")
 INSULATION = ("identity", "shared", "projector")
 FROZEN = ("zipper.frozen", "one_way", "shared.frozen", "projector.frozen")

@@ -1520,7 +1520,7 @@ MUTATIONS = (
     ),
     Mutation(
         "6",
-        "a killed shard in a bucket begins anew",
+        "a killed shard in a bucket starts again",
         "data/prepare_shards.py",
         "if name != LOCK))",
         "if name == LOCK))",

@@ -137,8 +137,8 @@ class Zipper(Module):
             Tower -> the losses of its tokens.
         """
         if dropout is not None:
-            sizes = {name: tower.vocab_size for name, tower in self.config.towers.items()}
-            batches = {name: dropout.noisy(name, batch, sizes[name]) for name, batch in batches.items()}
+            towers = self.config.towers
+            batches = {name: dropout.noisy(name, batch, towers[name].vocab_size) for name, batch in batches.items()}
         states = Pass(self, batches, None, dropout=dropout)()
         found = {}
         for name, tower in self.towers.items():

@@ -11,7 +11,6 @@ Axis letters: B rows, T receiver positions, S source positions, D receiver embed
 K key/value heads, G = N // K, H head_dim.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -155,18 +154,17 @@ class Fusion(Module):
     @classmethod
     def unused(cls, config: ZipConfig) -> tuple[str, ...]:
         """The fields of ``config`` that are not at their defaults, and have no effect on this fusion."""
-        defaults = {field.name: field.default for field in dataclasses.fields(ZipConfig)}
-        return tuple(n for n in FUSION_FIELDS if n not in cls.fields and getattr(config, n) != defaults[n])
+        others = (name for name in FUSION_FIELDS if name not in cls.fields)
+        return tuple(name for name in others if getattr(config, name) != getattr(ZipConfig, name))
 
     @classmethod
     def check_fields(cls, config: ZipConfig) -> None:
         """Raise UserError if a field of ``config`` has no effect."""
         for name in cls.unused(config):
-            default = ZipConfig.__dataclass_fields__[name].default
             used = ", ".join(cls.fields) or "options only"
             raise UserError(
                 f"ZipConfig.{name} = {getattr(config, name)!r}: zip {config.name} has fusion {config.fusion!r}, which "
-                f"does not use it (it uses {used}); leave it at {default!r}"
+                f"does not use it (it uses {used}); leave it at {getattr(ZipConfig, name)!r}"
             )
 
     @classmethod
