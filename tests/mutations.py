@@ -1380,7 +1380,7 @@ MUTATIONS = (
         LOOP,
         "self.staging.copy()  # so that",
         "None  # so that",
-        "tests/training/test_buckets.py -k two_kills",
+        "tests/training/test_buckets.py -m slow -k twelve_kills",
     ),
     Mutation(
         "6",

@@ -166,7 +166,7 @@ OPTIONS = {
 TRIOS = ["trio", "trio fusions"]
 FUSIONS = [n for n, c in OPTIONS.items() if n not in TRIOS and {z.fusion for z in c.zips} - {"gated_cross_attention"}]
 """Models with another fusion than the paper's: the rules of the forward pass and of decoding run on each of them."""
-VARIANTS = {"shared", "soft late", "shared ungated"}
+VARIANTS = {"shared", "soft", "soft late", "shared ungated", "projector one way", "trio fusions"}
 """Models whose rules run in the slow tier (conftest.py): a sibling of each, of the same kind, runs in the fast one."""
 
 

@@ -371,6 +371,7 @@ def without_looks(calls):
 ROUND = ["ssh", "scp", "setup", "start"]
 
 
+@pytest.mark.slow
 def test_preempted_and_failing_it_resumes_in_the_same_run_folder(tmp_path):
     cloud = Cloud(tmp_path / "cloud", taken_away=[1, 2], attempts=[["run", "run"], ["run", 1], [0, 0]])
     status, said = finished(tpu_run(cloud, "--spot"))

@@ -31,26 +31,16 @@ def rows_in_bucket(prepared, gcs):  # noqa: F811
     return target
 
 
-def kill_in_a_bucket(prepared, rows, where, tmp_path, kills: int, steps: int, seed: int, reach: int = 0) -> list[str]:
-    """A run in the bucket that is killed equals one on a disk that is not."""
-    reference = Job(tmp_path, "reference", prepared, steps)
-    assert reference.finish() == 0, reference.said()
-    job = Job(tmp_path, "killed", rows, steps, where=as_path(where))
-    done = kill_and_restart(job, reference, kills, reach or max(2, steps // kills - 4), random.Random(seed))
-    same_end(job, reference)
-    assert f"in {kills + 1} attempts" in job.said()
-    return done
-
-
-def test_two_kills_leave_no_trace_in_a_bucket(prepared, rows_in_bucket, folder, tmp_path):  # noqa: F811
-    # A kill comes after at most 16 steps, or 20 later; the others are there so that the run does not end before it.
-    kill_in_a_bucket(prepared, rows_in_bucket, folder, tmp_path, kills=2, steps=80, seed=0, reach=16)
-
-
 @pytest.mark.slow
 def test_twelve_kills_leave_no_trace_in_a_bucket(prepared, rows_in_bucket, folder, tmp_path):  # noqa: F811
-    done = kill_in_a_bucket(prepared, rows_in_bucket, folder, tmp_path, kills=12, steps=200, seed=1)
+    """A run in the bucket that is killed equals one on a disk that is not."""
+    reference = Job(tmp_path, "reference", prepared, 200)
+    assert reference.finish() == 0, reference.said()
+    job = Job(tmp_path, "killed", rows_in_bucket, 200, where=as_path(folder))
+    done = kill_and_restart(job, reference, 12, 12, random.Random(1))
     print(done)
+    same_end(job, reference)
+    assert "in 13 attempts" in job.said()
     assert any("in a write" in how for how in done)
 
 

@@ -51,8 +51,8 @@ ZIPS = {
 }  # fmt: skip
 
 
-# The package's own in the fast tier.
-FAST = ("shared attention", "projector", "stacked")
+# One of each kind of the package's own in the fast tier.
+FAST = ("shared attention", "projector")
 ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZIPS]
 
 

@@ -84,6 +84,7 @@ def test_weights_of_tasks_do_not_scale_choices(zipper_run):
         assert np.sum(before[name]) > 0
 
 
+@pytest.mark.slow
 def test_a_run_without_heads_is_the_same_as_with_weight_0(zipper_run, tmp_path):
     """What is trained besides the heads is what is trained without them."""
     plain = zipper_run(steps=3)
