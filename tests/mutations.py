@@ -1644,7 +1644,8 @@ def run(mutation: Mutation) -> dict:
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
         environment = {**os.environ, "PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "1000"}
-        options = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+        # Of both tiers; a mutation may name the slow one alone.
+        options = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not gpu"]
         command = [sys.executable, "-m", "pytest", *options, *mutation.command]
         start = time.monotonic()
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
