@@ -16,10 +16,17 @@ from findings import DIAGONAL, PRESERVING, SMALL, Arms, Size, percent, size_of
 
 from zipper_jax.sweep.plan import Arm, Claim, Figure, Sweep, Table
 
-FROZEN = ("text", "speech")
-NOISE = {"dropout": {"text": 0.1, "speech": 0.1}, "token_noise": {"text": 0.1}}
-"""Against learning the pairs by heart."""
-ARMS = ("single_decoder", "zipper", "diagonal", "few")
+BOTH = ("text", "speech")
+
+
+def noise(dropout: float, text: float, speech: float) -> dict[str, Any]:
+    """Fields of TrainConfig against learning the pairs by heart, and against writing on without listening."""
+    return {"dropout": dict.fromkeys(BOTH, dropout), "token_noise": {"text": text, "speech": speech}}
+
+
+FROZEN, TRAINED = noise(0.2, 0.2, 0.5), noise(0.1, 0.1, 0.5)
+ARMS = ("single_decoder", "zipper", "diagonal", "frozen", "trained")
+SCRATCH = ("scratch.3", "scratch.1")
 
 
 def all_arms(size: Size) -> tuple[Arm, ...]:
@@ -33,12 +40,20 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
             arms.zipper(f"zipper.{p}", f"the paper's form, {p} %", share=share),
             arms.zipper(f"diagonal.{p}", f"ours, attention starts on the diagonal, {p} %", share=share, **form),
             arms.zipper(
-                f"few.{p}", f"… both towers frozen, dropout and token noise, {p} %", share=share, frozen=FROZEN,
-                training=NOISE, perplexity=True, **form,
+                f"frozen.{p}", f"… both towers frozen, dropout and token noise, {p} %", share=share, frozen=BOTH,
+                training=FROZEN, perplexity=True, **form,
+            ),
+            arms.zipper(
+                f"trained.{p}", f"… speech tower trained at the full rate, less dropout and token noise, {p} %",
+                share=share, tower_rate=1.0, training=TRAINED, perplexity=True, **form,
             ),
         ]  # fmt: skip
-    scratch = "… no tower pretrained, none frozen, 3 % of the pairs"
-    found.append(arms.zipper("few.scratch.3", scratch, share=0.03, pretrained=False, frozen=(), training=NOISE, **form))
+    for share in (0.03, 0.01):
+        p = percent(share)
+        about = f"… no tower pretrained, none frozen, noise as in trained, {p} %"
+        found.append(
+            arms.zipper(f"scratch.{p}", about, share=share, pretrained=False, frozen=(), training=TRAINED, **form)
+        )
     return tuple(found)
 
 
@@ -46,14 +61,14 @@ def tables() -> tuple[Table, ...]:
     asr = ("asr", "asr_other", "asr_shuffled", "asr_no_audio", "asr_gates_zero", "asr_nats")
     tts = ("tts", "tts_shuffled", "tts_nats", "tts_shuffled_nats")
     few = tuple(f"{arm}.{percent(share)}" for share in SMALL for arm in ARMS)
-    return (
-        Table("Speech to text", (*few, "few.scratch.3"), asr),
-        Table("Text to speech", (*few, "few.scratch.3"), tts),
-    )
+    return Table("Speech to text", (*few, *SCRATCH), asr), Table("Text to speech", (*few, *SCRATCH), tts)
 
 
 def figures() -> tuple[Figure, ...]:
-    labels = ("Single Decoder", "Zipper, paper's form", "… attention starts on the diagonal", "… frozen, with noise")
+    labels = (
+        "Single Decoder", "Zipper, paper's form", "… attention starts on the diagonal", "… frozen, with noise",
+        "… speech tower trained, with noise",
+    )  # fmt: skip
     series = {
         label: [(100 * share, f"{arm}.{percent(share)}") for share in SMALL]
         for label, arm in zip(labels, ARMS, strict=True)
@@ -70,20 +85,21 @@ def claims() -> tuple[Claim, ...]:
         p = percent(share)
         where = f"with {p} % of the pairs"
         found += [
-            Claim(f"{where} ours is better than {words}, {what}", measure, f"few.{p}", f"{arm}.{p}", source=source)
+            Claim(f"{where} {ours} is better than {words}, {what}", measure, f"{ours}.{p}", f"{arm}.{p}", source=source)
+            for ours in ("frozen", "trained")
             for words, arm, source in (
                 ("the paper's form", "zipper", "ours"),
                 ("the Single Decoder", "single_decoder", "Figure 3"),
+                ("the diagonal alone", "diagonal", "ours"),
             )
             for what, measure in (("ASR", "asr"), ("TTS", "tts"))
         ]
-        found.append(
-            Claim(f"{where} frozen towers and noise help, ASR", "asr", f"few.{p}", f"diagonal.{p}", source="ours")
-        )
     found += [
-        Claim(f"pretraining helps, {what}", measure, "few.3", "few.scratch.3", source="implied")
+        Claim(f"with {p} % of the pairs pretraining helps, {what}", measure, f"trained.{p}", f"scratch.{p}",
+              source="implied")
+        for p in ("3", "1")
         for what, measure in (("ASR", "asr"), ("TTS", "tts"), ("TTS, by likelihood", "tts_nats"))
-    ]
+    ]  # fmt: skip
     return tuple(found)
 
 

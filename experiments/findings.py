@@ -254,6 +254,7 @@ class Arms:
         rates: Mapping[str, float] = RATES,
         learning_rate: float | None = None,
         last_blocks: bool = False,
+        tower_rate: float = 0.25,
         training: Mapping[str, Any] | None = None,
         **arm: Any,
     ) -> Arm:
@@ -261,6 +262,7 @@ class Arms:
 
         Args:
             last_blocks: The one pair of the towers' last blocks, in place of ``zips`` and ``blocks``.
+            tower_rate: Multiplier of the learning rate of pretrained weights.
             training: Other fields of TrainConfig.
         """
         size = self.size
@@ -275,7 +277,7 @@ class Arms:
             model = Models(size, places).zipper(pairs, projections, **fields)
             multipliers = {".*_gate": 3.0} if any(path.endswith("_gate") for path in parameters(model)) else {}
             if pretrained and set(frozen) != set(PRETRAINED):
-                multipliers["towers/.*"] = 0.25
+                multipliers["towers/.*"] = tower_rate
             return TrainConfig(
                 model=model,
                 data=DataConfig(places.data(share), "fusion", self.lengths, dict(rates)),
@@ -301,6 +303,7 @@ class Arms:
         learning_rate: float | None = None,
         steps: int | None = None,
         dropout: float = 0.0,
+        token_noise: float = 0.0,
         **arm: Any,
     ) -> Arm:
         size = self.size
@@ -319,6 +322,7 @@ class Arms:
                 steps=steps or size.steps,
                 optimizer=self._optimizer("single_decoder", learning_rate),
                 dropout={"decoder": dropout} if dropout else {},
+                token_noise={"decoder": token_noise} if token_noise else {},
                 initialise_from={"decoder": places.run("text_lm")} if pretrained else {},
                 **self._common(),
             )

@@ -29,6 +29,8 @@ LINEAR: dict[str, Any] = {**MLP, "projection": ProjectionConfig(depth=1, final_a
 STACKED: dict[str, Any] = {**MLP, "options": {"stack": {"speech": 5}}}  # SLAM-ASR's 5; units come 25 a second
 INSULATED: dict[str, Any] = {"insulate": ("speech",)}
 """The speech tower, the one that is trained, learns from its own loss alone."""
+NOISE = 0.3
+"""Of the tokens that a model writes itself, in training."""
 WITHOUT: dict[str, ProjectionConfig] = {}
 """No input projections: the papers of these fusions have none, and soft tokens are input themselves."""
 
@@ -49,10 +51,18 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         arms.pretraining("speech"),
         arms.single_decoder("single_decoder", "one decoder, all weights trained", perplexity=True),
         arms.single_decoder("single_decoder.dropout", "with the paper's dropout of 0.1", dropout=0.1, perplexity=True),
+        arms.single_decoder("single_decoder.noise", "with token noise of 0.3", token_noise=NOISE, perplexity=True),
         joined("zipper", "gated cross-attention, the paper's form"),
         joined("zipper.frozen", "… both towers frozen", frozen=BOTH),
         joined("identity", "gated cross-attention, identity-preserving", projections=PRESERVING, form=IDENTITY),
         joined("diagonal", "… attention starts on the diagonal", projections=PRESERVING, form=DIAGONAL),
+        joined(
+            "diagonal.noise",
+            "… with token noise of 0.3 in units",
+            projections=PRESERVING,
+            form=DIAGONAL,
+            training={"token_noise": {"speech": NOISE}},
+        ),
         joined(
             "middle", "… zips in the middle half only (HBridge)", projections=PRESERVING, form=IDENTITY, blocks=middle
         ),
@@ -83,7 +93,8 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
 
 
 MAIN = (
-    "single_decoder", "single_decoder.dropout", "zipper", "identity", "diagonal", "middle", "shared", "shared.ungated",
+    "single_decoder", "single_decoder.dropout", "single_decoder.noise", "zipper", "identity", "diagonal",
+    "diagonal.noise", "middle", "shared", "shared.ungated",
 )  # fmt: skip
 SOFT = ("projector", "projector.linear", "projector.stacked")
 INSULATION = ("identity", "shared", "projector")
@@ -144,6 +155,11 @@ def claims() -> tuple[Claim, ...]:
         *(
             Claim(f"starting on the diagonal helps in {what}", measure, "diagonal", "identity", source="ours")
             for what, measure in (("ASR", "asr"), ("TTS", "tts"), ("TTS, by likelihood", "tts_nats"))
+        ),
+        *(
+            Claim(f"token noise helps {words} in {what}", measure, f"{arm}.noise", arm, source="ours")
+            for words, arm in (("the diagonal", "diagonal"), ("the Single Decoder", "single_decoder"))
+            for what, measure in (("ASR", "asr"), ("TTS", "tts"))
         ),
         Claim("zips in the middle suffice for ASR", "asr", "middle", "identity", "similar", 0.02, "HBridge"),
         Claim(

@@ -1380,7 +1380,7 @@ MUTATIONS = (
         LOOP,
         "self.staging.copy()  # so that",
         "None  # so that",
-        "tests/training/test_buckets.py -m slow -k twelve_kills",
+        "tests/training/test_buckets.py -k twelve_kills",
     ),
     Mutation(
         "6",
@@ -1644,7 +1644,7 @@ def run(mutation: Mutation) -> dict:
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
         environment = {**os.environ, "PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "1000"}
-        # Of both tiers; a mutation may name the slow one alone.
+        # Tests of both tiers.
         options = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not gpu"]
         command = [sys.executable, "-m", "pytest", *options, *mutation.command]
         start = time.monotonic()
