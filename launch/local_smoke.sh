@@ -3,7 +3,7 @@
 #
 #   make smoke              8 minutes on 2 quiet cores, writes runs/smoke/report.html
 #   QUICK=1 make smoke      the same stages, smaller, 4 minutes, writes runs/smoke_quick/
-#   LONG=1 make smoke       the same stages, trained six times as long, about an hour, writes runs/smoke_long/
+#   LONG=1 make smoke       the same stages, trained six times as long, half an hour, writes runs/smoke_long/
 #
 # It can be interrupted and run again: finished stages are skipped, unfinished ones resume.
 set -euo pipefail
