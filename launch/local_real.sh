@@ -48,10 +48,6 @@ stage vocoder data vocoder "$out/prepared" --corpus "$out/corpus" --steps "$voco
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"
 both="--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length, \"speech\": $speech_length}"
-towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
-# Rows, rates and noise as in local_smoke.sh, where they were compared.
-fusion=("--gin.BATCH_SIZE=4" "--gin.OptimizerConfig.learning_rate_multipliers={\".*_gate\": 3.0}"
-  "--gin.TrainConfig.token_noise={\"speech\": 0.3}")
 train zipper fuse "$fuse_steps" "${towers[@]}" "${fusion[@]}" "$both" --gin_file=models/zipper_quick.gin \
   --gin_file=models/zipper_identity.gin "--gin.ZIP_PAIRS=$zips"
 train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" "--gin.BATCH_SIZE=4" \

@@ -32,11 +32,6 @@ stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_un
   --shifts "$shifts" --text_length "$text_length" --speech_length "$speech_length"
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps"
-towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
-# At this size more steps of fewer rows learn more from the same tokens. The speech tower learns to say the text sooner at
-# the full rate, and where it cannot trust its own last units (token noise).
-fusion=("--gin.BATCH_SIZE=4" "--gin.OptimizerConfig.learning_rate_multipliers={\".*_gate\": 3.0}"
-  "--gin.TrainConfig.token_noise={\"speech\": 0.3}")
 # The paper's input projection loses the frozen text tower's outputs at first, and recovering them takes longer than
 # minutes. The zipper under test therefore has the identity-preserving form; the paper's form is trained briefly, for
 # its perplexity rows.

@@ -1,6 +1,12 @@
-# shellcheck shell=bash
-# Shared by local_smoke.sh and local_real.sh, which set `out`: stages that are skipped when they have finished before.
-# Sourced, not run.
+# shellcheck shell=bash disable=SC2034
+# Shared by local_smoke.sh and local_real.sh, which set `out`: stages that are skipped when they have finished before, and
+# what their fusions have in common. Sourced, not run.
+
+towers=("--gin.TEXT_RUN=$out/text" "--gin.SPEECH_RUN=$out/speech")
+# At this size more steps of fewer rows learn more from the same tokens. The speech tower learns to say the text sooner at
+# the full rate, and where it cannot trust its own last units (token noise); compared in docs/smoke.md.
+fusion=("--gin.BATCH_SIZE=4" "--gin.OptimizerConfig.learning_rate_multipliers={\".*_gate\": 3.0}"
+  "--gin.TrainConfig.token_noise={\"speech\": 0.3}")
 
 number=0
 # stage NAME COMMAND...: runs the command, unless the same command has finished before, and stores its seconds.

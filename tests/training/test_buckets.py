@@ -37,7 +37,7 @@ def test_twelve_kills_leave_no_trace_in_a_bucket(prepared, rows_in_bucket, folde
     reference = Job(tmp_path, "reference", prepared, 200)
     assert reference.finish() == 0, reference.said()
     job = Job(tmp_path, "killed", rows_in_bucket, 200, where=as_path(folder))
-    done = kill_and_restart(job, reference, 12, 12, random.Random(1))
+    done = kill_and_restart(job, reference, kills=12, reach=12, rng=random.Random(1))
     print(done)
     same_end(job, reference)
     assert "in 13 attempts" in job.said()
