@@ -114,7 +114,7 @@ def test_the_shipped_fusions_are_a_sweep_of_every_fusion():
     for size in ("cpu", "gpu"):
         sweep = load_sweep(path, size)
         scored = [row for row in rows(sweep) if row.arm.scored == "test"]
-        assert len(scored) == 3 * len({row.arm.name for row in scored}) == 54
+        assert len(scored) == 3 * len({row.arm.name for row in scored}) == 60
         assert sweep.corpus == load_sweep(ROOT / "experiments" / "findings.py", size).corpus
 
 
