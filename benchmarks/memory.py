@@ -94,7 +94,7 @@ CASES = (
     (
         "data prepare (audio, units fitted)",
         "minutes",
-        "data prepare --corpus {home}/a{n} --out {home}/f{n} --tasks speech_lm",
+        "data prepare --corpus {home}/a{n} --out {home}/f{n} --tasks speech_lm --unit_features log-mel",
     ),
     ("transcribe", "minutes", "transcribe {home}/{n} --model {run} --out {home}/{n}.transcripts.jsonl"),
     (

@@ -56,9 +56,9 @@ def measure(root: Path, sentences: int) -> dict[str, Any]:
         return result
 
     import_corpus("text", [_text(root)], root / "warm")  # warm-up: loads the modules
-    prepare(root / "warm", root / "warm_rows", PrepareSettings(text_vocabulary="bytes"))
+    prepare(root / "warm", root / "warm_rows", PrepareSettings(text_vocabulary="bytes", unit_features="log-mel"))
     header = timed("import", lambda: import_corpus("table", [root / "mine.tsv"], root / "corpus"))
-    rows = PrepareSettings(text_length=32, speech_length=128)
+    rows = PrepareSettings(text_length=32, speech_length=128, unit_features="log-mel")
     timed("prepare", lambda: prepare(root / "corpus", root / "prepared", rows))
     again = PrepareSettings(text_length=32, speech_length=128, tokenizer=str(root / "prepared"))
     timed("prepare, units given", lambda: prepare(root / "corpus", root / "again", again))

@@ -80,6 +80,7 @@ def steps(corpus: Path, out: Path, shards: int) -> dict[str, Any]:
     """Run the three steps; return the CPU seconds, seconds and peak MB (of one process) of each."""
     command = [sys.executable, "-m", "zipper_jax.cli.main", "data", "prepare", "--corpus", str(corpus)]
     command += ["--out", str(out), "--tasks=speech_lm", "--speech_length=512", "--processes=1"]
+    command += ["--unit_features=log-mel"]
     found = {}
     each = [f"--shard={index}/{shards}" for index in range(shards)]
     for name, options in (("fit", ["--fit"]), ("encode", each), ("finish", ["--finish"])):

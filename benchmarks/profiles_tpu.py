@@ -5,9 +5,9 @@
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json --table    stored results as Markdown
 
 Each case is `zipper compile --profile` of a gin file beside this one: a step of the paper's Gecko/1B cut to four blocks
-(four documents a row), and a token of a tower of Gemma 2's 2 B shape, of 1 and 32 rows, in a span of the longest
-length. The floor of a token is the time to read the weights, in the dtype in which inference holds them, and the caches
-once, at the memory's peak bandwidth.
+(four documents a row), a step of a plain decoder of MaxText's default shape (one document a row), and a token of a
+tower of Gemma 2's 2 B shape, of 1 and 32 rows, in a span of the longest length. The floor of a token is the time to
+read the weights, in the dtype in which inference holds them, and the caches once, at the memory's peak bandwidth.
 """
 
 import argparse
@@ -22,11 +22,17 @@ from typing import Any
 from zipper_jax.sharding.chips import CHIPS
 
 ROOT = Path(__file__).resolve().parents[1]
-STEP, UNROLLED = "gecko_1b_cut", "gecko_1b_cut unrolled"
+_CUT = ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4"]
+_LONG = ["--gin.BATCH_SIZE=1", '--gin.TASK_FEATURE_LENGTHS={"text": 1024, "speech": 4096}']
+_UNROLLED = "--gin.ZipperConfig.scan=False"
+_DENSE = ["--gin_file=benchmarks/dense_decoder.gin", "--documents=1"]
 _DECODE = ["--gin_file=benchmarks/gemma2_2b_decode.gin", "--what=decode", "--output=text"]
 CASES = {
-    STEP: ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4"],
-    UNROLLED: ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4", "--gin.ZipperConfig.scan=False"],
+    "gecko, scan": _CUT,
+    "gecko, unrolled": [*_CUT, _UNROLLED],
+    "gecko, 1 × 1,024 and 4,096, unrolled": [*_CUT, *_LONG, _UNROLLED],
+    "dense decoder, scan": _DENSE,
+    "dense decoder, unrolled": [*_DENSE, _UNROLLED],
     "decode 1": [*_DECODE, "--gin.BATCH_SIZE=1"],
     "decode 32": [*_DECODE, "--gin.BATCH_SIZE=32"],
 }
@@ -50,26 +56,26 @@ def compiled(arguments: list[str]) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = ["| | rows | ms | floor, ms | ratio | memory, GiB |", "|---|---|---|---|---|---|"]
-    for name, case in found.items():
-        if name in (STEP, UNROLLED):
-            continue
+    for name in (name for name in found if name.startswith("decode")):
+        case = found[name]
         bandwidth = CHIPS[case["device"]].bandwidth
         assert bandwidth is not None
         floor, seconds = case["bounds"]["memory"] / bandwidth, case["profile"]["seconds"]
         cells = f"{seconds * 1e3:.1f} | {floor * 1e3:.1f} | {seconds / floor:.2f} | {case['peak'] / 2**30:.1f}"
         lines.append(f"| token | {name.split()[1]} | {cells} |")
-    both = {"blocks under scan": found[STEP], "blocks unrolled": found[UNROLLED]}
+    steps = {name: step for name, step in found.items() if not name.startswith("decode")}
     lines += ["", "| the step | ms | MFU | memory, GiB | compiled in, s |", "|---|---|---|---|---|"]
-    for name, step in both.items():
+    for name, step in steps.items():
         seconds, chip = step["profile"]["seconds"], CHIPS[step["device"]]
         mfu = step["model_flops"] / chip.flops / seconds
         cells = f"{seconds * 1e3:.0f} | {mfu:.1%} | {step['peak'] / 2**30:.1f} | {step['compile_seconds']:.0f}"
         lines.append(f"| {name} | {cells} |")
-    lines += ["", "| part of the step, ms | scan | unrolled | ideal |", "|---|---|---|---|"]
-    scan, unrolled = (step["profile"]["parts"] for step in both.values())
-    for part, times in scan.items():
-        values = (times["seconds"], unrolled[part]["seconds"], unrolled[part]["ideal"])
-        lines.append(f"| {part} | {' | '.join(f'{1e3 * value:.1f}' for value in values)} |")
+    names = dict.fromkeys(part for step in steps.values() for part in step["profile"]["parts"])
+    lines += ["", f"| part of the step, ms | {' | '.join(steps)} |", "|---" * (len(steps) + 1) + "|"]
+    for part in names:
+        times = [step["profile"]["parts"].get(part) for step in steps.values()]
+        values = [f"{1e3 * t['seconds']:.1f} ({1e3 * t['ideal']:.1f})" if t else "" for t in times]
+        lines.append(f"| {part} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -82,8 +88,10 @@ def main() -> int:
     args = parser.parse_args()
     if not args.table:
         found = json.loads(args.out.read_text()) if args.only and args.out.is_file() else {}
-        found |= {name: compiled(arguments) for name, arguments in CASES.items() if args.only in name}
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        for name in (name for name in CASES if args.only in name):
+            found[name] = compiled(CASES[name])
+            in_order = {name: found[name] for name in CASES if name in found}
+            args.out.write_text(json.dumps(in_order, indent=1) + "\n")
     print(table(json.loads(args.out.read_text())))
     return 0
 

@@ -10,8 +10,10 @@ Resumes: audio, tokenizers, vocoders and rows of the table are kept in `--work`.
 
 Units and vocoder are fitted on Piper's joe (800 sentences) and flite's rms, awb and kal16 (150 each); test sentences
 are in no fit. Units of two voices are compared along an alignment of acoustic features (dynamic time warping of
-encoder states), not of the units; chance is another sentence. "linear": the ridge regression that is stored with the
-units; "vocoder": the network of `zipper data vocoder`, which speaks as joe whoever spoke; both before Griffin-Lim.
+encoder states), not of the units; chance is another sentence. Phones: each unit stands for the phone that it is most
+often in flite's rms, in sentences of the fit; the share of frames of test sentences that it is right for. "linear": the
+ridge regression that is stored with the units; "vocoder": the network of `zipper data vocoder`, which speaks as joe
+whoever spoke; both before Griffin-Lim.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import logging
 import pickle
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,8 @@ import numpy as np
 
 from zipper_jax.metrics.error_rates import wer
 from zipper_jax.metrics.normalisers import policy
-from zipper_jax.speech import features, synthesis, vocoder, whisper, whisper_encoder
-from zipper_jax.speech.audio import load_audio, normalise_level, trim_silence
+from zipper_jax.speech import features, flite, synthesis, vocoder, whisper, whisper_encoder
+from zipper_jax.speech.audio import SAMPLE_RATE, load_audio, normalise_level, not_silent, trim_silence
 from zipper_jax.speech.judges import make_judge
 from zipper_jax.speech.mel_decoder import FILE_NAME, MelDecoder
 from zipper_jax.speech.mel_decoder_training import MelDecoderSettings, pair, train
@@ -44,6 +47,7 @@ JOE = "en_US-joe-medium"
 FIT = {"piper": {JOE: 800}, "flite": {"rms": 150, "awb": 150, "kal16": 150}}
 """Engine -> voice -> sentences of the fit, from the hundredth on."""
 TESTED = {"piper": (JOE,), "flite": ("rms", "slt")}
+PHONES = "rms"  # whose phones units stand for
 LAYER = 2  # whose states align two voices
 FIT_SECONDS = 1200  # as `zipper data prepare` takes
 TOKENIZERS: dict[str, Callable[[Sequence[np.ndarray]], Tokenizer]] = {
@@ -104,6 +108,30 @@ def agreement(tokenizer: Tokenizer, one: Waveforms, other: Waveforms) -> float:
         units = [tokenizer.encode(a), tokenizer.encode(b)]
         shares.append(np.mean([units[0][i] == units[1][j] for i, j in aligned(states(a), states(b))]))
     return float(np.mean(shares))
+
+
+def phones(tokenizer: Tokenizer, voice: str, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Units of flite's voice, each with the phone at its centre."""
+    engine = flite.open_engine()
+    for text in texts:
+        waveform = engine.say(text, voice)
+        cut, times = not_silent(waveform), engine.phone_times(text, voice)
+        units = tokenizer.encode(waveform[cut])
+        centres = (np.arange(len(units)) + 0.5) / tokenizer.rate_hz + cut.start / SAMPLE_RATE
+        places = np.searchsorted([end for _, _, end in times], centres).clip(max=len(times) - 1)
+        yield from ((int(unit), times[place][0]) for unit, place in zip(units, places, strict=True))
+
+
+def purity(tokenizer: Tokenizer, fitted: Sequence[str], held_out: Sequence[str]) -> dict[str, float]:
+    """Voice -> share of frames whose unit stands for their phone."""
+    counts: dict[int, Counter[str]] = {}
+    for unit, phone in phones(tokenizer, PHONES, fitted):
+        counts.setdefault(unit, Counter())[phone] += 1
+    stands_for = {unit: found.most_common(1)[0][0] for unit, found in counts.items()}
+    return {
+        voice: float(np.mean([stands_for.get(unit) == phone for unit, phone in phones(tokenizer, voice, held_out)]))
+        for voice in TESTED["flite"]
+    }
 
 
 class Work:
@@ -192,7 +220,7 @@ def measure(work: Work, names: Sequence[str], kokoro: str) -> dict[str, Any]:
     mixed = [waveform for own in spoken.values() for waveform in own]
     order = np.random.default_rng(0).permutation(len(mixed))
     enough = int(np.searchsorted(np.cumsum([len(mixed[i]) for i in order]), FIT_SECONDS * 16_000)) + 1
-    equal, seconds = {}, {}
+    equal, seconds, pure = {}, {}, {}
     for name in names:
         tokenizer = work.tokenizer(name, [mixed[i] for i in order[:enough]])
         vocoded, seconds[name] = work.vocoded(name, spoken)
@@ -205,6 +233,9 @@ def measure(work: Work, names: Sequence[str], kokoro: str) -> dict[str, Any]:
             f"equal_{name}".replace(" ", ""),
             lambda t=base, a=one, b=other: {"same": agreement(t, a, b), "another": agreement(t, a, [*b[1:], b[0]])},
         )
+        pure[name] = work.kept(
+            f"phones_{name}".replace(" ", ""), lambda t=base: purity(t, found[FIRST : FIRST + 150], test)
+        )
     row("recordings", lambda w: w)
     row("log-mel frames, no units", lambda w: vocoder.griffin_lim(frames_of(w)))
     return {
@@ -213,6 +244,7 @@ def measure(work: Work, names: Sequence[str], kokoro: str) -> dict[str, Any]:
         "sentences": TEST,
         "wer": rates,
         "equal_units": equal,
+        "phone_purity": pure,
         "vocoder_cpu_seconds": seconds,
         "audio_seconds_per_cpu_second": speed(vocoded, sets[f"{JOE} (fitted)"][1]),
     }
@@ -231,11 +263,13 @@ def table(found: dict[str, Any]) -> str:
     first = ["recordings", "log-mel frames, no units"]
     sets = list(found["wer"]["recordings"])
     agree = bool(found["equal_units"])  # columns of their own, where they were measured
-    lines = [f"| WER, % | {' | '.join(sets)} |" + " equal units, two voices | chance |" * agree]
-    lines.append("|---" * (len(sets) + 1 + 2 * agree) + "|")
+    lines = [f"| WER, % | {' | '.join(sets)} |" + " equal units, two voices | chance | phones of rms, slt |" * agree]
+    lines.append("|---" * (len(sets) + 1 + 3 * agree) + "|")
     for kind in [*first, *(kind for kind in found["wer"] if kind not in first)]:
-        equal = found["equal_units"].get(kind.rpartition(", ")[0])
+        units = kind.rpartition(", ")[0]
+        equal, pure = found["equal_units"].get(units), found.get("phone_purity", {}).get(units, {})
         shares = f" {100 * equal['same']:.0f} % | {100 * equal['another']:.0f} % |" if equal else " | |" * agree
+        shares += f" {', '.join(f'{100 * share:.0f} %' for share in pure.values())} |" * agree
         rates = found["wer"][kind]
         lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} |{shares}")
     return "\n".join(lines)

@@ -55,7 +55,13 @@ SIZES = {
             "test": 150,
             "test_other": 150,
         },
-        prepare={"num_units": 128, "shifts": 2, "text_length": 32, "speech_length": 128},
+        prepare={
+            "num_units": 128,
+            "unit_features": "log-mel",
+            "shifts": 2,
+            "text_length": 32,
+            "speech_length": 128,
+        },
         text={"num_layers": 4, "embed_dim": 64, "num_heads": 2, "num_kv_heads": 2, "head_dim": 32, "mlp_dim": 128},
         speech={"num_layers": 4, "embed_dim": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "mlp_dim": 192},
         pretrain_steps={"text": 300, "speech": 600},
@@ -86,6 +92,7 @@ SIZES = {
         },
         prepare={
             "num_units": 1024,
+            "unit_features": "log-mel",
             "shifts": 4,
             "text_vocabulary_size": 1024,
             "text_length": 64,

@@ -28,7 +28,7 @@ source launch/stages.sh
 
 stage synthesise data synth --out "$out/corpus" --sentences "$sentences" --validation "$test" --test "$test" \
   --test_other "$test"
-stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
+stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" --unit_features log-mel \
   --shifts "$shifts" --text_length "$text_length" --speech_length "$speech_length"
 train text pretrain_text "$text_steps"
 train speech pretrain_speech "$speech_steps"

@@ -20,7 +20,9 @@ from zipper_jax.data.sources.rows import ImportSettings
 from zipper_jax.speech.given_units import run_vocoder
 from zipper_jax.utils.errors import UserError
 
-SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8)
+SETTINGS = PrepareSettings(
+    text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, unit_features="log-mel"
+)
 SPEAKS = """
 import sys, numpy, soundfile
 units = [int(word) for word in open(sys.argv[1]).read().split()]

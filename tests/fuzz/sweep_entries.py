@@ -30,7 +30,7 @@ def sweep(size):
     return Sweep(
         name='tiny',
         corpus={'train': 24, 'engine': 'flite'},
-        prepare={'num_units': 16, 'text_length': 32, 'speech_length': 96},
+        prepare={'num_units': 16, 'unit_features': 'log-mel', 'text_length': 32, 'speech_length': 96},
         arms=(arm('first', scored='no', seeds=(0,)), arm('second', needs=('first',), share=0.5)),
         seeds=(0, 1),
         scoring=Scoring(speech_sentences=4),

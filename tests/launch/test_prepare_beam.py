@@ -17,6 +17,7 @@ from zipper_jax.data import prepare_rows  # noqa: E402
 
 needs_beam = pytest.mark.skipif(not BEAM.is_file(), reason="no .cache/beam: see CONTRIBUTING.md")
 OPTIONS = ["--text_length=24", "--speech_length=60", "--text_vocabulary_size=24", "--num_units=8", "--open_rows=3"]
+OPTIONS += ["--unit_features=log-mel"]
 OPTIONS += ["--max_unknown=1", "--shifts=2", "--processes=1"]
 
 

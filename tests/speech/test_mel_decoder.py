@@ -157,7 +157,8 @@ def test_the_command(engine, tmp_path, capsys):
     corpus, prepared = str(tmp_path / "corpus"), tmp_path / "prepared"
     few = ["--validation", "1", "--test", "1", "--test_other", "0"]
     assert main(["data", "synth", "--out", corpus, "--sentences", "12", *few, "--processes", "1"]) == 0
-    lengths = ["--text_length", "64", "--speech_length", "128", "--num_units", "32", "--processes", "1"]
+    lengths = ["--text_length", "64", "--speech_length", "128", "--num_units", "32", "--unit_features", "log-mel"]
+    lengths += ["--processes", "1"]
     assert main(["data", "prepare", "--corpus", corpus, "--out", str(prepared), *lengths]) == 0
     plain = load_tokenizer(prepared / "vocabularies" / SPEECH)
     command = ["data", "vocoder", str(prepared), "--corpus", corpus, "--steps", "2", "--dim", "16", "--blocks", "1"]

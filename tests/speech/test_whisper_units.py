@@ -123,6 +123,7 @@ def test_what_does_not_fit_is_named(units, speech, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path)
     both = {"tokenizer": "a", "unit_features": "whisper"}
-    for wrong in ({"unit_features": "log-mel:x"}, {"unit_rate": 40}, {"unit_layer": -1}, both):
+    layer = {"unit_layer": 2, "unit_features": "log-mel"}
+    for wrong in ({"unit_features": "log-mel:x"}, {"unit_rate": 40}, {"unit_layer": -1}, layer, both):
         with pytest.raises(UserError, match=next(iter(wrong))):
             PrepareSettings(**wrong)

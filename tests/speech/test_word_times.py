@@ -79,7 +79,9 @@ def test_a_synthesised_corpus_becomes_an_interleaved_task(tmp_path):
     assert not any("word_times" in row for row in read_manifest(plain))
     task = TaskConfig((("text", 1.0), ("speech", 1.0)), Interleaving({"text": 0.5, "speech": 0.5}, copies=2))
     mixed = TaskSet(tasks={"mixed": task})
-    how = PrepareSettings(num_units=16, text_vocabulary="bytes", tasks=("mixed",), task_set=mixed)
+    how = PrepareSettings(
+        num_units=16, unit_features="log-mel", text_vocabulary="bytes", tasks=("mixed",), task_set=mixed
+    )
     metas = prepare(corpus, tmp_path / "prepared", how, processes=1)
     assert metas["mixed", "train"]["examples"] == 24
     assert metas["mixed", "train"]["dropped"]["not_aligned"] == 0

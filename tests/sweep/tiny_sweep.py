@@ -58,7 +58,13 @@ def sweep(size: str) -> Sweep:
     return Sweep(
         name="tiny",
         corpus={"train": 24, "validation": 4, "test": 6, "test_other": 4, **voice},
-        prepare={"num_units": 16, "text_vocabulary_size": 64, "text_length": 32, "speech_length": 96},
+        prepare={
+            "num_units": 16,
+            "unit_features": "log-mel",
+            "text_vocabulary_size": 64,
+            "text_length": 32,
+            "speech_length": 96,
+        },
         arms=(
             alone("text"),
             alone("speech"),

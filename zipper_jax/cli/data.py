@@ -79,8 +79,8 @@ _HELP = {
     "text_vocabulary": "sentencepiece, bytes, a .model file, a tokenizer's folder, or a run or tower that has one",
     "text_vocabulary_size": "total number of tokens (sentencepiece)",
     "num_units": "number of units of the tokenizer",
-    "unit_features": "what fitted units are codes of: log-mel, or whisper (sounds, not a speaker; extra "
-    "judge), whisper:FOLDER",
+    "unit_features": "what fitted units are codes of: whisper, whisper:FOLDER (sounds, whoever speaks; extra judge), "
+    "or log-mel (a speaker's spectrum; needs no weights); empty: whisper",
     "unit_layer": "layer of Whisper's encoder whose states units are codes of",
     "unit_rate": "units of Whisper's encoder per second: 25 or 50",
     "tokenizer": "a run, prepared folder or `zipper data tokenizer` folder whose units to use; empty: fit a tokenizer",

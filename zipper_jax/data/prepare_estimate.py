@@ -38,7 +38,7 @@ def estimate(
         if value is not None and not value > 0:
             raise UserError(f"{name} = {value:g}: give a positive number")
     source = open_source(corpus, settings)
-    kind, where = settings.unit_features.partition(":")[0], "as measured"
+    kind, where = source.settings.unit_features.partition(":")[0], "as measured"
     per_second = float(RATE_HZ if kind == "log-mel" else settings.unit_rate)
     if source.given is not None:
         per_second, made = source.given.rate_hz, getattr(source.given, "base", source.given)

@@ -18,6 +18,7 @@ from zipper_jax.data.prepare_settings import PrepareSettings
 from zipper_jax.data.prepare_vocabularies import (
     check_described,
     check_units,
+    check_weights,
     content_types,
     given_tokenizer,
     given_units,
@@ -103,7 +104,7 @@ def open_source(corpus: Any, settings: PrepareSettings) -> Source:
     form = text_form(read_corpus_header(corpus))
     Manifest(corpus)
     given = given_tokenizer(corpus, settings)
-    return Source(corpus, settings if given is None else of_tokenizer(settings, given), form, given)
+    return Source(corpus, of_tokenizer(settings, given), form, given)
 
 
 def fit(source: Source, folder: AnyPath, overwrite: bool) -> None:
@@ -123,6 +124,8 @@ def fit(source: Source, folder: AnyPath, overwrite: bool) -> None:
     for name in modalities:  # validate given vocabularies before encoding audio, which is slow
         if name != SPEECH and settings.vocabulary(name):
             _refuse_unknown(rows, name, given_vocabulary(name, settings), settings)
+    if SPEECH in found.modalities and given is None:
+        check_weights(settings)
     if settings.speech_vocabulary:
         given_units(settings)
     if "train" not in found.splits:

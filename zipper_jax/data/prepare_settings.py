@@ -22,8 +22,9 @@ class PrepareSettings:
             folder).
         text_vocabulary_size: Total number of ids; sentencepiece only.
         num_units: Number of units of the tokenizer; ignored unless it is fitted here.
-        unit_features: What fitted units are codes of: "log-mel" (a speaker's spectrum), or "whisper" (sounds: a layer
-            of Whisper's encoder; "whisper:WHERE" for other weights than the installed, as `zipper eval --judge`).
+        unit_features: What fitted units are codes of: "whisper" (sounds: a layer of Whisper's encoder; "whisper:WHERE"
+            for other weights than the installed, as `zipper eval --judge`), or "log-mel" (a speaker's spectrum, 25 a
+            second; needs no weights). "": whisper, where units are fitted.
         unit_layer: Layer of the encoder.
         unit_rate: Units of the encoder per second, 25 or 50.
         tokenizer: "" (fit on the training audio, or use the corpus's own units), or a folder with a unit tokenizer (a
@@ -48,7 +49,7 @@ class PrepareSettings:
     text_vocabulary: str = "sentencepiece"
     text_vocabulary_size: int = 256
     num_units: int = NUM_UNITS
-    unit_features: str = "log-mel"
+    unit_features: str = ""
     unit_layer: int = 3
     unit_rate: int = 50
     tokenizer: str = ""
@@ -70,10 +71,14 @@ class PrepareSettings:
         for name in ("text_vocabulary_size", "num_units", "shifts", "open_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
-        if self.unit_features != "log-mel" and self.unit_features.partition(":")[0] != "whisper":
-            raise UserError(f"unit_features = {self.unit_features!r}: give log-mel, whisper or whisper:WHERE")
-        if self.unit_features != "log-mel" and self.tokenizer:
+        kind = self.unit_features.partition(":")[0]
+        if self.unit_features not in ("", "log-mel") and kind != "whisper":
+            raise UserError(f"unit_features = {self.unit_features!r}: give whisper, whisper:WHERE or log-mel")
+        if self.unit_features and self.tokenizer:
             raise UserError(f"tokenizer = {self.tokenizer!r}: its units are used, so omit unit_features")
+        for name in ("unit_layer", "unit_rate"):
+            if getattr(self, name) != getattr(PrepareSettings, name) and (self.tokenizer or kind == "log-mel"):
+                raise UserError(f"{name} = {getattr(self, name)}: only units of Whisper's encoder have one, so omit it")
         if self.unit_layer < 0:
             raise UserError(f"unit_layer = {self.unit_layer}: give 0 (the input of the blocks) or more")
         if self.unit_rate not in (25, 50):
@@ -124,6 +129,7 @@ class PrepareSettings:
         # Only if given, so that folders written before these fields existed still match.
         names += [name for name in ("tokenizer", "speech_vocabulary") if getattr(self, name)]
         names += [name for name in ("vocabularies", "vocabulary_sizes") if getattr(self, name)]
-        names += ["unit_features", "unit_layer", "unit_rate"] if self.unit_features != "log-mel" else []
+        whisper = self.unit_features.startswith("whisper")
+        names += ["unit_features", "unit_layer", "unit_rate"] if whisper else []
         further = {name: to_dict(m) for name, m in self.task_set.modalities.items() if name not in MODALITIES}
         return {name: getattr(self, name) for name in names} | ({"modalities": further} if further else {})

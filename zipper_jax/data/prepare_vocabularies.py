@@ -15,6 +15,7 @@ import numpy as np
 
 from zipper_jax.data.encode import part
 from zipper_jax.data.prepare_settings import NUM_UNITS, PrepareSettings
+from zipper_jax.speech import whisper
 from zipper_jax.speech.audio import SAMPLE_RATE, AudioError, load_audio
 from zipper_jax.speech.corpus import read_header as read_header_of_corpus
 from zipper_jax.speech.given_units import GivenUnits
@@ -131,8 +132,23 @@ def check_units(corpus: Path, rows: Iterable[dict[str, Any]], num_units: int) ->
             raise UserError(f"row {row['id']!r} of {str(corpus)!r}: units must be integers from 0 to {num_units - 1}")
 
 
-def of_tokenizer(settings: PrepareSettings, given: Tokenizer) -> PrepareSettings:
-    """Return the settings with ``num_units`` of a given tokenizer."""
+def check_weights(settings: PrepareSettings) -> None:
+    """Raise UserError if units are to be codes of an encoder whose weights are not there."""
+    kind, _, where = settings.unit_features.partition(":")
+    if kind == "whisper":
+        try:
+            whisper.find_weights(where)
+        except UserError as error:
+            raise UserError(
+                f"unit_features = {settings.unit_features!r}: {error}; or give --unit_features log-mel, units that "
+                "need no weights, name a speaker's spectrum, and are hard to understand"
+            ) from None
+
+
+def of_tokenizer(settings: PrepareSettings, given: Tokenizer | None) -> PrepareSettings:
+    """Return the settings with ``num_units`` of a given tokenizer, or with what the units are codes of."""
+    if given is None:
+        return dataclasses.replace(settings, unit_features=settings.unit_features or "whisper")
     if settings.num_units not in (NUM_UNITS, given.num_units):
         raise UserError(f"num_units = {settings.num_units}: the given units are {given.num_units}; omit --num_units")
     return dataclasses.replace(settings, num_units=given.num_units)

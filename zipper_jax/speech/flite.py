@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -37,6 +38,15 @@ class _Voice(ctypes.Structure):
     """The first fields of struct cst_voice of flite 2.x."""
 
     _fields_ = (("name", ctypes.c_char_p), ("features", ctypes.c_void_p))
+
+
+class _Segment(NamedTuple):
+    """A phone or a pause, its times in seconds, and the address of the token that it is of, if any."""
+
+    phone: str
+    start: float
+    end: float
+    token: int | None
 
 
 class FliteEngine:
@@ -77,8 +87,22 @@ class FliteEngine:
 
     def word_times(self, text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> list[tuple[float, float]]:
         """See `synthesis.WordTimes.word_times`: ends of flite's segments, grouped by the tokens they belong to."""
+        times, last = list[tuple[float, float]](), None
+        for segment in self._segments(text, voice, rate, pitch):
+            if segment.token and segment.token == last:
+                times[-1] = (times[-1][0], segment.end)
+            elif segment.token:  # pauses belong to none
+                times.append((segment.start, segment.end))
+            last = segment.token or last
+        return times if len(times) == len(text.split()) else []
+
+    def phone_times(self, text: str, voice: str) -> list[tuple[str, float, float]]:
+        """Phones of what `say` says at its own tempo and pitch, with their times in seconds; pauses are "pau"."""
+        return [(segment.phone, segment.start, segment.end) for segment in self._segments(text, voice, 1.0, 1.0)]
+
+    def _segments(self, text: str, voice: str, rate: float, pitch: float) -> list[_Segment]:
         check_request(self.name, self.voices, text, voice, rate, pitch)
-        library, times, end, last = self._libflite, list[tuple[float, float]](), 0.0, None
+        library, found, end = self._libflite, list[_Segment](), 0.0
         with self._lock:
             self._set(voice, rate, pitch)
             utterance = library.flite_synth_text(text.encode(), self._voices[voice])
@@ -87,15 +111,12 @@ class FliteEngine:
                 while segment:
                     start, end = end, float(library.ffeature_float(segment, b"end"))
                     token = library.path_to_item(segment, b"R:SylStructure.parent.parent.R:Token.parent")
-                    if token and token == last:
-                        times[-1] = (times[-1][0], end)
-                    elif token:  # pauses belong to none
-                        times.append((start, end))
-                    last = token or last
+                    phone = library.ffeature_string(segment, b"name").decode()
+                    found.append(_Segment(phone, start, end, token))
                     segment = library.item_next(segment)
             finally:
                 library.delete_utterance(utterance)
-        return times if len(times) == len(text.split()) else []
+        return found
 
     def _set(self, voice: str, rate: float, pitch: float) -> None:
         features = self._voices[voice].contents.features
@@ -133,6 +154,7 @@ def open_engine() -> FliteEngine:
         ("item_next", item, (item,)),
         ("path_to_item", item, (item, text)),
         ("ffeature_float", ctypes.c_float, (item, text)),
+        ("ffeature_string", text, (item, text)),
     ):
         getattr(libflite, function).argtypes, getattr(libflite, function).restype = arguments, result
     libflite.flite_init()
