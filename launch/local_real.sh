@@ -18,9 +18,9 @@ if [ -n "${QUICK:-}" ]; then
   sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=120 judged=4
 else
   out=runs/real
-  sentences=8000 test=100 units=2048 vocoder_steps=1600 text_steps=600 speech_steps=1000 fuse_steps=8000 judged=50
+  sentences=8000 test=100 units=2048 vocoder_steps=1600 text_steps=4000 speech_steps=1000 fuse_steps=10000 judged=50
 fi
-text_length=32 speech_length=256 # 5 s of 50 units a second
+text_length=96 speech_length=256 # 5 s of 50 units a second; the text of as many sentences
 
 python - "$engine" "$wordnet" <<'CHECK'
 import importlib.util, pathlib, sys
@@ -45,7 +45,7 @@ stage synthesise data synth --out "$out/corpus" --engine "$engine" --voice_files
 stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
   --unit_features whisper:tiny.en --text_length "$text_length" --speech_length "$speech_length"
 stage vocoder data vocoder "$out/prepared" --corpus "$out/corpus" --steps "$vocoder_steps" --overwrite
-train text pretrain_text "$text_steps"
+train text pretrain_text "$text_steps" "--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length}"
 train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"
 both="--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length, \"speech\": $speech_length}"
 train zipper fuse "$fuse_steps" "${towers[@]}" "${fusion[@]}" "$both" --gin_file=models/zipper_quick.gin \
