@@ -133,7 +133,9 @@ def _digest(array: Array) -> UInt32[Array, "4"]:
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.stack([jnp.sum(_mix(bits ^ _mix(index + jnp.uint32(lane))), dtype=jnp.uint32) for lane in _LANES])
+    lanes = jnp.asarray(_LANES, jnp.uint32).reshape(len(_LANES), *(1 for _ in bits.shape))
+    mixed = _mix(bits[None] ^ _mix(index[None] + lanes))
+    return jnp.sum(mixed, axis=tuple(range(1, mixed.ndim)), dtype=jnp.uint32)
 
 
 def _bits(array: Array) -> UInt32[Array, "..."]:
