@@ -137,9 +137,14 @@ def test_given_units_are_used_as_they_are(tmp_path):
         ({"units": [9]}, 8, {}, "row 'x' of .*: units must be integers from 0 to 7"),
         ({"units": []}, 8, {}, "units must be integers"),
         ({"units": [1]}, 8, {"num_units": 9}, "num_units = 9: the given units are 8; omit --num_units"),
-        ({"units": [1]}, 8, {"tokenizer": "t"}, "the corpus already has units; omit --tokenizer"),
+        ({"units": [1]}, 8, {"tokenizer": "t", "unit_features": ""}, "the corpus already has units; omit --tokenizer"),
         ({"audio": "a.wav"}, 8, {}, "row 'x' of .* has audio but no units"),
-        ({"audio": "a.wav"}, None, {"tokenizer": "t"}, "tokenizer = 't': give a folder that has vocabularies/speech"),
+        (
+            {"audio": "a.wav"},
+            None,
+            {"tokenizer": "t", "unit_features": ""},
+            "tokenizer = 't': give a folder that has vocabularies/speech",
+        ),
         ({"audio": "a.wav"}, None, {}, "a.wav' does not exist"),
     ],
 )
@@ -171,7 +176,8 @@ def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
     write(tmp_path / "corrupt.wav", "RIFF, then nothing of use")
     if manifest is not None:
         write(tmp_path / "manifest.jsonl", manifest)
-    assert cli.main(["data", "prepare", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    arguments = ["--corpus", str(tmp_path), "--out", str(tmp_path / "out"), "--unit_features=log-mel"]
+    assert cli.main(["data", "prepare", *arguments]) == 2
     *progress, error = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
     assert message in error
@@ -181,7 +187,7 @@ def test_corpora_that_cannot_be_prepared(tmp_path, capsys, manifest, message):
 def test_a_second_corpus_reuses_the_units_and_the_text_vocabulary_of_the_first(tmp_path):
     first, once = tmp_path / "first", dataclasses.replace(SETTINGS, tasks=("asr",))
     made("table", making.table(tmp_path / "t"), first, once, ImportSettings())
-    theirs = {"tokenizer": str(first / "prepared"), "text_vocabulary": str(first / "prepared")}
+    theirs = {"tokenizer": str(first / "prepared"), "unit_features": "", "text_vocabulary": str(first / "prepared")}
     settings = dataclasses.replace(once, num_units=1024, max_unknown=1.0, **theirs)
     made("ljspeech", making.ljspeech(tmp_path / "lj"), tmp_path / "second", settings)
     for modality in ("text", "speech"):
