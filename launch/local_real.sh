@@ -54,5 +54,5 @@ train single_decoder single_decoder "$fuse_steps" "--gin.TEXT_RUN=$out/text" "--
   "--gin.TASK_FEATURE_LENGTHS={\"decoder\": $((text_length + speech_length))}"
 stage evaluate eval --run "$out/zipper" --single_decoder "$out/single_decoder" --data "$out/prepared" \
   --corpus "$out/corpus" --out "$out" --sentences "$test" --speech_sentences "$judged" --judge whisper:base \
-  --temperature 0.7 --speech_seeds 3 --stages "$out/stages"
+  --beams 4 --temperature 0.7 --speech_seeds 3 --stages "$out/stages"
 echo "open $out/report.html"
