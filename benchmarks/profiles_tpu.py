@@ -30,7 +30,7 @@ _DECODE = ["--gin_file=benchmarks/gemma2_2b_decode.gin", "--what=decode", "--out
 CASES = {
     "gecko, scan": _CUT,
     "gecko, unrolled": [*_CUT, _UNROLLED],
-    "gecko, 1 × 1,024 and 4,096, unrolled": [*_CUT, *_LONG, _UNROLLED],
+    "gecko, long rows, unrolled": [*_CUT, *_LONG, _UNROLLED],
     "dense decoder, scan": _DENSE,
     "dense decoder, unrolled": [*_DENSE, _UNROLLED],
     "decode 1": [*_DECODE, "--gin.BATCH_SIZE=1"],

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("vocab_loss_tpu", "performance.md"),
         ("cpu_step", "performance.md"),
         ("profiles_tpu", "performance.md"),
+        ("maxtext_step", "performance.md"),
         ("packed_rows", "performance.md"),
         ("fuzz", "reliability.md"),
         ("transcribe", "performance.md"),
