@@ -741,8 +741,8 @@ MUTATIONS = (
         "6",
         "a digest does not see where an element lies",
         "checkpoint/manifest.py",
-        "_mix(bits ^ _mix(index + jnp.uint32(lane)))",
-        "_mix(bits ^ jnp.uint32(lane))",
+        "_mix(bits[None] ^ _mix(index[None] + lanes))",
+        "_mix(bits[None] ^ lanes)",
         "tests/training/test_checkpoints.py -k digest_tells",
     ),
     # rule 3: what is frozen

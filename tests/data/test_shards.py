@@ -240,7 +240,7 @@ def test_an_estimate_adds_up_the_manifest(tmp_path, capsys):
     assert said[1] == "of 1 rows with audio the manifest has no seconds: they are not counted"
     assert said[2].startswith("encoding: 4.0 core hours (5 hours of audio per core hour, --rate)")
     assert said[4].startswith("cost: 8.00 at 2 per core hour")
-    units = 10 * 3600 * 25 * 2
+    units = 10 * 3600 * 50 * 2
     assert (
         f"(examples {(units * 4.9 + 2003 * 150 + 13) / 1e9:.2f}, rows {(units * 2 + 2002 * 40) / 1e9:.2f})" in said[5]
     )
@@ -259,6 +259,6 @@ def test_an_estimate_counts_the_copies_of_interleaved_examples(tmp_path):
         settings = PrepareSettings(tasks=("mixed",), task_set=TaskSet(tasks={"mixed": mixed}))
         return float(re.search(r"rows ([\d.]+)\)", list(estimate(tmp_path, settings))[-1])[1])
 
-    one = (100 * 3600 * 25 * 2 + 10_000 * 40) / 1e9
+    one = (100 * 3600 * 50 * 2 + 10_000 * 40) / 1e9
     assert of_rows(1) == round(one, 2)
     assert of_rows(5) == round(5 * one, 2)
