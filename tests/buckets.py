@@ -27,7 +27,7 @@ def _require(package: str) -> None:
 
 
 def _port(file: Path, process: subprocess.Popen) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not file.is_file():
         assert process.poll() is None, "the emulator ended"
         assert time.monotonic() < deadline, "the emulator does not start"
