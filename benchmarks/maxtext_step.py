@@ -22,11 +22,12 @@ from typing import Any
 
 from zipper_jax.aot import bundles, profile
 from zipper_jax.aot.kernels import Cost
-from zipper_jax.sharding.chips import chip
+from zipper_jax.sharding.chips import CHIPS
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ROOT / "benchmarks" / "results" / "profiles_tpu.json"
 DEVICE = "TPU v5 lite"
+CHIP = CHIPS[DEVICE]
 ROWS, LENGTH, HEADS, HEAD_DIM, BLOCK = 8, 2048, 16, 128, 512
 OPTIONS = {
     "run_name": "x",
@@ -68,10 +69,9 @@ train_compile.main(["train_compile", *sys.argv[2:]])
 def compiled(python: Path, folder: Path) -> str:
     """MaxText's optimised program; the schedules of its kernels are dumped into ``folder``."""
     hlo = folder / "step.hlo"
-    paths = [str(ROOT / ".cache" / "libtpu"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path and path != str(ROOT)),
+        "PYTHONPATH": str(ROOT / ".cache" / "libtpu"),
         "JAX_PLATFORMS": "cpu",
         "DECOUPLE_GCLOUD": "TRUE",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -89,15 +89,13 @@ def compiled(python: Path, folder: Path) -> str:
 def splash(hlo: str, dumped: Path) -> dict[str, Cost]:
     """Instruction -> cost of one call, of the program's custom kernels; each has all rows and heads of a block."""
     known, found = bundles.schedules(dumped), {}
-    peak = chip(DEVICE)
-    assert peak is not None
-    assert peak.clock is not None
+    assert CHIP.clock is not None
     side = LENGTH // BLOCK
     blocks = ROWS * HEADS * side * (side + 1) // 2
     for match in re.finditer(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*custom_call_target=\"tpu_custom_call\".*$", hlo, re.M):
         name = match[1]
         products = 2 if "fwd" in match[0] else 4 if "dkv" in match[0] else 3  # of the gradients: dK and dV, dQ
-        least = products * BLOCK * BLOCK * HEAD_DIM * 2 / (peak.flops / peak.clock)
+        least = products * BLOCK * BLOCK * HEAD_DIM * 2 / (CHIP.flops / CHIP.clock)
         scheduled = known.get(name) or known[name.partition(".")[0]]
         step = scheduled.step + sum(scheduled.loops)
         pairs = ROWS * HEADS * LENGTH * (LENGTH + 1) / 2
@@ -129,13 +127,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             hlo = compiled(args.python, Path(folder))
             kernels = splash(hlo, Path(folder))
-        peak = chip(DEVICE)
-        assert peak is not None
         read = profile.profile(hlo, DEVICE, kernels)
-        print("\n".join(profile.lines(read, peak, None, "step")))
+        print("\n".join(profile.lines(read, CHIP, None, "step")))
         seconds = sum(cost.cycles for cost in kernels.values()) / read.clock
         found = {"maxtext": "0.2.5", "options": OPTIONS, "splash_seconds_once": seconds}
-        args.out.write_text(json.dumps(found | {"profile": profile.as_json(read, peak)}, indent=1) + "\n")
+        args.out.write_text(json.dumps(found | {"profile": profile.as_json(read, CHIP)}, indent=1) + "\n")
     print(table(json.loads(args.out.read_text())))
 
 

@@ -1,6 +1,6 @@
 """What a training step and a token spend their time on, on one TPU v5e, by the compiler's cycles; needs libtpu, no TPU.
 
-    python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json            an hour of compiling
+    python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json            hours of compiling
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json --only decode
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json --table    stored results as Markdown
 

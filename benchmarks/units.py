@@ -262,14 +262,14 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     first = ["recordings", "log-mel frames, no units"]
     sets = list(found["wer"]["recordings"])
-    agree, purity = bool(found["equal_units"]), found.get("phone_purity", {})  # columns of their own, where measured
-    heads = " equal units, two voices | chance |" * agree + " phones of rms, slt |" * bool(purity)
-    lines = [f"| WER, % | {' | '.join(sets)} |{heads}", "|---" * (len(sets) + 1 + 2 * agree + bool(purity)) + "|"]
+    agree, pure = bool(found["equal_units"]), found.get("phone_purity", {})  # columns of their own, where measured
+    heads = " equal units, two voices | chance |" * agree + " phones of rms, slt |" * bool(pure)
+    lines = [f"| WER, % | {' | '.join(sets)} |{heads}", "|---" * (len(sets) + 1 + 2 * agree + bool(pure)) + "|"]
     for kind in [*first, *(kind for kind in found["wer"] if kind not in first)]:
         units = kind.rpartition(", ")[0]
-        equal, pure = found["equal_units"].get(units), purity.get(units, {})
+        equal = found["equal_units"].get(units)
         shares = f" {100 * equal['same']:.0f} % | {100 * equal['another']:.0f} % |" if equal else " | |" * agree
-        shares += f" {', '.join(f'{100 * share:.0f} %' for share in pure.values())} |" * bool(purity)
+        shares += f" {', '.join(f'{100 * share:.0f} %' for share in pure.get(units, {}).values())} |" * bool(pure)
         rates = found["wer"][kind]
         lines.append(f"| {kind} | {' | '.join(f'{100 * rates[name]:.1f}' for name in sets)} |{shares}")
     return "\n".join(lines)

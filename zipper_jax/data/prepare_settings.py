@@ -129,7 +129,6 @@ class PrepareSettings:
         # Only if given, so that folders written before these fields existed still match.
         names += [name for name in ("tokenizer", "speech_vocabulary") if getattr(self, name)]
         names += [name for name in ("vocabularies", "vocabulary_sizes") if getattr(self, name)]
-        whisper = self.unit_features.startswith("whisper")
-        names += ["unit_features", "unit_layer", "unit_rate"] if whisper else []
+        names += ["unit_features", "unit_layer", "unit_rate"] if self.unit_features.startswith("whisper") else []
         further = {name: to_dict(m) for name, m in self.task_set.modalities.items() if name not in MODALITIES}
         return {name: getattr(self, name) for name in names} | ({"modalities": further} if further else {})
