@@ -16,7 +16,7 @@ from zipper_jax.models import tower, zipper
 from zipper_jax.ops.vocab_loss import LARGE_VOCABULARY, vocab_loss
 from zipper_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from zipper_jax.training import data_source, program
-from zipper_jax.training.optimizer import OptimizerConfig
+from zipper_jax.training.optimizer import OPTIMIZERS, OptimizerConfig
 from zipper_jax.training.partition_tree import FreezeConfig, LayerRange
 from zipper_jax.training.step import loss_and_gradients
 from zipper_jax.utils.errors import UserError
@@ -122,7 +122,7 @@ def test_frozen_leaves_stay_bitwise_and_have_no_optimizer_state(zipper_run, para
     assert count == 2 * sum(leaf.size for leaf in after.trainable.values()), "Adam: two moments per trained weight"
 
 
-@pytest.mark.parametrize("name", ["adam", "adafactor"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_loss_that_is_not_finite_changes_nothing(text_run, name):
     config = text_run(optimizer=OptimizerConfig(name=name))
     built, state = start(config, random_params(config.model))
