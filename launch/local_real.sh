@@ -15,10 +15,10 @@ zips="((2,1),(3,2),(4,3))" # (speech block, text block)
 if [ -n "${QUICK:-}" ]; then
   out=runs/real_quick
   zips="((3,2),)"
-  sentences=60 shifts=1 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=120 judged=4
+  sentences=60 test=6 units=64 vocoder_steps=20 text_steps=40 speech_steps=40 fuse_steps=120 judged=4
 else
   out=runs/real
-  sentences=10600 shifts=2 test=100 units=2048 vocoder_steps=1600 text_steps=4000 speech_steps=1000 fuse_steps=12000 judged=50
+  sentences=10600 test=100 units=2048 vocoder_steps=1600 text_steps=4000 speech_steps=1000 fuse_steps=10000 judged=50
 fi
 text_length=96 speech_length=256 # 5 s of 50 units a second; the text of as many sentences
 
@@ -43,7 +43,7 @@ stage synthesise data synth --out "$out/corpus" --engine "$engine" --voice_files
   --text_only "$out/open/text.txt" --pitches 0.92,1.0,1.08
 # Units of tiny.en's third layer: the judge, Whisper base, is another model.
 stage prepare data prepare --corpus "$out/corpus" --out "$out/prepared" --num_units "$units" \
-  --unit_features whisper:tiny.en --shifts "$shifts" --text_length "$text_length" --speech_length "$speech_length"
+  --unit_features whisper:tiny.en --text_length "$text_length" --speech_length "$speech_length"
 stage vocoder data vocoder "$out/prepared" --corpus "$out/corpus" --steps "$vocoder_steps" --overwrite
 train text pretrain_text "$text_steps" "--gin.TASK_FEATURE_LENGTHS={\"text\": $text_length}"
 train speech pretrain_speech "$speech_steps" "--gin.TASK_FEATURE_LENGTHS={\"speech\": $speech_length}"

@@ -13,7 +13,7 @@ import pytest
 
 from zipper_jax.cli.main import main
 from zipper_jax.speech.synthesis import find_engine
-from zipper_jax.sweep.plan import Places
+from zipper_jax.sweep.plan import Places, digest, load_sweep, rows
 from zipper_jax.sweep.prepare import MADE_WITH
 from zipper_jax.sweep.scores import read_results
 
@@ -134,6 +134,15 @@ def test_a_single_row_with_its_errors_and_controls(given, tmp_path, capsys):
     assert lengths["asr"] == lengths["asr_shuffled"] == lengths["asr_no_audio"] == lengths["tts_shuffled_nats"] == 6
     assert (lengths["tts"], lengths["asr_other"], lengths["asr_validation"]) == (4, 4, 4)
     assert "asr_gates_zero" not in lengths
+    # A line whose outputs are on another machine stays; one of another configuration goes.
+    places = Places(tmp_path)
+    sweep = load_sweep(Path(given[0]), given[2])
+    (other,) = (row for row in rows(sweep) if (row.arm.name, row.seed) == ("single_decoder", 0))
+    kept = {**line, "seed": 0, "digest": digest(sweep, other, places)}
+    gone = {**line, "arm": "zipper", "seed": 0}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (line, kept, gone)))
+    assert main(["sweep", "score", *map(str, given)]) == 0
+    assert read_results(tmp_path / "results.jsonl") == [kept, line]
     # Again: nothing to do. With other steps: another row, not this one's results.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").iterdir()}
     assert main(["sweep", "run", *map(str, row)]) == 0

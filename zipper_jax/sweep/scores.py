@@ -120,7 +120,8 @@ def score(sweep: Sweep, places: Places) -> None:
 
     In a group every process calls it; the rows are shared, and the first process writes.
 
-    Lines of rows that the sweep file no longer has, or that have another configuration, are dropped.
+    Lines of rows that the sweep file no longer has, or that have another configuration, are dropped; others stay, also
+    where their outputs are on another machine.
 
     Raises:
         UserError: There are no outputs.
@@ -133,19 +134,19 @@ def score(sweep: Sweep, places: Places) -> None:
         _judge_controls(sweep, places)
     gather("")
     rows = {places.outputs(row.arm.name, row.seed): row for row in all_rows(sweep)}
-    known: dict[tuple[str, int], dict[str, Any]] = {}
+    digests = {(row.arm.name, row.seed): digest(sweep, row, places) for row in rows.values()}
+    known = {key: line for key, line in before.items() if key in digests and line.get("digest") == digests[key]}
     new: list[tuple[Row, dict[str, Any], str]] = []
     for path in outputs:
         row, content = rows.get(path), path.read_bytes()
         found = user_json.decode(content, repr(str(path)), _FIX)
-        if row is None or found.get("digest") != digest(sweep, row, places):
+        if row is None or found.get("digest") != digests[row.arm.name, row.seed]:
             logger.info(f"{path.stem}: skipped, it has another configuration than the sweep file's")
             continue
         if row.arm.scored == "no":
             continue
         key, made_of = (row.arm.name, row.seed), hashlib.sha256(content).hexdigest()[:16]
-        if before.get(key, {}).get("outputs") == made_of:
-            known[key] = before[key]
+        if known.get(key, {}).get("outputs") == made_of:
             continue
         user_json.convert(found, _Scored, repr(str(path)), _FIX)
         new.append((row, found, made_of))
