@@ -207,6 +207,7 @@ def _answers(folder, zipper_run, model_dir, shuffled, steps, questions, asked=20
     return np.mean(right), np.mean([len(row) == 1 and row[0].next_modality is None for row in spans])
 
 
+@pytest.mark.slow
 def test_a_choice_that_words_decide_is_learned(tmp_path, zipper_run):
     """A question asks for speech or for text by one of its words; the phrasings of the test were held out."""
     right, ends = _answers(tmp_path / "data", zipper_run, tmp_path / "run", False, steps=150, questions=2000)

@@ -40,7 +40,7 @@ def cross_entropy(
     log_z = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: its gradient is elementwise, that of a gather is a scatter.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
-    correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)  # on CPU an argmax costs ten times a maximum
+    correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)  # XLA computes an argmax slowly on CPU
     nll = weights * (log_z - picked)
     total = jnp.sum(nll)
     if z_loss:
