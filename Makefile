@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12 make test      another interpreter (3.11 to 3.13; without it the first that fits)
 #   QUICK=1 make smoke               the same stages, smaller, about 4 minutes
-#   make real                        neural voices, open sentences, an open judge, at most 2 hours; docs/real.md
+#   make real                        neural voices, open sentences, an open judge, some 2 hours; docs/real.md
 #   UPGRADE=1 make lock              newest versions; without it only changes that pyproject.toml requires
 
 SHELL := /bin/bash

@@ -27,8 +27,8 @@ def noise(dropout: float, text: float, speech: float) -> dict[str, Any]:
 FROZEN, TRAINED, LISTENING = noise(0.2, 0.2, 0.5), noise(0.1, 0.1, 0.5), noise(0.2, 0.2, 0.0)
 ARMS = ("single_decoder", "zipper", "diagonal", "frozen", "trained")
 OTHERS = ("listening.0.5", "scratch.3", "scratch.1")
-CLOSE = (0, 1, 2, 3, 4, 5)
-"""Seeds of two arms that three seeds could not tell apart."""
+SEEDS = {0.03: (0, 1, 2, 3, 4, 5)}
+"""Share -> seeds of two arms that three seeds could not tell apart."""
 
 
 def all_arms(size: Size) -> tuple[Arm, ...]:
@@ -48,7 +48,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
             arms.zipper(
                 f"trained.{p}", f"… speech tower trained at the full rate, less dropout and token noise, {p} %",
                 share=share, tower_rate=1.0, training=TRAINED, perplexity=True,
-                seeds=CLOSE if share == 0.03 else None, **form,
+                seeds=SEEDS.get(share), **form,
             ),
         ]  # fmt: skip
     found.append(arms.zipper(
@@ -60,7 +60,7 @@ def all_arms(size: Size) -> tuple[Arm, ...]:
         about = f"… no tower pretrained, none frozen, noise as in trained, {p} %"
         found.append(arms.zipper(
             f"scratch.{p}", about, share=share, pretrained=False, frozen=(), training=TRAINED,
-            seeds=CLOSE if share == 0.03 else None, **form,
+            seeds=SEEDS.get(share), **form,
         ))  # fmt: skip
     return tuple(found)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job with a neural voice, open sentences and an open judge, on a laptop CPU: see docs/real.md.
 #
-#   make real               at most 2 hours on 2 quiet cores, writes runs/real/report.html
+#   make real               some 2 hours on 2 quiet cores, not yet timed there; writes runs/real/report.html
 #   QUICK=1 make real       the same stages, tiny, writes runs/real_quick/
 #
 #   ENGINE=kokoro VOICE_FILES=FOLDER make real     several voices, six times as slow to synthesise

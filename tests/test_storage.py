@@ -204,7 +204,7 @@ def test_a_holder_whose_lock_was_taken_over_ends_at_once(folder):  # noqa: F811
 def test_a_holder_that_cannot_renew_its_lock_ends_before_it_may_be_taken_over(folder, status):  # noqa: F811
     holder = hold(folder, lease=6, renewal=1)
     with failing(f"{folder.rpartition('/')[2]}/.lock", status):
-        assert holder.wait(timeout=40) == 1, "TensorStore alone tries for a minute"
+        assert holder.wait(timeout=20) == 1, "TensorStore alone tries for a minute"
     assert "this process ends" in holder.stderr.read()
     holder.stdout.close(), holder.stderr.close()
 

@@ -155,7 +155,7 @@ def score(sweep: Sweep, places: Places) -> None:
         rates = {name: rate(pairs) for name, pairs in line["measures"].items() if name in ("asr", "tts")}
         logger.info(f"{row.name}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in rates.items()))
         # After every row: judging takes seconds a row, and nothing of it should be lost.
-        _write(places.results, {**before, **known})
+        _write(places.results, known)
     if before and not known:
         raise UserError(f"{str(places.results)!r}: no output is of this sweep file: score with the one that ran them")
     _write(places.results, known)
