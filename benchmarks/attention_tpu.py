@@ -135,8 +135,8 @@ def child(case: Case, sizes: Sizes) -> None:
         out, pull = jax.vjp(call, q, k, v)
         return out, pull(g)
 
-    # As the kernels read them, heads before positions: in a model the projections around write and read this layout.
-    by_head = Format(Layout((0, 2, 1, 3)), sharding)
+    # As the kernels read them, heads first: in a model the projections around write and read this layout.
+    by_head = Format(Layout((2, 0, 1, 3)), sharding)
     q, kv = like(b, case.t, case.n, case.h), like(b, case.t, case.k, case.h)
     ranges = [like(b, case.t, dtype="int32")] * 2
     placed = (by_head, by_head, by_head, sharding, sharding, by_head)

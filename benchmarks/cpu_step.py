@@ -1,14 +1,16 @@
-"""A small decoder's training step on CPU: ours beside PyTorch eager, alternating, on one core and on two.
+"""A small decoder's training step on CPU: ours beside PyTorch eager and t5x, alternating, on one core and on two.
 
-    python benchmarks/cpu_step.py --out benchmarks/results/cpu_step.json            measure (needs torch)
-    python benchmarks/cpu_step.py --out benchmarks/results/cpu_step.json --table    print stored results as Markdown
+    python benchmarks/cpu_step.py --out benchmarks/results/cpu_step.json --t5x FOLDER    measure (needs torch)
+    python benchmarks/cpu_step.py --out benchmarks/results/cpu_step.json --table         stored results as Markdown
 
 4 blocks of width 128, 4 heads on 2 key/value heads of 32, gated MLP of 256, RMSNorm, RoPE, float32; 16 rows of 128
 tokens, vocabulary 1,026; Adam, gradients clipped at norm 1. Ours is the step that `zipper train` runs (packed ranges,
 metrics, the guard against bad updates); PyTorch's has causal attention by `scaled_dot_product_attention`, loss,
-clipping and `Adam(foreach=True)`, no metrics. Each side is a process of its own that waits while the other computes;
-figures are medians over rounds of medians of steps, ratios are medians of a round's ratios. The first step contains
-compilation, without a cache.
+clipping and `Adam(foreach=True)`, no metrics; t5x's is its `trainer.train_with_lr` of its own decoder-only network (4
+key/value heads, relative positions in place of RoPE, no clipping, Adam). FOLDER has t5x and what it needs beside our
+own packages (airio, jestimator, ... of GitHub: it is in no registry). Each side is a process of its own that waits
+while the others compute; figures are medians over rounds of medians of steps, ratios are medians of a round's ratios.
+The first step contains compilation, without a cache.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from typing import Any
 
 VOCABULARY, LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, HIDDEN = 1026, 4, 128, 4, 2, 32, 256
 ROWS, LENGTH, STEPS = 16, 128, 5
-SIDES = ("torch", "ours")
+SIDES = ("torch", "t5x", "ours")
 
 
 def ours() -> Callable[[], Any]:
@@ -121,10 +123,50 @@ def torch() -> Callable[[], Any]:
     return step
 
 
+def t5x() -> Callable[[], Any]:
+    """The training step of t5x's trainer, with its decoder-only network at the same size."""
+    import jax
+    import numpy as np
+    import seqio
+    from t5x import models, optimizers, train_state, trainer
+    from t5x.examples.decoder_only import network
+
+    module = network.DecoderWrapper(
+        network.TransformerConfig(
+            VOCABULARY, emb_dim=WIDTH, num_heads=HEADS, num_layers=LAYERS, head_dim=HEAD, mlp_dim=HIDDEN,
+            mlp_activations=("silu", "linear"), dropout_rate=0.0, logits_via_embedding=True,
+        )
+    )  # fmt: skip
+    vocabulary = seqio.PassThroughVocabulary(VOCABULARY)
+    model = models.DecoderOnlyModel(module, vocabulary, optimizers.adam(5e-4, b1=0.9, b2=0.99))
+    start = model.get_initial_variables(jax.random.key(0), {"decoder_input_tokens": (ROWS, LENGTH)})
+    states = [train_state.FlaxOptimTrainState.create(model.optimizer_def, start)]
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+    ones = np.ones((ROWS, LENGTH), np.int32)
+    batch = {
+        "decoder_input_tokens": tokens[:, :-1],
+        "decoder_target_tokens": tokens[:, 1:],
+        "decoder_loss_weights": ones,
+        "decoder_segment_ids": ones,
+        "decoder_positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)),
+    }
+
+    def run(state: Any, batch: Any, rng: Any) -> Any:
+        return trainer.train_with_lr(state, batch, 5e-4, rng, model, None)
+
+    compiled, rng = jax.jit(run, donate_argnums=0), jax.random.key(1)
+
+    def step() -> Any:
+        states[0], metrics = compiled(states[0], batch, rng)
+        return jax.block_until_ready((states[0], metrics))
+
+    return step
+
+
 def serve(side: str) -> None:
     """Print the first step's seconds; then the median seconds of a step for every line read."""
     began = time.perf_counter()
-    step = {"ours": ours, "torch": torch}[side]()
+    step = {"ours": ours, "t5x": t5x, "torch": torch}[side]()
     step()
     print(time.perf_counter() - began, flush=True)
     for _ in sys.stdin:
@@ -136,10 +178,12 @@ def serve(side: str) -> None:
         print(statistics.median(seconds), flush=True)
 
 
-def start(side: str, cores: int) -> subprocess.Popen:
-    """A process of one side on that many cores."""
+def start(side: str, cores: int, folder: Path | None) -> subprocess.Popen:
+    """A process of one side on that many cores; ``folder``: of t5x."""
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     variables = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if side == "t5x":
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(folder))))
     return subprocess.Popen(
         [sys.executable, __file__, "--serve", side, "--allowed", *map(str, allowed)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | variables,
@@ -154,17 +198,18 @@ def ask(process: subprocess.Popen) -> float:
     return float(line)
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """Medians and ratios for one core and two."""
+def measure(rounds: int, folder: Path | None) -> dict[str, Any]:
+    """Medians and ratios for one core and two; ``folder``: of t5x, None: without it."""
     found = {}
+    compared = [side for side in SIDES if side != "t5x" or folder]
     for cores in (1, 2):
         first, sides = {}, {}
-        for side in SIDES:
-            sides[side] = start(side, cores)
+        for side in compared:
+            sides[side] = start(side, cores, folder)
             first[side] = ask(sides[side])
-        times: dict[str, list[float]] = {side: [] for side in SIDES}
+        times: dict[str, list[float]] = {side: [] for side in compared}
         for turn in range(rounds + 1):
-            for side in SIDES if turn % 2 else reversed(SIDES):
+            for side in compared if turn % 2 else reversed(compared):
                 sides[side].stdin.write("\n")
                 sides[side].stdin.flush()
                 seconds = ask(sides[side])
@@ -173,13 +218,13 @@ def measure(rounds: int) -> dict[str, Any]:
         for process in sides.values():
             process.stdin.close()
             process.wait()
-        ratios = [theirs / own for theirs, own in zip(times["torch"], times["ours"], strict=True)]
         found[str(cores)] = {
-            **{f"{side}_ms": 1e3 * statistics.median(values) for side, values in times.items()},
-            "times_as_fast": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-            "first_step_s": first["ours"],
+            side: {
+                "ms": 1e3 * statistics.median(values),
+                "first_step_s": first[side],
+                "ours_times_as_fast": [theirs / own for theirs, own in zip(values, times["ours"], strict=True)],
+            }
+            for side, values in times.items()
         }
     import jax
     import torch
@@ -190,12 +235,14 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
-    lines = ["| cores | PyTorch eager, ms | ours, ms | times as fast (lowest to highest round) | first step, s |"]
+    lines = ["| cores | | a step, ms | ours is times as fast (lowest to highest round) | first step, s |"]
     lines.append("|---|---|---|---|---|")
-    for cores, row in found["cores"].items():
-        ratio = f"{row['times_as_fast']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
-        first = f"{row['first_step_s']:.1f}"
-        lines.append(f"| {cores} | {row['torch_ms']:.0f} | {row['ours_ms']:.0f} | {ratio} | {first} |")
+    names = {"torch": "PyTorch, eager", "t5x": "t5x", "ours": "ours"}
+    for cores, sides in found["cores"].items():
+        for side in (side for side in SIDES if side in sides):
+            row, ratios = sides[side], sides[side]["ours_times_as_fast"]
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" * (side != "ours")
+            lines.append(f"| {cores} | {names[side]} | {row['ms']:.0f} | {ratio} | {row['first_step_s']:.1f} |")
     return "\n".join(lines)
 
 
@@ -204,6 +251,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--t5x", type=Path, help="folder of packages with t5x")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--allowed", type=int, nargs="+", help=argparse.SUPPRESS)
@@ -215,7 +263,7 @@ def main() -> int:
     if args.out is None:
         parser.error("give --out")
     if not args.table:
-        args.out.write_text(json.dumps(measure(args.rounds), indent=2, sort_keys=True) + "\n")
+        args.out.write_text(json.dumps(measure(args.rounds, args.t5x), indent=2, sort_keys=True) + "\n")
     print(table(json.loads(args.out.read_text())))
     return 0
 

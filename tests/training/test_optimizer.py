@@ -42,9 +42,11 @@ def run(config: OptimizerConfig, steps: int = 3) -> dict[str, jax.Array]:
 def apply(optimizer, gradients, steps: int):
     """``gradients(0)`` are the parameters to start from, ``gradients(n)`` the gradient of update n."""
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     @jax.jit
     def update(gradient, state, params):
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params, grad_norm=optax.tree.norm(gradient))
         return optax.apply_updates(params, updates), state
 
     params = gradients(0)

@@ -59,8 +59,8 @@ def kernel_calls(hlo: str) -> dict[str, Kernel]:
             name, gradients, bq, bk, rest = call.groups()
             arrays = [a for a in _ARRAY.findall(rest.partition("}}")[0]) if a[3] != "1"]
             value = arrays[-1]
-            dtype, rows, heads, queries, size = next(a for a in arrays if (a[0], a[4]) == (value[0], value[4]))
-            kv_heads, keys = value[2:4]
+            dtype, heads, rows, queries, size = next(a for a in arrays if (a[0], a[4]) == (value[0], value[4]))
+            kv_heads, keys = value[1], value[3]
             found[name] = Kernel(
                 int(rows), int(heads), int(kv_heads), int(queries), int(keys), int(size), 2 if dtype == "bf16" else 4,
                 gradients is not None, "cross_attention" not in rest, Blocks(int(bq), int(bk)),

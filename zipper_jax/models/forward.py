@@ -58,6 +58,7 @@ class Pass:
         dropout: Dropout | None = None,
     ):
         config = model.config
+        model = model if config.scan or cache is not None else model.unstacked()
         self.model, self.probe, self.dropout = model, probe, dropout
         self.asked = set(batches)
         places = self.places = TokenPlaces(config, batches, cache)
@@ -143,7 +144,8 @@ class Pass:
             has_inside = any(f.inside and f.tower == tower for f in stage.fusions)
             if stages == 1:
                 if has_inside:
-                    inside[tower], stacked = member(stacked, -1), cut(stacked, 1, last - first)
+                    inside[tower] = member(own, -1), layers[-1]
+                    stacked = cut(own, 1, last - first), layers[:-1]
             else:
                 stacked = jax.tree.map(lambda x: x.reshape(stages, x.shape[0] // stages, *x.shape[1:]), stacked)
                 if has_inside:

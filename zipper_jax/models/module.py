@@ -306,18 +306,19 @@ class Execution:
         return jax.checkpoint(body, policy=policy)
 
 
-def loop(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, xs: Any, scan: bool) -> Any:
-    """The carry after ``lax.scan`` over the leading axis of ``xs``, or after the unrolled loop."""
-    count = jax.tree.leaves(xs)[0].shape[0]
-    if scan and count > 1:
-        return jax.lax.scan(body, carry, xs)[0]
-    for i in range(count):
-        carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+def loop(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, tree: Any, indices: Any, scan: bool) -> Any:
+    """The carry after ``body`` for each member of ``tree`` and its index, under ``lax.scan`` or unrolled."""
+    if scan and len(indices) > 1:
+        return jax.lax.scan(body, carry, (tree, indices))[0]
+    for i, index in enumerate(indices):
+        carry, _ = body(carry, (member(tree, i), index))
     return carry
 
 
 def cut(tree: Any, first: int, last: int) -> Any:
-    """Members ``first`` to ``last`` (from 1, inclusive) of stacked parameters."""
+    """Members ``first`` to ``last`` (from 1, inclusive) of stacked or separate parameters."""
+    if isinstance(tree, nnx.List):
+        return nnx.List(list(tree)[first - 1 : last])
     leaves = jax.tree.leaves(tree)
     complete = not leaves or leaves[0].shape[0] == last - first + 1  # a fusion may have no parameters
     return tree if complete else jax.tree.map(lambda leaf: leaf[first - 1 : last], tree)
@@ -330,7 +331,7 @@ def member(tree: Any, index: Any) -> Any:
 
 def unstack(tree: M) -> Any:
     """The members of stacked parameters, each in arrays of its own."""
-    if not jax.tree.leaves(tree):
+    if isinstance(tree, nnx.List) or not jax.tree.leaves(tree):
         return tree
     count = jax.tree.leaves(tree)[0].shape[0]
     return nnx.List([member(tree, i) for i in range(count)])

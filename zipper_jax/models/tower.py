@@ -342,7 +342,7 @@ class Tower(Module):
     def run(
         self,
         *,
-        blocks: Block | None,
+        blocks: Any,
         layers: Int[Any, " L"],
         xs: dict[str, Float[Array, "B _ D"]],
         places: dict[str, Places],
@@ -354,7 +354,8 @@ class Tower(Module):
         The sequence consists of one or more streams: `OWN` and those of soft tokens (`models.fusion`).
 
         Args:
-            blocks: Stacked [L, ...]; None: the tower's blocks with these indices.
+            blocks: A `Block`, stacked [L, ...], or separate ones (`module.unstack`); None: the tower's blocks with
+                these indices.
             layers: Their indices, from 0.
             xs: Stream -> states.
             places: Stream -> positions and attention ranges.
@@ -377,7 +378,7 @@ class Tower(Module):
             return (xs, {name: self.shard_cache(cache) for name, cache in caches.items()}), None
 
         cached = caches[OWN] is not None
-        return loop(body if cached else execution.recompute(body), (xs, caches), (blocks, layers), execution.scan)
+        return loop(body if cached else execution.recompute(body), (xs, caches), blocks, layers, execution.scan)
 
     def shard_cache(self, cache: Keys | None) -> Keys | None:
         """Shard the keys and values of a cache by rows and key/value heads."""

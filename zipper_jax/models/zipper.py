@@ -169,8 +169,8 @@ class Zipper(Module):
     def for_decoding(self) -> "Zipper":
         """This model with what is the same for all tokens done once, outside of the loop over tokens.
 
-        Kernels and output tables are cast. Unrolled blocks and zips get arrays of their own: XLA copies slices of
-        stacked ones in every iteration.
+        Kernels and output tables are cast. Unrolled blocks and zips get arrays of their own, `unstacked`: XLA copies
+        slices of stacked ones in every iteration.
         """
         dtype = jnp.dtype(self.config.dtype)
 
@@ -182,11 +182,15 @@ class Zipper(Module):
         for tower in model.towers.values():
             table = (tower.embedding if tower.head is None else tower.head).table
             tower.output_table = table.replace(table.get_raw_value().astype(dtype))
-            if not self.config.scan:
-                tower.blocks = module.unstack(tower.blocks)
-        if not self.config.scan:
-            zips = {z: {n: module.unstack(f) for n, f in sides.items()} for z, sides in model.zips.items()}
-            model.zips = nnx.data(zips)
+        return model if self.config.scan else model.unstacked()
+
+    def unstacked(self) -> "Zipper":
+        """This model with arrays of its own for each block and zip: of stacked ones each is then sliced once."""
+        model: Zipper = jax.tree.map(lambda leaf: leaf, self)
+        for tower in model.towers.values():
+            tower.blocks = module.unstack(tower.blocks)
+        zips = {z: {n: module.unstack(f) for n, f in sides.items()} for z, sides in model.zips.items()}
+        model.zips = nnx.data(zips)
         return model
 
     def attention_weights(self, batches: Batches) -> Weights:

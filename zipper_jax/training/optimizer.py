@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
@@ -130,6 +131,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Build the optax transformation over a flat dict of the trainable leaves.
 
+    Its ``update`` takes ``grad_norm``, the global norm of the gradients, which clipping needs.
+
     Args:
         config: Optimizer and schedule.
         axes: Logical axis names by path of each trainable leaf.
@@ -140,7 +143,7 @@ def make_optimizer(
     """
     chain: list[optax.GradientTransformation] = []
     if config.clip_norm:
-        chain.append(optax.clip_by_global_norm(config.clip_norm))
+        chain.append(_clip(config.clip_norm))
     if config.name == "adam":
         chain.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     else:
@@ -166,6 +169,16 @@ def multipliers(config: OptimizerConfig, keys: Mapping[str, Any]) -> dict[str, f
         key: next((factor for pattern, factor in patterns.items() if pattern.fullmatch(base_path(key))), 1.0)
         for key in keys
     }
+
+
+def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` by a norm that the step has computed: gradients are not read once more for it."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_norm: Float[Array, ""]) -> tuple[Any, Any]:
+        factor = jnp.where(grad_norm < limit, 1.0, limit / grad_norm)
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -224,7 +224,7 @@ def make_train_step(
         def update(old: Any) -> Any:
             step, trainable, opt_state, statistics = old
             with jax.named_scope("optimizer"):
-                updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+                updates, opt_state = optimizer.update(gradients, opt_state, trainable, grad_norm=grad_norm)
                 trainable = optax.apply_updates(trainable, updates)
             return step + 1, trainable, opt_state, observe(statistics, loss, guard.window)
 

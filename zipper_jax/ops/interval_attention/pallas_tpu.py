@@ -249,8 +249,9 @@ def attention(
     # Queries added as padding have the last query's range, so that they hide no full block; their gradients are 0.
     more = [(0, 0), (0, -t % block.queries)]
     start, end = (jnp.pad(x, more, mode="edge") for x in (start, end))
-    q = jnp.pad(query.swapaxes(1, 2), [(0, 0), *more, (0, 0)])
-    k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    # Heads before rows: the layout in which XLA writes the product that makes queries, keys or values.
+    q = jnp.pad(query.transpose(2, 0, 1, 3), [(0, 0), *more, (0, 0)])
+    k, v = key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3)
     most = min(max_keys or vmem_keys(h, key.dtype, block), 2 ** (_HALF - 1) - block.keys)
     parts = []
     for at in range(0, max(s, 1), most):
@@ -259,7 +260,7 @@ def attention(
         part = (jnp.pad(x[:, :, at : at + size], pad) for x in (k, v))
         parts.append(_attention(q, *part, *(jnp.clip(x - at, 0, size) for x in (start, end)), static))
     out, lse = parts[0] if len(parts) == 1 else merge(parts)
-    return out[:, :, :t].swapaxes(1, 2), lse[:, :, :t].swapaxes(1, 2)
+    return out[:, :, :t].transpose(1, 2, 0, 3), lse[:, :, :t].transpose(1, 2, 0)
 
 
 def block_sizes(t: int, s: int, h: int) -> Sizes:
@@ -285,7 +286,7 @@ def vmem_keys(h: int, dtype: Any, blocks: Blocks) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, static: _Static) -> tuple[Array, Array]:
-    """Arrays with heads before positions, padded to blocks -> output, log-sum-exp [B, N, T]."""
+    """Arrays with heads first, padded to blocks -> output [N, B, T, H], log-sum-exp [N, B, T]."""
     return _attention_forward(q, k, v, start, end, static)[0]
 
 
@@ -316,12 +317,12 @@ def _by_platform(call: Any, static: _Static) -> Any:
 def _forward_call(
     q: Array, k: Array, v: Array, start: Array, end: Array, *, static: _Static, interpret: bool
 ) -> tuple[Array, Array]:
-    """Arrays with heads before positions, padded to blocks -> output, log-sum-exp in units of log2 [B, N, 1, T]."""
-    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.forward.queries
+    """Arrays with heads first, padded to blocks -> output, log-sum-exp in units of log2 [N, B, 1, T]."""
+    (n, b, t, h), (kv, _, s, _), bq = q.shape, k.shape, static.sizes.forward.queries
     group = n // kv
     columns = pl.BlockSpec((None, bq, _LANES), lambda b, n, i, *_: (b, i, 0))
-    query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, *_: (b, n, i, 0))
-    keys = pl.BlockSpec((None, None, s, h), lambda b, n, i, *_: (b, jax.lax.div(n, group), 0, 0))
+    query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, *_: (n, b, i, 0))
+    keys = pl.BlockSpec((None, None, s, h), lambda b, n, i, *_: (jax.lax.div(n, group), b, 0, 0))
     stats = pltpu.VMEM((bq, _LANES), jnp.float32)
     return pl.pallas_call(
         functools.partial(_forward_kernel, static=static),
@@ -329,10 +330,10 @@ def _forward_call(
             num_scalar_prefetch=1,
             grid=(b, n, t // bq),
             in_specs=[columns, query, keys, keys],
-            out_specs=[query, pl.BlockSpec((None, None, 1, bq), lambda b, n, i, *_: (b, n, 0, i))],
+            out_specs=[query, pl.BlockSpec((None, None, 1, bq), lambda b, n, i, *_: (n, b, 0, i))],
             scratch_shapes=[stats, stats, pltpu.VMEM((bq, h), jnp.float32)],
         ),
-        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32)],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((n, b, 1, t), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
         ),
@@ -345,12 +346,12 @@ def _backward_call(
     q: Array, k: Array, v: Array, start: Array, end: Array, lse: Array, dlse: Array, out: Array, do: Array, *,
     static: _Static, interpret: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    (b, n, t, h), (_, kv, s, _), bq = q.shape, k.shape, static.sizes.backward.queries
+    (n, b, t, h), (kv, _, s, _), bq = q.shape, k.shape, static.sizes.backward.queries
     group = n // kv
     row = pl.BlockSpec((None, 1, bq), lambda b, k, g, i, *_: (b, 0, i))
-    stat = pl.BlockSpec((None, None, 1, bq), lambda b, k, g, i, *_: (b, k * group + g, 0, i))
-    query = pl.BlockSpec((None, None, bq, h), lambda b, k, g, i, *_: (b, k * group + g, i, 0))
-    keys = pl.BlockSpec((None, None, s, h), lambda b, k, g, i, *_: (b, k, 0, 0))
+    stat = pl.BlockSpec((None, None, 1, bq), lambda b, k, g, i, *_: (k * group + g, b, 0, i))
+    query = pl.BlockSpec((None, None, bq, h), lambda b, k, g, i, *_: (k * group + g, b, i, 0))
+    keys = pl.BlockSpec((None, None, s, h), lambda b, k, g, i, *_: (k, b, 0, 0))
     return pl.pallas_call(
         functools.partial(_backward_kernel, static=static),
         grid_spec=pltpu.PrefetchScalarGridSpec(
