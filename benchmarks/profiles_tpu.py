@@ -5,9 +5,10 @@
     python benchmarks/profiles_tpu.py --out benchmarks/results/profiles_tpu.json --table    stored results as Markdown
 
 Each case is `zipper compile --profile` of a gin file beside this one: a step of the paper's Gecko/1B cut to four blocks
-(four documents a row), a step of a plain decoder of MaxText's default shape (one document a row), and a token of a
-tower of Gemma 2's 2 B shape, of 1 and 32 rows, in a span of the longest length. The floor of a token is the time to
-read the weights, in the dtype in which inference holds them, and the caches once, at the memory's peak bandwidth.
+(four documents a row; under scan with `remat = "dots"`, unrolled with "none" or what the name says), a step of a plain
+decoder of MaxText's default shape (one document a row), and a token of a tower of Gemma 2's 2 B shape, of 1 and 32
+rows, in a span of the longest length. The floor of a token is the time to read the weights, in the dtype in which
+inference holds them, and the caches once, at the memory's peak bandwidth.
 """
 
 import argparse
@@ -25,12 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _CUT = ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4"]
 _LONG = ["--gin.BATCH_SIZE=1", '--gin.TASK_FEATURE_LENGTHS={"text": 1024, "speech": 4096}']
 _UNROLLED = "--gin.ZipperConfig.scan=False"
+_NONE, _DOTS = (f"--gin.ZipperConfig.remat='{policy}'" for policy in ("none", "dots"))
 _DENSE = ["--gin_file=benchmarks/dense_decoder.gin", "--documents=1"]
 _DECODE = ["--gin_file=benchmarks/gemma2_2b_decode.gin", "--what=decode", "--output=text"]
 CASES = {
     "gecko, scan": _CUT,
-    "gecko, unrolled": [*_CUT, _UNROLLED],
-    "gecko, long rows, unrolled": [*_CUT, *_LONG, _UNROLLED],
+    "gecko, unrolled": [*_CUT, _UNROLLED, _NONE],
+    "gecko, unrolled, dots": [*_CUT, _UNROLLED, _DOTS],
+    "gecko, long rows, unrolled": [*_CUT, *_LONG, _UNROLLED, _NONE],
     "dense decoder, scan": _DENSE,
     "dense decoder, unrolled": [*_DENSE, _UNROLLED],
     "decode 1": [*_DECODE, "--gin.BATCH_SIZE=1"],

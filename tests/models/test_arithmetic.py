@@ -49,6 +49,18 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
         np.testing.assert_allclose(g, w, atol=5e-5 * (1 + np.abs(w).max()), err_msg=str(path))
 
 
+def test_unrolled_blocks_are_slices_of_the_stored_arrays():
+    """And no slices of slices, which compile to two copies of the weights, and two of their gradients."""
+    config = pair(scan=False)
+    _, towers = batch_of(config)
+    traced = jax.make_jaxpr(partial(forward, config))(abstract_params(config), towers).jaxpr
+    stored = set(traced.invars)
+    pieces = [e for e in equations(traced) if e.primitive.name in ("slice", "squeeze") and e.invars[0] in stored]
+    cut = {e.outvars[0] for e in pieces if e.primitive.name == "slice"}
+    assert cut
+    assert not [e for e in equations(traced) if e.primitive.name == "slice" and e.invars[0] in cut]
+
+
 def test_an_unknown_implementation_of_attention_is_refused():
     stored = {**to_dict(OPTIONS["paper"]), "attention": "pallas"}
     with pytest.raises(UserError, match=r"ZipperConfig\.attention = 'pallas': give one of 'auto', 'dense'"):

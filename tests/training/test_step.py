@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(text_run, name):
 def test_no_leaf_of_the_state_is_selected_or_copied(text_run):
     """An update is applied in place, or the state stays where it is. Rows and lengths are such that no activation has
     the shape of a leaf; the backward pass copies zeros that its sums start from."""
-    config = text_run(optimizer=OptimizerConfig(clip_norm=0.0), batch_size=3)
+    config = text_run(batch_size=3)
     built = program.build(config, 1)
     compiled = built.train_step.lower(built.like, *batch_shapes(config, built)).compile()
     leaves = [leaf for leaf in jax.tree.leaves((built.like.trainable, built.like.opt_state)) if leaf.ndim]
@@ -151,6 +151,19 @@ def test_no_leaf_of_the_state_is_selected_or_copied(text_run):
     assert len(moved) > 10, "the pattern finds instructions"
     assert not shapes.intersection(moved)
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.size * 4 for leaf in leaves), "all donated"
+
+
+def test_an_update_reads_gradients_once(text_run):
+    """Their norm, which clipping needs, is the step's own: there is no sum over gradients in the update."""
+    config = text_run()
+    assert config.optimizer.clip_norm
+    built = program.build(config, 1)
+    step = jax.make_jaxpr(built.train_step)(built.like, *batch_shapes(config, built))
+    conditions = [e for e in equations(step.jaxpr) if e.primitive.name == "cond"]
+    update = max(conditions, key=lambda e: len(e.outvars))
+    assert len(update.outvars) > len(built.like.trainable)
+    for branch in update.params["branches"]:
+        assert not [e for e in equations(branch.jaxpr) if e.primitive.name == "reduce_sum"]
 
 
 def test_no_step_holds_all_logits_of_a_large_vocabulary(zipper_run, monkeypatch):
