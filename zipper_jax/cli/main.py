@@ -19,6 +19,7 @@ from zipper_jax.utils import logs
 from zipper_jax.utils.compile_cache import keep_compiled_programs
 from zipper_jax.utils.configs import closest
 from zipper_jax.utils.errors import UserError
+from zipper_jax.utils.heap import keep_freed_memory
 from zipper_jax.utils.interrupts import interruptible
 from zipper_jax.utils.paths import any_path, folder_path, folder_text, local_path, path_text
 
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         completion.answer(COMMANDS, command_module)
     keep_compiled_programs()
+    keep_freed_memory()
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
