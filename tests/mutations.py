@@ -817,7 +817,7 @@ MUTATIONS = (
         "-",
         "keys not rotated",
         TOWER,
-        "rotary.rotate(key, positions, by)",
+        "rotary.rotate(key, by)",
         "key",
         f"{FORWARD} -k 'equations and paper'",
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -47,6 +48,14 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
     for (path, g), (_, w) in zip(paths(numpy_tree(gradients)), paths(numpy_tree(wanted)), strict=True):
         np.testing.assert_allclose(g, w, atol=5e-5 * (1 + np.abs(w).max()), err_msg=str(path))
+
+
+def test_sines_are_computed_once_a_block_on_cpu():
+    """And not in every operation that reads them, which are several a block, half of them in the backward pass."""
+    config = pair(scan=False)
+    _, towers = batch_of(config)
+    text = jax.jit(jax.grad(partial(losses, config))).lower(abstract_params(config), towers).compile().as_text()
+    assert len(re.findall(r" sine\(", text)) == sum(tower.num_layers for tower in config.towers.values())
 
 
 def test_unrolled_blocks_are_slices_of_the_stored_arrays():

@@ -28,7 +28,7 @@ class Rotation(NamedTuple):
     """RoPE parameters of one layer: radians per position, and the factor on sine and cosine."""
 
     frequencies: Float[Array, " R"]
-    amplitude: float | Float[Array, ""]
+    amplitude: float | Float[Array, ""] = 1.0
 
 
 def rotation(config: TowerConfig, layer: Layer) -> Rotation:
@@ -47,14 +47,42 @@ def window(config: TowerConfig, layer: Layer) -> int | Int[Array, ""] | None:
     return sizes[0] if len(set(sizes)) == 1 else jnp.asarray(sizes, jnp.int32)[layer]
 
 
+class Turn(NamedTuple):
+    """Sine and cosine of each position's angles, times the rotation's amplitude; float32."""
+
+    sin: Float[Array, "B T 1 R"]
+    cos: Float[Array, "B T 1 R"]
+
+
 @jax.named_scope("rope")
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], by: Rotation) -> Float[Array, "B T N H"]:
+def turn(positions: Int[Array, "B T"], by: Rotation) -> Turn:
+    """The turn of each position.
+
+    XLA on CPU would compute sines again for every head and every gradient, in each operation that reads them. It fuses
+    nothing across a branch: there positions that are all 0 need none, and others get theirs once.
+    """
+
+    def plain(positions: Array, by: Rotation) -> Turn:
+        angles = positions[..., None, None].astype(jnp.float32) * by.frequencies
+        return Turn(by.amplitude * jnp.sin(angles), by.amplitude * jnp.cos(angles))
+
+    def branch(positions: Array, by: Rotation) -> Turn:
+        zeros = jnp.zeros((*positions.shape, 1, by.frequencies.shape[0]), jnp.float32)
+        none = Turn(zeros, by.amplitude + zeros)
+        return jax.lax.cond(jnp.any(positions != 0), lambda: plain(positions, by), lambda: none)
+
+    by = jax.tree.map(jnp.asarray, by)
+    if positions.shape[1] == 1:  # a token of decoding
+        return plain(positions, by)
+    return jax.lax.platform_dependent(positions, by, cpu=branch, default=plain)
+
+
+@jax.named_scope("rope")
+def rotate(x: Float[Array, "B T N H"], by: Turn) -> Float[Array, "B T N H"]:
     """RoPE (arXiv 2104.09864), half-split: of the first 2R elements, i is paired with i + R; the rest is unchanged."""
-    turned_size = 2 * by.frequencies.shape[0]
-    angles = positions[..., None, None].astype(jnp.float32) * by.frequencies
-    sin, cos = by.amplitude * jnp.sin(angles), by.amplitude * jnp.cos(angles)
+    turned_size = 2 * by.sin.shape[-1]
     first, second = jnp.split(x[..., :turned_size].astype(jnp.float32), 2, axis=-1)
-    parts = [first * cos - second * sin, second * cos + first * sin]
+    parts = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
     if turned_size < x.shape[-1]:
         parts.append(x[..., turned_size:].astype(jnp.float32))
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)

@@ -99,8 +99,8 @@ class Attention(Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.positions == "rotary":
-            by = rotary.rotation(self.config, layer)
-            query, key = rotary.rotate(query, positions, by), rotary.rotate(key, positions, by)
+            by = rotary.turn(positions, rotary.rotation(self.config, layer))
+            query, key = rotary.rotate(query, by), rotary.rotate(key, by)
         return query, key, self.value(y)
 
     @jax.named_scope("self_attention")

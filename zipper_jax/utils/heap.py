@@ -19,5 +19,7 @@ def keep_freed_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    settings = {_MMAP_MAX: 0, _ARENA_MAX: 1, _TRIM_THRESHOLD: _KEPT}  # only the main arena holds large blocks
-    return all([ctypes.CDLL(None).mallopt(name, value) for name, value in settings.items()])
+    # One arena: the others, of threads, hold no large blocks.
+    mallopt = ctypes.CDLL(None).mallopt
+    done = [mallopt(_MMAP_MAX, 0), mallopt(_ARENA_MAX, 1), mallopt(_TRIM_THRESHOLD, _KEPT)]
+    return all(done)

@@ -23,7 +23,7 @@ from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, regis
 from zipper_jax.models.layers import MLP, Linear, Norm, Projection
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module, param
-from zipper_jax.models.rotary import Rotation, frequencies, rotate
+from zipper_jax.models.rotary import Rotation, frequencies, rotate, turn
 from zipper_jax.ops.interval_attention import interval_attention, interval_weights
 from zipper_jax.utils.errors import UserError
 
@@ -83,7 +83,7 @@ class CrossAttention(Module):
         if self.frequencies is None:
             return x
         x = x if offset is None else x + offset[...].astype(x.dtype)
-        return rotate(x, positions, Rotation(jnp.asarray(self.frequencies[which]), 1.0))
+        return rotate(x, turn(positions, Rotation(jnp.asarray(self.frequencies[which]))))
 
     def __call__(
         self, x: Float[Array, "B T D"], kept: KeyValue, visible: Range, positions: Int[Array, "B T"]

@@ -1,0 +1,36 @@
+"""Commands keep the memory that one run of a program frees for the next."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+if sys.argv[1] == "kept":
+    from zipper_jax.cli import main
+    main.main(["--version"])
+import jax, jax.numpy as jnp
+from jax import lax
+x = jnp.ones((4096, 4096))  # 64 MiB; so is what the reversed sum is of
+run = jax.jit(lambda x: lax.fori_loop(0, 2, lambda i, y: jnp.sin(y[::-1]).T, x).sum())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min([faults() for _ in range(4)][1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_a_program_that_runs_again_gets_the_memory_it_had():
+    found = {}
+    for name in ("kept", "given back"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, name], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found[name] = int(done.stdout.splitlines()[-1])
+    assert found["given back"] > 16_000  # pages of 4 KiB: the check can fail
+    assert found["kept"] < 1_000
