@@ -16,7 +16,7 @@ from zipper_jax.utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 LIBTPU = ROOT / ".cache" / "libtpu"
 KIND = "TPU v5 lite"
-L, B, D, T, N, H = 3, 2, 256, 256, 4, 128
+L, B, D, T, N, H, V = 3, 2, 256, 256, 4, 128, 8192
 
 PROGRAM = f"""
 import json, os, sys
@@ -25,6 +25,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from zipper_jax.aot.topology import devices
 from zipper_jax.ops.interval_attention.pallas_tpu import attention
+from zipper_jax.ops.vocab_loss import vocab_loss
 
 s = SingleDeviceSharding(devices("v5e:1x1")[0])
 def like(*shape, dtype="bfloat16"):
@@ -51,10 +52,17 @@ def kernel(q, k, start, end):
             return attention(once, k, k, start, end, scale=0.1)[0].astype(jnp.float32).sum()  # an equal kernel
         return jax.grad(out, argnums=(0, 1))(q, k)
 
+def vocabulary(x, table, targets, weights):
+    with jax.named_scope("loss"):
+        return jax.grad(lambda x: vocab_loss(x, [table], targets, weights).total)(x)
+
 q, ranges = like({B}, {T}, {N}, {H}), like({B}, {T}, dtype="int32")
 programs = {{
     "plain": jax.jit(plain).lower(like({T}, {D}), like({L}, {D}, {D}), q),
     "kernel": jax.jit(kernel).lower(q, like({B}, {T}, {N // 2}, {H}), ranges, ranges),
+    "vocabulary": jax.jit(vocabulary).lower(
+        like({B}, {T}, {D}), like({V}, {D}), ranges, like({B}, {T}, dtype="float32")
+    ),
 }}
 print(json.dumps({{name: lowered.compile().as_text() for name, lowered in programs.items()}}))
 """
@@ -110,6 +118,23 @@ def test_kernels_are_counted_or_refused(compiled):
     found = profile.profile(text, KIND, one)
     attention = sum(o.cycles for o in found.operations if o.part == "self-attention")
     assert attention >= sum(cost.cycles for cost in one.values()) > 0
+
+
+def test_the_vocabularys_kernel_is_counted(compiled):
+    """Once, and its two others in the branch that is taken rarely not; no logits are held."""
+    text, folder = compiled[0]["vocabulary"], compiled[1]
+    calls = kernels.vocab_calls(text)
+    assert sorted((c.tokens, c.vocabulary, c.embed_dim, c.top) for c in calls.values()) == [
+        *[(B * T, V, D, False)] * 2, (B * T, V, D, True),
+    ]  # fmt: skip
+    costs = kernels.kernel_costs(text, bundles.schedules(folder), chip(KIND), 1)
+    assert costs.keys() == calls.keys()
+    found = profile.profile(text, KIND, costs)
+    counted = [o for o in found.operations if o.flops]
+    assert [o.flops for o in counted] == [4 * B * T * V * D]
+    assert counted[0].part == "logits and loss"
+    assert counted[0].cycles / found.clock > counted[0].flops / chip(KIND).flops
+    assert f"[{B * T},{V}]" not in text
 
 
 def test_a_comparison_names_every_part(compiled):

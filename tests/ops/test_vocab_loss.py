@@ -1,5 +1,6 @@
 """Chunked losses of large vocabularies: values and gradients against float64, and what the compiled program holds."""
 
+import dataclasses
 import re
 from functools import cache, partial
 
@@ -26,16 +27,16 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 of them; bfloat16 has 8 bits and rounds twice."""
 
 
-def inputs(seed, size, dtype):
+def inputs(seed, size, dtype, v=V, d=D):
     """Hidden states, own and added table, targets, weights (some 0); arrays in ``dtype``'s grid, tables as float32."""
     random = np.random.default_rng(seed)
-    hidden, own, added = (random.normal(size=s) for s in ((B, T, D), (V, D), (A, D)))
+    hidden, own, added = (random.normal(size=s) for s in ((B, T, d), (v, d), (A, d)))
     hidden, own, added = (jnp.asarray(x, dtype) for x in (size * hidden, own, added))
     weights = jnp.asarray(random.choice([0.0, 0.5, 1.0], (B, T)), jnp.float32)
     return (
         hidden,
         (own.astype(jnp.float32), added.astype(jnp.float32)),
-        jnp.asarray(random.integers(0, V + A, (B, T)), jnp.int32),
+        jnp.asarray(random.integers(0, v + A, (B, T)), jnp.int32),
         weights,
     )
 
@@ -60,8 +61,9 @@ def exact(hidden, tables, targets, weights, head):
     )  # fmt: skip
     by = w[..., None] * by_logits * slope * head.scale
     by_table = np.einsum("btv,btd->vd", by, x)
+    first = len(tables[0])
     correct = w * (logits.argmax(-1) == targets)
-    return ((w * each).sum(), w * (log_z - own), correct), (by @ table, (by_table[:V], by_table[V:]), each)
+    return ((w * each).sum(), w * (log_z - own), correct), (by @ table, (by_table[:first], by_table[first:]), each)
 
 
 @cache
@@ -112,6 +114,41 @@ def test_values_and_gradients_are_those_of_the_definition(seed, size, head, dtyp
     assert not np.asarray(hidden)[np.asarray(arrays[3]) == 0].any(), "a token without weight gives exactly 0"
     _, (frozen,) = program(head, trained=False)(*arrays)
     np.testing.assert_array_equal(frozen, hidden)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([0.0, 0.03, 0.3, 3.0, 30.0]),
+    head=st.sampled_from(sorted(HEADS)),
+    stored=st.sampled_from(["float32", "bfloat16"]),
+)
+@example(0, 30.0, "plain", "float32")  # logits hundreds above the target's: relative to the maximum
+@settings(max_examples=8, deadline=None)
+def test_the_tpu_kernel_has_the_same_losses(seed, size, head, stored):
+    """For a frozen table with one that is trained; two blocks of rows, tokens that fill no block; interpreted."""
+    head = dataclasses.replace(HEADS[head], implementation="pallas_tpu")
+    hidden, (own, added), targets, weights = inputs(seed, size, "bfloat16", v=512, d=128)
+    own = own.astype(stored)
+
+    @partial(jax.jit, static_argnums=2)
+    def run(hidden, added, head):
+        def total(hidden, added):
+            found = vocab_loss(hidden, (own, added), targets, weights, head, chunk=32)
+            return found.total, found
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, added)
+
+    assert str(jax.make_jaxpr(run, static_argnums=2)(hidden, added, head)).count("vocab_sums") >= 1
+    (_, found), (by_hidden, by_added) = run(hidden, added, head)
+    (total, nll, correct), (wanted, (_, of_added), _) = exact(hidden, (own, added), targets, weights, head)
+    close(found.total, total, 1e-5, "total")
+    close(found.nll, nll, 1e-5, "nll")
+    if size and head.softcap is None:
+        np.testing.assert_array_equal(found.correct, correct)
+    summed = np.abs(np.asarray(hidden, np.float64)) @ np.abs(np.asarray(own, np.float64)).T
+    tolerance = TOLERANCE["bfloat16"] + 2.0**-24 * float(summed.max())
+    close(by_hidden, wanted, tolerance, "hidden")
+    close(by_added, of_added, tolerance, "table", np.abs(np.asarray(hidden, np.float64)).max())
 
 
 def test_small_vocabularies_have_the_same_losses():
@@ -178,6 +215,21 @@ def test_sharded_equals_one_device(name):
     sent = re.findall(rf"= \(?(\w+\[[\d,]*\]).* (?:{kinds})(?:-start)?\(", compiled.as_text())
     assert sent
     assert not [shape for shape in sent if re.search(rf"\[(?:\d+,)*\d+,({V}|{V // 2})\]", shape)], sent
+
+
+def test_the_tpu_kernel_on_a_mesh():
+    """Rows and vocabulary sharded: the same as without the kernel, also where logits are extreme."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+    rows, tables = PartitionSpec("data", None, None), (PartitionSpec("tensor"), PartitionSpec())
+    sharding = Sharding(mesh, rows, tables, tables)
+    for size in (0.3, 30.0):
+        arrays = inputs(5, size, "bfloat16", v=512, d=128)
+        heads = (OutputHead(implementation="xla"), OutputHead(sharding=sharding, implementation="pallas_tpu"))
+        (_, want), (expected,) = program(heads[0], trained=False)(*arrays)
+        (_, found), (got,) = program(heads[1], trained=False)(*arrays)
+        for a, b in zip(found, want, strict=True):
+            close(a, b, 1e-5, "loss")
+        close(got, expected, TOLERANCE["bfloat16"] / 4, "hidden")
 
 
 def test_no_array_of_all_tokens_logits():

@@ -1,6 +1,8 @@
-"""Seconds of the attention kernel on TPUs: bundles of its schedule times the blocks that run, and exposed transfers.
+"""Seconds of our kernels on TPUs: bundles of their schedules times the blocks that run, and exposed transfers.
 
 A count, not a measurement, see `aot.bundles`. A block costs at least what its matrix products take at the chip's peak.
+
+Axis letters of the vocabulary's kernels: N tokens, D embed_dim, V vocabulary of one table.
 """
 
 import re
@@ -13,6 +15,7 @@ from jaxtyping import Int
 
 from zipper_jax.aot.bundles import Schedule
 from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges
+from zipper_jax.ops.vocab_loss_tpu import Sizes
 from zipper_jax.sharding.chips import Chip
 
 NAMES = ("interval_attention", "interval_attention_gradients")
@@ -21,6 +24,8 @@ NAMES = ("interval_attention", "interval_attention_gradients")
 _CALL = re.compile(
     r"^\s+%?(interval_attention(_gradients)?_(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
 )
+_VOCAB = re.compile(r"^\s+%?(vocab_(sums|top)_(\d+)x(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$")
+_MATRIX = re.compile(r"([a-z]+\d+)\[(\d+),(\d+)\]")
 _ARRAY = re.compile(r"([a-z]+\d+)\[(\d+),(\d+),(\d+),(\d+)\]")
 _LANES = 128
 
@@ -123,15 +128,73 @@ def kernel_seconds(
     return float(total) / chip.cores + schedule.once / chip.clock
 
 
+class VocabKernel(NamedTuple):
+    """One call of a kernel of the vocabulary loss, on one device.
+
+    Attributes:
+        tokens: N, padded to blocks.
+        vocabulary, embed_dim: V, D.
+        itemsize: Bytes of a value of the table.
+        top: Whether it looks for the largest logit only.
+        sizes: Its block sizes.
+    """
+
+    tokens: int
+    vocabulary: int
+    embed_dim: int
+    itemsize: int
+    top: bool
+    sizes: Sizes
+
+    @property
+    def flops(self) -> float:
+        return (2 if self.top else 4) * float(self.tokens) * self.vocabulary * self.embed_dim
+
+    @property
+    def bytes_moved(self) -> float:
+        """States and sums once, the table once for every part of the tokens."""
+        parts = self.tokens // self.sizes.resident
+        lanes = 4 * self.tokens * _LANES * 4  # references, ids, totals, maxima
+        return self.tokens * self.embed_dim * (2 + 4) + lanes + parts * self.vocabulary * self.embed_dim * self.itemsize
+
+
+def vocab_calls(hlo: str) -> dict[str, VocabKernel]:
+    """Instruction -> the call, of all kernels of the vocabulary loss in an optimised program."""
+    found = {}
+    for line in hlo.splitlines():
+        if call := _VOCAB.match(line):
+            name, kind, rows, block, resident, rest = call.groups()
+            (_, tokens, _), (dtype, vocabulary, d) = _MATRIX.findall(rest)[:2]
+            sizes = Sizes(int(rows), int(block), int(resident))
+            item = 2 if dtype == "bf16" else 4
+            found[name] = VocabKernel(int(tokens), int(vocabulary), int(d), item, kind == "top", sizes)
+    return found
+
+
+def vocab_seconds(kernel: VocabKernel, schedule: Schedule, chip: Chip) -> float:
+    """Seconds of one call: per block of the table the longer of its arithmetic and the transfer of the next."""
+    assert chip.bandwidth is not None
+    assert chip.clock is not None
+    rows, block, resident = kernel.sizes
+    blocks, parts = resident // block, kernel.tokens // resident
+    clear, body = schedule.loops if len(schedule.loops) == 2 else (0, sum(schedule.loops))  # loops of one block merge
+    least = (1 if kernel.top else 2) * block * rows * kernel.embed_dim * 2 * chip.clock * chip.cores / chip.flops
+    arithmetic = (schedule.step + blocks * max(body, least)) / chip.clock
+    transfer = rows * kernel.embed_dim * kernel.itemsize / chip.bandwidth * chip.cores
+    shown = resident * kernel.embed_dim * (2 + 4) / chip.bandwidth * chip.cores  # states come in, sums go out
+    part = kernel.vocabulary // rows * max(arithmetic, transfer) + blocks * clear / chip.clock + shown
+    return -(-parts // chip.cores) * part + schedule.once / chip.clock
+
+
 class Cost(NamedTuple):
-    """Of one call of a kernel: cycles, and FLOPs of the visible pairs."""
+    """Of one call of a kernel: cycles, and FLOPs (of attention, of the visible pairs)."""
 
     cycles: int
     flops: float
 
 
 def kernel_costs(hlo: str, schedules: Mapping[str, Schedule], chip: Chip, documents: int) -> dict[str, Cost]:
-    """Instruction -> cost of one call, of the attention kernels whose schedule is known.
+    """Instruction -> cost of one call, of our kernels whose schedule is known.
 
     Args:
         hlo: The optimised program.
@@ -141,13 +204,19 @@ def kernel_costs(hlo: str, schedules: Mapping[str, Schedule], chip: Chip, docume
             the most there can be.
     """
     assert chip.clock is not None
-    found, calls = {}, kernel_calls(hlo)
+    calls: dict[str, Kernel | VocabKernel] = {**kernel_calls(hlo), **vocab_calls(hlo)}
+    found = {}
     for instruction, kernel in calls.items():
         # The compiler schedules equal kernels once, under the name of one of them.
         equal = [name for name in (instruction, *calls) if name in schedules and calls[name] == kernel]
-        if equal:
+        if not equal:
+            continue
+        if isinstance(kernel, VocabKernel):
+            seconds, flops = vocab_seconds(kernel, schedules[equal[0]], chip), kernel.flops
+        else:
             start, end = packed_ranges(kernel, documents)
             seconds = kernel_seconds(kernel, schedules[equal[0]], start, end, chip)
             pairs = float((end - start).sum()) * kernel.heads * kernel.head_dim
-            found[instruction] = Cost(round(seconds * chip.clock), (10 if kernel.backward else 4) * pairs)
+            flops = (10 if kernel.backward else 4) * pairs
+        found[instruction] = Cost(round(seconds * chip.clock), flops)
     return found

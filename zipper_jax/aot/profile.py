@@ -301,7 +301,8 @@ class _Reader:
         if opcode == "custom-call" and "tpu_custom_call" in what:
             if instruction not in self.kernels:
                 raise UserError(
-                    f"custom kernel {instruction!r} ({path}): its cycles are not known, only the attention kernel's"
+                    f"custom kernel {instruction!r} ({path}): its cycles are not known, only those of the kernels for "
+                    "attention and for the vocabulary loss"
                 )
             count, flops = self.kernels[instruction]
         elif cycles:

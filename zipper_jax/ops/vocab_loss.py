@@ -2,7 +2,8 @@
 
 Tokens are processed in chunks. For each chunk one product gives the logits, from which a single pass keeps the summed
 exponentials, their maximum and, in the compute dtype, the exponentials themselves; where a gradient is asked for, those
-times the tables give it in the same pass, so the backward pass only scales what is stored.
+times the tables give it in the same pass, so the backward pass only scales what is stored. On TPUs a kernel does this
+for frozen tables (`vocab_loss_tpu`), which keeps no exponentials.
 
 The exponentials are relative to the target's own logit, which is known before the others:
 ``nll = log(own + others) - log(own)``, with ``others`` the sum over all tokens but the target. No maximum has to be
@@ -15,7 +16,7 @@ Axis letters: B rows, T positions, N tokens of a chunk, D embed_dim, V vocabular
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from zipper_jax.ops import vocab_loss_tpu
 from zipper_jax.ops.losses import Losses
 
 LARGE_VOCABULARY = 8192
@@ -74,12 +76,15 @@ class OutputHead:
         softcap: c: logits are c * tanh(scaled product / c); None: not capped.
         z_loss: Factor of the square of log Z that is added to the loss.
         sharding: None: everything is on one device.
+        implementation: Of the sums over frozen tables: "pallas_tpu" (bfloat16 states; interpreted, slowly, elsewhere),
+            "xla", or "auto": the kernel on TPUs, for tables that it serves.
     """
 
     scale: float = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
     sharding: Sharding | None = None
+    implementation: Literal["auto", "pallas_tpu", "xla"] = "auto"
 
     def logits(self, products: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."] | float]:
         """Logits, and their derivative with respect to the scaled products."""
@@ -247,7 +252,12 @@ def _one_device(
 
     def body(sums: Any, part: Any) -> tuple[Any, _Chunk]:
         x, targets, weights = part
-        found, gradients = _one_chunk(x, targets, weights, tables, head, trained)
+        served = _served(x, tables, head, trained)
+        plain, kernel = (partial(_one_chunk, head=head, trained=trained, served=each) for each in (frozenset(), served))
+        if not served or head.implementation == "pallas_tpu":
+            found, gradients = kernel(x, targets, weights, tables)
+        else:
+            found, gradients = jax.lax.platform_dependent(x, targets, weights, tables, tpu=kernel, default=plain)
         return jax.tree.map(jnp.add, sums, gradients), found
 
     zeros = tuple(
@@ -270,13 +280,24 @@ class _Sums(NamedTuple):
         reference: The logit that exponentials are relative to.
         others: Sum of the exponentials.
         largest: Their maximum.
-        exponentials: Of each table, times the logits' derivative, in the compute dtype; 0 for the target.
+        kept: Of each table, the exponentials times the logits' derivative, in the compute dtype, 0 for the target; of
+            one that the kernel serves, their product with the table.
     """
 
     reference: Float[Array, " N"]
     others: Float[Array, " N"]
     largest: Float[Array, " N"]
-    exponentials: tuple[Float[Array, "N _"], ...]
+    kept: tuple[Float[Array, "N _"], ...]
+
+
+def _served(
+    x: Float[Array, "N D"], tables: tuple[Float[Array, "_ D"], ...], head: OutputHead, trained: tuple[bool, ...] | None
+) -> frozenset[int]:
+    """The tables that the kernel serves: frozen ones, where a gradient is asked for."""
+    if head.implementation == "xla" or trained is None or x.dtype != jnp.bfloat16:
+        return frozenset()
+    frozen = ((i, table) for i, (table, train) in enumerate(zip(tables, trained, strict=True)) if not train)
+    return frozenset(i for i, table in frozen if vocab_loss_tpu.sizes(len(x), table.shape, table.dtype.itemsize))
 
 
 def _one_chunk(
@@ -284,31 +305,43 @@ def _one_chunk(
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     tables: tuple[Float[Array, "_ D"], ...],
+    *,
     head: OutputHead,
     trained: tuple[bool, ...] | None,
+    served: frozenset[int],
 ) -> tuple[_Chunk, tuple[Float[Array, "_ D"] | None, ...]]:
+    """``served``: tables whose sums the kernel makes."""
     axes = head.sharding.vocab_axes if head.sharding is not None else ((),) * len(tables)
     ids, rows = _targets(targets, tables, axes, x.dtype)
     own_product = jnp.zeros(targets.shape, jnp.float32)
     for row, axis in zip(rows, axes, strict=True):
         own_product += _psum(jnp.sum(x.astype(jnp.float32) * row, axis=-1), axis)
     own, own_slope = head.logits(own_product)
+    scaling: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap}
 
     def sums(x: Float[Array, "N D"], reference: Float[Array, " N"]) -> _Sums:
         others, largest, kept = jnp.zeros_like(reference), jnp.zeros_like(reference), []
-        for table, own_ids, axis in zip(tables, ids, axes, strict=True):
-            logits, slope = head.logits(_products(x, table))
-            e = jnp.where(_hits(own_ids, table), 0.0, jnp.exp(logits - reference[:, None]))
-            others += _psum(jnp.sum(e, axis=-1), axis)
-            largest = jnp.maximum(largest, _pmax(jnp.max(e, axis=-1), axis))
-            kept += [] if trained is None else [(e * slope).astype(x.dtype)]
+        for i, (table, own_ids, axis) in enumerate(zip(tables, ids, axes, strict=True)):
+            if i in served:
+                total, most, product = vocab_loss_tpu.sums(x, table, own_ids, reference, **scaling)
+                kept.append(product)
+            else:
+                logits, slope = head.logits(_products(x, table))
+                e = jnp.where(_hits(own_ids, table), 0.0, jnp.exp(logits - reference[:, None]))
+                total, most = jnp.sum(e, axis=-1), jnp.max(e, axis=-1)
+                kept += [] if trained is None else [(e * slope).astype(x.dtype)]
+            others += _psum(total, axis)
+            largest = jnp.maximum(largest, _pmax(most, axis))
         return _Sums(reference, others, largest, tuple(kept))
 
     @jax.named_scope("rarely")  # see `aot.profile`
     def again(first: _Sums) -> _Sums:
         reference = own
-        for table, axis in zip(tables, axes, strict=True):
-            top = jnp.max(head.logits(_products(x, table))[0], axis=-1)
+        for i, (table, axis) in enumerate(zip(tables, axes, strict=True)):
+            if i in served:
+                top = vocab_loss_tpu.top(x, table, **scaling)
+            else:
+                top = jnp.max(head.logits(_products(x, table))[0], axis=-1)
             reference = jnp.maximum(reference, _pmax(top, axis))
         return sums(*jax.lax.optimization_barrier((x, reference)))  # a second product instead of logits in float32
 
@@ -328,8 +361,9 @@ def _one_chunk(
     own_share = own_slope * (z * own_exp - others) / (1 + z)
     gradient = jnp.zeros(x.shape, jnp.float32)
     of_tables: list[Any] = []
-    for table, own_ids, row, axis, e, train in zip(tables, ids, rows, axes, found.exponentials, trained, strict=True):
-        part = jnp.einsum("NV,VD->ND", e, _cast(table, e), preferred_element_type=jnp.float32)
+    each = zip(tables, ids, rows, axes, found.kept, trained, strict=True)
+    for i, (table, own_ids, row, axis, e, train) in enumerate(each):
+        part = e if i in served else jnp.einsum("NV,VD->ND", e, _cast(table, e), preferred_element_type=jnp.float32)
         gradient += _psum(part + own_share[:, None] * row, axis)
         if train:
             every = jnp.where(_hits(own_ids, table), own_share[:, None], e.astype(jnp.float32)).astype(x.dtype)
