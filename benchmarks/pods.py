@@ -1,10 +1,11 @@
-"""The shipped fusion runs compiled for TPU slices: memory, communication, estimated step, compile time; needs libtpu.
+"""The shipped fusion runs compiled for TPU slices: memory, communication, time of a step, compile time; needs libtpu.
 
     python benchmarks/pods.py --out benchmarks/results/pods.json              all cases, one process each; takes hours
     python benchmarks/pods.py --out benchmarks/results/pods.json --only gecko
     python benchmarks/pods.py --out benchmarks/results/pods.json --table      print stored results as Markdown
 
-Cases that the file already holds are skipped (--again compiles them again).
+Cases that the file already holds are skipped (--again compiles them again). Rows have four documents of equal length
+where times are counted by the compiler's cycles (`zipper compile --profile`; not for TPU7x, whose clock is not known).
 """
 
 import argparse
@@ -106,10 +107,15 @@ def main() -> int:
         print(f"zipper {' '.join(case.arguments)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "found.json"
-            command = [sys.executable, "-m", "zipper_jax.cli.main", *case.arguments, "--json", str(path)]
+            arguments = case.arguments
+            if not case.topology.startswith("tpu7x"):
+                arguments += ["--profile", "--documents=4"]
+            command = [sys.executable, "-m", "zipper_jax.cli.main", *arguments, "--json", str(path)]
             failed |= subprocess.run(command, check=False).returncode != 0
             if path.is_file():
-                result = {"command": "zipper " + " ".join(case.arguments), **json.loads(path.read_text())}
+                result = {"command": "zipper " + " ".join(arguments), **json.loads(path.read_text())}
+                if "profile" in result:
+                    result["profile"] = {name: result["profile"][name] for name in ("seconds", "parts")}
                 found = json.loads(args.out.read_text()) if args.out.is_file() else {}
                 args.out.write_text(json.dumps({**found, case.name: result}, indent=2, sort_keys=True) + "\n")
     return int(failed)
@@ -119,21 +125,22 @@ def table(found: dict) -> str:
     """Return the results as Markdown."""
     lines = [
         "| run | slice | program | peak / limit, GiB | sent / asked for, GB "
-        "| a step or token, ms (all overlaps – nothing does) | bound by | compiled in, s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| a step or token, ms (all overlaps – nothing does) | by cycles, ms | bound by | compiled in, s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in sorted(CASES, key=lambda c: (c.run, c.topology)):
         if case.name in found:
             r = found[case.name]
             known = chip(r["device"])
             assert known is not None
+            cycles = _figures(r["profile"]["seconds"] * 1e3) if "profile" in r else ""
             each = seconds(Bounds(**r["bounds"]), known, r["sent"])
             lines.append(
                 f"| {case.run} | {case.topology} | {case.how} "
                 f"| {r['peak'] / GIB:.1f} / {r['limit'] / GIB:.1f} ({r['peak'] / r['limit']:.0%}) "
                 f"| {_figures(r['sent'] / 1e9)} / {_figures(r['bounds']['network'] / 1e9)} "
                 f"| {_figures(max(each.values()) * 1e3)} – {_figures(sum(each.values()) * 1e3)} "
-                f"| {max(each, key=lambda name: each[name])} "
+                f"| {cycles} | {max(each, key=lambda name: each[name])} "
                 f"| {r['compile_seconds']:.0f} |"
             )
     return "\n".join(lines)
