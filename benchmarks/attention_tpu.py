@@ -70,11 +70,12 @@ class Case(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        return block_sizes(self.t, self.t, self.h)
+        rows = POSITIONS // self.t
+        return block_sizes((rows, self.t, self.n, self.h), (rows, self.t, self.k, self.h), self.dtype)
 
-    def kernel(self, backward: bool, blocks: Blocks) -> Kernel:
-        item = 2 if self.dtype == "bfloat16" else 4
-        return Kernel(POSITIONS // self.t, self.n, self.k, self.t, self.t, self.h, item, backward, True, blocks)
+    def kernel(self, backward: bool, sizes: Sizes) -> Kernel:
+        item, rows, blocks = 2 if self.dtype == "bfloat16" else 4, POSITIONS // self.t, sizes[backward]
+        return Kernel(rows, self.n, self.k, self.t, self.t, self.h, item, backward, True, blocks, sizes.heads)
 
 
 CASES = [
@@ -174,7 +175,7 @@ def ideal_seconds(case: Case, start: np.ndarray, end: np.ndarray) -> float:
 
 def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of a case by packing."""
-    found = {re.sub(r"_\d+x\d+(\.\d+)?$", "", name): schedule for name, schedule in compiled["schedules"].items()}
+    found = {re.sub(r"_\d+x\d+x\d+(\.\d+)?$", "", name): schedule for name, schedule in compiled["schedules"].items()}
     known = GENERATIONS[case.tpu].chip
     assert known.clock is not None
     out: dict[str, Any] = {
@@ -189,10 +190,7 @@ def figures(case: Case, sizes: Sizes, compiled: dict[str, Any]) -> dict[str, Any
         parts = []
         for rows in documents(packing, case.t):
             x = ranges(rows)
-            each = [
-                kernel_seconds(case.kernel(name == NAMES[1], blocks), found[name], *x, known)
-                for name, blocks in zip(NAMES, sizes, strict=True)
-            ]
+            each = [kernel_seconds(case.kernel(name == NAMES[1], sizes), found[name], *x, known) for name in NAMES]
             parts.append([*each, ideal_seconds(case, *x)])
         forward, backward, ideal = (float(1e3 * x) for x in np.mean(parts, axis=0))
         out[packing] = {
@@ -227,7 +225,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         case, sizes = json.loads(args.child)
-        child(Case(*case), Sizes(*(Blocks(*blocks) for blocks in sizes)))
+        forward, backward, heads = sizes
+        child(Case(*case), Sizes(Blocks(*forward), Blocks(*backward), heads))
         return
     results = json.loads(args.out.read_text()) if args.out.is_file() else {"cases": {}}
     if not args.table:

@@ -115,3 +115,51 @@ def test_every_way_a_group_is_written():
     assert len(twice) == 2, "what is called from two places runs twice"
     assert found["collective-permute2"].moved == 32
     assert "all-reduce1" not in found, "a group of one sends nothing"
+
+
+ACROSS_A_LOOP = """HloModule m
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%first (p: f32[8]) -> f32[64] {
+  ROOT %g.1 = f32[64]{0} all-gather(%p), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%last (p: f32[8]) -> f32[64] {
+  ROOT %g.4 = f32[64]{0} all-gather(%p), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.1 (p: f32[8]) -> f32[64] {
+  ROOT %g.2 = f32[64]{0} all-gather(%p), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.2 (p: f32[8]) -> f32[64] {
+  ROOT %g.3 = f32[64]{0} all-gather(%p), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %f.1 = f32[64] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  ROOT %f.2 = f32[64] fusion(%p), kind=kCustom, calls=%async_collective_fusion.2
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  BEGINS
+  %w = (s32[], f32[8]{0:T(128)}) while(%x), condition=%condition, body=%body
+  ROOT %e = f32[64] fusion(%w), kind=kCustom, calls=%last
+}
+"""
+
+
+@pytest.mark.parametrize("begins", ["%async-collective-start = f32[64] fusion(%x), kind=kCustom, calls=%first", ""])
+def test_a_collective_that_goes_on_during_a_loop_is_one(begins):
+    (found,) = hlo.collectives(ACROSS_A_LOOP.replace("BEGINS", begins), 8)
+    assert (found.kind, found.size, found.times) == ("all-gather", 256, 1)
+
+
+def test_a_collective_in_a_loop_alone_is_one_of_each_turn():
+    text = ACROSS_A_LOOP.replace("BEGINS", "").replace("calls=%last", "calls=%condition")
+    (found,) = hlo.collectives(text, 8)
+    assert found.times == 6

@@ -22,6 +22,7 @@ from zipper_jax.ops.interval_attention.pallas_tpu import (
     attention,
     block_ranges,
     block_sizes,
+    in_order,
     vmem_keys,
 )
 
@@ -39,6 +40,8 @@ SHAPES = {  # T, S, N, K, H, window, softcap, dtype, blocks, keys in VMEM at onc
     "window": (390, 390, 2, 1, 64, 100, 3.0, "float32", (256, 128), None),
     "cross": (200, 520, 2, 2, 128, None, None, "bfloat16", (128, 256), None),
     "parts": (260, 410, 2, 1, 128, None, 5.0, "float32", (128, 128), 128),
+    "paired": (390, 390, 4, 1, 64, None, None, "float32", (128, 128, 2), None),
+    "paired, own keys": (390, 390, 4, 4, 64, 100, 3.0, "bfloat16", (256, 128, 2), 256),
     "wide": (140, 260, 2, 2, 256, None, 2.0, "bfloat16", None, None),
 }
 
@@ -108,8 +111,8 @@ def kernel(q, k, v, start, end, g, g_lse, **options):
 
 
 def sizes(blocks):
-    """Forward blocks as given, backward ones the other way round."""
-    return None if blocks is None else Sizes(Blocks(*blocks), Blocks(*blocks[::-1]))
+    """Forward blocks as given, backward ones the other way round; heads of a grid step."""
+    return None if blocks is None else Sizes(Blocks(*blocks[:2]), Blocks(*blocks[1::-1]), *blocks[2:])
 
 
 PROGRAMS = {
@@ -169,11 +172,30 @@ def test_block_ranges_are_exact(seed):
 
 
 def test_block_sizes_add_little_padding():
-    assert block_sizes(2048, 8192, 128).forward == Blocks(512, 512)
-    assert block_sizes(640, 130, 128).forward == Blocks(256, 128)
+    def found(t, s, n, kv, h):
+        return block_sizes((2, t, n, h), (2, s, kv, h), "bfloat16")
+
+    assert found(2048, 8192, 3, 1, 128) == Sizes(Blocks(512, 512), Blocks(512, 256), 1)
+    assert found(640, 130, 3, 3, 128).forward == Blocks(256, 128)
+    assert found(2048, 8192, 4, 2, 128) == Sizes(Blocks(256, 256), Blocks(256, 256), 2)
+    assert [found(s, s, 4, 4, 128).heads for s in (2048, 6656, 6657)] == [2, 2, 1], "keys of both heads fit into VMEM"
     for t in range(1, 1500, 7):
-        found = block_sizes(t, t, 256)
-        assert all(-t % size <= max(t // 4, 127) for blocks in found for size in blocks)
+        assert all(-t % size <= max(t // 4, 127) for blocks in found(t, t, 2, 2, 256)[:2] for size in blocks)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_blocks_run_once_each_and_the_longest_last(seed):
+    rng = np.random.default_rng(seed)
+    ranges = block_ranges(*packed_ranges(rng, 64, 64, None), Blocks(8, 16))
+    found = np.asarray(in_order(ranges))
+    order = found[..., 4]
+    np.testing.assert_array_equal(np.sort(order, axis=-1), np.broadcast_to(np.arange(8), (2, 8)))
+    np.testing.assert_array_equal(found[..., :4], np.take_along_axis(np.asarray(ranges), order[..., None], axis=1))
+    work = found[..., 1] - found[..., 0]
+    assert (work[:, -1] >= work[:, 0]).all()
+    assert (work[:, :1] >= work[:, 1:-1]).all()
+    assert in_order(ranges[:, :1])[0, 0, 4] == 0
 
 
 def test_an_invisible_block_is_never_read():
@@ -207,6 +229,7 @@ def test_under_scan_and_checkpoint():
 
 def test_the_vmem_bound():
     assert vmem_keys(128, "bfloat16", Blocks(512, 512)) == 13312
+    assert vmem_keys(128, "bfloat16", Blocks(256, 256), kv_heads=2) == 6656
     assert vmem_keys(64, "bfloat16", Blocks(512, 512)) == 13312  # 64 lanes take the room of 128
     assert vmem_keys(256, "float32", Blocks(256, 256)) == 4096
 

@@ -23,6 +23,7 @@ _CALLED = re.compile(
 )
 WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
+_MIDDLE = "async_collective_fusion"  # computations in which libtpu continues a collective
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 
@@ -67,8 +68,9 @@ def collectives(text: str, num_devices: int, turns: int | None = None) -> list[C
         UnknownLoopError: A loop with collectives has an unknown trip count.
     """
     computations, entry = read_computations(text)
-    found = (c for c in _walk(computations, entry, turns, num_devices) if c.devices > 1)
-    return sorted(found, key=lambda c: -c.moved)
+    whole, rest = _walk(computations, entry, turns, num_devices)
+    found = [*whole, *(c for each in rest.values() for c in each)]
+    return sorted((c for c in found if c.devices > 1), key=lambda c: -c.moved)
 
 
 def size_of(shape: str, on_chip: bool = True) -> int:
@@ -104,35 +106,60 @@ def read_computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]
     return computations, entry
 
 
-def _walk(
-    computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int
-) -> list[Collective]:
+class _Found(NamedTuple):
+    """The collectives of one run of a computation.
+
+    Attributes:
+        whole: Those that begin and end in it.
+        open: Channel -> those that are under way in it, and begin and end where it is called.
+    """
+
+    whole: list[Collective]
+    open: dict[str, list[Collective]]
+
+    def repeated(self, turns: int) -> "_Found":
+        """Those of that many runs."""
+
+        def each(found: list[Collective]) -> list[Collective]:
+            return [c._replace(times=c.times * turns) for c in found]
+
+        return _Found(each(self.whole), {channel: each(found) for channel, found in self.open.items()})
+
+
+def _walk(computations: dict[str, list[tuple[str, str]]], name: str, unknown: int | None, num_devices: int) -> _Found:
     """The collectives of one run of a computation.
 
     An asynchronous collective appears several times with one channel (start, middle, end), in fusions of the same
-    computation: the computation with the most instructions of that channel counts. In other computations the same
-    channel is another collective: identical loops share channels.
+    computation: the computation with the most instructions of that channel counts. Only its middle may be in a loop
+    between its start and its end. In other computations the same channel is another collective: identical loops share
+    channels.
     """
     here: dict[str, dict[str, list[Collective]]] = {}
-    inside: list[Collective] = []
+    inside: list[_Found] = []
+    complete: set[str] = set()
     for channel, collective in _own(computations, name, num_devices):
         here.setdefault(channel, {}).setdefault(name, []).append(collective)
+        complete.add(channel)
     for _, what in computations[name]:
         opcode = split_opcode(what)[1]
         if opcode == "while" and (loop := WHILE.search(what)):
-            found = _walk(computations, loop[2], unknown, num_devices)
-            turns = trip_count(computations, loop[1], what, unknown) if found else 0
-            inside += [c._replace(times=c.times * turns) for c in found]
+            body = _walk(computations, loop[2], unknown, num_devices)
+            inside.append(body.repeated(trip_count(computations, loop[1], what, unknown) if any(body) else 0))
         else:
             for place in called(what):
                 if opcode != "fusion":
-                    inside += _walk(computations, place, unknown, num_devices)
+                    inside.append(_walk(computations, place, unknown, num_devices))
                     continue
                 for channel, collective in _fused(computations, place, num_devices):
                     here.setdefault(channel, {}).setdefault(place, []).append(collective)
-    for copies in here.values():
-        inside += sorted(copies.values(), key=len)[-1]
-    return inside
+                    complete |= set() if place.startswith(_MIDDLE) else {channel}
+    most = {channel: max(copies.values(), key=len) for channel, copies in here.items()}
+    under_way = {channel: found for channel, found in most.items() if channel not in complete}
+    whole = [collective for channel in complete for collective in most[channel]]
+    for each in inside:
+        whole += each.whole
+        under_way |= {channel: found for channel, found in each.open.items() if channel not in here}
+    return _Found(whole, under_way)
 
 
 def _fused(

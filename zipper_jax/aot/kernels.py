@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from zipper_jax.aot.bundles import Schedule
-from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges
+from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges, in_order
 from zipper_jax.ops.vocab_loss_tpu import Sizes
 from zipper_jax.sharding.chips import Chip
 
@@ -22,7 +22,7 @@ NAMES = ("interval_attention", "interval_attention_gradients")
 """The forward and the backward kernel."""
 
 _CALL = re.compile(
-    r"^\s+%?(interval_attention(_gradients)?_(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
+    r"^\s+%?(interval_attention(_gradients)?_(\d+)x(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$"
 )
 _VOCAB = re.compile(r"^\s+%?(vocab_(sums|top)_(\d+)x(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$")
 _MATRIX = re.compile(r"([a-z]+\d+)\[(\d+),(\d+)\]")
@@ -41,6 +41,7 @@ class Kernel(NamedTuple):
         backward: Whether it is the kernel of the gradients.
         causal: Whether it is self-attention; else each query sees its document's whole source.
         blocks: Its block sizes.
+        together: Query heads of a grid step.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Kernel(NamedTuple):
     backward: bool
     causal: bool
     blocks: Blocks
+    together: int
 
 
 def kernel_calls(hlo: str) -> dict[str, Kernel]:
@@ -61,14 +63,14 @@ def kernel_calls(hlo: str) -> dict[str, Kernel]:
     for line in hlo.splitlines():
         if call := _CALL.match(line):
             # Query and value are the first and the last of the four-dimensional arrays that are not statistics.
-            name, gradients, bq, bk, rest = call.groups()
+            name, gradients, bq, bk, together, rest = call.groups()
             arrays = [a for a in _ARRAY.findall(rest.partition("}}")[0]) if a[3] != "1"]
             value = arrays[-1]
             dtype, heads, rows, queries, size = next(a for a in arrays if (a[0], a[4]) == (value[0], value[4]))
             kv_heads, keys = value[1], value[3]
             found[name] = Kernel(
                 int(rows), int(heads), int(kv_heads), int(queries), int(keys), int(size), 2 if dtype == "bf16" else 4,
-                gradients is not None, "cross_attention" not in rest, Blocks(int(bq), int(bk)),
+                gradients is not None, "cross_attention" not in rest, Blocks(int(bq), int(bk)), int(together),
             )  # fmt: skip
     return found
 
@@ -102,17 +104,20 @@ def kernel_seconds(
     assert chip.clock is not None
     loops, blocks = schedule.loops, kernel.blocks
     per_cycle = chip.flops / 2 / chip.clock / chip.cores  # multiply-adds
-    least = (5 if kernel.backward else 2) * blocks.queries * blocks.keys * kernel.head_dim / per_cycle
+    products = (5 if kernel.backward else 2) * kernel.together
+    least = products * blocks.queries * blocks.keys * kernel.head_dim / per_cycle
     if len(loops) != (4 if kernel.backward else 2):  # with one block of keys the compiler merges loops
         once = sum(loops)
         loops = (0, once, once, 0) if kernel.backward else (once, once)
     border, full = (max(least, bundles) for bundles in loops[1 if kernel.backward else 0 :][:2])
-    ranges = block_ranges(jnp.asarray(start), jnp.asarray(end), blocks)
-    first, last, run, run_end = np.moveaxis(np.asarray(ranges), -1, 0)
+    ranges = in_order(block_ranges(jnp.asarray(start), jnp.asarray(end), blocks))
+    first, last, run, run_end, _ = np.moveaxis(np.asarray(ranges), -1, 0)
     arithmetic = schedule.step + (run_end - run) * full + (last - first - run_end + run) * border  # [rows, blocks]
-    cycles = np.repeat(arithmetic[:, None], kernel.heads, axis=1)  # [rows, heads, blocks]
-    group, lanes = kernel.heads // kernel.kv_heads, max(kernel.head_dim, _LANES)
-    block, keys = blocks.queries * lanes * kernel.itemsize, 2 * kernel.keys * lanes * kernel.itemsize
+    heads, kv_heads = kernel.heads // kernel.together, kernel.together if kernel.heads == kernel.kv_heads else 1
+    cycles = np.repeat(arithmetic[:, None], heads, axis=1)  # [rows, heads, blocks]
+    group, lanes = heads // (kernel.kv_heads // kv_heads), max(kernel.head_dim, _LANES)
+    block = kernel.together * blocks.queries * lanes * kernel.itemsize
+    keys = 2 * kv_heads * kernel.keys * lanes * kernel.itemsize
     columns = blocks.queries * _LANES * 4
     reads = np.full(cycles.shape, 3 * block if kernel.backward else block + columns, float)
     reads[:, ::group, 0] += keys
@@ -177,9 +182,13 @@ def vocab_seconds(kernel: VocabKernel, schedule: Schedule, chip: Chip) -> float:
     assert chip.clock is not None
     rows, block, resident = kernel.sizes
     blocks, parts = resident // block, kernel.tokens // resident
-    clear, body = schedule.loops if len(schedule.loops) == 2 else (0, sum(schedule.loops))  # loops of one block merge
     least = (1 if kernel.top else 2) * block * rows * kernel.embed_dim * 2 * chip.clock * chip.cores / chip.flops
-    arithmetic = (schedule.step + blocks * max(body, least)) / chip.clock
+    if len(schedule.loops) == 2:
+        clear, body = schedule.loops
+        cycles = schedule.step + blocks * max(body, least)
+    else:  # with one block of tokens there are no loops
+        clear, cycles = 0, max(schedule.step + sum(schedule.loops), blocks * least)
+    arithmetic = cycles / chip.clock
     transfer = rows * kernel.embed_dim * kernel.itemsize / chip.bandwidth * chip.cores
     shown = resident * kernel.embed_dim * (2 + 4) / chip.bandwidth * chip.cores  # states come in, sums go out
     part = kernel.vocabulary // rows * max(arithmetic, transfer) + blocks * clear / chip.clock + shown
