@@ -139,6 +139,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         cast[0][...] = table[...].astype(x.dtype)
     used = cast[0] if cast else table
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    wide = (1, rows // _LANES)
 
     def step(at: Any) -> None:
         logits = dot(x[at, :], used[...], (((1,), (1,)), ((), ())))
@@ -150,11 +151,9 @@ def _kernel(  # type: ignore[no-untyped-def]
         if find_top:
             largest[at, :] = _by_lane(jnp.maximum, largest[at, :], logits)
             return
-        e = jnp.exp2((logits - jnp.tile(reference[at, :], (1, rows // _LANES))) * _LOG2E)
-        own = jax.lax.broadcasted_iota(jnp.int32, e.shape, 1) == jnp.tile(
-            ids[at, :] - number * rows, (1, rows // _LANES)
-        )
-        e = jnp.where(own, 0.0, e)
+        e = jnp.exp2((logits - jnp.tile(reference[at, :], wide)) * _LOG2E)
+        columns = jax.lax.broadcasted_iota(jnp.int32, e.shape, 1)
+        e = jnp.where(columns == jnp.tile(ids[at, :] - number * rows, wide), 0.0, e)
         total[at, :] = _by_lane(jnp.add, total[at, :], e)
         largest[at, :] = _by_lane(jnp.maximum, largest[at, :], e)
         e = e if slope is None else e * slope
