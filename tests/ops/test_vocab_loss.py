@@ -127,7 +127,7 @@ def test_values_and_gradients_are_those_of_the_definition(seed, size, head, dtyp
 def test_the_tpu_kernel_has_the_same_losses(seed, size, head, stored):
     """For a frozen table with one that is trained; two blocks of rows, tokens that fill no block; interpreted."""
     head = dataclasses.replace(HEADS[head], implementation="pallas_tpu")
-    hidden, (own, added), targets, weights = inputs(seed, size, "bfloat16", v=512, d=128)
+    hidden, (own, added), targets, weights = inputs(seed, size, "bfloat16", v=768, d=128)
     own = own.astype(stored)
 
     @partial(jax.jit, static_argnums=2)
@@ -223,7 +223,7 @@ def test_the_tpu_kernel_on_a_mesh():
     rows, tables = PartitionSpec("data", None, None), (PartitionSpec("tensor"), PartitionSpec())
     sharding = Sharding(mesh, rows, tables, tables)
     for size in (0.3, 30.0):
-        arrays = inputs(5, size, "bfloat16", v=512, d=128)
+        arrays = inputs(5, size, "bfloat16", v=768, d=128)
         heads = (OutputHead(implementation="xla"), OutputHead(sharding=sharding, implementation="pallas_tpu"))
         (_, want), (expected,) = program(heads[0], trained=False)(*arrays)
         (_, found), (got,) = program(heads[1], trained=False)(*arrays)
