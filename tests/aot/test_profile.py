@@ -133,7 +133,7 @@ def test_the_vocabularys_kernel_is_counted(compiled):
     counted = [o for o in found.operations if o.flops]
     assert [o.flops for o in counted] == [4 * B * T * V * D]
     assert counted[0].part == "logits and loss"
-    assert counted[0].cycles / found.clock > counted[0].flops / chip(KIND).flops
+    assert 1 < counted[0].cycles / found.clock / (counted[0].flops / chip(KIND).flops) < 1.5
     assert f"[{B * T},{V}]" not in text
 
 

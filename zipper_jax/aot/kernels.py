@@ -183,11 +183,11 @@ def vocab_seconds(kernel: VocabKernel, schedule: Schedule, chip: Chip) -> float:
     rows, block, resident = kernel.sizes
     blocks, parts = resident // block, kernel.tokens // resident
     least = (1 if kernel.top else 2) * block * rows * kernel.embed_dim * 2 * chip.clock * chip.cores / chip.flops
-    if len(schedule.loops) == 2:
+    if blocks > 1:
         clear, body = schedule.loops
         cycles = schedule.step + blocks * max(body, least)
-    else:  # with one block of tokens there are no loops
-        clear, cycles = 0, max(schedule.step + sum(schedule.loops), blocks * least)
+    else:  # one block of tokens is no loop, but part of a step; what is left of loops is small
+        clear, cycles = 0, max(schedule.step + sum(schedule.loops), least)
     arithmetic = cycles / chip.clock
     transfer = rows * kernel.embed_dim * kernel.itemsize / chip.bandwidth * chip.cores
     shown = resident * kernel.embed_dim * (2 + 4) / chip.bandwidth * chip.cores  # states come in, sums go out
