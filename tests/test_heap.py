@@ -10,7 +10,7 @@ PROGRAM = """
 import resource, sys
 if sys.argv[1] == "kept":
     from zipper_jax.cli import main
-    main.main(["--version"])
+    main.main(["train", "--help"])
 import jax, jax.numpy as jnp
 from jax import lax
 x = jnp.ones((4096, 4096))  # 64 MiB; so is what the reversed sum is of

@@ -47,6 +47,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """command -> (module, one line)."""
 
+COMPUTING = frozenset({"train", "eval", "transcribe", "speak", "generate", "demo"})
+"""Commands that run the same programs again and again, and keep the memory between."""
+
 EXAMPLE = """\
 example:
   zipper data synth --out data/corpus
@@ -68,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         completion.answer(COMMANDS, command_module)
     keep_compiled_programs()
-    keep_freed_memory()
     try:
         with interruptible(at_end=False):
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
@@ -94,6 +96,8 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"zipper has no command {name!r}{closest(name, COMMANDS)}")
+    if name in COMPUTING:
+        keep_freed_memory()
     module, parser = command_parser(name)
     try:
         args, extra = parser.parse_known_args(rest)
