@@ -169,10 +169,11 @@ def vocab_calls(hlo: str) -> dict[str, VocabKernel]:
     for line in hlo.splitlines():
         if call := _VOCAB.match(line):
             name, kind, rows, block, resident, rest = call.groups()
-            (_, tokens, _), (dtype, vocabulary, d) = _MATRIX.findall(rest)[:2]
+            (_, tokens, embed_dim), (dtype, *both) = _MATRIX.findall(rest)[:2]
+            d, vocabulary = sorted(map(int, both), key=int(embed_dim).__ne__)  # in either order
             sizes = Sizes(int(rows), int(block), int(resident))
             item = 2 if dtype == "bf16" else 4
-            found[name] = VocabKernel(int(tokens), int(vocabulary), int(d), item, kind == "top", sizes)
+            found[name] = VocabKernel(int(tokens), vocabulary, d, item, kind == "top", sizes)
     return found
 
 

@@ -317,13 +317,17 @@ def _one_chunk(
     for row, axis in zip(rows, axes, strict=True):
         own_product += _psum(jnp.sum(x.astype(jnp.float32) * row, axis=-1), axis)
     own, own_slope = head.logits(own_product)
-    scaling: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap}
+    stored = head.sharding.stored if head.sharding is not None else (PartitionSpec(),) * len(tables)
+    options: list[dict[str, Any]] = [
+        {"scale": head.scale, "softcap": head.softcap, "turned": len(spec) > 1 and spec[1] is not None}
+        for spec in stored
+    ]
 
     def sums(x: Float[Array, "N D"], reference: Float[Array, " N"]) -> _Sums:
         others, largest, kept = jnp.zeros_like(reference), jnp.zeros_like(reference), []
         for i, (table, own_ids, axis) in enumerate(zip(tables, ids, axes, strict=True)):
             if i in served:
-                total, most, product = vocab_loss_tpu.sums(x, table, own_ids, reference, **scaling)
+                total, most, product = vocab_loss_tpu.sums(x, table, own_ids, reference, **options[i])
                 kept.append(product)
             else:
                 logits, slope = head.logits(_products(x, table))
@@ -339,7 +343,7 @@ def _one_chunk(
         reference = own
         for i, (table, axis) in enumerate(zip(tables, axes, strict=True)):
             if i in served:
-                top = vocab_loss_tpu.top(x, table, **scaling)
+                top = vocab_loss_tpu.top(x, table, **options[i])
             else:
                 top = jnp.max(head.logits(_products(x, table))[0], axis=-1)
             reference = jnp.maximum(reference, _pmax(top, axis))
