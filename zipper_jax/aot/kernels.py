@@ -185,8 +185,8 @@ def vocab_seconds(kernel: VocabKernel, schedule: Schedule, chip: Chip) -> float:
     blocks, parts = resident // block, kernel.tokens // resident
     least = (1 if kernel.top else 2) * block * rows * kernel.embed_dim * 2 * chip.clock * chip.cores / chip.flops
     if blocks > 1:
-        clear, body = schedule.loops
-        cycles = schedule.step + blocks * max(body, least)
+        body = max(schedule.loops)
+        clear, cycles = sum(schedule.loops) - body, schedule.step + blocks * max(body, least)
     else:  # one block of tokens is no loop, but part of a step; what is left of loops is small
         clear, cycles = 0, max(schedule.step + sum(schedule.loops), least)
     arithmetic = cycles / chip.clock

@@ -96,8 +96,8 @@ def sums(
         ids: Each token's own row of the table; outside of it: none.
         reference: Logit that exponentials are relative to.
         scale, softcap: See `vocab_loss.OutputHead`.
-        turned: Whether the table lies in memory as [D, V], as one does that was gathered over D: it is read so, too, and
-            not copied.
+        turned: Whether the table lies in memory as [D, V], as one does that was gathered over D: it is read so, too,
+            and not copied.
     """
     total, largest, product = _by_platform(x, table, ids, reference, scale, softcap, turned, top=False)
     return Sums(jnp.sum(total, axis=-1), jnp.max(largest, axis=-1), product)
