@@ -106,7 +106,7 @@ def measure(case: Case, device: Any, dumped: Path) -> dict[str, float]:
     from zipper_jax.ops.vocab_loss import OutputHead, vocab_loss
     from zipper_jax.sharding.chips import chip
 
-    head = OutputHead(softcap=case.softcap, implementation="xla" if case.loss == "chunks" else "auto")
+    head = OutputHead(softcap=case.softcap, implementation="auto" if case.loss == "kernel" else "xla")
 
     def loss(hidden: Any, table: Any, targets: Any, weights: Any) -> Any:
         if case.loss != "logits":

@@ -25,7 +25,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from zipper_jax.aot.topology import devices
 from zipper_jax.ops.interval_attention.pallas_tpu import attention
-from zipper_jax.ops.vocab_loss import vocab_loss
+from zipper_jax.ops.vocab_loss import OutputHead, vocab_loss
 
 s = SingleDeviceSharding(devices("v5e:1x1")[0])
 def like(*shape, dtype="bfloat16"):
@@ -54,7 +54,7 @@ def kernel(q, k, start, end):
 
 def vocabulary(x, table, targets, weights):
     with jax.named_scope("loss"):
-        return jax.grad(lambda x: vocab_loss(x, [table], targets, weights).total)(x)
+        return jax.grad(lambda x: vocab_loss(x, [table], targets, weights, OutputHead(implementation="auto")).total)(x)
 
 q, ranges = like({B}, {T}, {N}, {H}), like({B}, {T}, dtype="int32")
 programs = {{
@@ -62,6 +62,9 @@ programs = {{
     "kernel": jax.jit(kernel).lower(q, like({B}, {T}, {N // 2}, {H}), ranges, ranges),
     "vocabulary": jax.jit(vocabulary).lower(
         like({B}, {T}, {D}), like({V}, {D}), ranges, like({B}, {T}, dtype="float32")
+    ),
+    "vocabulary, several blocks": jax.jit(vocabulary).lower(
+        like({B}, {4 * T}, {D}), like({V}, {D}), like({B}, {4 * T}, dtype="int32"), like({B}, {4 * T}, dtype="float32")
     ),
 }}
 print(json.dumps({{name: lowered.compile().as_text() for name, lowered in programs.items()}}))
@@ -120,21 +123,22 @@ def test_kernels_are_counted_or_refused(compiled):
     assert attention >= sum(cost.cycles for cost in one.values()) > 0
 
 
-def test_the_vocabularys_kernel_is_counted(compiled):
+@pytest.mark.parametrize(("name", "tokens"), [("vocabulary", B * T), ("vocabulary, several blocks", 4 * B * T)])
+def test_the_vocabularys_kernel_is_counted(compiled, name, tokens):
     """Once, and its two others in the branch that is taken rarely not; no logits are held."""
-    text, folder = compiled[0]["vocabulary"], compiled[1]
+    text, folder = compiled[0][name], compiled[1]
     calls = kernels.vocab_calls(text)
     assert sorted((c.tokens, c.vocabulary, c.embed_dim, c.top) for c in calls.values()) == [
-        *[(B * T, V, D, False)] * 2, (B * T, V, D, True),
+        *[(tokens, V, D, False)] * 2, (tokens, V, D, True),
     ]  # fmt: skip
     costs = kernels.kernel_costs(text, bundles.schedules(folder), chip(KIND), 1)
     assert costs.keys() == calls.keys()
     found = profile.profile(text, KIND, costs)
     counted = [o for o in found.operations if o.flops]
-    assert [o.flops for o in counted] == [4 * B * T * V * D]
+    assert [o.flops for o in counted] == [4 * tokens * V * D]
     assert counted[0].part == "logits and loss"
     assert 1 < counted[0].cycles / found.clock / (counted[0].flops / chip(KIND).flops) < 1.5
-    assert f"[{B * T},{V}]" not in text
+    assert f"[{tokens},{V}]" not in text
 
 
 def test_a_comparison_names_every_part(compiled):

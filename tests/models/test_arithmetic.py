@@ -50,12 +50,12 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
         np.testing.assert_allclose(g, w, atol=5e-5 * (1 + np.abs(w).max()), err_msg=str(path))
 
 
-def test_sines_are_computed_once_a_block_on_cpu():
+def test_sines_are_computed_at_most_once_a_block_on_cpu():
     """And not in every operation that reads them, which are several a block, half of them in the backward pass."""
     config = pair(scan=False)
     _, towers = batch_of(config)
     text = jax.jit(jax.grad(partial(losses, config))).lower(abstract_params(config), towers).compile().as_text()
-    assert len(re.findall(r" sine\(", text)) == sum(tower.num_layers for tower in config.towers.values())
+    assert 0 < len(re.findall(r" sine\(", text)) <= sum(tower.num_layers for tower in config.towers.values())
 
 
 def test_unrolled_blocks_are_slices_of_the_stored_arrays():

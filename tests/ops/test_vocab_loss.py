@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from zipper_jax.ops.losses import cross_entropy
 from zipper_jax.ops.vocab_loss import MOST_CASTS, OutputHead, Sharding, vocab_loss
+from zipper_jax.ops.vocab_loss_tpu import Sizes, sizes
 
 B, T, D, V, A, CHUNK = 2, 25, 8, 48, 4, 16
 HEADS = {
@@ -231,6 +232,27 @@ def test_the_tpu_kernel_on_a_mesh():
         for a, b in zip(found, want, strict=True):
             close(a, b, 1e-5, "loss")
         close(got, expected, TOLERANCE["bfloat16"] / 4, "hidden")
+
+
+def test_what_the_tpu_kernel_serves():
+    """What fits into VMEM, with tokens enough for each reading of the table; the rest stays with XLA."""
+    assert sizes(2048, (256_000, 2304), 2) == Sizes(512, 512, 1024)
+    assert sizes(256, (256_000, 2304), 2) == Sizes(512, 256, 256)
+    assert sizes(2048, (152_064, 8192), 4) is None or sizes(2048, (152_064, 8192), 4).resident >= 512
+    for d in range(128, 20_000, 1152):
+        for tokens, item in ((1, 2), (130, 2), (2048, 2), (2048, 4)):
+            found = sizes(tokens, (151_552, d), item)
+            assert found is None or min(512, tokens // 2) <= found.resident
+    assert sizes(2048, (50_257, 768), 2) is None, "rows that no block divides"
+    assert sizes(2048, (256_000, 100), 2) is None
+    for shape in ((0, 4, 128), (2, 0, 128)):
+        nothing = jnp.zeros(shape, jnp.bfloat16)
+
+        def total(x):
+            empty = jnp.zeros(x.shape[:2], jnp.int32)
+            return vocab_loss(x, [jnp.ones((512, 128), x.dtype)], empty, empty * 1.0, OutputHead(implementation="auto"))
+
+        assert jax.grad(lambda x: total(x).total)(nothing).shape == shape
 
 
 def test_no_array_of_all_tokens_logits():

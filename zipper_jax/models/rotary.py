@@ -66,10 +66,12 @@ def turn(positions: Int[Array, "B T"], by: Rotation) -> Turn:
         angles = positions[..., None, None].astype(jnp.float32) * by.frequencies
         return Turn(by.amplitude * jnp.sin(angles), by.amplitude * jnp.cos(angles))
 
+    def none(positions: Array, by: Rotation) -> Turn:
+        zeros = positions[..., None, None].astype(jnp.float32) * by.frequencies
+        return Turn(by.amplitude * zeros, by.amplitude * (1.0 + zeros))
+
     def branch(positions: Array, by: Rotation) -> Turn:
-        zeros = jnp.zeros((*positions.shape, 1, by.frequencies.shape[0]), jnp.float32)
-        none = Turn(zeros, by.amplitude + zeros)
-        return jax.lax.cond(jnp.any(positions != 0), lambda: plain(positions, by), lambda: none)
+        return jax.lax.cond(jnp.any(positions != 0), plain, none, positions, by)
 
     by = jax.tree.map(jnp.asarray, by)
     if positions.shape[1] == 1:  # a token of decoding

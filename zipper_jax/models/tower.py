@@ -414,8 +414,11 @@ class Tower(Module):
         tables = self._output_tables(added)
         if sum(len(table) for table in tables) <= LARGE_VOCABULARY:
             return cross_entropy(self.logits(x, added), targets, weights, z_loss)
-        sharding = self._loss_sharding(x, tables)
-        head = OutputHead(self.config.logit_scale, self.config.logit_softcap, z_loss, sharding)
+        sharding, placed = self._loss_sharding(x, tables), self.execution.placer.mesh is not None
+        alone = jax.default_backend() == "tpu" and jax.device_count() == 1
+        head = OutputHead(
+            self.config.logit_scale, self.config.logit_softcap, z_loss, sharding, "auto" if placed or alone else "xla"
+        )
         return vocab_loss(x, tables, targets, weights, head)
 
     def _output_tables(self, added: AddedEmbedding | None) -> list[Float[Array, "_ D"]]:

@@ -76,15 +76,16 @@ class OutputHead:
         softcap: c: logits are c * tanh(scaled product / c); None: not capped.
         z_loss: Factor of the square of log Z that is added to the loss.
         sharding: None: everything is on one device.
-        implementation: Of the sums over frozen tables: "pallas_tpu" (bfloat16 states; interpreted, slowly, elsewhere),
-            "xla", or "auto": the kernel on TPUs, for tables that it serves.
+        implementation: Of the sums over frozen tables: "xla"; "pallas_tpu" (bfloat16 states; interpreted, slowly,
+            elsewhere); or "auto": the kernel on TPUs, for tables that it serves. The compiler partitions no kernel: a
+            program for several devices needs ``sharding`` for the latter two.
     """
 
     scale: float = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
     sharding: Sharding | None = None
-    implementation: Literal["auto", "pallas_tpu", "xla"] = "auto"
+    implementation: Literal["auto", "pallas_tpu", "xla"] = "xla"
 
     def logits(self, products: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."] | float]:
         """Logits, and their derivative with respect to the scaled products."""

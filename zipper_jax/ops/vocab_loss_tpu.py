@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Int
 _LANES = 128
 _LOG2E = math.log2(math.e)
 _VMEM_LIMIT = 56 * 2**20  # of 64 MiB (v5p, tpu7x) or 128 MiB (v5e, v6e)
-_VMEM = 50 * 2**20  # for tokens and blocks of the table; the rest is for a block of logits
+_VMEM = 54 * 2**20  # of it, for what `_needed` counts
 _TABLE_ROWS = (512, 640, 384, 768, 256)  # of a block, the best first, by bundles for v5e
 _TOKENS = (512, 384, 256, 128)  # of a block
+_RESIDENT = 512  # tokens for which the table is read once, at least: with fewer, reading takes longer than the products
 
 
 class Sums(NamedTuple):
@@ -64,18 +65,26 @@ def sizes(tokens: int, table: tuple[int, ...], itemsize: int) -> Sizes | None:
         itemsize: Bytes of a value of the table.
     """
     vocabulary, embed_dim = table
-    rows = next((rows for rows in _TABLE_ROWS if vocabulary % rows == 0), None)
-    if rows is None or embed_dim % _LANES:
+    if not tokens or embed_dim % _LANES:
         return None
     tokens = -(-tokens // _LANES) * _LANES
-    room = _VMEM - rows * embed_dim * (2 * itemsize + (2 if itemsize > 2 else 0))  # two blocks, and one that is cast
-    most = room // (6 * embed_dim + 10 * 4 * _LANES)
-    for parts in range(min(2, tokens // _LANES), tokens // _LANES + 1):  # two: v5p has as many cores
-        resident = -(-tokens // parts // _LANES) * _LANES
-        block = next(block for block in _TOKENS if resident % block == 0)
-        if resident <= most:
-            return Sizes(rows, block, resident)
+    parts = 2 if tokens >= _RESIDENT else 1  # v5p has two cores
+    least = min(tokens // parts, _RESIDENT)
+    for rows in (rows for rows in _TABLE_ROWS if vocabulary % rows == 0):
+        for number in range(parts, tokens // least + 1):
+            resident = -(-tokens // number // _LANES) * _LANES
+            block = next(block for block in _TOKENS if resident % block == 0)
+            found = Sizes(rows, block, resident)
+            if _needed(found, embed_dim, itemsize) <= _VMEM:
+                return found
     return None
+
+
+def _needed(sizes: Sizes, embed_dim: int, itemsize: int) -> int:
+    """Bytes of VMEM: rows of the table twice and, if they are cast, again; states and sums; a block's intermediates."""
+    rows, block, resident = sizes
+    of_table = rows * embed_dim * (2 * itemsize + (2 if itemsize > 2 else 0))
+    return of_table + resident * (6 * embed_dim + 10 * 4 * _LANES) + block * 4 * (embed_dim + 3 * rows)
 
 
 def sums(
