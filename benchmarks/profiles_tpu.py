@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _CUT = ["--gin_file=benchmarks/gecko_1b_cut.gin", "--documents=4"]
 _LONG = ["--gin.BATCH_SIZE=1", '--gin.TASK_FEATURE_LENGTHS={"text": 1024, "speech": 4096}']
 _UNROLLED = "--gin.ZipperConfig.scan=False"
-_NONE, _DOTS = (f"--gin.ZipperConfig.remat='{policy}'" for policy in ("none", "dots"))
+_NONE, _DOTS, _FULL = (f"--gin.ZipperConfig.remat='{policy}'" for policy in ("none", "dots", "full"))
 _DENSE = ["--gin_file=benchmarks/dense_decoder.gin", "--documents=1"]
 _DECODE = ["--gin_file=benchmarks/gemma2_2b_decode.gin", "--what=decode", "--output=text"]
 CASES = {
     "gecko, scan": _CUT,
     "gecko, unrolled": [*_CUT, _UNROLLED, _NONE],
     "gecko, unrolled, dots": [*_CUT, _UNROLLED, _DOTS],
+    "gecko, unrolled, full": [*_CUT, _UNROLLED, _FULL],
     "gecko, long rows, unrolled": [*_CUT, *_LONG, _UNROLLED, _NONE],
     "dense decoder, scan": _DENSE,
     "dense decoder, unrolled": [*_DENSE, _UNROLLED],
