@@ -222,8 +222,7 @@ def test_the_tpu_kernel_on_a_mesh():
     """Rows and vocabulary sharded: the same as without the kernel, also where logits are extreme."""
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
     rows, tables = PartitionSpec("data", None, None), (PartitionSpec("tensor"), PartitionSpec())
-    stored = (PartitionSpec("tensor", "data"), PartitionSpec())  # gathered over embed_dim
-    sharding = Sharding(mesh, rows, tables, stored)
+    sharding = Sharding(mesh, rows, tables, tables)
     for size in (0.3, 30.0):
         arrays = inputs(5, size, "bfloat16", v=768, d=128)
         heads = (OutputHead(implementation="xla"), OutputHead(sharding=sharding, implementation="pallas_tpu"))

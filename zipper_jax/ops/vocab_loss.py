@@ -66,6 +66,11 @@ class Sharding:
         """Of each table, the mesh axes over which its rows are sharded."""
         return tuple(_axes(spec) for spec in self.tables)
 
+    @property
+    def embed_axes(self) -> tuple[tuple[str, ...], ...]:
+        """Of each table, the mesh axes over which its embed_dim is sharded where it is stored."""
+        return tuple(_axes(spec, 1) for spec in self.stored)
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -236,19 +241,17 @@ def _own_rows(
     """
     found, first, bits = jnp.zeros((), dtype), 0, jnp.finfo(dtype)
     for number, table in enumerate(tables):
-        local = targets - first
+        local = ids = targets - first
         inside = ((local >= 0) & (local < table.shape[0]))[..., None]
-        ids, across = local, None
         if sharding is not None:
-            across = sharding.stored[number][1] if len(sharding.stored[number]) > 1 else None
-            own = (across,) if isinstance(across, str) else across or ()
-            rows = tuple(axis for axis in sharding.row_axes if axis not in own)
-            (ids,) = _constrain((local,), sharding.mesh, (PartitionSpec(rows, None),))
+            embed = sharding.embed_axes[number]
+            rows = tuple(axis for axis in sharding.row_axes if axis not in embed)
+            (ids,) = _constrain((ids,), sharding.mesh, (PartitionSpec(rows, None),))
         row = jnp.take(table, ids, axis=0, mode="clip").astype(jnp.float32)
         # The compiler may skip a cast there and back.
         row = jax.lax.reduce_precision(row, bits.nexp, bits.nmant).astype(dtype)
         if sharding is not None:
-            (row,) = _constrain((row,), sharding.mesh, (PartitionSpec(rows, None, across),))
+            (row,) = _constrain((row,), sharding.mesh, (PartitionSpec(rows, None, embed),))
             (row,) = _constrain((row,), sharding.mesh, (sharding.hidden,))
         found, first = jnp.where(inside, row, found), first + table.shape[0]
     return found
@@ -324,11 +327,15 @@ class _Sums(NamedTuple):
 def _served(
     x: Float[Array, "N D"], tables: tuple[Float[Array, "_ D"], ...], head: OutputHead, trained: tuple[bool, ...] | None
 ) -> frozenset[int]:
-    """The tables that the kernel serves: frozen ones, where a gradient is asked for."""
+    """The tables that the kernel serves: frozen ones, where a gradient is asked for.
+
+    None whose embed_dim is sharded: XLA gathers those into another layout than the kernel's, and would hold a copy.
+    """
     if head.implementation == "xla" or trained is None or x.dtype != jnp.bfloat16:
         return frozenset()
-    frozen = ((i, table) for i, (table, train) in enumerate(zip(tables, trained, strict=True)) if not train)
-    return frozenset(i for i, table in frozen if vocab_loss_tpu.sizes(len(x), table.shape, table.dtype.itemsize))
+    sharded = head.sharding.embed_axes if head.sharding is not None else ((),) * len(tables)
+    frozen = [i for i, train in enumerate(trained) if not train and not sharded[i]]
+    return frozenset(i for i in frozen if vocab_loss_tpu.sizes(len(x), tables[i].shape, tables[i].dtype.itemsize))
 
 
 def _one_chunk(
@@ -347,17 +354,13 @@ def _one_chunk(
     ids = _targets(targets, tables, axes)
     own_row = own_row.astype(jnp.float32)
     own, own_slope = head.logits(jnp.sum(x.astype(jnp.float32) * own_row, axis=-1))
-    stored = head.sharding.stored if head.sharding is not None else (PartitionSpec(),) * len(tables)
-    options: list[dict[str, Any]] = [
-        {"scale": head.scale, "softcap": head.softcap, "turned": len(spec) > 1 and spec[1] is not None}
-        for spec in stored
-    ]
+    scaling: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap}
 
     def sums(x: Float[Array, "N D"], reference: Float[Array, " N"]) -> _Sums:
         others, largest, kept = jnp.zeros_like(reference), jnp.zeros_like(reference), []
         for i, (table, own_ids, axis) in enumerate(zip(tables, ids, axes, strict=True)):
             if i in served:
-                total, most, product = vocab_loss_tpu.sums(x, table, own_ids, reference, **options[i])
+                total, most, product = vocab_loss_tpu.sums(x, table, own_ids, reference, **scaling)
                 kept.append(product)
             else:
                 logits, slope = head.logits(_products(x, table))
@@ -373,7 +376,7 @@ def _one_chunk(
         reference = own
         for i, (table, axis) in enumerate(zip(tables, axes, strict=True)):
             if i in served:
-                top = vocab_loss_tpu.top(x, table, **options[i])
+                top = vocab_loss_tpu.top(x, table, **scaling)
             else:
                 top = jnp.max(head.logits(_products(x, table))[0], axis=-1)
             reference = jnp.maximum(reference, _pmax(top, axis))
@@ -452,6 +455,7 @@ def _pmax(x: Array, axes: tuple[str, ...]) -> Array:
     return jax.lax.pmax(x, axes) if axes else x
 
 
-def _axes(spec: PartitionSpec) -> tuple[str, ...]:
-    first = spec[0] if len(spec) else None
-    return () if first is None else (first,) if isinstance(first, str) else tuple(first)
+def _axes(spec: PartitionSpec, axis: int = 0) -> tuple[str, ...]:
+    """Mesh axes over which an axis of an array is sharded."""
+    found = spec[axis] if len(spec) > axis else None
+    return () if found is None else (found,) if isinstance(found, str) else tuple(found)

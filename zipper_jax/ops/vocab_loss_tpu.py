@@ -52,7 +52,6 @@ class _Static(NamedTuple):
     scale: float
     softcap: float | None
     sizes: Sizes
-    turned: bool
     top: bool
 
 
@@ -95,7 +94,6 @@ def sums(
     *,
     scale: float,
     softcap: float | None,
-    turned: bool = False,
 ) -> Sums:
     """The sums of each token, compiled where it is lowered for a TPU, interpreted (slowly) elsewhere.
 
@@ -105,19 +103,17 @@ def sums(
         ids: Each token's own row of the table; outside of it: none.
         reference: Logit that exponentials are relative to.
         scale, softcap: See `vocab_loss.OutputHead`.
-        turned: Whether the table lies in memory as [D, V], as one does that was gathered over D: it is read so, too,
-            and not copied.
     """
-    total, largest, product = _by_platform(x, table, ids, reference, scale, softcap, turned, top=False)
+    total, largest, product = _by_platform(x, table, ids, reference, scale, softcap, top=False)
     return Sums(jnp.sum(total, axis=-1), jnp.max(largest, axis=-1), product)
 
 
 def top(
-    x: Float[Array, "N D"], table: Float[Array, "V D"], *, scale: float, softcap: float | None, turned: bool = False
+    x: Float[Array, "N D"], table: Float[Array, "V D"], *, scale: float, softcap: float | None
 ) -> Float[Array, " N"]:
     """The largest logit of each token; arguments as of `sums`."""
     nothing = jnp.zeros(x.shape[0], jnp.float32)
-    _, largest, _ = _by_platform(x, table, nothing.astype(jnp.int32), nothing, scale, softcap, turned, top=True)
+    _, largest, _ = _by_platform(x, table, nothing.astype(jnp.int32), nothing, scale, softcap, top=True)
     return jnp.max(largest, axis=-1)
 
 
@@ -153,10 +149,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     used = cast[0] if cast else table
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     wide = (1, rows // _LANES)
-    of_embed, of_rows = (0, 1) if static.turned else (1, 0)
 
     def step(at: Any) -> None:
-        logits = dot(x[at, :], used[...], (((1,), (of_embed,)), ((), ())))
+        logits = dot(x[at, :], used[...], (((1,), (1,)), ((), ())))
         logits = logits * scale if scale != 1 else logits
         slope: Any = None
         if softcap is not None:
@@ -171,7 +166,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         total[at, :] = _by_lane(jnp.add, total[at, :], e)
         largest[at, :] = _by_lane(jnp.maximum, largest[at, :], e)
         e = e if slope is None else e * slope
-        acc[at, :] += dot(e.astype(x.dtype), used[...], (((1,), (of_rows,)), ((), ())))
+        acc[at, :] += dot(e.astype(x.dtype), used[...], (((1,), (0,)), ((), ())))
 
     each(step)
 
@@ -188,12 +183,11 @@ def _by_lane(op: Any, found: Array, x: Array) -> Array:
 
 
 def _by_platform(
-    x: Array, table: Array, ids: Array, reference: Array, scale: float, softcap: float | None, turned: bool, top: bool
+    x: Array, table: Array, ids: Array, reference: Array, scale: float, softcap: float | None, top: bool
 ) -> tuple[Array, Array, Array]:
     found = sizes(x.shape[0], table.shape, table.dtype.itemsize)
     assert found is not None, (x.shape, table.shape)
-    static = _Static(float(scale), None if softcap is None else float(softcap), found, turned, top)
-    table = table.T if turned else table
+    static = _Static(float(scale), None if softcap is None else float(softcap), found, top)
     compiled, interpreted = (functools.partial(_call, static=static, interpret=i) for i in (False, True))
     return jax.lax.platform_dependent(x, table, ids, reference, tpu=compiled, default=interpreted)
 
@@ -208,15 +202,14 @@ def _call(
     ids, reference = (
         jnp.broadcast_to(jnp.pad(each, (0, more))[:, None], (tokens + more, _LANES)) for each in (ids, reference)
     )
-    part, at = ((d, rows), lambda i, j: (0, j)) if static.turned else ((rows, d), lambda i, j: (j, 0))
     vmem, lanes = pltpu.VMEM, pl.BlockSpec((resident, _LANES), lambda i, j: (i, 0))
-    cast = [] if table.dtype == x.dtype else [vmem(part, x.dtype)]
+    cast = [] if table.dtype == x.dtype else [vmem((rows, d), x.dtype)]
     by_lane = jax.ShapeDtypeStruct((tokens + more, _LANES), jnp.float32)
     stay = pl.BlockSpec(memory_space=pl.ANY)
     product, total, largest = pl.pallas_call(
         functools.partial(_kernel, static=static),
-        grid=((tokens + more) // resident, table.size // d // rows),
-        in_specs=[stay, pl.BlockSpec(part, at), lanes, lanes],
+        grid=((tokens + more) // resident, table.shape[0] // rows),
+        in_specs=[stay, pl.BlockSpec((rows, d), lambda i, j: (j, 0)), lanes, lanes],
         out_specs=[stay, lanes, lanes],
         out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32), by_lane, by_lane],
         scratch_shapes=[vmem((resident, d), x.dtype), vmem((resident, d), jnp.float32), *cast, pltpu.SemaphoreType.DMA],
