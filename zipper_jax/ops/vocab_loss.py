@@ -66,11 +66,6 @@ class Sharding:
         """Of each table, the mesh axes over which its rows are sharded."""
         return tuple(_axes(spec) for spec in self.tables)
 
-    @property
-    def embed_axes(self) -> tuple[tuple[str, ...], ...]:
-        """Of each table, the mesh axes over which its embed_dim is sharded where it is stored."""
-        return tuple(_axes(spec, 1) for spec in self.stored)
-
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -205,9 +200,8 @@ def _every_device(
     """
     sharding = head.sharding
     run = partial(_one_device, head=head, chunk=chunk, trained=trained)
-    own = _own_rows(tables, targets, hidden.dtype, sharding)
     if sharding is None:
-        return run(hidden, own, tables, targets, weights)
+        return run(hidden, tables, targets, weights)
     mesh, rows = sharding.mesh, PartitionSpec(sharding.hidden[0], None)
     cast = tuple(table.astype(hidden.dtype) for table in tables)
     used = _constrain(cast, mesh, sharding.stored)  # cast before they are gathered
@@ -216,11 +210,11 @@ def _every_device(
     mapped = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(sharding.hidden, sharding.hidden, sharding.tables, rows, rows),
+        in_specs=(sharding.hidden, sharding.tables, rows, rows),
         out_specs=(_Chunk(rows, rows, rows, of_hidden), of_tables),  # type: ignore[arg-type]
         check_vma=False,
     )
-    found, gradients = mapped(hidden, own, used, targets, weights)
+    found, gradients = mapped(hidden, used, targets, weights)
     return found, _constrain(gradients, mesh, sharding.stored)
 
 
@@ -231,35 +225,8 @@ def _constrain(tables: Sequence[Any], mesh: Mesh, specs: Sequence[PartitionSpec]
     )
 
 
-def _own_rows(
-    tables: tuple[Float[Array, "_ D"], ...], targets: Int[Array, "B T"], dtype: Any, sharding: Sharding | None
-) -> Float[Array, "B T D"]:
-    """Each target's row of its table, in ``dtype``, in which products see it.
-
-    Of tables whose embed_dim is sharded each device reads its share for all tokens of its group; the shares are
-    exchanged, not the tables gathered for it.
-    """
-    found, first, bits = jnp.zeros((), dtype), 0, jnp.finfo(dtype)
-    for number, table in enumerate(tables):
-        local = ids = targets - first
-        inside = ((local >= 0) & (local < table.shape[0]))[..., None]
-        if sharding is not None:
-            embed = sharding.embed_axes[number]
-            rows = tuple(axis for axis in sharding.row_axes if axis not in embed)
-            (ids,) = _constrain((ids,), sharding.mesh, (PartitionSpec(rows, None),))
-        row = jnp.take(table, ids, axis=0, mode="clip").astype(jnp.float32)
-        # The compiler may skip a cast there and back.
-        row = jax.lax.reduce_precision(row, bits.nexp, bits.nmant).astype(dtype)
-        if sharding is not None:
-            (row,) = _constrain((row,), sharding.mesh, (PartitionSpec(rows, None, embed),))
-            (row,) = _constrain((row,), sharding.mesh, (sharding.hidden,))
-        found, first = jnp.where(inside, row, found), first + table.shape[0]
-    return found
-
-
 def _one_device(
     hidden: Float[Array, "B T D"],
-    own: Float[Array, "B T D"],
     tables: tuple[Float[Array, "_ D"], ...],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
@@ -285,20 +252,20 @@ def _one_device(
         return x.reshape(chunks * size, *x.shape[2:])[:tokens].reshape(rows, positions, *x.shape[2:])
 
     def body(sums: Any, part: Any) -> tuple[Any, _Chunk]:
-        x, own, targets, weights = part
+        x, targets, weights = part
         served = _served(x, tables, head, trained)
         plain, kernel = (partial(_one_chunk, head=head, trained=trained, served=each) for each in (frozenset(), served))
         if not served or head.implementation == "pallas_tpu":
-            found, gradients = kernel(x, own, targets, weights, tables)
+            found, gradients = kernel(x, targets, weights, tables)
         else:
-            found, gradients = jax.lax.platform_dependent(x, own, targets, weights, tables, tpu=kernel, default=plain)
+            found, gradients = jax.lax.platform_dependent(x, targets, weights, tables, tpu=kernel, default=plain)
         return jax.tree.map(jnp.add, sums, gradients), found
 
     zeros = tuple(
         jnp.zeros(table.shape, jnp.float32) if train else None
         for table, train in zip(tables, trained or (), strict=False)
     )
-    sums, found = jax.lax.scan(body, zeros, (split(hidden), split(own), split(targets), split(weights)))
+    sums, found = jax.lax.scan(body, zeros, (split(hidden), split(targets), split(weights)))
     if head.sharding is not None and head.sharding.row_axes:
         sums = jax.lax.psum(sums, head.sharding.row_axes)
     return jax.tree.map(merge, found), sums
@@ -333,14 +300,13 @@ def _served(
     """
     if head.implementation == "xla" or trained is None or x.dtype != jnp.bfloat16:
         return frozenset()
-    sharded = head.sharding.embed_axes if head.sharding is not None else ((),) * len(tables)
-    frozen = [i for i, train in enumerate(trained) if not train and not sharded[i]]
+    split = [_axes(spec, 1) for spec in head.sharding.stored] if head.sharding is not None else [()] * len(tables)
+    frozen = [i for i, train in enumerate(trained) if not train and not split[i]]
     return frozenset(i for i in frozen if vocab_loss_tpu.sizes(len(x), tables[i].shape, tables[i].dtype.itemsize))
 
 
 def _one_chunk(
     x: Float[Array, "N D"],
-    own_row: Float[Array, "N D"],
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     tables: tuple[Float[Array, "_ D"], ...],
@@ -349,11 +315,13 @@ def _one_chunk(
     trained: tuple[bool, ...] | None,
     served: frozenset[int],
 ) -> tuple[_Chunk, tuple[Float[Array, "_ D"] | None, ...]]:
-    """``own_row``: the targets' rows; ``served``: tables whose sums the kernel makes."""
+    """``served``: tables whose sums the kernel makes."""
     axes = head.sharding.vocab_axes if head.sharding is not None else ((),) * len(tables)
-    ids = _targets(targets, tables, axes)
-    own_row = own_row.astype(jnp.float32)
-    own, own_slope = head.logits(jnp.sum(x.astype(jnp.float32) * own_row, axis=-1))
+    ids, rows = _targets(targets, tables, axes, x.dtype)
+    own_product = jnp.zeros(targets.shape, jnp.float32)
+    for row, axis in zip(rows, axes, strict=True):
+        own_product += _psum(jnp.sum(x.astype(jnp.float32) * row, axis=-1), axis)
+    own, own_slope = head.logits(own_product)
     scaling: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap}
 
     def sums(x: Float[Array, "N D"], reference: Float[Array, " N"]) -> _Sums:
@@ -396,11 +364,12 @@ def _one_chunk(
     z = 2 * head.z_loss * log_z
     scale = weights * head.scale / total * (1 + z)
     own_share = own_slope * (z * own_exp - others) / (1 + z)
-    gradient = own_share[:, None] * own_row
+    gradient = jnp.zeros(x.shape, jnp.float32)
     of_tables: list[Any] = []
-    for i, (table, own_ids, axis, e, train) in enumerate(zip(tables, ids, axes, found.kept, trained, strict=True)):
+    each = zip(tables, ids, rows, axes, found.kept, trained, strict=True)
+    for i, (table, own_ids, row, axis, e, train) in enumerate(each):
         part = e if i in served else jnp.einsum("NV,VD->ND", e, _cast(table, e), preferred_element_type=jnp.float32)
-        gradient += _psum(part, axis)
+        gradient += _psum(part + own_share[:, None] * row, axis)
         if train:
             every = jnp.where(_hits(own_ids, table), own_share[:, None], e.astype(jnp.float32)).astype(x.dtype)
             scaled = (x * scale[:, None]).astype(x.dtype)
@@ -412,16 +381,25 @@ def _one_chunk(
 
 
 def _targets(
-    targets: Int[Array, " N"], tables: tuple[Float[Array, "_ D"], ...], axes: tuple[tuple[str, ...], ...]
-) -> list[Int[Array, " N"]]:
-    """The target's row number in each table of this device; outside of the table: it is in another."""
-    ids, first = [], 0
+    targets: Int[Array, " N"], tables: tuple[Float[Array, "_ D"], ...], axes: tuple[tuple[str, ...], ...], dtype: Any
+) -> tuple[list[Int[Array, " N"]], list[Float[Array, "N D"]]]:
+    """The target's row number in each table of this device, and the row in float32 (0 where the table lacks it).
+
+    Rows are rounded to ``dtype``, in which products see them.
+    """
+    bits = jnp.finfo(dtype)
+    ids, rows, first = [], [], 0
     for table, axis in zip(tables, axes, strict=True):
         size = table.shape[0]
         ways = jax.lax.axis_size(axis) if axis else 1
-        ids.append(targets - first - (jax.lax.axis_index(axis) * size if axis else 0))
+        local = targets - first - (jax.lax.axis_index(axis) * size if axis else 0)
+        ids.append(local)
+        inside = (local >= 0) & (local < size)
+        row = jnp.take(table, local, axis=0, mode="clip").astype(jnp.float32)
+        row = jax.lax.reduce_precision(row, bits.nexp, bits.nmant)  # the compiler may skip a cast there and back
+        rows.append(jnp.where(inside[:, None], row, 0.0))
         first += size * ways
-    return ids
+    return ids, rows
 
 
 def _hits(ids: Int[Array, " N"], table: Float[Array, "V D"]) -> Bool[Array, "N V"]:
