@@ -45,7 +45,7 @@ class ZipperConfig:
         dtype: Of matrix products; parameters, norms, softmax and losses are float32.
         scan: Run identical blocks under lax.scan (constant compile time) or unrolled (faster on CPU for small models).
         remat: What the backward pass recomputes: "none", "dots" (all but matrix products) or "full" (all of a block).
-            Time and memory of the first two: docs/performance.md.
+            Time and memory of each: docs/performance.md.
         attention: Implementation of attention: "auto" chooses by platform and shapes, `zipper inspect --kernels` shows
             what; "dense", "blockwise", "pallas_tpu" (interpreted, slowly, where there is no TPU), see
             `ops.interval_attention`.
