@@ -241,6 +241,15 @@ def test_products_of_gradients_on_cpu_have_the_head_size_first():
     assert "2,2,40,8" not in shapes
 
 
+@pytest.mark.parametrize(("platform", "queries", "barriers"), [("cpu", 24, 1), ("cpu", 1, 0), ("tpu", 24, 0)])
+def test_keys_are_copied_only_where_it_pays(platform, queries, barriers):
+    """Not on a TPU, nor for a token of decoding, whose keys are a whole cache."""
+    q, k = (jax.ShapeDtypeStruct(s, "float32") for s in ((2, queries, 4, 8), (2, 40, 2, 8)))
+    ranges = [jax.ShapeDtypeStruct((2, queries), "int32")] * 2
+    traced = jax.jit(partial(interval_attention, implementation="dense")).trace(q, k, k, *ranges)
+    assert traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier") == barriers
+
+
 def test_auto_goes_blockwise_for_long_rows_only():
     assert max(_sizes(jax.make_jaxpr(partial(interval_attention))(*_long(1024)).jaxpr)) >= 1024 * 1024
     assert max(_sizes(jax.make_jaxpr(partial(interval_attention))(*_long(2048)).jaxpr)) < 2048 * 2048

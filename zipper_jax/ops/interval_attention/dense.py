@@ -41,8 +41,10 @@ def _exponentials(
     scale = h**-0.5 if scale is None else scale
     # Heads first and the group's queries in one axis: plain batched matrix products, forward and backward.
     by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
-    # The barrier is for the keys' gradient: XLA on CPU makes it in this order, head size first, in a third of the time.
-    turned = jax.lax.optimization_barrier(key.transpose(0, 2, 3, 1))
+    turned = key.transpose(0, 2, 3, 1)
+    if t > 1:
+        # For the keys' gradient: XLA on CPU makes it in this order, head size first, in a third of the time.
+        turned = jax.lax.platform_dependent(turned, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     scores = scale * jnp.einsum("BKXH,BKHS->BKXS", by_head, turned, preferred_element_type=jnp.float32)
     scores = scores.reshape(b, k, n // k, t, s)
     if softcap is not None:
