@@ -237,7 +237,7 @@ def test_what_the_tpu_kernel_serves():
     """What fits into VMEM, with tokens enough for each reading of the table; the rest stays with XLA."""
     assert sizes(2048, (256_000, 2304), 2) == Sizes(512, 512, 1024)
     assert sizes(256, (256_000, 2304), 2) == Sizes(512, 256, 256)
-    assert sizes(2048, (152_064, 8192), 4) is None or sizes(2048, (152_064, 8192), 4).resident >= 512
+    assert sizes(2048, (152_064, 8192), 4) is None, "too few tokens for each reading"
     for d in range(128, 20_000, 1152):
         for tokens, item in ((1, 2), (130, 2), (2048, 2), (2048, 4)):
             found = sizes(tokens, (151_552, d), item)

@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from zipper_jax.aot.bundles import Schedule
 from zipper_jax.ops.interval_attention.pallas_tpu import Blocks, block_ranges, in_order
+from zipper_jax.ops.tpu_kernels import LANES
 from zipper_jax.ops.vocab_loss_tpu import Sizes
 from zipper_jax.sharding.chips import Chip
 
@@ -27,7 +28,6 @@ _CALL = re.compile(
 _VOCAB = re.compile(r"^\s+%?(vocab_(sums|top)_(\d+)x(\d+)x(\d+)(?:\.\d+)?) = .*operand_layout_constraints=\{(.*)$")
 _MATRIX = re.compile(r"([a-z]+\d+)\[(\d+),(\d+)\]")
 _ARRAY = re.compile(r"([a-z]+\d+)\[(\d+),(\d+),(\d+),(\d+)\]")
-_LANES = 128
 
 
 class Kernel(NamedTuple):
@@ -115,10 +115,10 @@ def kernel_seconds(
     arithmetic = schedule.step + (run_end - run) * full + (last - first - run_end + run) * border  # [rows, blocks]
     heads, kv_heads = kernel.heads // kernel.together, kernel.together if kernel.heads == kernel.kv_heads else 1
     cycles = np.repeat(arithmetic[:, None], heads, axis=1)  # [rows, heads, blocks]
-    group, lanes = heads // (kernel.kv_heads // kv_heads), max(kernel.head_dim, _LANES)
+    group, lanes = heads // (kernel.kv_heads // kv_heads), max(kernel.head_dim, LANES)
     block = kernel.together * blocks.queries * lanes * kernel.itemsize
     keys = 2 * kv_heads * kernel.keys * lanes * kernel.itemsize
-    columns = blocks.queries * _LANES * 4
+    columns = blocks.queries * LANES * 4
     reads = np.full(cycles.shape, 3 * block if kernel.backward else block + columns, float)
     reads[:, ::group, 0] += keys
     writes = np.full(cycles.shape, block, float)
@@ -159,7 +159,7 @@ class VocabKernel(NamedTuple):
     def bytes_moved(self) -> float:
         """States and sums once, the table once for every part of the tokens."""
         parts = self.tokens // self.sizes.resident
-        lanes = 4 * self.tokens * _LANES * 4  # references, ids, totals, maxima
+        lanes = 4 * self.tokens * LANES * 4  # references, ids, totals, maxima
         return self.tokens * self.embed_dim * (2 + 4) + lanes + parts * self.vocabulary * self.embed_dim * self.itemsize
 
 
@@ -169,11 +169,10 @@ def vocab_calls(hlo: str) -> dict[str, VocabKernel]:
     for line in hlo.splitlines():
         if call := _VOCAB.match(line):
             name, kind, rows, block, resident, rest = call.groups()
-            (_, tokens, embed_dim), (dtype, *both) = _MATRIX.findall(rest)[:2]
-            d, vocabulary = sorted(map(int, both), key=int(embed_dim).__ne__)  # in either order
+            (_, tokens, _), (dtype, vocabulary, d) = _MATRIX.findall(rest)[:2]
             sizes = Sizes(int(rows), int(block), int(resident))
             item = 2 if dtype == "bf16" else 4
-            found[name] = VocabKernel(int(tokens), vocabulary, d, item, kind == "top", sizes)
+            found[name] = VocabKernel(int(tokens), int(vocabulary), int(d), item, kind == "top", sizes)
     return found
 
 

@@ -8,7 +8,6 @@ Axis letters: N tokens, D embed_dim, V vocabulary of one table.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-_LANES = 128
-_LOG2E = math.log2(math.e)
-_VMEM_LIMIT = 56 * 2**20  # of 64 MiB (v5p, tpu7x) or 128 MiB (v5e, v6e)
-_VMEM = 54 * 2**20  # of it, for what `_needed` counts
+from zipper_jax.ops.tpu_kernels import LANES, LOG2E, VMEM_LIMIT, by_platform
+
+_VMEM = VMEM_LIMIT - 2 * 2**20  # for what `_needed` counts
 _TABLE_ROWS = (512, 640, 384, 768, 256)  # of a block, the best first, by bundles for v5e
 _TOKENS = (512, 384, 256, 128)  # of a block
 _RESIDENT = 512  # tokens for which the table is read once, at least: with fewer, reading takes longer than the products
@@ -64,14 +62,14 @@ def sizes(tokens: int, table: tuple[int, ...], itemsize: int) -> Sizes | None:
         itemsize: Bytes of a value of the table.
     """
     vocabulary, embed_dim = table
-    if not tokens or embed_dim % _LANES:
+    if not tokens or embed_dim % LANES:
         return None
-    tokens = -(-tokens // _LANES) * _LANES
+    tokens = -(-tokens // LANES) * LANES
     parts = 2 if tokens >= _RESIDENT else 1  # v5p has two cores
     least = min(tokens // parts, _RESIDENT)
     for rows in (rows for rows in _TABLE_ROWS if vocabulary % rows == 0):
         for number in range(parts, tokens // least + 1):
-            resident = -(-tokens // number // _LANES) * _LANES
+            resident = -(-tokens // number // LANES) * LANES
             block = next(block for block in _TOKENS if resident % block == 0)
             found = Sizes(rows, block, resident)
             if _needed(found, embed_dim, itemsize) <= _VMEM:
@@ -83,7 +81,7 @@ def _needed(sizes: Sizes, embed_dim: int, itemsize: int) -> int:
     """Bytes of VMEM: rows of the table twice and, if they are cast, again; states and sums; a block's intermediates."""
     rows, block, resident = sizes
     of_table = rows * embed_dim * (2 * itemsize + (2 if itemsize > 2 else 0))
-    return of_table + resident * (6 * embed_dim + 10 * 4 * _LANES) + block * 4 * (embed_dim + 3 * rows)
+    return of_table + resident * (6 * embed_dim + 10 * 4 * LANES) + block * 4 * (embed_dim + 3 * rows)
 
 
 def sums(
@@ -104,7 +102,7 @@ def sums(
         reference: Logit that exponentials are relative to.
         scale, softcap: See `vocab_loss.OutputHead`.
     """
-    total, largest, product = _by_platform(x, table, ids, reference, scale, softcap, top=False)
+    total, largest, product = _run(x, table, ids, reference, scale, softcap, top=False)
     return Sums(jnp.sum(total, axis=-1), jnp.max(largest, axis=-1), product)
 
 
@@ -113,7 +111,7 @@ def top(
 ) -> Float[Array, " N"]:
     """The largest logit of each token; arguments as of `sums`."""
     nothing = jnp.zeros(x.shape[0], jnp.float32)
-    _, largest, _ = _by_platform(x, table, nothing.astype(jnp.int32), nothing, scale, softcap, top=True)
+    _, largest, _ = _run(x, table, nothing.astype(jnp.int32), nothing, scale, softcap, top=True)
     return jnp.max(largest, axis=-1)
 
 
@@ -123,7 +121,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     (rows, block, resident), scale, softcap, find_top = static.sizes, static.scale, static.softcap, static.top
     part, number = pl.program_id(0), pl.program_id(1)
     *cast, sem = cast_and_sem
-    tokens = pl.ds(pl.multiple_of(part * resident, _LANES), resident)
+    tokens = pl.ds(pl.multiple_of(part * resident, LANES), resident)
 
     def copy(source: Any, to: Any) -> None:
         transfer = pltpu.make_async_copy(source, to, sem)
@@ -148,7 +146,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         cast[0][...] = table[...].astype(x.dtype)
     used = cast[0] if cast else table
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    wide = (1, rows // _LANES)
+    wide = (1, rows // LANES)
 
     def step(at: Any) -> None:
         logits = dot(x[at, :], used[...], (((1,), (1,)), ((), ())))
@@ -160,7 +158,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         if find_top:
             largest[at, :] = _by_lane(jnp.maximum, largest[at, :], logits)
             return
-        e = jnp.exp2((logits - jnp.tile(reference[at, :], wide)) * _LOG2E)
+        e = jnp.exp2((logits - jnp.tile(reference[at, :], wide)) * LOG2E)
         columns = jax.lax.broadcasted_iota(jnp.int32, e.shape, 1)
         e = jnp.where(columns == jnp.tile(ids[at, :] - number * rows, wide), 0.0, e)
         total[at, :] = _by_lane(jnp.add, total[at, :], e)
@@ -177,19 +175,18 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 def _by_lane(op: Any, found: Array, x: Array) -> Array:
     """``op`` of [X, 128] and every 128 columns of [X, V]."""
-    for at in range(0, x.shape[1], _LANES):
-        found = op(found, x[:, at : at + _LANES])
+    for at in range(0, x.shape[1], LANES):
+        found = op(found, x[:, at : at + LANES])
     return found
 
 
-def _by_platform(
+def _run(
     x: Array, table: Array, ids: Array, reference: Array, scale: float, softcap: float | None, top: bool
 ) -> tuple[Array, Array, Array]:
     found = sizes(x.shape[0], table.shape, table.dtype.itemsize)
     assert found is not None, (x.shape, table.shape)
     static = _Static(float(scale), None if softcap is None else float(softcap), found, top)
-    compiled, interpreted = (functools.partial(_call, static=static, interpret=i) for i in (False, True))
-    return jax.lax.platform_dependent(x, table, ids, reference, tpu=compiled, default=interpreted)
+    return by_platform(_call, static)(x, table, ids, reference)
 
 
 def _call(
@@ -200,11 +197,11 @@ def _call(
     more = -tokens % resident
     x = jnp.pad(x, [(0, more), (0, 0)])
     ids, reference = (
-        jnp.broadcast_to(jnp.pad(each, (0, more))[:, None], (tokens + more, _LANES)) for each in (ids, reference)
+        jnp.broadcast_to(jnp.pad(each, (0, more))[:, None], (tokens + more, LANES)) for each in (ids, reference)
     )
-    vmem, lanes = pltpu.VMEM, pl.BlockSpec((resident, _LANES), lambda i, j: (i, 0))
+    vmem, lanes = pltpu.VMEM, pl.BlockSpec((resident, LANES), lambda i, j: (i, 0))
     cast = [] if table.dtype == x.dtype else [vmem((rows, d), x.dtype)]
-    by_lane = jax.ShapeDtypeStruct((tokens + more, _LANES), jnp.float32)
+    by_lane = jax.ShapeDtypeStruct((tokens + more, LANES), jnp.float32)
     stay = pl.BlockSpec(memory_space=pl.ANY)
     product, total, largest = pl.pallas_call(
         functools.partial(_kernel, static=static),
@@ -214,7 +211,7 @@ def _call(
         out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32), by_lane, by_lane],
         scratch_shapes=[vmem((resident, d), x.dtype), vmem((resident, d), jnp.float32), *cast, pltpu.SemaphoreType.DMA],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret,
         name=f"vocab_{'top' if static.top else 'sums'}_{rows}x{block}x{resident}",

@@ -18,7 +18,6 @@ step.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -28,14 +27,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from zipper_jax.ops.interval_attention.merging import merge
+from zipper_jax.ops.tpu_kernels import LANES, LOG2E, VMEM_LIMIT, by_platform
 
-_LANES = 128
 _HALF = 16  # bits; VMEM holds fewer than 2 ** 15 keys
-_LOG2E = math.log2(math.e)
 _HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # score of an invisible key
 # The smallest running maximum: far above _HIDDEN, so that exp2 of an invisible score is exactly 0.
 _LOWEST = 0.5 * _HIDDEN
-_VMEM_LIMIT = 56 * 2**20  # of 64 MiB (v5p, tpu7x) or 128 MiB (v5e, v6e)
 _VMEM_FOR_KEYS = 40 * 2**20
 
 
@@ -99,7 +96,7 @@ def _columns(start: Int[Array, "B T"], end: Int[Array, "B T"]) -> Int[Array, "B 
     Turning rows into columns inside the kernel would cost as much as a third of a block of scores.
     """
     packed = (start << _HALF) | (end - start)
-    return jnp.broadcast_to(packed[..., None], (*packed.shape, _LANES))
+    return jnp.broadcast_to(packed[..., None], (*packed.shape, LANES))
 
 
 def _loop(ranges: Any, block: Any, step: Any) -> None:
@@ -118,9 +115,9 @@ def _loop(ranges: Any, block: Any, step: Any) -> None:
 def _scores(products: Array, static: _Static) -> tuple[Array, Array | None]:
     """Scores in units of log2, and tanh of the capped ones."""
     if static.softcap is None:
-        return products * (static.scale * _LOG2E), None
+        return products * (static.scale * LOG2E), None
     capped = jnp.tanh(products * (static.scale / static.softcap))
-    return capped * (static.softcap * _LOG2E), capped
+    return capped * (static.softcap * LOG2E), capped
 
 
 def _visible(start: Any, end: Any, first: Any, blocks: Blocks) -> Array:
@@ -136,7 +133,7 @@ _PLAIN, _LEFT, _RIGHT = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())), (((1
 
 def _wide(x: Array, size: int) -> Array:
     """[X, 128] with equal lanes -> [X, size]."""
-    return x[:, :size] if size < _LANES else jnp.tile(x, (1, size // _LANES))
+    return x[:, :size] if size < LANES else jnp.tile(x, (1, size // LANES))
 
 
 def _forward_kernel(  # type: ignore[no-untyped-def]
@@ -288,7 +285,7 @@ def block_sizes(query: tuple[int, ...], key: tuple[int, ...], dtype: Any) -> Siz
     (_, t, n, h), (_, s, kv, _) = query, key
 
     def fitting(size: int, most: int) -> int:
-        while most > _LANES and -size % most > size // 4:
+        while most > LANES and -size % most > size // 4:
             most //= 2
         return most
 
@@ -296,7 +293,7 @@ def block_sizes(query: tuple[int, ...], key: tuple[int, ...], dtype: Any) -> Siz
         forward, backward = (Blocks(fitting(t, most.queries), fitting(s, most.keys)) for most in sizes[:2])
         return Sizes(forward, backward, sizes.heads)
 
-    if h > _LANES:
+    if h > LANES:
         return fitted(_WIDE)
     # Keys and values of both heads must fit into VMEM, or they would be processed in more parts.
     room = vmem_keys(h, dtype, _PAIRED.forward, _kv_heads(_PAIRED, n, kv))
@@ -314,7 +311,7 @@ def vmem_keys(h: int, dtype: Any, blocks: Blocks, kv_heads: int = 1) -> int:
 
     The backward pass holds keys, values and their gradients twice (one being transferred), and two float32 sums.
     """
-    lanes = -(-h // _LANES) * _LANES
+    lanes = -(-h // LANES) * LANES
     each = lanes * (8 * jnp.dtype(dtype).itemsize + 2 * 4) * kv_heads
     return max(1, _VMEM_FOR_KEYS // each // blocks.keys) * blocks.keys
 
@@ -326,8 +323,8 @@ def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, static: _
 
 
 def _attention_forward(q: Array, k: Array, v: Array, start: Array, end: Array, static: _Static) -> Any:
-    out, lse = _by_platform(_forward_call, static)(q, k, v, start, end)
-    return (out, lse[:, :, 0] / _LOG2E), (q, k, v, start, end, out, lse)
+    out, lse = by_platform(_forward_call, static)(q, k, v, start, end)
+    return (out, lse[:, :, 0] / LOG2E), (q, k, v, start, end, out, lse)
 
 
 def _attention_backward(static: _Static, residuals: Any, gradients: Any) -> Any:
@@ -337,16 +334,10 @@ def _attention_backward(static: _Static, residuals: Any, gradients: Any) -> Any:
     dlse = jnp.where(seen, dlse[:, :, None], 0.0)
     # Where no key is visible exp2(score - lse) must be 0.
     lse = jnp.where(seen, lse, -_HIDDEN)
-    return *_by_platform(_backward_call, static)(q, k, v, start, end, lse, dlse, out, do), None, None
+    return *by_platform(_backward_call, static)(q, k, v, start, end, lse, dlse, out, do), None, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _by_platform(call: Any, static: _Static) -> Any:
-    """``call``, compiled where it is lowered for a TPU (also ahead of time), interpreted elsewhere."""
-    compiled, interpreted = (functools.partial(call, static=static, interpret=x) for x in (False, True))
-    return lambda *args: jax.lax.platform_dependent(*args, tpu=compiled, default=interpreted)
 
 
 def _ordered(start: Array, end: Array, blocks: Blocks) -> tuple[Array, Any]:
@@ -363,10 +354,10 @@ def _forward_call(
     kv_heads = _kv_heads(static.sizes, n, kv)
     sharing = n // kv * kv_heads // p  # grid steps of a query block that read the same keys
     ranges, number = _ordered(start, end, static.sizes.forward)
-    columns = pl.BlockSpec((None, bq, _LANES), lambda b, n, i, found: (b, number(found, b, i), 0))
+    columns = pl.BlockSpec((None, bq, LANES), lambda b, n, i, found: (b, number(found, b, i), 0))
     query = pl.BlockSpec((p, None, bq, h), lambda b, n, i, found: (n, b, number(found, b, i), 0))
     keys = pl.BlockSpec((kv_heads, None, s, h), lambda b, n, i, *_: (jax.lax.div(n, sharing), b, 0, 0))
-    stats = pltpu.VMEM((p, bq, _LANES), jnp.float32)
+    stats = pltpu.VMEM((p, bq, LANES), jnp.float32)
     return pl.pallas_call(
         functools.partial(_forward_kernel, static=static),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -378,7 +369,7 @@ def _forward_call(
         ),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((n, b, 1, t), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret,
         name=f"interval_attention_{bq}x{bk}x{p}",
@@ -409,7 +400,7 @@ def _backward_call(
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret,
         name=f"interval_attention_gradients_{bq}x{bk}x{p}",
