@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from options import OPTIONS, batch_of, gradient_program, losses, numpy_tree, program
-from passes import equations, forward
+from passes import equations, forward, unimodal
 from tiny import ZIP, is_gate, pair, paths, random_params, with_gates
 
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.models.zipper import abstract_params, init_params, param_axes
+from zipper_jax.sequences import TowerBatch
 from zipper_jax.utils.configs import from_dict, to_dict
 from zipper_jax.utils.errors import UserError
 
@@ -48,6 +49,14 @@ def test_the_tpu_kernel_gives_the_same_gradients(name):
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
     for (path, g), (_, w) in zip(paths(numpy_tree(gradients)), paths(numpy_tree(wanted)), strict=True):
         np.testing.assert_allclose(g, w, atol=5e-5 * (1 + np.abs(w).max()), err_msg=str(path))
+
+
+def test_a_tower_computes_no_scores_of_later_halves_on_cpu():
+    """Of 128 tokens in two parts: 64 x 64 and 64 x 128 scores a head."""
+    batch = TowerBatch(*(np.zeros((1, 128), kind) for kind in "iifiii"))
+    traced = jax.make_jaxpr(partial(unimodal, pair(), tower="text", batch=batch))(abstract_params(pair()))
+    shapes = {e.outvars[0].aval.shape[-2:] for e in equations(traced.jaxpr) if e.primitive.name == "exp"}
+    assert shapes == {(64, 64), (64, 128)}
 
 
 def test_sines_are_computed_at_most_once_a_block_on_cpu():

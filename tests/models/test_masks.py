@@ -32,6 +32,8 @@ def check_self(batch):
         seen = np.flatnonzero(same & (batch.global_positions[b] <= batch.global_positions[b, t]))
         check_range(start[b, t], end[b, t], seen if segment else [], None if segment else batch.tokens.shape[1])
     check_contract(start, end, batch.tokens.shape[1])
+    later = end > np.arange(batch.tokens.shape[1]) + 1
+    assert not later[batch.segment_ids > 0].any()  # what towers promise of causal attention
 
 
 def check_cross(queries, keys):

@@ -269,7 +269,7 @@ auto = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=devices(sys.argv[1])[:4], axis_types=auto)
 spec = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
 rows = jax.NamedSharding(mesh, jax.P("data"))
-with using(Setting("auto", lambda *_: Partition(mesh, "data", "tensor", "tensor"))):
+with using(Setting("auto", lambda *_: Partition(mesh, "data", "tensor", "tensor"), mesh)):
     x = jax.ShapeDtypeStruct((2, 256, 4, 128), "bfloat16", sharding=spec)
     ranges = [jax.ShapeDtypeStruct((2, 256), "int32", sharding=rows)] * 2
     text = jax.jit(interval_attention).lower(x, x, x, *ranges).compile().as_text()

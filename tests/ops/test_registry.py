@@ -1,5 +1,6 @@
 """Which implementation of interval attention serves a call, and on which devices."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -82,3 +83,50 @@ def test_on_a_mesh_each_device_computes_its_rows_and_heads(kv_heads):
 def test_every_implementation_is_known_by_name():
     known = set(registry.get_args(registry.Implementation)) - {"auto"}
     assert {choose(Call("cpu", 4, 4, 8), name).implementation for name in known} == known
+
+
+# ---- causal attention ------------------------------------------------------------------------------------------------
+
+
+def packed(t, *lengths):
+    """Ranges of causal attention within examples; the rest of the row is padding."""
+    start = np.full((1, t), t, np.int32)
+    end = np.full((1, t), t, np.int32)
+    for first, last in itertools.pairwise(itertools.accumulate(lengths, initial=0)):
+        start[0, first:last], end[0, first:last] = first, np.arange(first + 1, last + 1)
+    return jnp.asarray(start), jnp.asarray(end)
+
+
+@pytest.mark.parametrize(
+    ("t", "lengths"), [(100, [100]), (128, [40, 70]), (131, [131]), (300, [1, 150, 149]), (1030, [600, 300])]
+)
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_causal_attention_in_parts_is_the_same(t, lengths, implementation):
+    """Its gradients and log-sum-exps too; the difference is of float32 sums in another order."""
+    q, k, v, *_ = arrays(np.random.default_rng(2), 1, t, 4, 2, 8)
+    start, end = packed(t, *lengths)
+
+    def loss(q, k, v, causal):
+        options = {"implementation": implementation, "softcap": 20.0, "return_lse": True, "causal": causal}
+        out, lse = interval_attention(q, k, v, start, end, **options)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(jnp.where(jnp.isinf(lse), 0.0, lse)))
+
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+    (total, found), (wanted_total, wanted) = program(q, k, v, True), program(q, k, v, False)
+    assert float(total) == pytest.approx(float(wanted_total), rel=1e-5)
+    for f, w in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(f, w, atol=1e-5 * np.abs(w).max())
+
+
+@pytest.mark.parametrize(("t", "share"), [(64, 1.0), (128, 0.75), (256, 0.75), (512, 0.625), (1024, 0.625)])
+def test_causal_attention_computes_fewer_scores(t, share):
+    x = arrays(np.random.default_rng(0), 1, t, 2, 2, 8)
+    traced = jax.make_jaxpr(partial(interval_attention, causal=True))(*x)
+    exponentials = [e.outvars[0].aval.size for e in traced.eqns if e.primitive.name == "exp"]
+    assert sum(exponentials) == share * 2 * t * t
+
+
+def test_causal_attention_needs_as_many_keys_as_queries():
+    q, k, v, start, end = arrays(np.random.default_rng(0), 1, 8, 2, 2, 8)
+    with pytest.raises(ValueError, match="causal attention of 4 queries to 8 keys"):
+        interval_attention(q[:, :4], k, v, start[:, :4], end[:, :4], causal=True)

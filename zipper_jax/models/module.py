@@ -282,8 +282,8 @@ class Execution:
 
     def attending(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """``body`` with this tower's implementation of attention, on its mesh, also in fusions of the user's."""
-        sharded = getattr(self.placer, "mesh", None) is not None
-        setting = Setting(self.attention, self.partition if sharded else None)
+        mesh = getattr(self.placer, "mesh", None)
+        setting = Setting(self.attention, None if mesh is None else self.partition, mesh)
 
         @functools.wraps(body)
         def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from zipper_jax.models import rotary
 from zipper_jax.models.cache import KEY_AXES, KeyValue, TowerCache, write_keys
 from zipper_jax.models.config_parts import TowerConfig
 from zipper_jax.models.dropout import ATTENTION, MLP_OUTPUT, TowerDropout
-from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, token_product
+from zipper_jax.models.layers import MLP, GatedMLP, Linear, Norm, side_by_side, token_product
 from zipper_jax.models.masks import Order, Range, attention_range
 from zipper_jax.models.module import Execution, Module, loop, member, param, stack
 from zipper_jax.models.rotary import Layer
@@ -95,13 +95,13 @@ class Attention(Module):
         self, y: Float[Array, "B T D"], positions: Int[Array, "B T"], layer: Layer
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Query, key and value of each token, with RoPE by local position where the tower uses it."""
-        query, key = self.query(y), self.key(y)
+        query, key, value = side_by_side(y, self.query, self.key, self.value)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.positions == "rotary":
             by = rotary.turn(positions, rotary.rotation(self.config, layer))
             query, key = rotary.rotate(query, by), rotary.rotate(key, by)
-        return query, key, self.value(y)
+        return query, key, value
 
     @jax.named_scope("self_attention")
     def attend(
@@ -113,8 +113,12 @@ class Attention(Module):
         layer: Layer,
         distance_bias: Float[Array, "N W"] | None = None,
         more: Sequence[More] = (),
+        causal: bool = False,
     ) -> Float[Array, "B T N H"]:
-        """Attention over the visible keys, narrowed by the layer's window, and the ``more`` keys, in one softmax."""
+        """Attention over the visible keys, narrowed by the layer's window, and the ``more`` keys, in one softmax.
+
+        ``causal``: the keys are the queries' own tokens, none of which sees a later one.
+        """
         start, end = visible
         window = rotary.window(self.config, layer)
         if window is not None:
@@ -122,9 +126,10 @@ class Attention(Module):
         attend: Any = partial(
             interval_attention, query, scale=self.config.attention_scale, softcap=self.config.attention_softcap
         )
+        to_own: Any = partial(attend, key, value, start, end, distance_bias=distance_bias, causal=causal)
         if not more:
-            return attend(key, value, start, end, distance_bias=distance_bias)
-        parts = [attend(key, value, start, end, distance_bias=distance_bias, return_lse=True)]
+            return to_own()
+        parts = [to_own(return_lse=True)]
         gated = []
         for each in more:
             part = attend(each.key, each.value, *each.visible, return_lse=True)
@@ -207,8 +212,9 @@ class Block(Module):
             place = places[name]
             others = [More(*keys[other], seen) for other, seen in (place.others or {}).items() if other in keys]
             others += more if name == OWN else ()
+            causal = name == OWN and kept[name] is None
             attended = self.attention.attend(
-                queries[name], *keys[name], place.visible, layer, place.distance_bias, others
+                queries[name], *keys[name], place.visible, layer, place.distance_bias, others, causal
             )
             outputs[name] = self._output(x, attended, None if not dropout else dropout[name].at(layer))
         return outputs, kept

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from zipper_jax.models.config_parts import FUSION_FIELDS, TowerConfig, ZipConfig
 from zipper_jax.models.fusion.base import CacheEntry, Fusion, SourceState, register
-from zipper_jax.models.layers import MLP, Linear, Norm, Projection
+from zipper_jax.models.layers import MLP, Linear, Norm, Projection, side_by_side
 from zipper_jax.models.masks import Range
 from zipper_jax.models.module import Module, param
 from zipper_jax.models.rotary import Rotation, frequencies, rotate, turn
@@ -71,7 +71,8 @@ class CrossAttention(Module):
 
     def keys_and_values(self, h: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> KeyValue:
         """Keys and values, [B, S, K, H] each."""
-        return KeyValue(self._turned(self.key(h), self.key_offset, positions, 1), self.value(h))
+        key, value = side_by_side(h, self.key, self.value)
+        return KeyValue(self._turned(key, self.key_offset, positions, 1), value)
 
     def queries(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T N H"]:
         """Queries of x."""

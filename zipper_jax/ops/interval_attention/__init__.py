@@ -38,6 +38,7 @@ def interval_attention(
     distance_bias: Float[Array, "N W"] | None = None,
     implementation: Implementation | None = None,
     return_lse: bool = False,
+    causal: bool = False,
 ) -> Any:
     """Softmax attention over the visible range of each query; scores and softmax in float32, output in query's dtype.
 
@@ -52,6 +53,8 @@ def interval_attention(
             the backward pass, so that float32 [B, N, T, S] is never allocated; "pallas_tpu" is a kernel that skips the
             scores that no query sees; "auto" chooses by platform and shapes (`registry.choose`); None: the model's
             ``ZipperConfig.attention``, outside of a model "auto".
+        causal: A promise: queries and keys are the same tokens, T = S, and no query sees a key after itself, so that
+            what nobody sees can be left out where ranges are not read before the products ("dense" and "blockwise").
         return_lse: Also return the log-sum-exp of each query's visible scores, for `merge_attention`.
 
     Returns:
@@ -59,10 +62,12 @@ def interval_attention(
         visible.
 
     Raises:
-        ValueError: N is not a multiple of K, or the implementation is unknown.
+        ValueError: N is not a multiple of K, the implementation is unknown, or T != S in causal attention.
     """
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{query.shape[2]} query heads are not a multiple of {key.shape[2]} key/value heads")
+    if causal and query.shape[1] != key.shape[1]:
+        raise ValueError(f"causal attention of {query.shape[1]} queries to {key.shape[1]} keys: give as many")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = run(query, key, value, start, end, scale, softcap, distance_bias, implementation, return_lse)
+    out, lse = run(query, key, value, start, end, scale, softcap, distance_bias, implementation, return_lse, causal)
     return (out, lse) if return_lse else out

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from zipper_jax.ops.cpu_layout import held_on_cpu
+
 EMPTY = float(np.finfo(np.float32).min) / 2
 """The largest score of a query without visible keys; no real score is as low."""
 
@@ -41,11 +43,9 @@ def _exponentials(
     scale = h**-0.5 if scale is None else scale
     # Heads first and the group's queries in one axis: plain batched matrix products, forward and backward.
     by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
-    turned = key.transpose(0, 2, 3, 1)
     if t > 1:
-        # For the keys' gradient: XLA on CPU makes it in this order, head size first, in a third of the time.
-        turned = jax.lax.platform_dependent(turned, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-    scores = scale * jnp.einsum("BKXH,BKHS->BKXS", by_head, turned, preferred_element_type=jnp.float32)
+        key = held_on_cpu(key, (0, 2, 3, 1))  # for its gradient
+    scores = scale * jnp.einsum("BKXH,BSKH->BKXS", by_head, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(b, k, n // k, t, s)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)

@@ -4,12 +4,14 @@ Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, H hea
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
@@ -21,6 +23,8 @@ Implementation = Literal["auto", "dense", "blockwise", "pallas_tpu"]
 _DENSE_LIMIT = 1024 * 1024
 # Blocks have 128 queries or more: with fewer (single tokens in decoding) the kernel would compute mostly padding.
 _KERNEL_QUERIES = 128
+# Causal attention on CPU is computed in two to four parts, if they have so many queries (two also from half as many).
+_PART = 128
 
 
 class Call(NamedTuple):
@@ -100,11 +104,13 @@ class Setting:
 
     Attributes:
         implementation: The configured one.
-        partition: (shape of query, shape of key) -> how they are sharded; None: no mesh.
+        partition: (shape of query, shape of key) -> how they are sharded over ``mesh``; None: no mesh.
+        mesh: The devices.
     """
 
     implementation: Implementation = "auto"
     partition: Callable[[tuple[int, ...], tuple[int, ...]], Partition] | None = None
+    mesh: Mesh | None = None
 
 
 _context = threading.local()
@@ -126,25 +132,55 @@ def current() -> Setting:
     return getattr(_context, "setting", Setting())
 
 
+def platform() -> str:
+    """Of the devices that the program traced here is for: "cpu", "gpu", "tpu"."""
+    mesh = current().mesh
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def on_one_cpu() -> bool:
+    """Whether the program traced here is for a single device, a CPU."""
+    mesh = current().mesh
+    return platform() == "cpu" and (mesh is None or mesh.size == 1)
+
+
 # ---- the call --------------------------------------------------------------------------------------------------------
 
 
 def run(
     query: Array, key: Array, value: Array, start: Array, end: Array, scale: float, softcap: float | None,
-    distance_bias: Array | None, implementation: Implementation | None, return_lse: bool,
+    distance_bias: Array | None, implementation: Implementation | None, return_lse: bool, causal: bool = False,
 ) -> Any:  # fmt: skip
     """Output and log-sum-exp (None without ``return_lse``) by the chosen implementation."""
     setting = current()
     partition = None if setting.partition is None else setting.partition(query.shape, key.shape)
-    platform = jax.default_backend() if partition is None else partition.mesh.devices.flat[0].platform
-    if partition is None and platform == "tpu" and jax.device_count() > 1:
-        platform = "cpu"  # the program may span devices, over which the compiler cannot partition a kernel
-    call = Call(platform, query.shape[1], key.shape[1], query.shape[3], distance_bias is not None)
+    device = platform()
+    if partition is None and device == "tpu" and jax.device_count() > 1:
+        device = "cpu"  # the program may span devices, over which the compiler cannot partition a kernel
+    call = Call(device, query.shape[1], key.shape[1], query.shape[3], distance_bias is not None)
     chosen = choose(call, implementation or setting.implementation).implementation
     if chosen == "pallas_tpu":
         return _kernel(query, key, value, start, end, scale, softcap, partition)
     plain = {"dense": dense.attention, "blockwise": blockwise.attention}[chosen]
+    if causal and device == "cpu" and call.queries >= _PART:
+        plain = _in_parts(plain, max(2, min(4, call.queries // _PART)))
     return plain(query, key, value, start, end, scale, softcap, distance_bias, return_lse)
+
+
+def _in_parts(plain: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """``plain`` for causal attention, in so many parts of the queries, each with the keys up to its end.
+
+    Four parts compute 5/8 of all scores.
+    """
+
+    def attend(query: Array, key: Array, value: Array, start: Array, end: Array, *options: Any) -> Any:
+        found = []
+        for first, last in itertools.pairwise(query.shape[1] * i // parts for i in range(parts + 1)):
+            queries, starts, ends = (x[:, first:last] for x in (query, start, end))
+            found.append(plain(queries, key[:, :last], value[:, :last], starts, ends, *options))
+        return jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *found)
+
+    return attend
 
 
 def _kernel(
