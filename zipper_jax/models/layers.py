@@ -45,7 +45,7 @@ def token_product(equation: str, x: Array, kernel: Array, **options: Any) -> Arr
     kernel_first = f",{inputs}" in equation  # the summed axes
     equation = equation.replace(equation[:2], "X")
     if count > 1:  # einsum sums over axes in the order of their letters: another than theirs would transpose both
-        equation = equation.translate(str.maketrans(dict(zip(inputs, string.ascii_lowercase, strict=False))))
+        equation = equation.translate(str.maketrans(inputs, string.ascii_lowercase[:count]))
 
     def product(x: Array, kernel: Array) -> Array:
         return jnp.einsum(equation, x, kernel, **options)
