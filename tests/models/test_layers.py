@@ -114,3 +114,23 @@ def test_they_stay_apart_for_few_tokens_and_on_a_mesh():
     alone = jax.make_mesh((1, 1), ("data", "tensor"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2)
     with using(Setting("auto", None, alone)):
         assert products(layers, many) == 1
+
+
+class Doubled(Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+def test_a_layer_of_ones_own_is_called():
+    layers, (x,) = maps(False), arrays((4, 160, 24))
+    layers[1] = Doubled("BTD,DKH->BTKH", (24, 2, 8), (None,) * 3, fan_in=24, outputs=2, rngs=nnx.Rngs(0))
+    layers[1].kernel = maps(False)[1].kernel
+    found = side_by_side(x, *layers)
+    np.testing.assert_array_equal(found[1], layers[1](x))
+    np.testing.assert_allclose(found[1], 2 * side_by_side(x, *maps(False))[1], atol=1e-5)
+
+
+def test_layers_of_several_dtypes_keep_them():
+    layers, (x,) = maps(False), arrays((4, 160, 24))
+    layers[2].dtype = jnp.bfloat16
+    assert [y.dtype for y in side_by_side(x, *layers)] == [jnp.float32, jnp.float32, jnp.bfloat16]

@@ -100,12 +100,14 @@ class Linear(Module):
 
 
 def side_by_side(x: Float[Array, "B T D"], *layers: Linear) -> list[Array]:
-    """``[layer(x) for layer in layers]``, of kernels [D, ...] and one dtype.
+    """``[layer(x) for layer in layers]``, of kernels [D, ...].
 
-    By one product for all on a CPU: XLA computes a wide one faster than narrow ones, its gradients too.
+    By one product for all on a CPU: XLA computes a wide one faster than narrow ones, its gradients too. Layers of
+    another class, which a user has put in a model, are called.
     """
     b, t, d = x.shape
-    if b * t < _MANY or not on_one_cpu():
+    alike = all(type(layer) is Linear and layer.dtype == layers[0].dtype for layer in layers)
+    if b * t < _MANY or not alike or not on_one_cpu():
         return [layer(x) for layer in layers]
     dtype, shapes = layers[0].dtype, [layer.kernel.shape[1:] for layer in layers]
     kernels = [layer.kernel[...].astype(dtype).reshape(d, -1) for layer in layers]
