@@ -42,3 +42,24 @@ def test_a_program_that_runs_again_gets_the_memory_it_had():
         assert given_back > 16_000  # pages of 4 KiB: the check can fail
     if "[never]" not in setting:
         assert kept_huge > 2**16  # kB: the 64 MiB of the temporary buffer and more
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize("limits", ["", "ulimit -v 8000000", "ulimit -d 8000000", "export MALLOC_PERTURB_=85"])
+def test_addresses_are_taken_only_where_there_is_no_limit(limits):
+    program = """
+from zipper_jax.utils.heap import keep_freed_memory
+status = lambda: {line.split()[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Vm")}
+before = status()
+keep_freed_memory()
+after = status()
+print(*(after[name] - before[name] for name in ("VmSize:", "VmRSS:")))
+"""
+    shell = f"{limits or 'true'}; exec {sys.executable} -c '{program}'"
+    done = subprocess.run(
+        ["bash", "-c", shell], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True
+    )
+    addresses, memory = map(int, done.stdout.split())
+    assert memory < 2**14  # kB
+    if limits:
+        assert addresses < 2**14

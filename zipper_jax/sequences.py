@@ -43,6 +43,8 @@ Example = tuple[Span, ...]
 class TowerBatch(NamedTuple):
     """The input and targets of one tower, NumPy or JAX arrays; all fields of padding are 0.
 
+    Global positions increase from token to token of an example (a segment of a row): no two of them are equal.
+
     ``next_modality`` is the target of the choice that a model may make at an end token (`models.choice`): the number of
     the next span's modality in the sorted order of the layout, from 1; one more than there are modalities where the
     example ends; 0 at all other tokens. None: not known.

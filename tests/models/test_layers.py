@@ -25,6 +25,8 @@ PRODUCTS = [
     ("BTNH,NHD->BTD", (4, 8), (4, 8, 24)),
     ("BSGI,GIKH->BSKH", (2, 12), (2, 12, 2, 8)),
     ("BTD,VD->BTV", (24,), (11, 24)),
+    ("BTNH,NHa->BTa", (4, 8), (4, 8, 24)),
+    ("BTX,XD->BTD", (24,), (24, 40)),
 ]
 
 
@@ -80,6 +82,12 @@ def maps(bias):
     return layers
 
 
+def alone():
+    """Set for a program of one device; there are eight."""
+    axes = {"devices": jax.devices()[:1], "axis_types": (AxisType.Auto,) * 2}
+    return using(Setting("auto", None, jax.make_mesh((1, 1), ("data", "tensor"), **axes)))
+
+
 def products(layers, x):
     return str(jax.make_jaxpr(lambda x: side_by_side(x, *layers))(x)).count("dot_general")
 
@@ -96,23 +104,26 @@ def test_maps_of_one_input_are_each_map(bias):
     def total(x, params, apart):
         return sum(jnp.sum(jnp.sin(y)) for y in outputs(x, params, apart))
 
-    for f, w in zip(outputs(x, state[1], False), outputs(x, state[1], True), strict=True):
-        np.testing.assert_allclose(f, w, atol=1e-5)
-    assert products(layers, x) == 1
-    found, wanted = (jax.tree.leaves(jax.grad(total, argnums=(0, 1))(x, state[1], apart)) for apart in (False, True))
+    with alone():
+        for f, w in zip(outputs(x, state[1], False), outputs(x, state[1], True), strict=True):
+            np.testing.assert_allclose(f, w, atol=1e-5)
+        assert products(layers, x) == 1
+        found, wanted = (
+            jax.tree.leaves(jax.grad(total, argnums=(0, 1))(x, state[1], apart)) for apart in (False, True)
+        )
     for f, w in zip(found, wanted, strict=True):
         np.testing.assert_allclose(f, w, atol=1e-5 * np.abs(w).max())
 
 
-def test_they_stay_apart_for_few_tokens_and_on_a_mesh():
-    """A copy of kernels for few tokens is most of the work; kernels of a mesh may be sharded along what is joined."""
+def test_they_stay_apart_for_few_tokens_and_on_several_devices():
+    """A copy of kernels for few tokens is most of the work; kernels may be sharded along what is joined."""
     layers, (few, many) = maps(False), arrays((2, 8, 24), (4, 160, 24))
-    assert products(layers, few) == 3
+    assert products(layers, many) == 3
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     with using(Setting("auto", None, mesh)):
         assert products(layers, many) == 3
-    alone = jax.make_mesh((1, 1), ("data", "tensor"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2)
-    with using(Setting("auto", None, alone)):
+    with alone():
+        assert products(layers, few) == 3
         assert products(layers, many) == 1
 
 
@@ -125,12 +136,16 @@ def test_a_layer_of_ones_own_is_called():
     layers, (x,) = maps(False), arrays((4, 160, 24))
     layers[1] = Doubled("BTD,DKH->BTKH", (24, 2, 8), (None,) * 3, fan_in=24, outputs=2, rngs=nnx.Rngs(0))
     layers[1].kernel = maps(False)[1].kernel
-    found = side_by_side(x, *layers)
-    np.testing.assert_array_equal(found[1], layers[1](x))
-    np.testing.assert_allclose(found[1], 2 * side_by_side(x, *maps(False))[1], atol=1e-5)
+    with alone():
+        found = side_by_side(x, *layers)
+        np.testing.assert_array_equal(found[1], layers[1](x))
+        np.testing.assert_allclose(found[1], 2 * side_by_side(x, *maps(False))[1], atol=1e-5)
 
 
-def test_layers_of_several_dtypes_keep_them():
+def test_layers_that_differ_are_each_layer():
     layers, (x,) = maps(False), arrays((4, 160, 24))
     layers[2].dtype = jnp.bfloat16
-    assert [y.dtype for y in side_by_side(x, *layers)] == [jnp.float32, jnp.float32, jnp.bfloat16]
+    turned = Linear("BTD,FD->BTF", (24, 24), (None, None), fan_in=24, rngs=nnx.Rngs(1))
+    with alone():
+        assert [y.dtype for y in side_by_side(x, *layers)] == [jnp.float32, jnp.float32, jnp.bfloat16]
+        np.testing.assert_array_equal(side_by_side(x, layers[0], turned)[1], turned(x))

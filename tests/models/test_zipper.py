@@ -23,11 +23,13 @@ from options import (
     numpy_tree,
     program,
 )
-from passes import attention_weights, forward, unimodal
-from tiny import PAIR_LAYOUT, PAIR_LENGTHS, is_gate, map_paths, paths, random_params
+from passes import attention_weights, equations, forward, unimodal
+from tiny import PAIR_LAYOUT, PAIR_LENGTHS, TEXT, is_gate, map_paths, paths, random_params, random_rows
 
 from zipper_jax.models.config import ModalityConfig, ZipperConfig
 from zipper_jax.sequences import Span, rows_to_towers
+from zipper_jax.sharding.mesh import MeshConfig, make_mesh
+from zipper_jax.sharding.rules import Placement
 
 TOLERANCE = 3e-5  # float32 logits of order 1 against float64
 
@@ -111,6 +113,45 @@ def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
                     felt_across.add((tower, other))
     wanted = {(z.other(into), into) for z in config.zips for into in z.receivers}
     assert felt_across >= wanted, "a test that sees no effect across towers proves nothing"
+
+
+MANY = {"text": 160, "speech": 260}
+
+
+@pytest.mark.parametrize("name", ["paper", "heads", "shared attention"])
+def test_programs_of_many_tokens_on_one_cpu(name):
+    """They join products and halve causal attention; the paper's equations and causality hold in them as well."""
+    config = OPTIONS[name]
+    params = random_params(config)
+    kind = {"tries": 30, "longest": 60, "most_spans": 4}
+    rows = random_rows(np.random.default_rng(0), 4, PAIR_LAYOUT, MANY, **kind)
+    towers = rows_to_towers(rows, PAIR_LAYOUT, MANY)
+    mesh = MeshConfig(data=1)
+    run = partial(forward, config, placer=Placement(make_mesh(mesh, jax.devices()[:1]), mesh))
+    traced = [*equations(jax.make_jaxpr(run)(params, towers).jaxpr)]
+    halves = {e.outvars[0].aval.shape[-2:] for e in traced if e.primitive.name == "exp"}
+    assert {(128, 128), (32, 160), (192, 192), (68, 260)} <= halves
+    assert "concatenate" in {e.primitive.name for e in traced if e.outvars[0].aval.shape[:1] == (TEXT.embed_dim,)}
+
+    compiled = jax.jit(run)
+    before = numpy_tree(compiled(params, towers))
+    for b, row in enumerate(rows):
+        for segment, example in enumerate(row, start=1):
+            wanted = reference.logits(config, params, example, layout_of(config))
+            for tower, batch in towers.items():
+                slots = batch.segment_ids[b] == segment
+                np.testing.assert_allclose(before[tower][b, slots], wanted[tower], atol=TOLERANCE)
+    for tower, batch in towers.items():
+        for b, slot in np.argwhere(batch.segment_ids > 0)[:: MANY[tower] // 8]:
+            tokens = batch.tokens.copy()
+            tokens[b, slot] = (tokens[b, slot] + 7) % config.towers[tower].vocab_size
+            after = numpy_tree(compiled(params, {**towers, tower: batch._replace(tokens=tokens)}))
+            assert (after[tower][b, slot] != before[tower][b, slot]).any()
+            for other, o in towers.items():
+                may_feel = np.zeros(o.tokens.shape, bool)
+                same = o.segment_ids[b] == batch.segment_ids[b, slot]
+                may_feel[b] = same & (o.global_positions[b] >= batch.global_positions[b, slot])
+                np.testing.assert_array_equal(after[other][~may_feel], before[other][~may_feel])
 
 
 # ---- rule 3: the unimodal path (bitwise) -----------------------------------------------------------------------------

@@ -42,10 +42,11 @@ def token_product(equation: str, x: Array, kernel: Array, **options: Any) -> Arr
     """
     b, t, *features = x.shape
     count, inputs = len(features), equation[2 : 2 + len(features)]
-    kernel_first = f",{inputs}" in equation  # the summed axes
-    equation = equation.replace(equation[:2], "X")
+    inputs_first = f",{inputs}" in equation
+    rows, *free = (letter for letter in "X" + string.ascii_lowercase if letter not in equation)
+    equation = equation.replace(equation[:2], rows)
     if count > 1:  # einsum sums over axes in the order of their letters: another than theirs would transpose both
-        equation = equation.translate(str.maketrans(inputs, string.ascii_lowercase[:count]))
+        equation = equation.translate(str.maketrans(inputs, "".join(free[:count])))
 
     def product(x: Array, kernel: Array) -> Array:
         return jnp.einsum(equation, x, kernel, **options)
@@ -55,7 +56,7 @@ def token_product(equation: str, x: Array, kernel: Array, **options: Any) -> Arr
 
     x = x.reshape(b * t, *features)
     few = 0 < b * t < _FEW
-    if b * t >= _MANY and kernel_first and kernel.size <= math.prod(features) ** 2:
+    if b * t >= _MANY and inputs_first and kernel.size <= math.prod(features) ** 2:
         kernel = held_on_cpu(kernel, (*range(count, kernel.ndim), *range(count)))
     y = jax.lax.platform_dependent(x, kernel, tpu=padded, default=product) if few else product(x, kernel)
     return y.reshape(b, t, *y.shape[1:])
@@ -100,13 +101,12 @@ class Linear(Module):
 
 
 def side_by_side(x: Float[Array, "B T D"], *layers: Linear) -> list[Array]:
-    """``[layer(x) for layer in layers]``, of kernels [D, ...].
+    """``[layer(x) for layer in layers]``; on a CPU by one product: XLA computes a wide one faster than narrow ones.
 
-    By one product for all on a CPU: XLA computes a wide one faster than narrow ones, its gradients too. Layers of
-    another class, which a user has put in a model, are called.
+    Layers that differ in dtype, that are not "BTD,D…->BT…", or of a class that a user has put in a model, are called.
     """
     b, t, d = x.shape
-    alike = all(type(layer) is Linear and layer.dtype == layers[0].dtype for layer in layers)
+    alike = all(_is_plain(layer) and layer.dtype == layers[0].dtype for layer in layers)
     if b * t < _MANY or not alike or not on_one_cpu():
         return [layer(x) for layer in layers]
     dtype, shapes = layers[0].dtype, [layer.kernel.shape[1:] for layer in layers]
@@ -114,6 +114,13 @@ def side_by_side(x: Float[Array, "B T D"], *layers: Linear) -> list[Array]:
     y = token_product("BTD,DE->BTE", x.astype(dtype), jnp.concatenate(kernels, axis=1))
     parts = jnp.split(y, list(itertools.accumulate(map(math.prod, shapes[:-1]))), axis=-1)
     return [layer.biased(part.reshape(b, t, *shape)) for layer, part, shape in zip(layers, parts, shapes, strict=True)]
+
+
+def _is_plain(layer: Any) -> bool:
+    if type(layer) is not Linear:
+        return False
+    (b, t, d), outputs = layer.equation[:3], layer.equation.partition("->")[2][2:]
+    return layer.equation == f"{b}{t}{d},{d}{outputs}->{b}{t}{outputs}"
 
 
 class Norm(Module):

@@ -54,7 +54,7 @@ def interval_attention(
             scores that no query sees; "auto" chooses by platform and shapes (`registry.choose`); None: the model's
             ``ZipperConfig.attention``, outside of a model "auto".
         causal: A promise: queries and keys are the same tokens, T = S, and no query sees a key after itself, so that
-            what nobody sees can be left out where ranges are not read before the products ("dense" and "blockwise").
+            on CPU "dense" and "blockwise" leave out scores that nobody sees.
         return_lse: Also return the log-sum-exp of each query's visible scores, for `merge_attention`.
 
     Returns:

@@ -4,7 +4,6 @@ Axis letters: B rows, T queries, S keys, N query heads, K key/value heads, H hea
 """
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ Implementation = Literal["auto", "dense", "blockwise", "pallas_tpu"]
 _DENSE_LIMIT = 1024 * 1024
 # Blocks have 128 queries or more: with fewer (single tokens in decoding) the kernel would compute mostly padding.
 _KERNEL_QUERIES = 128
-# Causal attention on CPU is computed in two to four parts, if they have so many queries (two also from half as many).
-_PART = 128
+# Causal attention on CPU is computed in halves from so many queries on; the first is a multiple of _ALIGNED.
+_TWO_HALVES, _ALIGNED = 128, 64
 
 
 class Call(NamedTuple):
@@ -141,7 +140,7 @@ def platform() -> str:
 def on_one_cpu() -> bool:
     """Whether the program traced here is for a single device, a CPU."""
     mesh = current().mesh
-    return platform() == "cpu" and (mesh is None or mesh.size == 1)
+    return platform() == "cpu" and (jax.device_count() if mesh is None else mesh.size) == 1
 
 
 # ---- the call --------------------------------------------------------------------------------------------------------
@@ -154,7 +153,8 @@ def run(
     """Output and log-sum-exp (None without ``return_lse``) by the chosen implementation."""
     setting = current()
     partition = None if setting.partition is None else setting.partition(query.shape, key.shape)
-    device = platform()
+    device = platform() if partition is None else partition.mesh.devices.flat[0].platform
+    on_cpu = device == "cpu"
     if partition is None and device == "tpu" and jax.device_count() > 1:
         device = "cpu"  # the program may span devices, over which the compiler cannot partition a kernel
     call = Call(device, query.shape[1], key.shape[1], query.shape[3], distance_bias is not None)
@@ -162,23 +162,21 @@ def run(
     if chosen == "pallas_tpu":
         return _kernel(query, key, value, start, end, scale, softcap, partition)
     plain = {"dense": dense.attention, "blockwise": blockwise.attention}[chosen]
-    if causal and device == "cpu" and call.queries >= _PART:
-        plain = _in_parts(plain, max(2, min(4, call.queries // _PART)))
+    plain = _in_halves(plain) if causal and on_cpu and call.queries >= _TWO_HALVES else plain
     return plain(query, key, value, start, end, scale, softcap, distance_bias, return_lse)
 
 
-def _in_parts(plain: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """``plain`` for causal attention, in so many parts of the queries, each with the keys up to its end.
-
-    Four parts compute 5/8 of all scores.
-    """
+def _in_halves(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """``plain`` for causal attention; the first half of the queries has only their own keys: 3/4 of all scores."""
 
     def attend(query: Array, key: Array, value: Array, start: Array, end: Array, *options: Any) -> Any:
+        t = query.shape[1]
+        middle = -(-t // (2 * _ALIGNED)) * _ALIGNED
         found = []
-        for first, last in itertools.pairwise(query.shape[1] * i // parts for i in range(parts + 1)):
+        for first, last in ((0, middle), (middle, t)):
             queries, starts, ends = (x[:, first:last] for x in (query, start, end))
             found.append(plain(queries, key[:, :last], value[:, :last], starts, ends, *options))
-        return jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *found)
+        return jax.tree.map(lambda *halves: jnp.concatenate(halves, axis=1), *found)
 
     return attend
 
