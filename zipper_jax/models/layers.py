@@ -119,8 +119,8 @@ def side_by_side(x: Float[Array, "B T D"], *layers: Linear) -> list[Array]:
 def _is_plain(layer: Any) -> bool:
     if type(layer) is not Linear:
         return False
-    (b, t, d), outputs = layer.equation[:3], layer.equation.partition("->")[2][2:]
-    return layer.equation == f"{b}{t}{d},{d}{outputs}->{b}{t}{outputs}"
+    tokens, d, outputs = layer.equation[:2], layer.equation[2], layer.equation.partition("->")[2][2:]
+    return layer.equation == f"{tokens}{d},{d}{outputs}->{tokens}{outputs}"
 
 
 class Norm(Module):
