@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -37,3 +38,12 @@ def pytest_collection_modifyitems(items):
         params = getattr(item, "callspec", None)
         if params and VARIANTS & {value for value in params.params.values() if isinstance(value, str)}:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings():
+    """Every compiled program maps some files and pages; a process that reaches 65,530 of them (Linux) crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
