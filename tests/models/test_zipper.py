@@ -37,13 +37,9 @@ TOLERANCE = 3e-5  # float32 logits of order 1 against float64
 # ---- the paper's equations -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_forward_is_the_papers_equations(name):
-    """Packed rows in float32 against one example at a time in float64, all logits of all towers."""
-    config = OPTIONS[name]
-    params = random_params(config)
-    rows, towers = batch_of(config)
-    found, worst = numpy_tree(program(name)(params, towers)), 0.0
+def check_equations(config, params, rows, towers, found):
+    """Logits ``found`` for packed rows against one example at a time in float64, all logits of all towers."""
+    worst = 0.0
     for b, row in enumerate(rows):
         for segment, example in enumerate(row, start=1):
             wanted = reference.logits(config, params, example, layout_of(config))
@@ -52,6 +48,16 @@ def test_forward_is_the_papers_equations(name):
                 np.testing.assert_allclose(found[tower][b, slots], wanted[tower], atol=TOLERANCE)
                 worst = max(worst, np.abs(found[tower][b, slots] - wanted[tower]).max(initial=0))
     print(f"largest difference of logits: {worst:.1e}")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_forward_is_the_papers_equations(name):
+    """Packed rows in float32 against one example at a time in float64, all logits of all towers."""
+    config = OPTIONS[name]
+    params = random_params(config)
+    rows, towers = batch_of(config)
+    found = numpy_tree(program(name)(params, towers))
+    check_equations(config, params, rows, towers, found)
     assert all(np.isfinite(x).all() and x.dtype == np.float32 for x in found.values())
 
 
@@ -91,6 +97,26 @@ def test_picture_weights_are_those_of_the_visible_tokens():
 # ---- rule 1: causality (bitwise) -------------------------------------------------------------------------------------
 
 
+def check_change(config, run, params, towers, before, tower, b, slot):
+    """Another token in a slot changes its own logits, none before it and none of other examples, bit by bit.
+
+    Returns (tower, other) for the other towers whose logits feel it.
+    """
+    batch, felt_across = towers[tower], set()
+    tokens = batch.tokens.copy()
+    tokens[b, slot] = (tokens[b, slot] + 7) % config.towers[tower].vocab_size
+    after = numpy_tree(run(params, {**towers, tower: batch._replace(tokens=tokens)}))
+    assert (after[tower][b, slot] != before[tower][b, slot]).any(), "its own logits feel it"
+    for other, o in towers.items():
+        may_feel = np.zeros(o.tokens.shape, bool)
+        same = o.segment_ids[b] == batch.segment_ids[b, slot]
+        may_feel[b] = same & (o.global_positions[b] >= batch.global_positions[b, slot])
+        np.testing.assert_array_equal(after[other][~may_feel], before[other][~may_feel])
+        if other != tower and (after[other] != before[other]).any():
+            felt_across.add((tower, other))
+    return felt_across
+
+
 @pytest.mark.parametrize("name", ["paper", "positions", "heads", "borrowed", *TRIOS, *FUSIONS])
 def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     config = OPTIONS[name]
@@ -100,17 +126,7 @@ def test_a_token_changes_nothing_before_it_and_nothing_in_other_examples(name):
     felt_across = set()
     for tower, batch in towers.items():
         for b, slot in np.argwhere(batch.segment_ids > 0):
-            tokens = batch.tokens.copy()
-            tokens[b, slot] = (tokens[b, slot] + 7) % config.towers[tower].vocab_size
-            after = numpy_tree(program(name)(params, {**towers, tower: batch._replace(tokens=tokens)}))
-            assert (after[tower][b, slot] != before[tower][b, slot]).any(), "its own logits feel it"
-            for other, o in towers.items():
-                may_feel = np.zeros(o.tokens.shape, bool)
-                same = o.segment_ids[b] == batch.segment_ids[b, slot]
-                may_feel[b] = same & (o.global_positions[b] >= batch.global_positions[b, slot])
-                np.testing.assert_array_equal(after[other][~may_feel], before[other][~may_feel])
-                if other != tower and (after[other] != before[other]).any():
-                    felt_across.add((tower, other))
+            felt_across |= check_change(config, program(name), params, towers, before, tower, b, slot)
     wanted = {(z.other(into), into) for z in config.zips for into in z.receivers}
     assert felt_across >= wanted, "a test that sees no effect across towers proves nothing"
 
@@ -135,23 +151,10 @@ def test_programs_of_many_tokens_on_one_cpu(name):
 
     compiled = jax.jit(run)
     before = numpy_tree(compiled(params, towers))
-    for b, row in enumerate(rows):
-        for segment, example in enumerate(row, start=1):
-            wanted = reference.logits(config, params, example, layout_of(config))
-            for tower, batch in towers.items():
-                slots = batch.segment_ids[b] == segment
-                np.testing.assert_allclose(before[tower][b, slots], wanted[tower], atol=TOLERANCE)
+    check_equations(config, params, rows, towers, before)
     for tower, batch in towers.items():
         for b, slot in np.argwhere(batch.segment_ids > 0)[:: MANY[tower] // 8]:
-            tokens = batch.tokens.copy()
-            tokens[b, slot] = (tokens[b, slot] + 7) % config.towers[tower].vocab_size
-            after = numpy_tree(compiled(params, {**towers, tower: batch._replace(tokens=tokens)}))
-            assert (after[tower][b, slot] != before[tower][b, slot]).any()
-            for other, o in towers.items():
-                may_feel = np.zeros(o.tokens.shape, bool)
-                same = o.segment_ids[b] == batch.segment_ids[b, slot]
-                may_feel[b] = same & (o.global_positions[b] >= batch.global_positions[b, slot])
-                np.testing.assert_array_equal(after[other][~may_feel], before[other][~may_feel])
+            check_change(config, compiled, params, towers, before, tower, b, slot)
 
 
 # ---- rule 3: the unimodal path (bitwise) -----------------------------------------------------------------------------
